@@ -13,7 +13,7 @@ from filelock import FileLock
 
 
 def cache_home() -> Path:
-    """Folder of derived files: ``$MAW_GYM_HOME``, else ``maw_gym`` under the user's cache folder."""
+    """Folder of derived files: ``$MAW_GYM_HOME``, else ``maw_gym`` in the user's cache folder."""
     named = os.environ.get("MAW_GYM_HOME")
     if named:
         return Path(named).expanduser()

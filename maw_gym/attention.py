@@ -1,0 +1,200 @@
+"""The 5D multi-attention-weight tensor, and its statistics without the tensor.
+
+Notation: B batch, H heads, S tokens, D depths, h hidden width, e head width, n <= S the number of
+real tokens of one text. All functions are pure and run on any device; masks are True on tokens.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+POOLED = 8  # the state pools each head's n x n attention to POOLED x POOLED
+
+
+class DepthStatistics(NamedTuple):
+    """What an environment and a ranker need to know of all D attention matrices of each text.
+
+    Attributes:
+        state: (B, 64 H), mean attention over depth, pooled to 8 x 8 per head, of unit length.
+        entropy: (B, D) in [0, 1], see `row_entropy`.
+        focus: (B, D) in [0, 1], see `row_focus`.
+        embeddings: (B, D, h), the text's embedding through each depth, of unit length.
+    """
+
+    state: Tensor
+    entropy: Tensor
+    focus: Tensor
+    embeddings: Tensor
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, S, H e) to (B, H, S, e)."""
+    batch, length, _ = x.shape
+    return x.view(batch, length, heads, -1).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, S, e) to (B, S, H e)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over keys of the scaled dot products, padded keys left out.
+
+    Args:
+        query: (B, ..., S, e).
+        key: (B, ..., S, e).
+        mask: (B, S) bool.
+
+    Returns:
+        (B, ..., S, S). Rows sum to 1 over the real keys; a text without tokens has rows of 0.
+    """
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    keys = mask.view(mask.shape[0], *(1,) * (scores.ndim - 2), mask.shape[1])
+    # A finite floor: rows of a text without tokens are 0 / 0 with -inf, and poison gradients.
+    scores = scores.masked_fill(~keys, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1) * keys
+
+
+def depth_attention(
+    x: Tensor, mask: Tensor, query_weight: Tensor, key_weight: Tensor, heads: int
+) -> Tensor:
+    """The 5D tensor of SEED.md: for every depth the softmax over KEYS of ``Q_d K_d^T / sqrt(e)``.
+
+    Args:
+        x: (B, S, h), the attention's input.
+        mask: (B, S) bool.
+        query_weight: (D h, h), a Linear's weight; rows d h .. (d + 1) h belong to depth d.
+        key_weight: (D h, h), likewise.
+        heads: H.
+
+    Returns:
+        (B, H, S, S, D): query token, key token, depth. The reference for everything faster.
+    """
+    batch, length, width = x.shape
+    depths = query_weight.shape[0] // width
+    # (B, S, D h) -> (B, S, D, H, e) -> (B, H, D, S, e)
+    shape = (batch, length, depths, heads, width // heads)
+    query = (x @ query_weight.T).view(shape).permute(0, 3, 2, 1, 4)
+    key = (x @ key_weight.T).view(shape).permute(0, 3, 2, 1, 4)
+    # (B, H, D, S, S) -> (B, H, S, S, D)
+    return attention_weights(query, key, mask).permute(0, 1, 3, 4, 2)
+
+
+def row_entropy(weights: Tensor, mask: Tensor) -> Tensor:
+    """Shannon entropy of the real rows over log n, mean over rows and heads.
+
+    Args:
+        weights: (B, H, ..., S, S) with rows over the last axis.
+        mask: (B, S) bool.
+
+    Returns:
+        (B, ...) in [0, 1]; 0 for texts of fewer than two tokens.
+    """
+    entropy = -torch.xlogy(weights, weights).sum(-1)  # (B, H, ..., S)
+    lengths = mask.sum(-1)
+    scale = lengths.clamp(min=2).log().reciprocal()
+    mean = _mean_of_rows(entropy, mask)
+    return (mean * scale.view(-1, *(1,) * (mean.ndim - 1))).clamp(0, 1)
+
+
+def row_focus(weights: Tensor, mask: Tensor) -> Tensor:
+    """Largest weight of the real rows, mean over rows and heads.
+
+    This is a head's "confidence" of Voita et al., ACL 2019 (arXiv:1905.09418), section 4.
+
+    Args:
+        weights: (B, H, ..., S, S) with rows over the last axis.
+        mask: (B, S) bool.
+
+    Returns:
+        (B, ...) in [0, 1]; 1 for a text of one token, 0 for a text without tokens.
+    """
+    return _mean_of_rows(weights.amax(-1), mask).clamp(0, 1)
+
+
+def _mean_of_rows(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, H, ..., S) to (B, ...): mean over heads and real rows; 0 where there is no real row."""
+    rows = mask.view(mask.shape[0], *(1,) * (values.ndim - 2), mask.shape[1])
+    count = mask.sum(-1).clamp(min=1).view(-1, *(1,) * (values.ndim - 3))
+    return (values * rows).sum(-1).mean(1) / count
+
+
+def pooling_matrix(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Adaptive average pooling of n real tokens to 8 cells, as a matrix.
+
+    Cell i averages tokens floor(i n / 8) to ceil((i + 1) n / 8) - 1, as torch defines
+    `adaptive_avg_pool2d`. So ``P A P^T`` pools the real n x n part of A.
+
+    Args:
+        mask: (B, S) bool, real tokens first.
+        dtype: of the result.
+
+    Returns:
+        (B, 8, S); rows sum to 1, or are 0 for a text without tokens.
+    """
+    lengths = mask.sum(-1, keepdim=True)  # (B, 1)
+    cell = torch.arange(POOLED, device=mask.device)
+    start = cell * lengths // POOLED  # (B, 8)
+    stop = -(-(cell + 1) * lengths // POOLED)
+    token = torch.arange(mask.shape[1], device=mask.device)
+    inside = (token >= start[..., None]) & (token < stop[..., None])
+    return inside.to(dtype) / (stop - start).clamp(min=1)[..., None]
+
+
+def pooled_state(mean_attention: Tensor, mask: Tensor) -> Tensor:
+    """The observation block `attention`: (B, H, S, S) to (B, 64 H), pooled and of unit length."""
+    pool = pooling_matrix(mask, mean_attention.dtype)[:, None]  # (B, 1, 8, S)
+    state = (pool @ mean_attention @ pool.transpose(-1, -2)).flatten(1)
+    return torch.nn.functional.normalize(state, dim=-1)
+
+
+def depth_statistics(
+    x: Tensor,
+    mask: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    value: Tensor,
+    pooling: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The statistics of every depth's attention, one block of depths at a time.
+
+    The 5D tensor is never held. An embedding is a pooled sum over tokens, so of the product with V
+    only its pooled row is ever needed: ``pooling^T A_d V`` is a vector times V, not a matrix.
+
+    Args:
+        x: (B, S, h), the attention's input.
+        mask: (B, S) bool.
+        query_weight: (D h, h), see `depth_attention`.
+        key_weight: (D h, h).
+        value: (B, H, S, e).
+        pooling: (B, S), weights of the tokens in the embedding; 0 on padding.
+
+    Returns:
+        state (B, 64 H), entropy (B, D), focus (B, D), and the pooled attention output before the
+        output projection (B, D, H e).
+    """
+    batch, heads, length, _ = value.shape
+    width = x.shape[-1]
+    depths = query_weight.shape[0] // width
+    # Blocks of depths bound the scores to some 2^22 numbers (16 MB), whatever D is.
+    block = max(1, min(depths, (1 << 22) // max(1, batch * heads * length * length)))
+    mean_attention = x.new_zeros(batch, heads, length, length)
+    entropy, focus, pooled = [], [], []
+    for start in range(0, depths, block):
+        rows = slice(start * width, min(start + block, depths) * width)
+        shape = (batch, length, -1, heads, width // heads)
+        # (B, S, d h) -> (B, S, d, H, e) -> (B, H, d, S, e)
+        query = (x @ query_weight[rows].T).view(shape).permute(0, 3, 2, 1, 4)
+        key = (x @ key_weight[rows].T).view(shape).permute(0, 3, 2, 1, 4)
+        weights = attention_weights(query, key, mask)  # (B, H, d, S, S)
+        mean_attention = mean_attention + weights.sum(2)
+        entropy.append(row_entropy(weights, mask))
+        focus.append(row_focus(weights, mask))
+        # (B, 1, 1, 1, S) @ (B, H, d, S, S) -> (B, H, d, S) @ (B, H, S, e) -> (B, d, H e)
+        row = (pooling[:, None, None, None] @ weights).squeeze(-2)
+        pooled.append((row @ value).transpose(1, 2).flatten(2))
+    state = pooled_state(mean_attention / depths, mask)
+    return state, torch.cat(entropy, 1), torch.cat(focus, 1), torch.cat(pooled, 1)

@@ -1,0 +1,266 @@
+"""NonMAWEncoder and MAWEncoder: hidden states in, text embeddings out.
+
+Both add one attention to the residual stream and pool the tokens. LayerNorm acts on the attention's
+input only: the norms of static token embeddings carry meaning, which a normalised residual loses.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maw_gym.attention import (
+    DepthStatistics,
+    attention_weights,
+    depth_attention,
+    depth_statistics,
+    merge_heads,
+    split_heads,
+)
+from maw_gym.errors import InputError
+
+UNTRAINED_SCALE = -0.6  # untrained tokens attend to what they are not; positive is worse
+UNTRAINED_NOISE = 0.01
+TEMPERATURE_RANGE = 8.0  # untrained depths run from temperature 1/8 to 8
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """The shape of an encoder; stored in its file.
+
+    Attributes:
+        hidden: h, width of the hidden states.
+        heads: H, number of attention heads.
+        head_width: e, width of a head; h / H where it is None.
+        depths: D, number of alternative attention matrices per head; 0 is a NON-MAW encoder.
+        vocabulary: number of token ids, each with a pooling weight.
+    """
+
+    hidden: int = 256
+    heads: int = 8
+    head_width: int | None = None
+    depths: int = 32
+    vocabulary: int = 32_000
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "heads", "vocabulary"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.head_width is None and self.hidden % self.heads:
+            raise InputError(
+                f"hidden width {self.hidden} is not divisible by {self.heads} heads; give head_width"
+            )
+        if self.depths < 0:
+            raise InputError(f"depths must be 0 (NON-MAW) or more, got {self.depths}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return asdict(self)
+
+
+class NonMAWEncoder(nn.Module):
+    """Standard attention over hidden states: ``x + softmax(Q K^T / sqrt(e)) V W_o``, then pooling.
+
+    A text's embedding is the average of its tokens with weights softmax(`token_weight`) over the
+    real tokens, scaled to unit length; a text without tokens has the zero vector.
+
+    Args:
+        settings: shapes; `settings.depths` is not used here.
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        hidden, heads = settings.hidden, settings.heads
+        inner = heads * (settings.head_width or hidden // heads)
+        self.heads = heads
+        self.norm = nn.LayerNorm(hidden)
+        self.query_proj = nn.Linear(hidden, inner, bias=False)
+        self.key_proj = nn.Linear(hidden, inner, bias=False)
+        self.value_proj = nn.Linear(hidden, inner, bias=False)
+        self.out_proj = nn.Linear(inner, hidden, bias=False)
+        self.token_weight = nn.Parameter(torch.zeros(settings.vocabulary))
+        with torch.no_grad():
+            for projection in (self.query_proj, self.key_proj, self.value_proj, self.out_proj):
+                nn.init.eye_(projection.weight)
+            self.query_proj.weight.mul_(UNTRAINED_SCALE)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Contextual states (B, S, h) of hidden states (B, S, h) under mask (B, S)."""
+        x = self.norm(hidden)
+        return self._attend(hidden, mask, x, self.query_proj(x), self.key_proj(x))
+
+    def _attend(
+        self, hidden: Tensor, mask: Tensor, x: Tensor, query: Tensor, key: Tensor
+    ) -> Tensor:
+        value = split_heads(self.value_proj(x), self.heads)
+        heads = value.shape[1]
+        weights = attention_weights(split_heads(query, heads), split_heads(key, heads), mask)
+        return hidden + self.out_proj(merge_heads(weights @ value))
+
+    def pooling(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Weights (B, S) of the tokens in the embedding: they sum to 1, or are 0 without tokens."""
+        logits = self.token_weight[ids].masked_fill(~mask, torch.finfo(torch.float32).min)
+        return logits.softmax(-1) * mask
+
+    def embed(self, ids: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Embeddings (B, h) of unit length through the standard attention."""
+        return self._pool(ids, self(hidden, mask), mask)
+
+    def _pool(self, ids: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        pooled = torch.einsum("bs,bsh->bh", self.pooling(ids, mask), states)
+        return nn.functional.normalize(pooled, dim=-1)
+
+
+class MAWEncoder(NonMAWEncoder):
+    """D alternative attentions beside the standard one; V and the output projection are shared.
+
+    Documents take the standard path, queries one of the D depths: one document index serves every
+    depth. Depths are ordered from focused (0) to broad (D - 1). Untrained, depth d is the standard
+    attention at temperature ``8^(2 d / (D - 1) - 1)`` plus noise.
+
+    Args:
+        settings: shapes, `depths` at least 1 and heads of width h / H.
+
+    Attributes:
+        centroids: (K, h) unit vectors, the k-means centroids of the training queries that the
+            depths were specialised on; K = 0 in an encoder without them.
+    """
+
+    centroids: Tensor
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        if settings.depths < 1:
+            raise InputError(f"a MAWEncoder needs at least 1 depth, got {settings.depths}")
+        if settings.head_width not in (None, settings.hidden // settings.heads):
+            raise InputError(
+                f"a MAWEncoder has heads of width hidden / heads, got head_width"
+                f" {settings.head_width}; wider heads are for NonMAWEncoder"
+            )
+        super().__init__(settings)
+        hidden, depths = settings.hidden, settings.depths
+        self.depth_query_proj = nn.Linear(hidden, hidden * depths, bias=False)
+        self.depth_key_proj = nn.Linear(hidden, hidden * depths, bias=False)
+        self.register_buffer("centroids", torch.zeros(0, hidden))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            # A single depth is the standard attention itself.
+            exponent = torch.linspace(-1, 1, depths) if depths > 1 else torch.zeros(1)
+            temperature = TEMPERATURE_RANGE**exponent
+            for projection, standard in self._depth_and_standard():
+                shape = (depths, hidden, hidden)
+                noise = torch.randn(shape, generator=generator) * UNTRAINED_NOISE
+                scale = temperature.rsqrt()[:, None, None]
+                projection.weight.copy_((standard.weight * scale + noise).flatten(0, 1))
+
+    def _depth_and_standard(self) -> tuple[tuple[nn.Linear, nn.Linear], ...]:
+        return (
+            (self.depth_query_proj, self.query_proj),
+            (self.depth_key_proj, self.key_proj),
+        )
+
+    @property
+    def depths(self) -> int:
+        """D, the number of depths."""
+        return self.settings.depths
+
+    def forward(self, hidden: Tensor, mask: Tensor, depth: Tensor | None = None) -> Tensor:
+        """Contextual states (B, S, h) of hidden states (B, S, h).
+
+        Args:
+            hidden: (B, S, h).
+            mask: (B, S) bool.
+            depth: (B,) int64 in [0, D), one per text; None is the standard path. One attention is
+                computed either way.
+        """
+        if depth is None:
+            return super().forward(hidden, mask)
+        x = self.norm(hidden)
+        query, key = torch.empty_like(x), torch.empty_like(x)
+        for d in depth.unique().tolist():
+            texts = (depth == d).nonzero().squeeze(1)
+            rows = slice(d * x.shape[-1], (d + 1) * x.shape[-1])
+            chosen = x[texts]
+            query = query.index_copy(0, texts, chosen @ self.depth_query_proj.weight[rows].T)
+            key = key.index_copy(0, texts, chosen @ self.depth_key_proj.weight[rows].T)
+        return self._attend(hidden, mask, x, query, key)
+
+    def embed(
+        self, ids: Tensor, hidden: Tensor, mask: Tensor, depth: Tensor | None = None
+    ) -> Tensor:
+        """Embeddings (B, h) of unit length; `depth` as in `forward`."""
+        return self._pool(ids, self(hidden, mask, depth), mask)
+
+    def depth_attention(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """The 5D tensor (B, H, S, S, D) of hidden states (B, S, h) under mask (B, S)."""
+        query, key = self.depth_query_proj.weight, self.depth_key_proj.weight
+        return depth_attention(self.norm(hidden), mask, query, key, self.heads)
+
+    def depth_statistics(self, ids: Tensor, hidden: Tensor, mask: Tensor) -> DepthStatistics:
+        """State, entropy, focus and embedding of every depth, without the 5D tensor.
+
+        Args:
+            ids: (B, S) int64, for the pooling weights.
+            hidden: (B, S, h).
+            mask: (B, S) bool.
+        """
+        x = self.norm(hidden)
+        pooling = self.pooling(ids, mask)
+        state, entropy, focus, pooled = depth_statistics(
+            x,
+            mask,
+            self.depth_query_proj.weight,
+            self.depth_key_proj.weight,
+            split_heads(self.value_proj(x), self.heads),
+            pooling,
+        )
+        residual = torch.einsum("bs,bsh->bh", pooling, hidden)
+        embeddings = nn.functional.normalize(residual[:, None] + self.out_proj(pooled), dim=-1)
+        return DepthStatistics(state, entropy, focus, embeddings)
+
+    @torch.no_grad()
+    def copy_standard_to_depths(self) -> None:
+        """Start every depth from the standard projections, as training does."""
+        for projection, standard in self._depth_and_standard():
+            projection.weight.copy_(standard.weight.repeat(self.depths, 1))
+
+    @torch.no_grad()
+    def reorder_depths(self, order: Tensor) -> None:
+        """Renumber the depths, and the centroids where each depth has one.
+
+        Args:
+            order: (D,) int64, a permutation: new depth i is old depth order[i].
+        """
+        for projection, _ in self._depth_and_standard():
+            blocks = projection.weight.view(self.depths, -1, projection.weight.shape[1])
+            projection.weight.copy_(blocks[order].flatten(0, 1))
+        if len(self.centroids) == self.depths:
+            self.centroids.copy_(self.centroids[order])
+
+
+def mean_content(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The observation block `content`: hidden states (B, S, h) averaged over real tokens (B, h).
+
+    Of unit length, or zero for a text without tokens.
+    """
+    total = torch.einsum("bs,bsh->bh", mask.to(hidden.dtype), hidden)
+    return nn.functional.normalize(total, dim=-1)
+
+
+def idf_token_weights(token_ids: list[list[int]], vocabulary: int) -> Tensor:
+    """Start of the pooling weights: log max(idf, 0.5) of every token id.
+
+    Args:
+        token_ids: the documents' token ids.
+        vocabulary: number of token ids.
+
+    Returns:
+        (vocabulary,), with idf = log((N + 1) / (documents with the token + 0.5)).
+    """
+    counts = torch.zeros(vocabulary)
+    for ids in token_ids:
+        if ids:
+            counts[torch.tensor(sorted(set(ids)))] += 1
+    idf = torch.log((len(token_ids) + 1) / (counts + 0.5))
+    return idf.clamp(min=0.5).log()

@@ -1,0 +1,60 @@
+"""Collections of texts, queries and judgments, divided into the four splits."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from maw_gym.corpora import pydocs_dataset
+from maw_gym.corpora.beir_folder import read_beir_folder
+from maw_gym.corpora.ir_dataset import HINT, read_ir_dataset
+from maw_gym.corpora.records import Collection, QuerySet, content_hash
+from maw_gym.corpora.splits import FOLDS, divide
+from maw_gym.errors import InputError
+
+__all__ = ["Collection", "QuerySet", "load_collection"]
+
+logger = logging.getLogger(__name__)
+
+pydocs_dataset.register()
+
+
+def load_collection(name_or_path: str, fold: int = 0) -> Collection:
+    """A collection with its queries divided into splits; see `maw_gym.corpora.splits.divide`.
+
+    Args:
+        name_or_path: an ir_datasets id such as "pydocs" or "beir/scifact", or the path of a folder
+            in BEIR's layout.
+        fold: which of the 5 folds is test, 0 to 4, where the collection has no test subset.
+
+    Raises:
+        InputError: there is no such collection, it cannot be read or downloaded, it has no query
+            with a relevant document, or no such fold.
+    """
+    if not 0 <= fold < FOLDS:
+        raise InputError(f"fold must be 0 to {FOLDS - 1}, got {fold}")
+    folder = os.path.expanduser(name_or_path)
+    if name_or_path and os.path.isfile(os.path.join(folder, "corpus.jsonl")):
+        source = read_beir_folder(Path(folder))
+    elif name_or_path.startswith(("/", ".", "~")):
+        raise InputError(f"{name_or_path} has no corpus.jsonl: {HINT}")
+    else:
+        source = read_ir_dataset(name_or_path)
+    for what, count in source.provenance["dropped"].items():
+        logger.warning("%s: dropped %d %s", name_or_path, count, what)
+    if not any(part.ids for part in source.parts.values()):
+        raise InputError(f"{name_or_path} has no query with a relevant document in the collection")
+    splits, notes = divide(source.parts, fold)
+    if fold and "fold" not in notes:
+        raise InputError(f"fold {fold} of {name_or_path}: it has a test subset; leave fold at 0")
+    if not splits["test"].ids:
+        raise InputError(f"{name_or_path} has too few queries: none is left for test fold {fold}")
+    provenance: dict[str, Any] = {
+        "dataset": name_or_path,
+        **source.provenance,
+        "documents": len(source.doc_ids),
+        "queries": {split: len(queries.ids) for split, queries in splits.items()},
+        "splits": notes,
+        "content": content_hash(source.doc_ids, source.doc_texts, splits),
+    }
+    return Collection(name_or_path, source.doc_ids, source.doc_texts, splits, provenance)

@@ -1,0 +1,138 @@
+"""Collections in a folder of BEIR's layout (Thakur et al. 2021, arXiv:2104.08663).
+
+corpus.jsonl has `_id`, `title` (optional) and `text` in each line, queries.jsonl `_id` and `text`;
+qrels/train.tsv, dev.tsv and test.tsv have query id, document id and an integer grade, after one
+line of headings or none.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from tqdm import tqdm
+
+from maw_gym.corpora.records import Source, encodable, judged_queries
+from maw_gym.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+PARTS: Final = {
+    "train.tsv": "train",
+    "dev.tsv": "validation",
+    "validation.tsv": "validation",
+    "test.tsv": "test",
+}
+HEADINGS: Final = ("query-id", "query_id", "qid")
+
+
+def read_beir_folder(folder: Path) -> Source:
+    """Documents and judged queries of a folder.
+
+    Judgments of queries or documents that are not there are dropped and counted; a grade below 0
+    becomes 0.
+
+    Raises:
+        InputError: a file is missing, or has a line that is not as above; the message names both.
+    """
+    documents = _texts(folder / "corpus.jsonl", ("title", "text"))
+    queries = _texts(folder / "queries.jsonl", ("text",))
+    dropped: Counter[str] = Counter()
+    parts = {}
+    files = _qrels_files(folder)
+    for part, path in files.items():
+        judgments = list(_judgments(path))
+        # queries.jsonl holds the queries of all subsets: those not judged here are not missing.
+        judged = {query_id for query_id, _, _ in judgments}
+        texts = ((query_id, text) for query_id, text in queries.items() if query_id in judged)
+        parts[part] = judged_queries(texts, judgments, documents, dropped)
+    provenance: dict[str, Any] = {
+        "source": "BEIR folder",
+        "subsets": {part: f"qrels/{path.name}" for part, path in files.items()},
+        "dropped": {what: count for what, count in dropped.items() if count},
+    }
+    return Source(tuple(documents), tuple(documents.values()), parts, provenance)
+
+
+def _texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
+    """Texts by id, the fields joined by a space."""
+    texts: dict[str, str] = {}
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not JSON ({error}); mend or delete the line") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: expected an object with _id and text, got {line[:60]!r}")
+        text_id = record.get("_id")
+        if isinstance(text_id, int) and not isinstance(text_id, bool):
+            text_id = str(text_id)
+        # A TREC run file, which results are written to, separates its fields by white space.
+        if not isinstance(text_id, str) or not text_id or text_id.split() != [text_id]:
+            raise InputError(
+                f"{where}: _id must be a text without white space, got {record.get('_id')!r}"
+            )
+        text_id = encodable(text_id)
+        if text_id in texts:
+            raise InputError(f"{where}: _id {text_id!r} was there before; make ids unique")
+        values = [record.get(field) or "" for field in fields]
+        if "text" not in record or not all(isinstance(value, str) for value in values):
+            raise InputError(f"{where}: {' and '.join(fields)} must be texts in {line[:60]!r}")
+        texts[text_id] = encodable(" ".join(values).strip())
+    if not texts:
+        raise InputError(f"{path} is empty: it needs a line like {{'_id': '1', 'text': '...'}}")
+    return texts
+
+
+def _qrels_files(folder: Path) -> dict[str, Path]:
+    files = {
+        part: folder / "qrels" / name
+        for name, part in reversed(PARTS.items())
+        if (folder / "qrels" / name).is_file()
+    }
+    if files:
+        return files
+    others = sorted((folder / "qrels").glob("*.tsv"))
+    if len(others) == 1:
+        return {"all": others[0]}
+    raise InputError(
+        f"{folder / 'qrels'} has neither train.tsv, dev.tsv nor test.tsv: put the judgments"
+        " (query-id, corpus-id, score) in test.tsv"
+    )
+
+
+def _judgments(path: Path) -> Iterator[tuple[str, str, int]]:
+    for number, line in _lines(path):
+        try:
+            cells = line.decode("utf-8-sig").strip("\r\n").split("\t")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
+        if number == 1 and cells[0].strip().lower() in HEADINGS:
+            continue
+        if len(cells) != 3:
+            raise InputError(
+                f"{path}, line {number}: expected query id, document id and grade separated by"
+                f" tabs, got {line[:60]!r}"
+            )
+        query_id, doc_id, grade = (cell.strip() for cell in cells)
+        try:
+            yield query_id, doc_id, int(grade)
+        except ValueError:
+            raise InputError(
+                f"{path}, line {number}: the grade must be an integer, got {grade[:60]!r}"
+            ) from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbers, from 1, and bytes of the lines that are not blank."""
+    try:
+        with path.open("rb") as file:
+            lines = tqdm(file, f"reading {path.name}", unit="line", delay=2, leave=False)
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None

@@ -1,0 +1,152 @@
+"""The records that every stage reads: queries with their judgments, and whole collections."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+# Below this many documents every query ranks the whole collection.
+SMALL = 50_000
+
+
+class QuerySet(NamedTuple):
+    """Queries in a fixed order, each with at least one relevant document.
+
+    Attributes:
+        ids: query ids.
+        texts: query texts, as they came.
+        relevance: per query its judged documents, doc_id -> grade >= 0.
+    """
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    relevance: tuple[Mapping[str, int], ...]
+
+    def select(self, rows: Iterable[int]) -> "QuerySet":
+        """The queries of the given rows, in the rows' order."""
+        rows = tuple(rows)
+        return QuerySet(
+            tuple(self.ids[row] for row in rows),
+            tuple(self.texts[row] for row in rows),
+            tuple(self.relevance[row] for row in rows),
+        )
+
+
+NO_QUERIES = QuerySet((), (), ())
+
+
+class Source(NamedTuple):
+    """A collection as its reader found it, before queries are divided into splits.
+
+    Attributes:
+        doc_ids: unique document ids.
+        doc_texts: title and text of each document.
+        parts: queries by part: `encoder`, `train`, `validation`, `test`, or `all` where the source
+            has no subsets.
+        provenance: JSON values.
+    """
+
+    doc_ids: tuple[str, ...]
+    doc_texts: tuple[str, ...]
+    parts: Mapping[str, QuerySet]
+    provenance: Mapping[str, Any]
+
+
+class Collection(NamedTuple):
+    """Documents, and queries in the four splits.
+
+    Attributes:
+        name: as it was given to `load_collection`.
+        doc_ids: unique document ids.
+        doc_texts: title, a space and text of each document.
+        splits: exactly the keys `encoder`, `train`, `validation`, `test`.
+        provenance: JSON values: where the collection came from, versions, counts, what was
+            dropped, how splits were made, and `content`, the sha256 of everything above but the
+            name. Later stages use `content` as their cache key.
+    """
+
+    name: str
+    doc_ids: tuple[str, ...]
+    doc_texts: tuple[str, ...]
+    splits: Mapping[str, QuerySet]
+    provenance: Mapping[str, Any]
+
+    @property
+    def small(self) -> bool:
+        """Whether every query ranks all documents, not BM25's candidates."""
+        return len(self.doc_ids) < SMALL
+
+
+def encodable(text: str) -> str:
+    """`text` with lone surrogates replaced by U+FFFD, and pairs of them joined."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def judged_queries(
+    queries: Iterable[tuple[str, str]],
+    judgments: Iterable[tuple[str, str, int]],
+    documents: Mapping[str, Any] | set[str],
+    dropped: Counter[str],
+) -> QuerySet:
+    """The queries that have a relevant document.
+
+    Args:
+        queries: pairs of id and text; of equal ids the first counts.
+        judgments: query id, document id, grade; of equal pairs the last counts. Grades below 0
+            become 0.
+        documents: what knows the ids in the collection.
+        dropped: is added to: judgments of missing queries or documents, queries without a relevant
+            document, queries whose id came twice.
+    """
+    texts: dict[str, str] = {}
+    for query_id, text in queries:
+        if query_id in texts:
+            dropped["queries with an id seen before"] += 1
+        else:
+            texts[query_id] = encodable(text)
+    relevance: dict[str, dict[str, int]] = {query_id: {} for query_id in texts}
+    for query_id, doc_id, grade in judgments:
+        if query_id not in relevance:
+            dropped["judgments of missing queries"] += 1
+        elif doc_id not in documents:
+            dropped["judgments of missing documents"] += 1
+        else:
+            relevance[query_id][doc_id] = max(grade, 0)
+    kept = [query_id for query_id in texts if any(relevance[query_id].values())]
+    dropped["queries without a relevant document"] += len(texts) - len(kept)
+    return QuerySet(
+        tuple(kept),
+        tuple(texts[query_id] for query_id in kept),
+        tuple(relevance[query_id] for query_id in kept),
+    )
+
+
+def content_hash(
+    doc_ids: Iterable[str], doc_texts: Iterable[str], splits: Mapping[str, QuerySet]
+) -> str:
+    """The sha256 (hex) of all ids, texts, splits and judgments."""
+    digest = hashlib.sha256()
+    for text in _strings(doc_ids, doc_texts, splits):
+        # The length before each string: ("ab", "c") is not ("a", "bc").
+        data = text.encode()
+        digest.update(b"%d:" % len(data))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _strings(
+    doc_ids: Iterable[str], doc_texts: Iterable[str], splits: Mapping[str, QuerySet]
+) -> Iterator[str]:
+    for doc_id, text in zip(doc_ids, doc_texts, strict=True):
+        yield doc_id
+        yield text
+    for split in sorted(splits):
+        yield f"split {split} {len(splits[split].ids)}"
+        for query_id, text, relevance in zip(*splits[split], strict=True):
+            yield query_id
+            yield text
+            yield str(sorted(relevance.items()))

@@ -1,0 +1,138 @@
+"""How queries are divided into the splits `encoder`, `train`, `validation` and `test`.
+
+A side is decided by the hash of a query's normalised text, so equal texts are never parted, and
+a side does not depend on the order of the source.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from maw_gym.corpora.records import NO_QUERIES, QuerySet
+
+SPLITS: Final = ("encoder", "train", "validation", "test")
+# Upper ends of the sides where one hash decides among all four: 60%, 20%, 5% and 15%.
+ENDS: Final = {"encoder": 0.60, "train": 0.80, "validation": 0.85, "test": 1.0}
+FOLDS: Final = 5
+# With fewer queries outside test, none is spent on training an encoder.
+ENCODER_MINIMUM: Final = 500
+
+
+def normalised(text: str) -> str:
+    """Lower-case words with single spaces between them; punctuation is left out."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1) from the sha256 of `text`: the first 48 bits, exact in a double."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
+
+
+def side(position: float) -> str:
+    """The split of a position in [0, 1) among all four."""
+    return next(split for split, end in ENDS.items() if position < end)
+
+
+def divide(parts: Mapping[str, QuerySet], fold: int) -> tuple[dict[str, QuerySet], dict[str, Any]]:
+    """Divide the queries of a source into the four splits.
+
+    - `encoder` given: the parts are the splits already.
+    - `test` alone: for evaluation only, the other splits are empty.
+    - One part without `test`: of 5 folds (texts in the order of their hash, dealt in turn), `fold`
+      is test and the rest is outside.
+    - Otherwise test is `test`, or `validation` where there is no `test`.
+    - A text that recurs is dropped from validation and training in favour of test, and from
+      training in favour of validation.
+    - Queries outside test are divided 60 : 20 : 5 into encoder, train and validation by their
+      hash; 60 : 20 where the source has a validation part of its own beside `train`.
+    - Fewer than 500 queries outside test: no encoder split; a tenth of them, those with the
+      largest hash, for validation unless the source has one; the rest is train.
+
+    Args:
+        parts: queries by the part of the source, see `Source`.
+        fold: 0 to 4.
+
+    Returns:
+        The splits, and what was done as JSON values.
+    """
+    parts, recurring = _without_recurring(parts)
+    notes: dict[str, Any] = {"parts": {part: len(parts[part].ids) for part in parts}}
+    splits = dict.fromkeys(SPLITS, NO_QUERIES)
+    if "encoder" in parts:
+        splits.update(parts)
+        notes["made"] = "the collection's own subsets"
+    elif set(parts) == {"test"}:
+        splits.update(parts)
+        notes["made"] = "for evaluation only: all queries are test"
+    else:
+        outside, own_validation = _test_first(parts, fold, splits, notes)
+        count = len(outside.ids) + len(own_validation.ids)
+        positions = [fraction(normalised(text)) for text in outside.texts]
+        ends = {split: ENDS[split] / ENDS["validation"] for split in SPLITS[:3]}
+        if own_validation.ids:
+            splits["validation"] = own_validation
+            ends = {"encoder": ENDS["encoder"] / ENDS["train"], "train": 1.0}
+        if count < ENCODER_MINIMUM:
+            ends = {"train": 1.0 if own_validation.ids else _last_tenth(positions), "validation": 1}
+        for split, (start, end) in _intervals(ends).items():
+            rows = [row for row, at in enumerate(positions) if start <= at < end]
+            if rows:
+                splits[split] = outside.select(rows)
+        notes["outside_test"] = count
+    notes["dropped_recurring_texts"] = recurring
+    return splits, notes
+
+
+def _test_first(
+    parts: Mapping[str, QuerySet], fold: int, splits: dict[str, QuerySet], notes: dict[str, Any]
+) -> tuple[QuerySet, QuerySet]:
+    """Fill ``splits["test"]``; the queries left to divide, and the source's own validation."""
+    if len(parts) == 1:
+        (queries,) = parts.values()
+        texts = [normalised(text) for text in queries.texts]
+        order = sorted(set(texts), key=lambda text: (fraction(text), text))
+        fold_of = {text: place % FOLDS for place, text in enumerate(order)}
+        rows = range(len(texts))
+        splits["test"] = queries.select(row for row in rows if fold_of[texts[row]] == fold)
+        notes["made"] = f"fold {fold} of {FOLDS} is test"
+        notes["fold"] = fold
+        return queries.select(row for row in rows if fold_of[texts[row]] != fold), NO_QUERIES
+    validation = parts.get("validation", NO_QUERIES)
+    if "test" not in parts:
+        splits["test"] = validation
+        notes["made"] = "the collection has no judged test subset: its validation subset is test"
+        return parts["train"], NO_QUERIES
+    splits["test"] = parts["test"]
+    notes["made"] = "the collection's own test subset"
+    if "train" not in parts:
+        return validation, NO_QUERIES
+    return parts["train"], validation
+
+
+def _last_tenth(positions: Iterable[float]) -> float:
+    """Where the last tenth of the distinct positions begins; at least one, unless there is one."""
+    distinct = sorted(set(positions))
+    if len(distinct) < 2:
+        return 1.0
+    return distinct[-max(1, round(len(distinct) / 10))]
+
+
+def _intervals(ends: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    starts = [0.0, *ends.values()]
+    return {split: (start, ends[split]) for split, start in zip(ends, starts, strict=False)}
+
+
+def _without_recurring(parts: Mapping[str, QuerySet]) -> tuple[dict[str, QuerySet], int]:
+    """Drop texts that a part nearer to test has too; the number of queries dropped."""
+    seen: set[str] = set()
+    kept: dict[str, QuerySet] = {}
+    dropped = 0
+    for part in reversed([*SPLITS, "all"]):
+        if part in parts:
+            texts = [normalised(text) for text in parts[part].texts]
+            rows = [row for row, text in enumerate(texts) if text not in seen]
+            dropped += len(texts) - len(rows)
+            seen.update(texts)
+            kept[part] = parts[part].select(rows)
+    return {part: queries for part, queries in kept.items() if queries.ids}, dropped

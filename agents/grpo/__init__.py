@@ -1,0 +1,6 @@
+"""GRPO for Stable-Baselines3: works on any environment of one-step episodes, discrete actions."""
+
+from agents.grpo.grpo import GRPO
+from agents.grpo.policies import GRPOPolicyNetwork, MlpPolicy, StateEncoder
+
+__all__ = ["GRPO", "GRPOPolicyNetwork", "MlpPolicy", "StateEncoder"]

@@ -1,0 +1,124 @@
+"""The mathematics of GRPO as pure functions. All logarithms are natural.
+
+Notation: T rollout steps, E environments, G environments per group, B samples, D actions,
+pi the policy, q the policy in the ratio's denominator, p the frozen reference.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch as th
+from numpy.typing import NDArray
+
+ADVANTAGES: Final = ("critic", "group", "group_mean")
+RATIOS: Final = ("reference", "old")
+KLS: Final = ("exact", "k1", "k2", "k3")
+
+
+class GroupAdvantages(NamedTuple):
+    """Advantages of a rollout whose neighbouring environments share an observation.
+
+    Attributes:
+        advantages: (T, E) float32.
+        zero_std: Share in [0, 1] of the groups whose rewards are all equal: they teach nothing.
+    """
+
+    advantages: NDArray[np.float32]
+    zero_std: float
+
+
+def group_advantages(
+    rewards: NDArray[np.floating], group_size: int, *, divide: bool
+) -> GroupAdvantages:
+    """Reward minus the mean of its group, optionally over the group's standard deviation.
+
+    Args:
+        rewards: (T, E); environments g*G to (g+1)*G - 1 of one step are group g.
+        group_size: G.
+        divide: True: over (standard deviation, ddof 0) + 1e-8 (Shao et al. 2024, DeepSeekMath,
+            eq. 4.1.2). False: no division (Liu et al. 2025, Dr. GRPO), so that groups of nearly
+            equal rewards do not count as much as those with a clear difference.
+
+    Raises:
+        ValueError: E is not a multiple of G.
+    """
+    steps, envs = rewards.shape
+    if envs % group_size:
+        raise ValueError(f"{envs} environments do not divide into groups of {group_size}")
+    # float64: the mean of equal float32 rewards is then exact. In float32 it may be off by one
+    # unit in the last place, which the division by 1e-8 would turn into an advantage near 1.
+    grouped = rewards.astype(np.float64).reshape(steps, envs // group_size, group_size)
+    centred = grouped - grouped.mean(axis=-1, keepdims=True)
+    zero_std = float(np.mean(np.ptp(grouped, axis=-1) == 0.0))
+    if divide:
+        centred /= grouped.std(axis=-1, keepdims=True) + 1e-8
+    return GroupAdvantages(centred.reshape(steps, envs).astype(np.float32), zero_std)
+
+
+def policy_loss(
+    ratio: th.Tensor,
+    advantages: th.Tensor,
+    clip_low: float | None = None,
+    clip_high: float | None = None,
+) -> th.Tensor:
+    """-mean(ratio * A), or with clipping -mean(min(ratio * A, clamp(ratio, 1-l, 1+h) * A)).
+
+    Args:
+        ratio: (B,) pi(a|s) / q(a|s).
+        advantages: (B,), constants.
+        clip_low: l; None for no clipping.
+        clip_high: h; None for h = l. A larger h is DAPO's "clip-higher" (Yu et al. 2025).
+
+    Returns:
+        A scalar.
+    """
+    gain = ratio * advantages
+    if clip_low is not None:
+        high = clip_low if clip_high is None else clip_high
+        gain = th.minimum(gain, ratio.clamp(1.0 - clip_low, 1.0 + high) * advantages)
+    return -gain.mean()
+
+
+def clip_fraction(ratio: th.Tensor, clip_low: float, clip_high: float | None = None) -> th.Tensor:
+    """Share in [0, 1] of the ratios (B,) outside [1 - clip_low, 1 + clip_high], a scalar."""
+    high = clip_low if clip_high is None else clip_high
+    return ((ratio < 1.0 - clip_low) | (ratio > 1.0 + high)).float().mean()
+
+
+def exact_kl(log_probs: th.Tensor, reference_log_probs: th.Tensor) -> th.Tensor:
+    """KL(pi || p) = sum over actions of pi (log pi - log p), >= 0: (B, D), (B, D) -> (B,)."""
+    return (log_probs.exp() * (log_probs - reference_log_probs)).sum(dim=-1)
+
+
+def sampled_kl(log_prob: th.Tensor, reference_log_prob: th.Tensor, kind: str) -> th.Tensor:
+    """Estimates of KL(pi || p) from one action a ~ pi each (Schulman 2020, joschu.net/blog).
+
+    With r = p(a) / pi(a): k1 = -log r (the seed's; unbiased, may be negative), k2 = (log r)^2 / 2
+    (biased, low variance), k3 = r - 1 - log r (unbiased, >= 0; DeepSeekMath's). They are estimates
+    of the value. As losses they differ more: the gradient of k1 is zero on average, that of k2 is
+    the gradient of KL(pi || p), and that of k3 the gradient of KL(p || pi).
+
+    Args:
+        log_prob: (B,) log pi(a).
+        reference_log_prob: (B,) log p(a).
+        kind: "k1", "k2" or "k3".
+
+    Returns:
+        (B,) estimates.
+
+    Raises:
+        ValueError: Another kind.
+    """
+    log_r = reference_log_prob - log_prob
+    if kind == "k1":
+        return -log_r
+    if kind == "k2":
+        return 0.5 * log_r.square()
+    if kind == "k3":
+        return log_r.expm1() - log_r
+    raise ValueError(f"unknown estimator {kind!r}: choose one of 'k1', 'k2', 'k3'")
+
+
+def entropy(log_probs: th.Tensor) -> th.Tensor:
+    """Entropy in nats, in [0, log D], of categorical distributions: (B, D) -> (B,)."""
+    return -(log_probs.exp() * log_probs).sum(dim=-1)

@@ -1,0 +1,235 @@
+"""From a Gymnasium VectorEnv to the VecEnv that Stable-Baselines3 learns from."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+
+def to_sb3(vector_env: VectorEnv, filename: str | None = None) -> VecMonitor:
+    """Adapt a vector environment and monitor its episodes, ready for an SB3 algorithm.
+
+    Args:
+        vector_env: A Gymnasium vector environment in SAME_STEP autoreset mode.
+        filename: Where VecMonitor writes its log; None for no log.
+
+    Raises:
+        ValueError: Another autoreset mode.
+    """
+    return VecMonitor(SB3VecEnv(vector_env), filename)
+
+
+class SB3VecEnv(VecEnv):
+    """A Gymnasium vector environment as seen by SB3: one list of infos, `terminal_observation`.
+
+    Only SAME_STEP is accepted: it is what SB3's own environments do. In NEXT_STEP mode every
+    second step of a one-step episode would be a dummy that ignores its action and is rewarded 0.
+
+    The info of an environment whose episode ended is that of the finished episode (`final_info`)
+    plus `terminal_observation` and `TimeLimit.truncated`; what the reset of the next episode said
+    is in `reset_infos`. Observations and rewards are copies: the environment may reuse its arrays.
+
+    Environments of the SyncVectorEnv kind hold one environment per row, which attributes and
+    methods address one by one; other vector environments answer for all rows at once.
+
+    Args:
+        vector_env: The environment.
+
+    Raises:
+        ValueError: `metadata["autoreset_mode"]` is not SAME_STEP.
+    """
+
+    def __init__(self, vector_env: VectorEnv) -> None:
+        mode = vector_env.metadata.get("autoreset_mode")
+        if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
+            raise ValueError(
+                f"{vector_env} has autoreset mode {mode}: SB3 needs one made with "
+                "autoreset_mode=AutoresetMode.SAME_STEP"
+            )
+        # before super().__init__, which asks for the attribute render_mode
+        self.vector_env = vector_env
+        self.spec = vector_env.spec
+        self._actions: NDArray[Any] = np.empty(0)
+        super().__init__(
+            vector_env.num_envs,
+            vector_env.single_observation_space,
+            vector_env.single_action_space,
+        )
+
+    def reset(self) -> VecEnvObs:
+        """Start new episodes everywhere, with the seed and options set before, once.
+
+        Raises:
+            ValueError: set_options() was given different options per environment.
+        """
+        options = self._options[0]
+        if any(other != options for other in self._options):
+            raise ValueError(f"a vector environment takes one set of options, not {self._options}")
+        # seed() counts up from the first seed, as Gymnasium does with a single number
+        observations, infos = self.vector_env.reset(seed=self._seeds[0], options=options or None)
+        self.reset_infos = _rows(infos, self.num_envs)
+        self._reset_seeds()
+        self._reset_options()
+        return _copied(observations)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Remember the actions (num_envs, *action) for step_wait."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step; see VecEnv.
+
+        Raises:
+            ValueError: An episode ended without `final_obs` or `final_info`.
+        """
+        step = self.vector_env.step(self._actions)
+        observations, rewards, terminations, truncations, infos = step
+        dones = np.logical_or(terminations, truncations)
+        rows = self._infos(infos, dones, truncations & ~terminations)
+        return _copied(observations), np.array(rewards, dtype=np.float32), dones, rows
+
+    def _infos(
+        self, infos: dict[str, Any], dones: NDArray[np.bool_], truncated: NDArray[np.bool_]
+    ) -> list[dict[str, Any]]:
+        infos = dict(infos)
+        final = {key: infos.pop(key, None) for key in ("final_obs", "final_info")}
+        for key in final:
+            infos.pop(f"_{key}", None)
+        current = _rows(infos, self.num_envs)
+        if not dones.any():
+            return current
+        if final["final_obs"] is None or final["final_info"] is None:
+            raise ValueError(f"{self.vector_env} ended an episode without final_obs and final_info")
+        finished = _rows(final["final_info"], self.num_envs)
+        final_observations = _copied(final["final_obs"])
+        for i in np.flatnonzero(dones).tolist():
+            self.reset_infos[i] = current[i]
+            info = current[i] = finished[i]
+            if isinstance(final_observations, dict):
+                info["terminal_observation"] = {k: v[i] for k, v in final_observations.items()}
+            else:
+                info["terminal_observation"] = final_observations[i]
+            info["TimeLimit.truncated"] = bool(truncated[i])
+        return current
+
+    def close(self) -> None:
+        """Close the vector environment."""
+        self.vector_env.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """One frame per environment, where the vector environment renders one."""
+        frames = self.vector_env.render()
+        return [None] * self.num_envs if frames is None else [np.asarray(f) for f in frames]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Attribute of each environment asked for."""
+        base: Any = self.vector_env.unwrapped
+        if hasattr(base, "get_attr"):
+            values = base.get_attr(attr_name)
+            return [values[i] for i in self._get_indices(indices)]
+        return [getattr(self._holder(attr_name), attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of each environment asked for.
+
+        Raises:
+            ValueError: `indices` names some of the rows of an environment that is one object.
+        """
+        base: Any = self.vector_env.unwrapped
+        if hasattr(base, "set_attr"):
+            rows = set(self._get_indices(indices))
+            if len(rows) < self.num_envs:
+                values = list(base.get_attr(attr_name))
+            else:
+                values = [value] * self.num_envs
+            base.set_attr(attr_name, [value if i in rows else v for i, v in enumerate(values)])
+        else:
+            self._require_all(indices)
+            setattr(self._holder(attr_name), attr_name, value)
+
+    def env_method(
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
+    ) -> list[Any]:
+        """Call a method of each environment; of one that is a single object, once.
+
+        Returns:
+            One result per environment asked for; from a single object the same result for all.
+
+        Raises:
+            ValueError: `indices` names some of the rows of an environment that is one object.
+        """
+        envs = getattr(self.vector_env.unwrapped, "envs", None)
+        if envs is not None:
+            rows = self._get_indices(indices)
+            methods = [envs[i].get_wrapper_attr(method_name) for i in rows]
+            return [method(*method_args, **method_kwargs) for method in methods]
+        self._require_all(indices)
+        base: Any = self.vector_env.unwrapped
+        if hasattr(base, "call"):
+            return list(base.call(method_name, *method_args, **method_kwargs))
+        method = getattr(self._holder(method_name), method_name)
+        return [method(*method_args, **method_kwargs)] * self.num_envs
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """Whether each environment has a wrapper; never so where the rows are one object."""
+        envs = getattr(self.vector_env.unwrapped, "envs", None)
+        rows = self._get_indices(indices)
+        return [envs is not None and is_wrapped(envs[i], wrapper_class) for i in rows]
+
+    def _holder(self, name: str) -> Any:
+        # Gymnasium's vector wrappers do not pass attributes on to what they wrap
+        return self.vector_env if hasattr(self.vector_env, name) else self.vector_env.unwrapped
+
+    def _require_all(self, indices: VecEnvIndices) -> None:
+        if set(self._get_indices(indices)) != set(range(self.num_envs)):
+            raise ValueError(
+                f"indices={indices}: {self.vector_env} answers for all its rows at once, leave "
+                "indices out"
+            )
+
+
+def _copied(observations: Any) -> Any:
+    if isinstance(observations, dict):
+        return {key: np.array(values) for key, values in observations.items()}
+    if observations.dtype == object:  # final_obs: one array, or None, per environment
+        return deepcopy(observations)
+    return np.array(observations)
+
+
+def _rows(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
+    """Vector infos, one array per key, as one dictionary per environment.
+
+    The key `_key` is the mask of those environments that have `key`; without it all have. This
+    runs at every step, so the columns become lists at once, which is far quicker than indexing.
+    """
+    rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    for key, values in infos.items():
+        if key.startswith("_") and key[1:] in infos:
+            continue
+        mask = infos.get(f"_{key}")
+        if isinstance(values, dict):
+            column: Sequence[Any] = _rows(values, num_envs)
+        elif isinstance(values, np.ndarray):
+            column = values.tolist() if values.ndim == 1 else list(values.copy())
+        else:
+            column = values
+        if mask is None or mask.all():
+            for row, value in zip(rows, column, strict=True):
+                row[key] = value
+        else:
+            for i in np.flatnonzero(mask).tolist():
+                rows[i][key] = column[i]
+    return rows

@@ -1,0 +1,279 @@
+"""One update against numbers worked out by hand, through the real buffer, network and logger."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from bandits import BanditEnv, GroupedBanditEnv
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+
+from agents.grpo import GRPO, GRPOPolicyNetwork, StateEncoder
+from agents.sb3_vec_env import to_sb3
+
+LN2 = 0.6931472
+KL = 0.1438410  # of (1/2, 1/2) to (1/4, 3/4): 1/2 ln(4/3)
+
+
+def two_armed(**settings: Any) -> GRPO:
+    """Policy (1/2, 1/2), reference (1/4, 3/4), value 1/4, whatever the observation."""
+    env = GroupedBanditEnv(4, 4)
+    env.single_action_space = spaces.Discrete(2)
+    model = GRPO("MlpPolicy", to_sb3(env), n_steps=1, device="cpu", learning_rate=1e-9, **settings)
+    model.set_logger(configure(None, []))
+    for policy, probabilities in ((model.policy, (0.5, 0.5)), (model.reference_policy, (1.0, 3.0))):
+        with th.no_grad():
+            policy.action_net.weight.zero_()
+            policy.action_net.bias.copy_(th.tensor(probabilities).log())
+            policy.value_net.weight.zero_()
+            policy.value_net.bias.fill_(0.25)
+    return model
+
+
+def update(
+    model: GRPO, actions: list[int], rewards: list[float], probabilities: list[float]
+) -> dict[str, float]:
+    """Train on one rollout of four environments and return what was logged."""
+    buffer = model.rollout_buffer
+    buffer.reset()
+    buffer.add(
+        np.tile([1.0, 0.0, 0.0, 0.0], (4, 1)),
+        np.array(actions),
+        np.array(rewards),
+        np.ones(4),
+        th.full((4,), 0.25),
+        th.tensor(probabilities).log(),
+    )
+    buffer.compute_returns_and_advantage(th.zeros(4), np.ones(4, bool))
+    model.train()
+    return dict(model.logger.name_to_value)
+
+
+def test_the_seeds_loss() -> None:
+    logged = update(two_armed(), [0, 1, 0, 1], [1, 0, 0, 1], [0.5] * 4)
+    # advantages r - 1/4: 3/4, -1/4, -1/4, 3/4. Ratios to the reference: 2, 2/3, 2, 2/3.
+    # gains 3/2 - 1/6 - 1/2 + 1/2 = 4/3, over 4
+    assert logged["train/policy_loss"] == pytest.approx(-1 / 3, abs=1e-6)
+    # (9/16 + 1/16 + 1/16 + 9/16) / 4
+    assert logged["train/value_loss"] == pytest.approx(0.3125, abs=1e-6)
+    assert logged["train/kl_reference"] == pytest.approx(KL, abs=1e-6)
+    assert logged["train/entropy_loss"] == pytest.approx(-LN2, abs=1e-6)
+    assert logged["policy/entropy"] == pytest.approx(LN2, abs=1e-6)
+    # -1/3 + .1 * .1438410 + .5 * .3125 - .01 * .6931472
+    assert logged["train/loss"] == pytest.approx(-0.1696307, abs=1e-6)
+    assert logged["train/n_updates"] == 1
+    assert logged["train/learning_rate"] == 1e-9
+    assert "train/clip_fraction" not in logged
+    assert "train/zero_std_groups" not in logged
+
+
+def test_the_gradients_norm() -> None:
+    settings = {"kl_coef": 0.0, "ent_coef": 0.0, "vf_coef": 0.0, "ratio": "old"}
+    # d loss / d logits = -mean(A (onehot - pi)) = -(1/2)(1/2, -1/2) on the bias of the logits;
+    # their weight gets this times the hidden features h: norm sqrt(1/8) * sqrt(1 + |h|^2).
+    # Nothing flows further down through a weight of zero.
+    model = two_armed(seed=1, **settings)
+    hidden = model.policy.mlp_extractor.forward_actor(
+        model.policy.features_extractor(th.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    )
+    logged = update(model, [0, 0, 0, 0], [1.25, 1.25, 0.25, 0.25], [0.5] * 4)
+    expected = (0.125 * (1 + hidden.square().sum().item())) ** 0.5
+    assert logged["train/grad_norm"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "policy_loss"),
+    [
+        # rewards (1,0,0,0): mean 1/4, std sqrt(3)/4; advantages sqrt(3), -1/sqrt(3) three times.
+        # Ratios to the old policy 2, 1, 1, 1: (2 sqrt(3) - sqrt(3)) / 4
+        ({"advantage": "group"}, -0.4330127),
+        # the first gain is cut to 1.2 sqrt(3): .2 sqrt(3) / 4
+        ({"advantage": "group", "clip_range": 0.2}, -0.0866025),
+        # asymmetric: 1.5 sqrt(3): .5 sqrt(3) / 4
+        ({"advantage": "group", "clip_range": 0.2, "clip_range_high": 0.5}, -0.2165064),
+        # advantages 3/4, -1/4 three times: (3/2 - 3/4) / 4
+        ({"advantage": "group_mean"}, -0.1875),
+        # r - 1/4: the same numbers here
+        ({"advantage": "critic"}, -0.1875),
+    ],
+)
+def test_advantages_with_the_old_policys_ratio(
+    settings: dict[str, Any], policy_loss: float
+) -> None:
+    model = two_armed(ratio="old", group_size=4, **settings)
+    logged = update(model, [0, 1, 1, 1], [1, 0, 0, 0], [0.25, 0.5, 0.5, 0.5])
+    assert logged["train/policy_loss"] == pytest.approx(policy_loss, abs=1e-6)
+    if "clip_range" in settings:
+        assert logged["train/clip_fraction"] == 0.25
+    if settings["advantage"] != "critic":
+        assert logged["train/zero_std_groups"] == 0.0
+        assert "train/value_loss" not in logged
+        # policy loss + .1 KL - .01 entropy, no value loss
+        expected = policy_loss + 0.0143841 - 0.0069315
+        assert logged["train/loss"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kl", "penalty"),
+    [
+        ("exact", KL),
+        # actions 0, 1, 1, 1: (k(0) + 3 k(1)) / 4 with the values of test_grpo_losses.py
+        ("k1", -0.1308120),
+        ("k2", 0.1217074),
+        ("k3", 0.1191880),
+    ],
+)
+def test_kl_penalties(kl: str, penalty: float) -> None:
+    model = two_armed(kl=kl, ent_coef=0.0, vf_coef=0.0, ratio="old", kl_coef=2.0)
+    logged = update(model, [0, 1, 1, 1], [0.25] * 4, [0.5] * 4)  # advantages 0
+    assert logged["train/loss"] == pytest.approx(2.0 * penalty, abs=1e-6)
+    assert logged["train/kl_reference"] == pytest.approx(KL, abs=1e-6)  # exact for every kind
+
+
+def test_groups_of_equal_rewards_are_counted() -> None:
+    model = two_armed(advantage="group", group_size=2)
+    logged = update(model, [0, 1, 0, 1], [1, 1, 0, 1], [0.5] * 4)
+    assert logged["train/zero_std_groups"] == 0.5
+
+
+def test_several_passes_and_batches_see_every_sample_once_per_pass() -> None:
+    model = two_armed(n_epochs=2, batch_size=3, ratio="old", kl_coef=0.0, ent_coef=0.0)
+    seen: list[int] = []
+    original = model._update
+
+    def spy(batch: Any) -> dict[str, float]:
+        seen.append(len(batch.actions))
+        # samples stay together in the shuffle: action, advantage, reference
+        np.testing.assert_array_equal(batch.actions == 0, batch.advantages == 0.75)
+        assert batch.spread(batch.reference_log_probs).shape == (len(batch.actions), 2)
+        return original(batch)
+
+    model._update = spy  # type: ignore[method-assign]
+    logged = update(model, [0, 1, 1, 1], [1, 0, 0, 0], [0.5] * 4)
+    assert seen == [3, 1, 3, 1]
+    assert logged["train/n_updates"] == 2
+
+
+@pytest.mark.parametrize("batch_size", [None, 24])
+def test_repeated_observations_once_or_each_time_make_no_difference(
+    batch_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for once in (True, False):
+        env = to_sb3(GroupedBanditEnv(16, 8))
+        model = GRPO("MlpPolicy", env, n_steps=4, batch_size=batch_size, seed=0, device="cpu")
+        if not once:
+            monkeypatch.setattr("agents.grpo.buffers._runs", lambda arrays: np.arange(64))
+        model.learn(64)
+        rollout = model.rollout_buffer.tensors()
+        # 8 groups, of which neighbours in time may share their context too
+        assert len(rollout.observations) <= 8 if once else len(rollout.observations) == 64
+        observations = model.rollout_buffer.observations.reshape(64, -1)
+        np.testing.assert_array_equal(rollout.spread(rollout.observations), observations)
+        results.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))
+    assert (results[0] - results[1]).abs().max() < 1e-5  # one step of Adam is some 1e-3
+
+
+class Reader(BaseCallback):
+    """Looks into the buffer by SB3's own means, which rearranges it in place."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        next(self.model.rollout_buffer.get())
+
+
+def test_a_callback_may_read_the_buffer() -> None:
+    results = []
+    for callback in (None, Reader()):
+        env = to_sb3(GroupedBanditEnv(16, 8))
+        model = GRPO("MlpPolicy", env, n_steps=4, advantage="group", seed=0, device="cpu")
+        model.learn(64, callback=callback)
+        results.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))
+    assert (results[0] - results[1]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_reward_that_is_not_finite_is_named(bad: float) -> None:
+    with pytest.raises(FloatingPointError, match="environment 2 at step 0 of the rollout is"):
+        update(two_armed(), [0, 1, 0, 1], [1, 0, bad, 1], [0.5] * 4)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_parameters_alone() -> None:
+    model = two_armed()
+    model.num_timesteps = 7
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    # (1e30 - 1/4)^2 is beyond float32
+    with pytest.raises(FloatingPointError, match="train/value_loss is inf at step 7"):
+        update(model, [0, 1, 0, 1], [1e30, 0, 0, 1], [0.5] * 4)
+    for old, new in zip(before, model.policy.parameters(), strict=True):
+        assert th.equal(old, new)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone() -> None:
+    model = two_armed()
+    model.policy.action_net.bias.register_hook(lambda grad: grad * np.nan)
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    with pytest.raises(FloatingPointError, match="train/grad_norm is nan at step 0"):
+        update(model, [0, 1, 0, 1], [1, 0, 0, 1], [0.5] * 4)
+    for old, new in zip(before, model.policy.parameters(), strict=True):
+        assert th.equal(old, new)
+
+
+class Forgetting(StateEncoder):
+    """With dropout after the last layer."""
+
+    def __init__(self, observation_space: spaces.Space) -> None:
+        super().__init__(observation_space)
+        self.layers.append(th.nn.Dropout(0.5))
+
+
+def test_dropout_is_off_in_the_loss() -> None:
+    model = GRPO(
+        "MlpPolicy",
+        to_sb3(GroupedBanditEnv(8, 8)),
+        n_steps=2,
+        seed=0,
+        device="cpu",
+        policy_kwargs={"features_extractor_class": Forgetting},
+    )
+    # with dropout the same weights would give different probabilities
+    model.policy.set_training_mode(True)
+    observation = th.eye(4)[:1]
+    first, second = (model.policy.get_distribution(observation).distribution for _ in range(2))
+    assert not th.equal(first.probs, second.probs)
+    model.set_logger(configure(None, []))
+    model.learn(16)
+    # the first update starts from the reference, in one batch: the KL is exactly zero
+    assert model.logger.name_to_value["train/kl_reference"] == 0.0
+
+
+def test_actor_layers_are_the_policy() -> None:
+    model = GRPO("MlpPolicy", make_vec_env(BanditEnv, 2), device="cpu")
+    policy = model.policy
+    assert isinstance(policy, GRPOPolicyNetwork)
+    layers = policy.actor_layers()
+    assert [(layer.in_features, layer.out_features) for layer in layers] == [
+        (4, 512),
+        (512, 256),
+        (256, 128),
+        (128, 64),
+        (64, 4),
+    ]
+    assert policy.activation_name == "relu"
+    hidden = observation = th.rand(3, 4)
+    for layer in layers[:-1]:
+        hidden = layer(hidden).relu()
+    expected = policy.get_distribution(observation).distribution.probs
+    th.testing.assert_close(layers[-1](hidden).softmax(-1), expected)
+    # 128-64 and 64-1 beside them
+    assert [tuple(p.shape) for p in policy.mlp_extractor.value_net.parameters()] == [
+        (64, 128),
+        (64,),
+    ]
+    assert tuple(policy.value_net.weight.shape) == (1, 64)
+    assert not any(isinstance(module, th.nn.Dropout) for module in policy.modules())

@@ -1,0 +1,210 @@
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from bandits import BanditEnv, GroupedBanditEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, is_vecenv_wrapped
+
+from agents.sb3_vec_env import SB3VecEnv, to_sb3
+
+
+def sync(num_envs: int = 3, **kwargs: Any) -> SyncVectorEnv:
+    return SyncVectorEnv(
+        [lambda: BanditEnv(**kwargs)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_agrees_with_sb3s_own_vec_env_step_by_step(length: int) -> None:
+    ours: Any = SB3VecEnv(sync(length=length))
+    theirs: Any = DummyVecEnv([lambda: BanditEnv(length=length)] * 3)
+    actions = np.random.default_rng(0).integers(4, size=(12, 3))
+    for env in (ours, theirs):
+        env.seed(5)
+    np.testing.assert_array_equal(ours.reset(), theirs.reset())
+    assert ours.reset_infos == theirs.reset_infos
+    for action in actions:
+        mine, other = ours.step(action), theirs.step(action)
+        for i in range(3):  # observations, rewards, dones: values and types
+            np.testing.assert_array_equal(mine[i], other[i])
+            assert mine[i].dtype == other[i].dtype
+        for my_info, other_info, done in zip(mine[3], other[3], mine[2], strict=True):
+            other_info.pop("TimeLimit.truncated")
+            assert my_info.pop("TimeLimit.truncated", None) == (False if done else None)
+            if done:
+                np.testing.assert_array_equal(
+                    my_info.pop("terminal_observation"), other_info.pop("terminal_observation")
+                )
+            assert my_info == other_info
+        assert ours.reset_infos == theirs.reset_infos
+
+
+def test_episodes_that_end_at_different_times() -> None:
+    env = SyncVectorEnv(
+        [lambda: BanditEnv(length=1), lambda: BanditEnv(length=2)],
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+    adapted = SB3VecEnv(env)
+    adapted.set_options({"context": 2})
+    adapted.reset()
+    _, rewards, dones, infos = adapted.step(np.array([2, 0]))
+    assert rewards.tolist() == [1.0, 0.0]
+    assert dones.tolist() == [True, False]
+    assert infos[0]["query_id"] == infos[1]["query_id"] == "q2"
+    assert (infos[0]["regret"], infos[1]["regret"]) == (0.0, 1.0)
+    assert infos[0]["terminal_observation"].tolist() == [0, 0, 1, 0]
+    assert "terminal_observation" not in infos[1]
+    # the episode that went on keeps the info of its reset
+    assert adapted.reset_infos[1] == {"query_id": "q2"}
+
+
+def test_infos_of_the_finished_episode_and_of_the_next() -> None:
+    env = GroupedBanditEnv(4, 2, cycle=True)
+    adapted = SB3VecEnv(env)
+    assert adapted.reset().argmax(1).tolist() == [0, 0, 1, 1]
+    assert [info["query_id"] for info in adapted.reset_infos] == ["q0", "q0", "q1", "q1"]
+    observations, rewards, dones, infos = adapted.step(np.array([0, 1, 0, 1]))
+    assert observations.argmax(1).tolist() == [1, 1, 2, 2]
+    assert rewards.tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert rewards.dtype == np.float32
+    assert dones.tolist() == [True] * 4
+    assert [info["query_id"] for info in infos] == ["q0", "q0", "q1", "q1"]
+    assert [info["regret"] for info in infos] == [0.0, 1.0, 1.0, 0.0]
+    assert [info["terminal_observation"].argmax() for info in infos] == [0, 0, 1, 1]
+    assert [info["query_id"] for info in adapted.reset_infos] == ["q1", "q1", "q2", "q2"]
+
+
+def test_observations_and_rewards_are_copies() -> None:
+    adapted = SB3VecEnv(GroupedBanditEnv(4, 2, cycle=True))  # which reuses its arrays
+    first = adapted.reset()
+    before = first.copy()
+    second, rewards, *_ = adapted.step(np.array([0, 0, 0, 0]))
+    seen = second.copy(), rewards.copy()
+    adapted.step(np.array([3, 3, 3, 3]))
+    np.testing.assert_array_equal(first, before)
+    np.testing.assert_array_equal(second, seen[0])
+    np.testing.assert_array_equal(rewards, seen[1])
+
+
+def test_truncation_is_told_from_termination() -> None:
+    env = SyncVectorEnv(
+        [lambda: gym.wrappers.TimeLimit(BanditEnv(length=2), 1), lambda: BanditEnv()],
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+    adapted = SB3VecEnv(env)
+    adapted.reset()
+    _, _, dones, infos = adapted.step(np.zeros(2, int))
+    assert dones.tolist() == [True, True]
+    assert [info["TimeLimit.truncated"] for info in infos] == [True, False]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_other_autoreset_modes_are_refused(mode: AutoresetMode) -> None:
+    with pytest.raises(ValueError, match=r"autoreset_mode=AutoresetMode\.SAME_STEP"):
+        SB3VecEnv(SyncVectorEnv([BanditEnv], autoreset_mode=mode))
+
+
+def test_a_missing_autoreset_mode_is_refused() -> None:
+    env = GroupedBanditEnv(2, 1)
+    env.metadata = {}
+    with pytest.raises(ValueError, match="autoreset mode None"):
+        SB3VecEnv(env)
+
+
+class Forgetful(GroupedBanditEnv):
+    """Ends episodes without saying how."""
+
+    def step(self, actions: np.ndarray):
+        *step, infos = super().step(actions)
+        del infos["final_obs"]
+        return *step, infos
+
+
+def test_an_episode_without_final_observation_is_refused() -> None:
+    adapted = SB3VecEnv(Forgetful(4, 2))
+    adapted.reset()
+    with pytest.raises(ValueError, match="without final_obs"):
+        adapted.step(np.zeros(4, int))
+
+
+def test_seeds() -> None:
+    adapted = SB3VecEnv(GroupedBanditEnv(32, 1))
+    assert list(adapted.seed(7)) == list(range(7, 39))
+    first = adapted.reset()
+    assert not np.array_equal(adapted.reset(), first)  # a seed is used once
+    adapted.seed(7)
+    np.testing.assert_array_equal(adapted.reset(), first)
+
+
+def test_options() -> None:
+    adapted = SB3VecEnv(GroupedBanditEnv(4, 2))
+    adapted.set_options({"context": 3})
+    assert adapted.reset().argmax(1).tolist() == [3, 3, 3, 3]
+    adapted.set_options([{"context": 0}, {}, {}, {}])
+    with pytest.raises(ValueError, match="one set of options"):
+        adapted.reset()
+
+
+def test_attributes_and_methods_of_single_environments() -> None:
+    adapted = SB3VecEnv(sync(render_mode="rgb_array"))
+    adapted.set_options({"context": 1})
+    adapted.reset()
+    assert adapted.render_mode == "rgb_array"
+    assert adapted.get_attr("context") == [1, 1, 1]
+    adapted.set_attr("context", 3, indices=1)
+    assert adapted.get_attr("context") == [1, 3, 1]
+    assert adapted.get_attr("context", indices=[1, 2]) == [3, 1]
+    assert adapted.env_method("context_number", 10, indices=[0, 1]) == [11, 13]
+    adapted.set_attr("context", 0)
+    assert adapted.env_method("context_number", plus=5) == [5, 5, 5]
+    assert not adapted.has_attr("nothing")
+    assert adapted.env_is_wrapped(Monitor) == [False, False, False]
+    frame = adapted.render()
+    assert frame is not None
+    assert frame.shape == (4, 4, 3)  # four tiles of 2 x 2, the last one black
+    adapted.close()
+
+
+def test_wrappers_around_single_environments_are_found() -> None:
+    env = SyncVectorEnv([lambda: Monitor(BanditEnv())], autoreset_mode=AutoresetMode.SAME_STEP)
+    assert SB3VecEnv(env).env_is_wrapped(Monitor) == [True]
+
+
+def test_attributes_of_a_batched_environment() -> None:
+    adapted = SB3VecEnv(RecordEpisodeStatistics(GroupedBanditEnv(4, 2)))
+    assert adapted.render_mode is None
+    assert adapted.get_attr("group_size") == [2, 2, 2, 2]
+    adapted.set_attr("cycle", True)
+    assert adapted.get_attr("cycle", indices=[0]) == [True]
+    assert adapted.env_method("_ids", indices=range(4))[0]["query_id"].tolist() == ["q0"] * 4
+    assert adapted.env_is_wrapped(Monitor) == [False] * 4
+    assert not adapted.has_attr("nothing")
+    with pytest.raises(ValueError, match="answers for all its rows at once"):
+        adapted.set_attr("cycle", True, indices=[0])
+    with pytest.raises(ValueError, match="answers for all its rows at once"):
+        adapted.env_method("_ids", indices=2)
+
+
+def test_monitor_and_sb3s_learners(tmp_path: Any) -> None:
+    env = to_sb3(GroupedBanditEnv(16, 4), str(tmp_path / "log"))
+    assert is_vecenv_wrapped(env, VecMonitor)
+    model = PPO("MlpPolicy", env, n_steps=8, batch_size=128, seed=0, device="cpu").learn(256)
+    assert model.ep_info_buffer is not None
+    assert {info["l"] for info in model.ep_info_buffer} == {1}
+    # evaluated here and in SB3's own environment alike: 0 where it chooses wrong, 1 where right
+    chosen, _ = model.predict(np.eye(4, dtype=np.float32), deterministic=True)
+    rewards, lengths = evaluate_policy(model, env, 64, return_episode_rewards=True)
+    assert set(rewards) <= {0.0, 1.0}
+    assert set(lengths) == {1}
+    right = float(np.mean(chosen == np.arange(4)))
+    mean, _ = evaluate_policy(model, make_vec_env(BanditEnv, 8, seed=0), 800)
+    assert mean == pytest.approx(right, abs=0.1)
+    assert len((tmp_path / "log.monitor.csv").read_text().splitlines()) > 256
+    env.close()

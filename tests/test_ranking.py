@@ -264,3 +264,19 @@ def test_no_queries_give_empty_results():
     index = DocumentIndex(["a", "b"], torch.eye(2))
     assert rank(index, torch.zeros(0, 2), 2).documents.shape == (0, 2)
     assert alignment_of_depths(index, torch.zeros(0, 3, 2), []).ndcg.shape == (0, 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_gives_the_same():
+    data = Lattice(6)
+    queries = torch.from_numpy(data.queries)
+    index = DocumentIndex(data.ids, torch.from_numpy(data.docs), "cuda")
+    for lists in (None, data.lists):
+        here = alignment_of_depths(data.index, queries, data.relevant, lists)
+        there = alignment_of_depths(index, queries, data.relevant, lists)
+        torch.testing.assert_close(there.ndcg.cpu(), here.ndcg)
+        torch.testing.assert_close(there.listwise.cpu(), here.listwise)
+        expected = rank(data.index, queries[:, 0], 20, lists)
+        assert torch.equal(
+            rank(index, queries[:, 0], 20, lists).documents.cpu(), expected.documents
+        )

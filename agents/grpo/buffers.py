@@ -104,10 +104,10 @@ class GRPORolloutBuffer(RolloutBuffer):
         if self.advantage == "critic":
             self.advantages = self.rewards - self.values
             return
-        self._require_equal_observations()
         self.advantages, self.zero_std_groups = group_advantages(
             self.rewards, self.group_size, divide=self.advantage == "group"
         )
+        self._require_equal_observations()
 
     def tensors(self) -> Rollout:
         """The whole rollout; on the CPU no number is copied that need not be.

@@ -210,6 +210,11 @@ def test_save_load_predict(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="6 environments do not divide into groups of 4"):
         GRPO.load(tmp_path / "model", env=grouped(6, 2), device="cpu")
     assert GRPO.load(tmp_path / "model", env=grouped(8, 4), device="cpu").n_envs == 8
+    # a group size given on loading, which no environment was there to be held against
+    changed = GRPO.load(tmp_path / "model", device="cpu", group_size=5)
+    changed.set_env(grouped())
+    with pytest.raises(ValueError, match="16 environments do not divide into groups of 5"):
+        changed.learn(64)
 
 
 def test_resuming_goes_on_identically(tmp_path: Path) -> None:

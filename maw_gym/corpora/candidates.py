@@ -86,14 +86,11 @@ def _singulars(words: list[str]) -> list[str]:
 
 def singular(word: str) -> str:
     """`word` without a plural ending, by the S-stemmer (Harman, JASIS 42:1, 1991)."""
-    if len(word) > 3:
-        if word.endswith("ies") and word[-4] not in "ae":
-            return word[:-3] + "y"
-        if word.endswith("es") and word[-3] not in "aeo":
-            return word[:-1]
-        if word.endswith("s") and word[-2] not in "us":
-            return word[:-1]
-    return word
+    if len(word) < 4 or not word.endswith("s"):
+        return word
+    if word.endswith("ies") and word[-4] not in "ae":
+        return word[:-3] + "y"
+    return word if word[-2] in "us" else word[:-1]
 
 
 def _ranking(scores: NDArray[np.float32], k: int) -> Ranking:

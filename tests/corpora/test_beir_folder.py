@@ -1,0 +1,136 @@
+import json
+
+import pytest
+
+from maw_gym.corpora import load_collection
+from maw_gym.corpora.beir_folder import read_beir_folder
+from maw_gym.corpora.records import QuerySet
+from maw_gym.errors import InputError
+
+HEAD = "query-id\tcorpus-id\tscore\n"
+
+
+def lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text(
+        lines(
+            {"_id": "d1", "title": "Wings", "text": "of a plane", "metadata": {}},
+            {"_id": "d2", "text": "jets"},
+            {"_id": "d3", "title": "", "text": "\ud800 \u0001"},
+            {"_id": 4, "title": "only a title", "text": None},
+        )
+    )
+    (tmp_path / "queries.jsonl").write_text(
+        lines(*({"_id": f"q{i}", "text": f"query {i}"} for i in range(6)))
+    )
+    (tmp_path / "qrels" / "train.tsv").write_text(HEAD + "q0\td1\t1\nq1\td2\t2\n")
+    (tmp_path / "qrels" / "dev.tsv").write_text("q2\td1\t1\n\nq3\td2\t0\n")
+    (tmp_path / "qrels" / "test.tsv").write_text(
+        HEAD + "q4\td1\t1\r\nq4\td2\t-1\nq4\tgone\t1\nmissing\td1\t1\n"
+    )
+    return tmp_path
+
+
+def test_documents_and_parts(folder):
+    source = read_beir_folder(folder)
+    assert source.doc_ids == ("d1", "d2", "d3", "4")
+    assert source.doc_texts == ("Wings of a plane", "jets", "\ufffd \u0001", "only a title")
+    assert source.parts == {
+        "train": QuerySet(("q0", "q1"), ("query 0", "query 1"), ({"d1": 1}, {"d2": 2})),
+        "validation": QuerySet(("q2",), ("query 2",), ({"d1": 1},)),
+        "test": QuerySet(("q4",), ("query 4",), ({"d1": 1, "d2": 0},)),
+    }
+    assert source.provenance["dropped"] == {
+        "judgments of missing documents": 1,
+        "judgments of missing queries": 1,
+        "queries without a relevant document": 1,
+    }
+
+
+def test_load_collection(folder, caplog):
+    collection = load_collection(str(folder))
+    assert collection.name == str(folder)
+    assert {split: found.ids for split, found in collection.splits.items()} == {
+        "encoder": (),
+        "train": ("q0", "q1"),
+        "validation": ("q2",),
+        "test": ("q4",),
+    }
+    assert collection.small
+    assert collection.provenance["documents"] == 4
+    assert collection.provenance["queries"] == {
+        "encoder": 0,
+        "train": 2,
+        "validation": 1,
+        "test": 1,
+    }
+    assert len(collection.provenance["content"]) == 64
+    json.dumps(collection.provenance)
+    assert "dropped 1 judgments of missing documents" in caplog.text
+    before = collection.provenance["content"]
+    assert load_collection(str(folder)).provenance["content"] == before
+    (folder / "qrels" / "test.tsv").write_text("q4\td1\t2\nq4\td2\t0\n")
+    assert load_collection(str(folder)).provenance["content"] != before
+
+
+def test_a_single_file_of_judgments_is_cut_into_folds(folder):
+    for name in ("train.tsv", "dev.tsv", "test.tsv"):
+        (folder / "qrels" / name).unlink()
+    (folder / "qrels" / "all.tsv").write_text("".join(f"q{i}\td1\t1\n" for i in range(6)))
+    # In the order of their hash: 5 .066, 4 .289, 2 .448, 1 .450, 0 .523, 3 .827
+    assert load_collection(str(folder), fold=0).splits["test"].ids == ("q3", "q5")
+    assert load_collection(str(folder), fold=1).splits["test"].ids == ("q4",)
+
+
+def expect(folder, *parts):
+    with pytest.raises(InputError) as caught:
+        load_collection(str(folder))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "number", "parts"),
+    [
+        ("corpus.jsonl", b'{"_id": "d5", "text": ', 5, ["not JSON"]),
+        ("corpus.jsonl", b'{"_id": "d5", "text": "\xff"}', 5, ["not JSON"]),
+        ("corpus.jsonl", b"[1]", 5, ["[1]"]),
+        ("corpus.jsonl", b'{"text": "x"}', 5, ["_id", "None"]),
+        ("corpus.jsonl", b'{"_id": "a b", "text": "x"}', 5, ["_id", "'a b'"]),
+        ("corpus.jsonl", b'{"_id": "d1", "text": "x"}', 5, ["'d1'", "unique"]),
+        ("corpus.jsonl", b'{"_id": "d5"}', 5, ["text"]),
+        ("corpus.jsonl", b'{"_id": "d5", "text": 3}', 5, ["text"]),
+        ("queries.jsonl", b'{"_id": "q1", "text": "x"}', 7, ["'q1'", "unique"]),
+        ("queries.jsonl", b"x", 7, ["not JSON"]),
+        ("qrels/train.tsv", b"q0\td1\t1.5", 4, ["integer", "'1.5'"]),
+        ("qrels/train.tsv", b"q0\td1\tyes", 4, ["integer", "'yes'"]),
+        ("qrels/train.tsv", b"q0 0 d1 1", 4, ["tabs"]),
+        ("qrels/train.tsv", b"q0\td\xff\t1", 4, ["not UTF-8"]),
+    ],
+)
+def test_a_bad_line_is_named(folder, file, line, number, parts):
+    path = folder / file
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    expect(folder, str(path), f"line {number}", *parts)
+
+
+def test_missing_and_empty_files(folder):
+    (folder / "corpus.jsonl").write_text("\n")
+    expect(folder, str(folder / "corpus.jsonl"), "empty")
+    (folder / "corpus.jsonl").write_text(lines({"_id": "d9", "text": "x"}))
+    expect(folder, "no query with a relevant document")
+    (folder / "queries.jsonl").unlink()
+    expect(folder, str(folder / "queries.jsonl"), "No such file")
+    (folder / "queries.jsonl").write_text(lines({"_id": "q0", "text": "x"}))
+    for name in ("train.tsv", "dev.tsv", "test.tsv"):
+        (folder / "qrels" / name).unlink()
+    expect(folder, str(folder / "qrels"), "test.tsv")
+    (folder / "corpus.jsonl").unlink()
+    expect(folder, "no corpus.jsonl")

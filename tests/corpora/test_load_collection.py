@@ -1,0 +1,291 @@
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import ir_datasets
+import pytest
+from ir_datasets.datasets.base import Dataset
+from ir_datasets.formats import BaseDocs, BaseQrels, BaseQueries, GenericDoc, GenericQuery, TrecQrel
+
+from maw_gym.corpora import load_collection
+from maw_gym.errors import InputError
+
+
+class TitledDoc(NamedTuple):
+    doc_id: str
+    title: str
+    text: str
+    author: str
+
+
+class BodyDoc(NamedTuple):
+    doc_id: str
+    body: str
+
+    def default_text(self):
+        return f"body {self.body}"
+
+
+class Docs(BaseDocs):
+    def __init__(self, docs):
+        self.docs = docs
+
+    def docs_iter(self):
+        if isinstance(self.docs, Exception):
+            raise self.docs
+        return iter(self.docs)
+
+    def docs_count(self):
+        return None
+
+
+class Queries(BaseQueries):
+    def __init__(self, texts):
+        self.texts = texts
+
+    def queries_iter(self):
+        return (GenericQuery(f"q-{text}", text) for text in self.texts)
+
+
+class Qrels(BaseQrels):
+    def __init__(self, judgments):
+        self.judgments = judgments
+
+    def qrels_iter(self):
+        return (TrecQrel(*judgment, "0") for judgment in self.judgments)
+
+    def qrels_defs(self):
+        return {}
+
+
+DOCS = Docs([GenericDoc("1", "one"), GenericDoc("2", "two")])
+
+
+@pytest.fixture
+def register(monkeypatch):
+    def enter(name, *parts):
+        registered = dict(ir_datasets.registry._registered)
+        registered[name] = Dataset(*parts)
+        monkeypatch.setattr(ir_datasets.registry, "_registered", registered)
+
+    return enter
+
+
+def judged(texts, grade=1):
+    return Queries(texts), Qrels([(f"q-{text}", "1", grade) for text in texts])
+
+
+def texts(collection):
+    return {split: "".join(found.texts) for split, found in collection.splits.items()}
+
+
+def test_subsets_are_found_from_the_base(register):
+    register("x", DOCS, Queries("abcv"))
+    register("x/train", DOCS, *judged("abc"))
+    register("x/dev", DOCS, *judged("v"))
+    register("x/test", DOCS, *judged("cd"))
+    collection = load_collection("x")
+    assert texts(collection) == {"encoder": "", "train": "ab", "validation": "v", "test": "cd"}
+    assert collection.doc_ids == ("1", "2")
+    assert collection.provenance["subsets"] == {
+        "train": "x/train",
+        "validation": "x/dev",
+        "test": "x/test",
+    }
+    assert collection.provenance["splits"]["dropped_recurring_texts"] == 1
+    assert texts(load_collection("x/test")) == {
+        "encoder": "",
+        "train": "",
+        "validation": "",
+        "test": "cd",
+    }
+    with pytest.raises(InputError, match="fold 2 of x"):
+        load_collection("x", fold=2)
+
+
+def test_a_subset_without_judgments_is_not_one(register):
+    register("x", DOCS, *judged("abcdefghl"))
+    register("x/test", DOCS, Queries("z"))
+    assert texts(load_collection("x", fold=3))["test"] == "bg"
+
+
+def test_texts_and_grades(register):
+    docs = [
+        TitledDoc("1", "Title", "text", "nobody"),
+        TitledDoc("2", "", "a \ud800", "nobody"),
+        BodyDoc("3", "inside"),
+        TitledDoc("1", "twice", "", ""),
+    ]
+    register("x/test", Docs(docs), Queries("ab"), Qrels([("q-a", "1", -1), ("q-a", "3", 2)]))
+    collection = load_collection("x/test")
+    assert collection.doc_ids == ("1", "2", "3")
+    assert collection.doc_texts == ("Title text", "a \ufffd", "body inside")
+    assert collection.splits["test"] == (("q-a",), ("a",), ({"1": 0, "3": 2},))
+    assert collection.provenance["dropped"] == {
+        "documents with an id seen before": 1,
+        "queries without a relevant document": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("beir/scifakt", ["'beir/scifakt'", "'beir/scifact'", "corpus.jsonl"]),
+        ("scifact", ["'beir/scifact'"]),
+        ("beir", ["no documents or queries or judgments", "'beir/arguana'"]),
+        ("", ["unknown dataset ''"]),
+        ("/no/such/folder", ["/no/such/folder", "corpus.jsonl"]),
+        ("empty", ["'empty' has no document"]),
+        ("irrelevant", ["irrelevant has no query with a relevant document"]),
+        ("broken", ["'broken' cannot be read: line one line two"]),
+        ("badzip", ["'badzip' cannot be read: File is not a zip file"]),
+    ],
+)
+def test_mistakes_are_one_line_with_a_way_out(register, name, parts):
+    register("empty", Docs([]), *judged("a"))
+    register("irrelevant", DOCS, *judged("a", grade=-1))
+    register("broken", Docs(OSError("line one\nline two")), *judged("a"))
+    register("badzip", Docs(zipfile.BadZipFile("File is not a zip file")), *judged("a"))
+    with pytest.raises(InputError) as caught:
+        load_collection(name)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_programming_error_is_not_hidden(register):
+    register("x", Docs(TypeError("a mistake")), *judged("a"))
+    with pytest.raises(TypeError, match="a mistake"):
+        load_collection("x")
+
+
+def test_folds_out_of_range_and_too_few_queries(register):
+    register("x", DOCS, *judged("ab"))
+    for fold in (-1, 5):
+        with pytest.raises(InputError, match=f"0 to 4, got {fold}"):
+            load_collection("x", fold=fold)
+    with pytest.raises(InputError, match="none is left for test fold 2"):
+        load_collection("x", fold=2)
+
+
+def run(script, env):
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_a_failed_download_names_the_file_and_its_place(tmp_path):
+    script = """
+import json, time
+from maw_gym.corpora import load_collection
+messages = []
+start = time.perf_counter()
+for name in ("vaswani", "beir/fiqa"):
+    try:
+        load_collection(name)
+    except ValueError as error:
+        messages.append(str(error))
+print(json.dumps([messages, time.perf_counter() - start]))
+"""
+    # Nothing listens on the discard port: refused at once, with or without a network.
+    proxy = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "all")}
+    proxies = proxy | {name.upper(): value for name, value in proxy.items()}
+    env = {"IR_DATASETS_HOME": str(tmp_path), "no_proxy": "", "NO_PROXY": "", **proxies}
+    (messages, seconds), errors = run(script, env)
+    assert messages == [
+        "dataset 'vaswani' needs http://ir.dcs.gla.ac.uk/resources/test_collections/npl/npl.tar.gz"
+        " or https://mirror.ir-datasets.com/23e5607081191b153738e81fbd834680, which cannot be"
+        f" downloaded (ProxyError): put it at {tmp_path}/vaswani/npl.tar.gz",
+        "dataset 'beir/fiqa' needs https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/"
+        "datasets/fiqa.zip, which cannot be downloaded (ProxyError): put it at"
+        f" {tmp_path}/beir/fiqa/source.zip",
+    ]
+    assert seconds < 10
+    assert "Download failed" not in errors
+
+
+def test_settings_of_downloads_and_the_log_are_restored(register, monkeypatch):
+    seen = {}
+
+    class Watching(Docs):
+        def docs_iter(self):
+            seen.update(os.environ)
+            return super().docs_iter()
+
+    monkeypatch.setenv("IR_DATASETS_DL_TIMEOUT", "77")
+    monkeypatch.delenv("IR_DATASETS_DL_TRIES", raising=False)
+    register("x/test", Watching(DOCS.docs), *judged("a"))
+    filters = list(logging.getLogger("ir_datasets").filters)
+    load_collection("x/test")
+    assert (seen["IR_DATASETS_DL_TRIES"], seen["IR_DATASETS_DL_TIMEOUT"]) == ("2", "77")
+    assert "IR_DATASETS_DL_TRIES" not in os.environ
+    assert os.environ["IR_DATASETS_DL_TIMEOUT"] == "77"
+    assert logging.getLogger("ir_datasets").filters == filters
+
+
+FILES = {
+    "beir/scifact": ["beir/scifact/source.zip"],
+    "cranfield": [f"cranfield/{name}.txt" for name in ("docs", "queries", "qrels")],
+}
+
+
+def real_data(tmp_path, name):
+    """An IR_DATASETS_HOME with a copy of the collection: ir_datasets writes beside its files."""
+    homes = [Path(__file__).parents[3] / "shared" / "ir_datasets"]
+    if "IR_DATASETS_HOME" in os.environ:
+        homes.insert(0, Path(os.environ["IR_DATASETS_HOME"]))
+    for home in homes:
+        if all((home / file).is_file() for file in FILES[name]):
+            for file in FILES[name]:
+                (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(home / file, tmp_path / file)
+            return {"IR_DATASETS_HOME": str(tmp_path)}
+    pytest.skip(f"{name} is in none of {', '.join(map(str, homes))}")
+
+
+SCORE = """
+import json, sys
+import ir_measures
+from maw_gym.corpora import QuerySet, load_collection
+from maw_gym.corpora.candidates import bm25_rankings
+collection = load_collection(NAME)
+splits = collection.splits.values()
+queries = QuerySet(*(sum((split[field] for split in splits), ()) for field in range(3)))
+if NAME == "beir/scifact":
+    queries = collection.splits["test"]
+run = {
+    query_id: {collection.doc_ids[row]: float(score) for row, score in zip(*ranking)}
+    for query_id, ranking in zip(queries.ids, bm25_rankings(collection, queries, 100))
+}
+measured = ir_measures.calc_aggregate(
+    [ir_measures.nDCG @ 10], dict(zip(queries.ids, queries.relevance)), run
+)
+print(json.dumps([collection.provenance, *measured.values()]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "documents", "queries"),
+    [
+        (
+            "beir/scifact",
+            0.679,
+            5183,
+            {"encoder": 586, "train": 174, "validation": 47, "test": 300},
+        ),
+        ("cranfield", 0.339, 1400, {"encoder": 0, "train": 162, "validation": 18, "test": 45}),
+    ],
+)
+def test_real_collections_and_bm25(tmp_path, name, reference, documents, queries):
+    (provenance, ndcg), errors = run(f"NAME = {name!r}\n{SCORE}", real_data(tmp_path, name))
+    assert ndcg == pytest.approx(reference, abs=0.01)
+    assert provenance["documents"] == documents
+    assert provenance["queries"] == queries
+    assert "Exception ignored" not in errors

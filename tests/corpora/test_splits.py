@@ -1,0 +1,143 @@
+import pytest
+
+from maw_gym.corpora.records import QuerySet
+from maw_gym.corpora.splits import divide, fraction, normalised, side
+
+
+def queries(texts):
+    texts = tuple(texts)
+    return QuerySet(texts, texts, tuple({"d": 1} for _ in texts))
+
+
+def ids(splits):
+    return {split: list(found.ids) for split, found in splits.items()}
+
+
+def test_normalised_keeps_lower_case_words():
+    assert normalised("  Return the\tX_1-value (of «ÉTÉ»)! ") == "return the x_1 value of été"
+    assert normalised("?!") == ""
+
+
+def test_fraction_is_the_first_48_bits_of_the_sha256():
+    # sha256("a") begins with ca978112ca1b.
+    assert fraction("a") == 0xCA978112CA1B / 2**48
+    assert fraction("a") == pytest.approx(0.791374, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("position", "split"),
+    [
+        (0.0, "encoder"),
+        (0.5999, "encoder"),
+        (0.60, "train"),
+        (0.7999, "train"),
+        (0.80, "validation"),
+        (0.8499, "validation"),
+        (0.85, "test"),
+        (0.9999, "test"),
+    ],
+)
+def test_side_of_a_position(position, split):
+    assert side(position) == split
+
+
+def test_own_splits_are_kept():
+    parts = {name: queries([name]) for name in ("encoder", "train", "validation", "test")}
+    splits, notes = divide(parts, 0)
+    assert splits == parts
+    assert "fold" not in notes
+
+
+def test_a_test_part_alone_is_for_evaluation_only():
+    splits, _ = divide({"test": queries("abc")}, 0)
+    assert ids(splits) == {"encoder": [], "train": [], "validation": [], "test": list("abc")}
+
+
+# In the order of their hash: d .096, f .145, c .18, b .243, e .248, h .667, l .675, a .79, g .80
+def test_folds_deal_the_texts_in_the_order_of_their_hash():
+    folds = [divide({"all": queries("abcdefghl")}, fold)[0] for fold in range(5)]
+    assert [list(splits["test"].ids) for splits in folds] == [
+        ["d", "h"],
+        ["f", "l"],
+        ["a", "c"],
+        ["b", "g"],
+        ["e"],
+    ]
+    # The rest of fold 0 without the one with the largest hash, which is for validation.
+    assert ids(folds[0]) == {
+        "encoder": [],
+        "train": ["a", "b", "c", "e", "f", "l"],
+        "validation": ["g"],
+        "test": ["d", "h"],
+    }
+
+
+def test_a_tenth_is_for_validation_in_a_small_collection():
+    texts = [f"query {i}" for i in range(12)]
+    splits, notes = divide({"train": queries(texts), "test": queries(["x"])}, 0)
+    # The largest hash: query 7 .977; round(12 / 10) = 1.
+    assert ids(splits)["validation"] == ["query 7"]
+    assert ids(splits)["train"] == [text for text in texts if text != "query 7"]
+    assert ids(splits)["encoder"] == []
+    assert notes["outside_test"] == 12
+    own, _ = divide({"train": queries(texts), "validation": queries("v"), "test": queries("x")}, 0)
+    assert ids(own) == {"encoder": [], "train": texts, "validation": ["v"], "test": ["x"]}
+
+
+def test_500_queries_outside_test_are_divided_by_their_hash():
+    texts = [f"query {i}" for i in range(500)]
+    test = queries(["x"])
+    splits, _ = divide({"train": queries(texts), "test": test}, 0)
+    assert splits["test"] == test
+    # Ends at 60/85 = .706 and 80/85 = .941: query 0 .52, query 3 .83, query 7 .977, query 11 .935.
+    for split, members in {
+        "encoder": ("query 0", "query 1", "query 5"),
+        "train": ("query 3", "query 11"),
+        "validation": ("query 7",),
+    }.items():
+        assert set(members) <= set(splits[split].ids)
+    assert sum(len(splits[split].ids) for split in ("encoder", "train", "validation")) == 500
+    # With its own validation part the ends are .75 and 1, and 499 + 1 are enough.
+    parts = {"train": queries(texts[:499]), "validation": queries("v"), "test": test}
+    splits, _ = divide(parts, 0)
+    assert {"query 0", "query 1"} <= set(splits["encoder"].ids)
+    assert {"query 3", "query 7", "query 11"} <= set(splits["train"].ids)
+    assert ids(splits)["validation"] == ["v"]
+    splits, _ = divide(parts | {"train": queries(texts[:498])}, 0)
+    assert splits["encoder"].ids == ()
+
+
+def test_missing_parts_are_made_up_for():
+    no_test, _ = divide({"train": queries("ab"), "validation": queries("v")}, 0)
+    assert ids(no_test) == {"encoder": [], "train": ["b"], "validation": ["a"], "test": ["v"]}
+    no_train, _ = divide({"validation": queries("ab"), "test": queries("x")}, 0)
+    assert ids(no_train) == {"encoder": [], "train": ["b"], "validation": ["a"], "test": ["x"]}
+
+
+def test_recurring_texts_are_kept_nearest_to_test_only():
+    parts = {
+        "train": queries(["A!", "b", "c", "same", "Same"]),
+        "validation": queries(["B", "v", "a"]),
+        "test": queries(["a"]),
+    }
+    splits, notes = divide(parts, 0)
+    assert ids(splits) == {
+        "encoder": [],
+        "train": ["c", "same", "Same"],
+        "validation": ["B", "v"],
+        "test": ["a"],
+    }
+    assert notes["dropped_recurring_texts"] == 3
+
+
+def test_equal_texts_are_never_parted():
+    splits, _ = divide({"all": queries(["a", "A", "a.", "b", "c", "d", "D", "e", "f"])}, 0)
+    for group in ({"a", "A", "a."}, {"d", "D"}):
+        homes = [split for split, found in splits.items() if group & set(found.ids)]
+        assert len(homes) == 1
+
+
+def test_one_query_is_test_and_none_is_left():
+    splits, _ = divide({"all": queries("a")}, 0)
+    assert ids(splits) == {"encoder": [], "train": [], "validation": [], "test": ["a"]}
+    assert divide({"all": queries("a")}, 1)[0]["test"].ids == ()

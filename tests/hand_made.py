@@ -1,0 +1,64 @@
+"""A depth table small enough to work out by hand, and a task that serves it."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from maw_gym.depth_table import DepthTable
+
+APPLE, BERRY, CHERRY = "fruit/apple", "fruit/berry", "fruit/cherry"
+
+
+def _floats(rows: list[list[float]]) -> np.ndarray:
+    return np.array(rows, dtype=np.float32)
+
+
+# Three queries, four depths, one head; the third query has a single token.
+TABLE = DepthTable(
+    query_ids=(APPLE, BERRY, CHERRY),
+    attention=np.eye(3, 64, dtype=np.float32),
+    entropy=_floats([[0.0, 0.2, 0.6, 1.0], [0.1, 0.3, 0.5, 0.9], [0.0, 0.0, 0.0, 0.0]]),
+    focus=_floats([[1.0, 0.8, 0.4, 0.1], [0.9, 0.7, 0.5, 0.2], [1.0, 1.0, 1.0, 1.0]]),
+    ndcg=_floats([[0.0, 0.5, 1.0, 0.25], [1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.5]]),
+    listwise=_floats([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 0.5], [1.0, 0.0, 0.0, 0.0]]),
+    content=_floats([[0.6, 0.8], [-1.0, 0.0], [0.0, 1.0]]),
+    clusters=np.zeros((3, 0), dtype=np.float32),
+)
+# 0.3 entropy + 0.3 focus + 0.4 nDCG of the numbers above.
+REWARD = [[0.3, 0.5, 0.7, 0.43], [0.7, 0.5, 0.3, 0.33], [0.3, 0.3, 0.3, 0.5]]
+REGRET = [[0.4, 0.2, 0.0, 0.27], [0.0, 0.2, 0.4, 0.37], [0.2, 0.2, 0.2, 0.0]]
+
+
+def random_table(queries: int, depths: int, seed: int = 0) -> DepthTable:
+    """A table of random numbers, one head, for comparisons."""
+    draw = np.random.default_rng(seed).random
+    shapes = dict.fromkeys(("entropy", "focus", "ndcg", "listwise"), (queries, depths))
+    shapes |= {"attention": (queries, 64), "content": (queries, 5), "clusters": (queries, 3)}
+    numbers: dict[str, Any] = {name: draw(shape, np.float32) for name, shape in shapes.items()}
+    return DepthTable(query_ids=tuple(f"query {row}" for row in range(queries)), **numbers)
+
+
+class HandMadeTask:
+    """Serves `TABLE` as its train split and three tokens' attention for every query."""
+
+    def __init__(self) -> None:
+        counts = {"encoder": 0, "train": 3, "validation": 1, "test": 0}
+        self.collection = SimpleNamespace(
+            splits={
+                name: SimpleNamespace(ids=TABLE.query_ids[:count]) for name, count in counts.items()
+            }
+        )
+
+    def table(self, split: str) -> DepthTable:
+        if split == "train":
+            return TABLE
+        rows = slice(0, 1)
+        names = ("attention", "entropy", "focus", "ndcg", "listwise", "content", "clusters")
+        cut: dict[str, Any] = {name: getattr(TABLE, name)[rows] for name in names}
+        return replace(TABLE, query_ids=TABLE.query_ids[rows], **cut)
+
+    def attention(self, query_id: str, depth: int) -> tuple[np.ndarray, list[str]]:
+        weights = _floats([[1.0, 0.0, 0.0], [0.5, 0.25, 0.25], [0.0, 0.25, 0.75]])
+        return weights[None], ["▁red", "▁app", "le"]

@@ -159,6 +159,13 @@ def test_groups_share_queries_and_neighbours_walk():
     assert infos["query_id"].tolist() == [CHERRY, CHERRY, APPLE, APPLE]
 
 
+def test_a_reset_goes_on_with_the_walk_and_a_seed_restarts_it():
+    envs = walking(2)
+    assert envs.reset()[1]["query_id"].tolist() == [APPLE, BERRY]
+    assert envs.reset()[1]["query_id"].tolist() == [CHERRY, APPLE]
+    assert envs.reset(seed=1)[1]["query_id"].tolist() == [APPLE, BERRY]
+
+
 def test_random_groups_share_queries():
     envs = GRPOVectorEnvironment(32, 4, table=random_table(50, 2))
     seen = [envs.reset(seed=3)[1]["query_id"]]

@@ -49,7 +49,8 @@ class EncoderSettings:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.head_width is None and self.hidden % self.heads:
             raise InputError(
-                f"hidden width {self.hidden} is not divisible by {self.heads} heads; give head_width"
+                f"hidden width {self.hidden} is not divisible by {self.heads} heads;"
+                " give head_width"
             )
         if self.depths < 0:
             raise InputError(f"depths must be 0 (NON-MAW) or more, got {self.depths}")

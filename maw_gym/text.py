@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from maw_gym.corpora.records import encodable
 from maw_gym.errors import InputError
 
 
@@ -43,6 +44,10 @@ class TextEncoder(Protocol):
         """Readable form of each token id."""
         ...
 
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Weights that differ from the packaged ones, to be saved with an encoder."""
+        ...
+
 
 class WordLlama:
     """32,000 x 256 static token embeddings, scaled to unit variance.
@@ -55,12 +60,17 @@ class WordLlama:
 
     def __init__(self, embedding: Tensor | None = None) -> None:
         self.tokenizer, packaged = _packaged_wordllama()
+        self.trained = embedding is not None
         self.embedding = packaged if embedding is None else embedding
         self.vocabulary, self.width = self.embedding.shape
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; a text all in upper case is folded (the tokenizer tells case)."""
-        clean = [_encodable(text.lower() if text.isupper() else text) for text in texts]
+        # White space is folded too: line breaks would be tokens of their own.
+        clean = [
+            encodable(" ".join((text.lower() if text.isupper() else text).split()))
+            for text in texts
+        ]
         return [
             encoding.ids
             for encoding in self.tokenizer.encode_batch_fast(clean, add_special_tokens=False)
@@ -76,10 +86,9 @@ class WordLlama:
         """Readable form of each token id; a word's first piece carries SentencePiece's ▁."""
         return [self.tokenizer.id_to_token(token) or f"<{token}>" for token in ids]
 
-
-def _encodable(text: str) -> str:
-    """`text` with lone surrogates replaced: they have no UTF-8 form, which the tokenizer needs."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The table where it replaces the packaged one, else nothing."""
+        return {"embedding": self.embedding} if self.trained else {}
 
 
 @cache

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import bm25s
 import numpy as np
+import Stemmer
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -19,9 +20,9 @@ Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 def bm25_rankings(collection: Collection, queries: QuerySet, k: int) -> list[Ranking]:
-    """The k best documents of each query by BM25, as Lucene computes it (k1 1.5, b 0.75).
+    """The k best documents of each query by BM25, as Lucene computes it (k1 1.2, b 0.75).
 
-    Words are folded to lower case and to the singular, English stop words are left out.
+    Words are folded to lower case and stemmed (Snowball), English stop words are left out.
 
     Args:
         collection: whose documents are ranked.
@@ -36,7 +37,7 @@ def bm25_rankings(collection: Collection, queries: QuerySet, k: int) -> list[Ran
     documents = _words(collection.doc_texts, loud)
     if not any(documents):
         return [_ranking(np.zeros(0, np.float32), k) for _ in queries.ids]
-    index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
     index.index(documents, show_progress=loud, leave_progress=False)
     rankings = []
     words = tqdm(_words(queries.texts, False), "BM25", unit="query", delay=2, leave=False)
@@ -72,25 +73,12 @@ def _words(texts: Sequence[str], show_progress: bool) -> list[list[str]]:
     words: list[list[str]] = bm25s.tokenize(
         list(texts),
         token_pattern=r"\b\w+\b",
-        stopwords="en_plus",
-        stemmer=_singulars,
+        stopwords="en",
+        stemmer=Stemmer.Stemmer("english"),
         return_ids=False,
         show_progress=show_progress,
     )
     return words
-
-
-def _singulars(words: list[str]) -> list[str]:
-    return [singular(word) for word in words]
-
-
-def singular(word: str) -> str:
-    """`word` without a plural ending, by the S-stemmer (Harman, JASIS 42:1, 1991)."""
-    if len(word) < 4 or not word.endswith("s"):
-        return word
-    if word.endswith("ies") and word[-4] not in "ae":
-        return word[:-3] + "y"
-    return word if word[-2] in "us" else word[:-1]
 
 
 def _ranking(scores: NDArray[np.float32], k: int) -> Ranking:

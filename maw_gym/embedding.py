@@ -1,0 +1,156 @@
+"""Embedder: a text encoder and an attention encoder together, texts to embeddings in batches."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from maw_gym.attention import DepthStatistics
+from maw_gym.encoders import MAWEncoder, NonMAWEncoder, mean_content
+from maw_gym.errors import InputError
+from maw_gym.text import TextEncoder, padded
+
+log = logging.getLogger(__name__)
+
+QUERY_TOKENS = 64  # longer queries are cut here
+DOCUMENT_TOKENS = 256  # longer documents are cut here
+BATCH_TOKENS = 8192  # padded tokens encoded at once
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Texts to embeddings.
+
+    Attributes:
+        text: texts to hidden states.
+        encoder: hidden states to embeddings.
+        query_tokens: queries are truncated to this many tokens.
+        document_tokens: documents are truncated to this many tokens.
+    """
+
+    text: TextEncoder
+    encoder: NonMAWEncoder
+    query_tokens: int = QUERY_TOKENS
+    document_tokens: int = DOCUMENT_TOKENS
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder lies."""
+        return self.encoder.token_weight.device
+
+    @property
+    def maw(self) -> MAWEncoder:
+        """The encoder, known to have depths."""
+        if not isinstance(self.encoder, MAWEncoder):
+            raise InputError("this encoder is NON-MAW and has no depths; load a MAW encoder")
+        return self.encoder
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything learned: the encoder's weights, and the text encoder's as ``text.*``."""
+        text = {f"text.{name}": value for name, value in self.text.trained_weights().items()}
+        return dict(self.encoder.state_dict()) | text
+
+    def to(self, device: torch.device | str) -> "Embedder":
+        """The same embedder with its encoder moved to `device`."""
+        return replace(self, encoder=self.encoder.to(device))
+
+    def query_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of queries, truncated; how many were is logged."""
+        return truncated(self.text.tokenize(texts), self.query_tokens, "queries")
+
+    def document_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of documents, truncated; how many were is logged."""
+        return truncated(self.text.tokenize(texts), self.document_tokens, "documents")
+
+    @torch.no_grad()
+    def encode_documents(self, texts: Sequence[str], *, progress: bool = False) -> Tensor:
+        """Embeddings (N, h) of documents, through the standard attention, on the encoder's device.
+
+        Args:
+            texts: N documents; an empty one has the zero vector.
+            progress: show a bar where it lasts over two seconds.
+        """
+        return self._encode(self.document_ids(texts), None, "documents" if progress else None)
+
+    @torch.no_grad()
+    def encode_queries(self, texts: Sequence[str], depths: Tensor | None = None) -> Tensor:
+        """Embeddings (N, h) of queries through one chosen depth each.
+
+        Args:
+            texts: N queries.
+            depths: (N,) int64 in [0, D); None is the standard attention.
+        """
+        return self._encode(self.query_ids(texts), depths, None)
+
+    def _encode(self, ids: list[list[int]], depths: Tensor | None, progress: str | None) -> Tensor:
+        result = torch.zeros(len(ids), self.text.width, device=self.device)
+        for rows, batch, mask in self.batches(ids, BATCH_TOKENS, progress):
+            hidden = self.text.hidden(batch)
+            if depths is None:
+                result[rows] = self.encoder.embed(batch, hidden, mask)
+            else:
+                chosen = depths.to(self.device)[rows]
+                result[rows] = self.maw.embed(batch, hidden, mask, chosen)
+        return result
+
+    @torch.no_grad()
+    def query_statistics(
+        self, ids: list[list[int]], batch_tokens: int = 1024, progress: str | None = None
+    ) -> Iterator[tuple[Tensor, DepthStatistics, Tensor]]:
+        """Every depth's statistics in batches of similar length.
+
+        Args:
+            ids: the queries' token ids, see `query_ids`.
+            batch_tokens: padded tokens at once.
+            progress: label of a bar, None for no bar.
+
+        Yields:
+            rows (B,) int64 of `ids`, their `DepthStatistics`, and their `content` block (B, h).
+        """
+        for rows, batch, mask in self.batches(ids, batch_tokens, progress):
+            hidden = self.text.hidden(batch)
+            yield rows, self.maw.depth_statistics(batch, hidden, mask), mean_content(hidden, mask)
+
+    def batches(
+        self, ids: list[list[int]], batch_tokens: int, progress: str | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of similar length on the encoder's device: rows (B,), ids (B, S), mask (B, S)."""
+        groups = length_batches([len(row) for row in ids], batch_tokens)
+        # A bar only where the stage lasts over two seconds.
+        with tqdm(
+            total=len(ids), desc=progress, disable=progress is None, delay=2, leave=False
+        ) as bar:
+            for rows in groups:
+                batch, mask = padded([ids[row] for row in rows])
+                where = torch.tensor(rows)
+                yield where.to(self.device), batch.to(self.device), mask.to(self.device)
+                bar.update(len(rows))
+
+
+def truncated(ids: list[list[int]], limit: int, what: str) -> list[list[int]]:
+    """The first `limit` tokens of each text; logs how many texts were longer."""
+    longer = sum(len(row) > limit for row in ids)
+    if longer:
+        log.info("%d of %d %s truncated at %d tokens", longer, len(ids), what, limit)
+    return [row[:limit] for row in ids]
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Rows in batches of similar length, each of at most `batch_tokens` tokens once padded.
+
+    Args:
+        lengths: tokens of each row.
+        batch_tokens: a batch holds at least one row, however long.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    batches: list[list[int]] = []
+    for row in order:
+        length = max(lengths[row], 1)
+        if batches and (len(batches[-1]) + 1) * length <= batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

@@ -1,0 +1,160 @@
+"""Depth tables on disk: one safetensors file, filled in chunks, memory-mapped on reading.
+
+The file has its final size and header from the start and is written under a temporary name, beside
+which a small JSON file counts the finished rows. An interrupted build goes on from there; only a
+complete table gets its name.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maw_gym.cache import one_builder, written_whole
+from maw_gym.depth_table import DepthTable
+from maw_gym.errors import InputError
+
+CHUNK = 4096  # rows built, written and counted at once
+COLUMNS = ("attention", "entropy", "focus", "ndcg", "listwise", "content", "clusters")
+
+Columns = dict[str, NDArray[Any]]
+Builder = Callable[[slice], Mapping[str, NDArray[np.float32]]]
+
+
+def load_or_build(
+    path: Path, query_ids: Sequence[str], widths: Mapping[str, int], build: Builder
+) -> DepthTable:
+    """The table at `path`, built first where it is not there or is damaged.
+
+    Args:
+        path: the file; its name must hold a key of everything `build` depends on.
+        query_ids: N ids, in order.
+        widths: the width of each column, see `DepthTable`.
+        build: rows of the split -> the columns of these rows.
+
+    Several processes may call this at once: one builds and the others wait.
+    """
+    shapes = {name: (len(query_ids), widths[name]) for name in COLUMNS}
+    ids = json.dumps(list(query_ids)).encode()
+    with one_builder(path):
+        if path.exists():
+            try:
+                return read_table(path)
+            except InputError:
+                path.unlink()
+        partial = path.with_name(path.name + ".partial")
+        progress = path.with_name(path.name + ".progress")
+        done = _finished_rows(partial, progress, ids, shapes)
+        if done == 0:
+            _allocate(partial, ids, shapes)
+        columns = _map(partial, "r+")
+        columns["query_ids"][:] = np.frombuffer(ids, np.uint8)
+        for start in range(done, len(query_ids), CHUNK):
+            rows = slice(start, min(start + CHUNK, len(query_ids)))
+            for name, values in build(rows).items():
+                columns[name][rows] = values
+            _flush(columns)
+            with written_whole(progress) as temporary:
+                temporary.write_text(json.dumps({"rows": rows.stop}))
+        _flush(columns)
+        partial.replace(path)
+        progress.unlink(missing_ok=True)
+        return read_table(path)
+
+
+def read_table(path: Path) -> DepthTable:
+    """The table at `path`; its columns are read-only memory maps.
+
+    Raises:
+        InputError: the file is damaged or not a depth table.
+    """
+    try:
+        columns = _map(path, "r")
+        ids = tuple(json.loads(columns.pop("query_ids").tobytes()))
+        if set(columns) != set(COLUMNS) or any(len(ids) != len(c) for c in columns.values()):
+            raise ValueError("other columns or rows than a depth table has")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a depth table ({error}); delete it") from None
+    return DepthTable(ids, **columns)
+
+
+def _finished_rows(
+    partial: Path, progress: Path, ids: bytes, shapes: Mapping[str, tuple[int, int]]
+) -> int:
+    """Rows that an interrupted build of the very same table has already written."""
+    try:
+        rows = int(json.loads(progress.read_text())["rows"])
+        expected = len(_header(ids, shapes)) + len(ids) + 4 * sum(map(math.prod, shapes.values()))
+        if partial.stat().st_size == expected and 0 <= rows <= shapes["entropy"][0]:
+            return rows
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return 0
+
+
+def _header(ids: bytes, shapes: Mapping[str, tuple[int, int]]) -> bytes:
+    """The 8 bytes of length and the JSON that open a safetensors file."""
+    header: dict[str, Any] = {}
+    offset = 0
+    # The widest type first keeps every column aligned.
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    header["query_ids"] = {
+        "dtype": "U8",
+        "shape": [len(ids)],
+        "data_offsets": [offset, offset + len(ids)],
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _allocate(path: Path, ids: bytes, shapes: Mapping[str, tuple[int, int]]) -> None:
+    header = _header(ids, shapes)
+    size = len(header) + len(ids) + 4 * sum(math.prod(shape) for shape in shapes.values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(header)
+        # Reserved, not sparse: a full disk is noticed here and not as a bus error in the map.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
+def _map(path: Path, mode: Any) -> Columns:
+    """Memory maps of a safetensors file's tensors, after checking its header against its size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError(f"header of {length} bytes in a file of {size}")
+        header = json.loads(file.read(length))
+    columns: Columns = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}[entry["dtype"]]
+        shape = tuple(int(n) for n in entry["shape"])
+        start, stop = entry["data_offsets"]
+        fits = 0 <= start <= stop <= size - 8 - length and min(shape, default=1) >= 0
+        if not fits or stop - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"column {name} does not fit into the file")
+        if stop == start:  # an empty map is refused by the system
+            columns[name] = np.empty(shape, dtype)
+        else:
+            columns[name] = np.memmap(path, dtype, mode, 8 + length + start, shape)
+    return columns
+
+
+def _flush(columns: Columns) -> None:
+    for column in columns.values():
+        if isinstance(column, np.memmap):
+            column.flush()

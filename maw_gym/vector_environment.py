@@ -100,6 +100,8 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         self.single_action_space = self.bandit.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        # Terminated, truncated, and the masks of finished and of shown episodes: always the same.
+        self._flags = np.array([[True], [False], [True], [True]]).repeat(num_envs, axis=1)
         self._queries: NDArray[np.int64] | None = None  # (num_envs,) rows shown
         self._query_ids: NDArray[np.object_] = np.empty(num_envs, dtype=object)
 
@@ -163,8 +165,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         outcome = self.bandit.outcome_batch(
             self._queries, self.bandit.checked_actions(actions, count)
         )
-        done, truncated, finished, shown = np.ones((4, count), dtype=np.bool_)
-        truncated[:] = False
+        done, truncated, finished, shown = self._flags.copy()
         final_info = {
             "query_id": self._query_ids,
             "_query_id": finished,

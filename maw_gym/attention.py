@@ -93,7 +93,9 @@ def row_entropy(weights: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B, ...) in [0, 1]; 0 for texts of fewer than two tokens.
     """
-    entropy = -torch.xlogy(weights, weights).sum(-1)  # (B, H, ..., S)
+    # The smallest number keeps the gradient finite at 0, where xlogy's is not.
+    tiny = torch.finfo(weights.dtype).tiny
+    entropy = -(weights * weights.clamp(min=tiny).log()).sum(-1)  # (B, H, ..., S)
     lengths = mask.sum(-1)
     scale = lengths.clamp(min=2).log().reciprocal()
     mean = _mean_of_rows(entropy, mask)

@@ -73,7 +73,7 @@ class Embedder:
             texts: N documents; an empty one has the zero vector.
             progress: show a bar where it lasts over two seconds.
         """
-        return self._encode(self.document_ids(texts), None, "documents" if progress else None)
+        return self.encode_ids(self.document_ids(texts), None, "documents" if progress else None)
 
     @torch.no_grad()
     def encode_queries(self, texts: Sequence[str], depths: Tensor | None = None) -> Tensor:
@@ -83,18 +83,35 @@ class Embedder:
             texts: N queries.
             depths: (N,) int64 in [0, D); None is the standard attention.
         """
-        return self._encode(self.query_ids(texts), depths, None)
+        return self.encode_ids(self.query_ids(texts), depths)
 
-    def _encode(self, ids: list[list[int]], depths: Tensor | None, progress: str | None) -> Tensor:
+    @torch.no_grad()
+    def encode_ids(
+        self, ids: list[list[int]], depths: Tensor | None = None, progress: str | None = None
+    ) -> Tensor:
+        """Embeddings (N, h) of texts given as token ids; see `encode_queries`."""
         result = torch.zeros(len(ids), self.text.width, device=self.device)
         for rows, batch, mask in self.batches(ids, BATCH_TOKENS, progress):
-            hidden = self.text.hidden(batch)
-            if depths is None:
-                result[rows] = self.encoder.embed(batch, hidden, mask)
-            else:
-                chosen = depths.to(self.device)[rows]
-                result[rows] = self.maw.embed(batch, hidden, mask, chosen)
+            chosen = None if depths is None else depths.to(self.device)[rows]
+            result[rows] = self.embed(batch, mask, chosen)
         return result
+
+    def embed(self, ids: Tensor, mask: Tensor, depth: Tensor | None = None) -> Tensor:
+        """Embeddings (B, h) of one batch of token ids (B, S), with gradients.
+
+        Args:
+            ids: (B, S) int64.
+            mask: (B, S) bool.
+            depth: (B,) int64 in [0, D); None is the standard attention.
+        """
+        place = None
+        tokens = ids
+        if self.text.static:
+            tokens, place = ids.unique(return_inverse=True)
+        hidden = self.text.hidden(tokens)
+        if depth is None:
+            return self.encoder.embed(ids, hidden, mask, place)
+        return self.maw.embed(ids, hidden, mask, place, depth)
 
     @torch.no_grad()
     def query_statistics(

@@ -89,29 +89,66 @@ class NonMAWEncoder(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Contextual states (B, S, h) of hidden states (B, S, h) under mask (B, S)."""
-        x = self.norm(hidden)
-        return self._attend(hidden, mask, x, self.query_proj(x), self.key_proj(x))
-
-    def _attend(
-        self, hidden: Tensor, mask: Tensor, x: Tensor, query: Tensor, key: Tensor
-    ) -> Tensor:
-        value = split_heads(self.value_proj(x), self.heads)
-        heads = value.shape[1]
-        weights = attention_weights(split_heads(query, heads), split_heads(key, heads), mask)
+        weights, value = self._standard(self.norm(hidden), mask, None)
         return hidden + self.out_proj(merge_heads(weights @ value))
+
+    def _standard(self, x: Tensor, mask: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention (B, H, S, S) and V (B, H, S, e) of the standard path."""
+        weights = self._weights(self.query_proj(x), self.key_proj(x), mask, place)
+        return weights, self._value(x, place)
+
+    def _weights(self, query: Tensor, key: Tensor, mask: Tensor, place: Tensor | None) -> Tensor:
+        query, key = (split_heads(placed(y, place), self.heads) for y in (query, key))
+        return attention_weights(query, key, mask)
+
+    def _value(self, x: Tensor, place: Tensor | None) -> Tensor:
+        return split_heads(placed(self.value_proj(x), place), self.heads)
 
     def pooling(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Weights (B, S) of the tokens in the embedding: they sum to 1, or are 0 without tokens."""
         logits = self.token_weight[ids].masked_fill(~mask, torch.finfo(torch.float32).min)
         return logits.softmax(-1) * mask
 
-    def embed(self, ids: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Embeddings (B, h) of unit length through the standard attention."""
-        return self._pool(ids, self(hidden, mask), mask)
+    def embed(
+        self, ids: Tensor, hidden: Tensor, mask: Tensor, place: Tensor | None = None
+    ) -> Tensor:
+        """Embeddings (B, h) of unit length through the standard attention.
 
-    def _pool(self, ids: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        pooled = torch.einsum("bs,bsh->bh", self.pooling(ids, mask), states)
-        return nn.functional.normalize(pooled, dim=-1)
+        Args:
+            ids: (B, S) int64.
+            hidden: (B, S, h); or (U, h), the states of the U different tokens of the batch, where a
+                token's state depends on nothing but its id. Then the projections are computed once
+                per token, not once per occurrence.
+            mask: (B, S) bool.
+            place: (B, S) int64, the row of each token in a `hidden` of shape (U, h).
+        """
+        weights, value = self._standard(self.norm(hidden), mask, place)
+        return self._pooled(ids, hidden, mask, weights, value, place)
+
+    def _pooled(
+        self,
+        ids: Tensor,
+        hidden: Tensor,
+        mask: Tensor,
+        weights: Tensor,
+        value: Tensor,
+        place: Tensor | None,
+    ) -> Tensor:
+        """The pooled states of unit length, from attention (B, H, S, S) and V (B, H, S, e).
+
+        Pooling and projection are linear, so the sum over query tokens comes first: a row of
+        weights per head takes the place of the product of A and V.
+        """
+        pooling = self.pooling(ids, mask)
+        row = pooling[:, None, None] @ weights  # (B, H, 1, S)
+        attended = self.out_proj((row @ value).flatten(1))  # (B, H, 1, e) -> (B, H e) -> (B, h)
+        residual = (pooling[:, None] @ placed(hidden, place)).squeeze(1)
+        return nn.functional.normalize(residual + attended, dim=-1)
+
+
+def placed(rows: Tensor, place: Tensor | None) -> Tensor:
+    """Rows (U, w) of tokens at their places (B, S) in the texts: (B, S, w)."""
+    return rows if place is None else nn.functional.embedding(place, rows)
 
 
 class MAWEncoder(NonMAWEncoder):
@@ -178,20 +215,38 @@ class MAWEncoder(NonMAWEncoder):
         if depth is None:
             return super().forward(hidden, mask)
         x = self.norm(hidden)
-        query, key = torch.empty_like(x), torch.empty_like(x)
-        for d in depth.unique().tolist():
-            texts = (depth == d).nonzero().squeeze(1)
-            rows = slice(d * x.shape[-1], (d + 1) * x.shape[-1])
-            chosen = x[texts]
-            query = query.index_copy(0, texts, chosen @ self.depth_query_proj.weight[rows].T)
-            key = key.index_copy(0, texts, chosen @ self.depth_key_proj.weight[rows].T)
-        return self._attend(hidden, mask, x, query, key)
+        weights = self._weights(*self._depth_projections(x, depth), mask, None)
+        return hidden + self.out_proj(merge_heads(weights @ self._value(x, None)))
+
+    def _depth_projections(self, x: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """Q and K (B, S, h) of x (B, S, h), each text through its own depth (B,)."""
+        order = depth.argsort(stable=True)
+        used, counts = depth.unique(return_counts=True)
+        groups = x[order].split(counts.tolist())
+        back = order.argsort()
+        found = []
+        for projection in (self.depth_query_proj, self.depth_key_proj):
+            # unbind, not slices: the gradient of a slice is a zeroed copy of all D blocks.
+            blocks = projection.weight.view(self.depths, -1, x.shape[-1]).unbind(0)
+            parts = [texts @ blocks[d].T for texts, d in zip(groups, used.tolist(), strict=True)]
+            found.append(torch.cat(parts)[back])
+        query, key = found
+        return query, key
 
     def embed(
-        self, ids: Tensor, hidden: Tensor, mask: Tensor, depth: Tensor | None = None
+        self,
+        ids: Tensor,
+        hidden: Tensor,
+        mask: Tensor,
+        place: Tensor | None = None,
+        depth: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings (B, h) of unit length; `depth` as in `forward`."""
-        return self._pool(ids, self(hidden, mask, depth), mask)
+        """Embeddings (B, h) of unit length; `depth` as in `forward`, the rest as in NON-MAW."""
+        if depth is None:
+            return super().embed(ids, hidden, mask, place)
+        x = self.norm(hidden)
+        weights = self._weights(*self._depth_projections(placed(x, place), depth), mask, None)
+        return self._pooled(ids, hidden, mask, weights, self._value(x, place), place)
 
     def depth_attention(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """The 5D tensor (B, H, S, S, D) of hidden states (B, S, h) under mask (B, S)."""
@@ -216,7 +271,7 @@ class MAWEncoder(NonMAWEncoder):
             split_heads(self.value_proj(x), self.heads),
             pooling,
         )
-        residual = torch.einsum("bs,bsh->bh", pooling, hidden)
+        residual = (pooling[:, None] @ hidden).squeeze(1)
         embeddings = nn.functional.normalize(residual[:, None] + self.out_proj(pooled), dim=-1)
         return DepthStatistics(state, entropy, focus, embeddings)
 

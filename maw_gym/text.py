@@ -26,18 +26,20 @@ class TextEncoder(Protocol):
         name: identifies the weights; part of every cache key.
         width: h, the width of a hidden state.
         vocabulary: number of token ids.
+        static: whether a token's hidden state depends on nothing but its id.
     """
 
     name: str
     width: int
     vocabulary: int
+    static: bool
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens and not truncated."""
         ...
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """Hidden states (B, S, h) float32 of the token ids (B, S) int64, on the ids' device."""
+        """Hidden states (..., h) float32 of token ids (...) int64, on the ids' device."""
         ...
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
@@ -57,6 +59,7 @@ class WordLlama:
     """
 
     name = "wordllama"
+    static = True
 
     def __init__(self, embedding: Tensor | None = None) -> None:
         self.tokenizer, packaged = _packaged_wordllama()
@@ -77,7 +80,7 @@ class WordLlama:
         ]
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """Hidden states (B, S, 256) of the token ids (B, S)."""
+        """Hidden states (..., 256) of the token ids (...)."""
         if self.embedding.device != ids.device:
             self.embedding = self.embedding.to(ids.device)
         return self.embedding[ids]

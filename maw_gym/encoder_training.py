@@ -1,0 +1,306 @@
+"""Contrastive training of encoders, in two stages.
+
+First the standard attention on (query, relevant document) pairs; then the depths: each starts from
+the standard projections and is trained on one k-means cluster of the queries. Both minimise the
+symmetric cross-entropy over in-batch negatives (InfoNCE, van den Oord et al. 2018,
+arXiv:1807.03748).
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from maw_gym.clusters import cluster, contents, nearest
+from maw_gym.corpora import Collection
+from maw_gym.embedding import Embedder
+from maw_gym.encoder_validation import Validation
+from maw_gym.errors import InputError
+from maw_gym.text import padded
+
+log = logging.getLogger(__name__)
+
+GROUPS = 4  # documents of a batch are encoded in this many groups of similar length
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How an encoder is trained; part of its cache key.
+
+    Attributes:
+        epochs: of the standard attention.
+        learning_rate: peak of the one-cycle schedule for its projections.
+        token_learning_rate: the same for the pooling weight of each token.
+        depth_epochs: of the depths.
+        depth_learning_rate: peak for everything but the token weights in the second stage.
+        weight_decay: AdamW's, on the projections.
+        batch_size: pairs per step; every other document of the batch is a negative.
+        temperature: tau, cosines are divided by it.
+        query_tokens: queries are cut here in training.
+        document_tokens: documents are cut here in training.
+        train_embedding: train the token embeddings too.
+        embedding_learning_rate: peak for them.
+        seed: of the order of the pairs and of the clusters.
+    """
+
+    epochs: int = 6
+    learning_rate: float = 2e-3
+    token_learning_rate: float = 2e-2
+    depth_epochs: int = 3
+    depth_learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    batch_size: int = 512
+    temperature: float = 0.05
+    query_tokens: int = 32
+    document_tokens: int = 192
+    train_embedding: bool = False
+    embedding_learning_rate: float = 1e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "query_tokens", "document_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "depth_epochs"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "token_learning_rate", "depth_learning_rate", "temperature"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(f"{name} must be a number above 0, got {getattr(self, name)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return asdict(self)
+
+
+class Pairs(NamedTuple):
+    """Training queries and documents, as token ids.
+
+    Attributes:
+        queries: token ids of each query.
+        documents: token ids of each document.
+        relevant: per query the positions of its relevant documents, at least one.
+    """
+
+    queries: list[list[int]]
+    documents: list[list[int]]
+    relevant: list[list[int]]
+
+
+class Checkpoint(NamedTuple):
+    """The best weights so far.
+
+    Attributes:
+        score: mean nDCG@10 of the validation queries.
+        epoch: 0 is the state before training.
+        weights: everything learned.
+    """
+
+    score: float
+    epoch: int
+    weights: dict[str, Tensor]
+
+
+def pairs_of(collections: Sequence[Collection], embedder: Embedder) -> Pairs:
+    """The `encoder` splits of the collections, as one set of pairs."""
+    queries: list[list[int]] = []
+    documents: list[list[int]] = []
+    relevant: list[list[int]] = []
+    for collection in collections:
+        split = collection.splits["encoder"]
+        position = {name: len(documents) + row for row, name in enumerate(collection.doc_ids)}
+        queries += embedder.text.tokenize(split.texts)
+        documents += embedder.text.tokenize(collection.doc_texts)
+        relevant += [
+            [position[name] for name, grade in grades.items() if grade > 0]
+            for grades in split.relevance
+        ]
+    # A text without tokens teaches nothing, and its gradient would be that of a zero vector.
+    kept = [row for row, ids in enumerate(queries) if ids and documents[relevant[row][0]]]
+    return Pairs([queries[row] for row in kept], documents, [relevant[row] for row in kept])
+
+
+def contrastive_loss(
+    queries: Tensor, documents: Tensor, which: Tensor, temperature: float
+) -> Tensor:
+    """Symmetric InfoNCE over a batch of pairs.
+
+    Args:
+        queries: (B, h), of unit length.
+        documents: (B, h), of unit length; row i is relevant to query i.
+        which: (B,) int64, the documents' identities: a document that stands twice in the batch is
+            not its own negative.
+        temperature: cosines are divided by it.
+
+    Returns:
+        Scalar: mean of the cross-entropies over documents and over queries.
+    """
+    scores = queries @ documents.T / temperature
+    twin = (which[:, None] == which) & ~torch.eye(len(which), dtype=torch.bool, device=which.device)
+    scores = scores.masked_fill(twin, torch.finfo(scores.dtype).min)
+    target = torch.arange(len(scores), device=scores.device)
+    by_query = nn.functional.cross_entropy(scores, target)
+    return (by_query + nn.functional.cross_entropy(scores.T, target)) / 2
+
+
+def train(
+    embedder: Embedder,
+    pairs: Pairs,
+    validation: Validation,
+    settings: TrainingSettings,
+    clusters: Tensor | None = None,
+) -> Checkpoint:
+    """Train one stage in place and leave the best epoch's weights in the embedder.
+
+    Args:
+        embedder: is changed; its encoder may be on any device.
+        pairs: what to learn from.
+        validation: judges every epoch, epoch 0 included.
+        settings: see `TrainingSettings`.
+        clusters: (queries,) int64, the depth of each training query: the second stage. None trains
+            the standard attention.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    epochs = settings.epochs if clusters is None else settings.depth_epochs
+    rate = settings.learning_rate if clusters is None else settings.depth_learning_rate
+    best = Checkpoint(validation.score(embedder, clusters is not None), 0, _copied(embedder))
+    steps = epochs * math.ceil(len(pairs.queries) / settings.batch_size)
+    if steps == 0:
+        return best
+    optimizer = _optimizer(embedder, settings, rate, clusters is not None)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        total_steps=max(steps, 2),
+        pct_start=0.1,
+    )
+    generator = torch.Generator().manual_seed(settings.seed + (clusters is not None))
+    stage = "attention" if clusters is None else "depths"
+    with tqdm(total=steps, desc=f"training {stage}", delay=2, leave=False) as bar:
+        for epoch in range(1, epochs + 1):
+            for rows, documents in _batches(pairs, settings.batch_size, generator):
+                depth = None if clusters is None else clusters[rows].to(embedder.device)
+                loss = _loss(embedder, pairs, rows, documents, depth, settings)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if not math.isfinite(loss.item()):
+                    raise FloatingPointError(
+                        f"loss {loss.item()} in epoch {epoch} of training {stage}; lower the"
+                        " learning rates"
+                    )
+                optimizer.step()
+                schedule.step()
+                bar.update()
+            score = validation.score(embedder, clusters is not None)
+            bar.set_postfix({"validation nDCG@10": f"{score:.4f}"})
+            log.info("%s, epoch %d: validation nDCG@10 %.4f", stage, epoch, score)
+            if score > best.score:
+                best = Checkpoint(score, epoch, _copied(embedder))
+    with torch.no_grad():
+        for name, value in embedder.tensors().items():
+            value.copy_(best.weights[name])
+    return best
+
+
+def _copied(embedder: Embedder) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in embedder.tensors().items()}
+
+
+def _optimizer(
+    embedder: Embedder, settings: TrainingSettings, rate: float, depths: bool
+) -> torch.optim.Optimizer:
+    encoder = embedder.encoder
+    trained = [
+        parameter
+        for name, parameter in encoder.named_parameters()
+        # Depths have no part in the first stage's loss: decay alone would move them.
+        if name != "token_weight" and (depths or not name.startswith("depth_"))
+    ]
+    groups: list[dict[str, Any]] = [
+        {"params": trained, "lr": rate, "weight_decay": settings.weight_decay},
+        {
+            "params": [encoder.token_weight],
+            "lr": settings.token_learning_rate,
+            "weight_decay": 0.0,
+        },
+    ]
+    if embedder.text.trained_weights():
+        groups.append(
+            {
+                "params": list(embedder.text.trained_weights().values()),
+                "lr": settings.embedding_learning_rate,
+                "weight_decay": 0.0,
+            }
+        )
+    return torch.optim.AdamW(groups)
+
+
+def _batches(
+    pairs: Pairs, size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Rows (B,) of queries in random order, and one relevant document each, drawn uniformly."""
+    for rows in torch.randperm(len(pairs.queries), generator=generator).split(size):
+        draws = torch.rand(len(rows), generator=generator).tolist()
+        chosen = [pairs.relevant[row] for row in rows.tolist()]
+        documents = [
+            options[int(draw * len(options))] for options, draw in zip(chosen, draws, strict=True)
+        ]
+        yield rows, documents
+
+
+def _loss(
+    embedder: Embedder,
+    pairs: Pairs,
+    rows: Tensor,
+    documents: list[int],
+    depth: Tensor | None,
+    settings: TrainingSettings,
+) -> Tensor:
+    device = embedder.device
+    ids, mask = padded([pairs.queries[row][: settings.query_tokens] for row in rows.tolist()])
+    queries = embedder.embed(ids.to(device), mask.to(device), depth)
+    texts = [pairs.documents[row][: settings.document_tokens] for row in documents]
+    order = torch.tensor(sorted(range(len(texts)), key=lambda row: len(texts[row])))
+    encoded = []
+    for group in order.chunk(GROUPS):
+        ids, mask = padded([texts[row] for row in group.tolist()])
+        encoded.append(embedder.embed(ids.to(device), mask.to(device)))
+    vectors = torch.cat(encoded)[order.argsort().to(device)]
+    which = torch.tensor(documents, device=device)
+    return contrastive_loss(queries, vectors, which, settings.temperature)
+
+
+def specialise_depths(
+    embedder: Embedder, pairs: Pairs, validation: Validation, settings: TrainingSettings
+) -> Checkpoint:
+    """The second stage: one depth per cluster of queries, then depths from focused to broad.
+
+    Args:
+        embedder: with a MAW encoder whose standard attention is trained; is changed.
+        pairs: what to learn from.
+        validation: judges every epoch with queries routed by their nearest centroid.
+        settings: see `TrainingSettings`.
+    """
+    encoder = embedder.maw
+    encoder.copy_standard_to_depths()
+    queries = [ids[: settings.query_tokens] for ids in pairs.queries]
+    encoder.centroids = cluster(contents(embedder, queries), encoder.depths, settings.seed)
+    best = train(embedder, pairs, validation, settings, nearest(embedder, queries).cpu())
+    encoder.reorder_depths(mean_entropy(embedder, queries).argsort(stable=True))
+    return best
+
+
+@torch.no_grad()
+def mean_entropy(embedder: Embedder, ids: list[list[int]]) -> Tensor:
+    """Mean attention entropy (D,) of every depth over texts given as token ids."""
+    total = torch.zeros(embedder.maw.depths, device=embedder.device)
+    for _, statistics, _ in embedder.query_statistics(ids, progress="ordering depths"):
+        total += statistics.entropy.sum(0)
+    return total / max(len(ids), 1)

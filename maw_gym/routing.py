@@ -1,0 +1,140 @@
+"""DepthRouter: what every learner leaves behind, a plain network from observation to depth."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from maw_gym.depth_table import checked_blocks
+from maw_gym.errors import InputError
+from maw_gym.tensor_files import read_settings, read_tensors, write_tensors
+
+ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+class DepthRouter(nn.Module):
+    """A multilayer perceptron over standardised observations.
+
+    Args:
+        layers: weight (out, in) and bias (out,) of each layer; the last has D outputs.
+        activation: between the layers, "relu" or "tanh".
+        mean: (O,), subtracted from the observation.
+        scale: (O,), multiplies the difference.
+        observation: blocks of the observation, in order.
+        settings: JSON values saved along: the learner, its data, the encoder's fingerprint.
+
+    Raises:
+        InputError: an unknown activation or block, or layers that do not fit.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        activation: str,
+        mean: Tensor,
+        scale: Tensor,
+        observation: Sequence[str],
+        settings: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise InputError(
+                f"unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}"
+            )
+        self.activation = activation
+        self.observation = checked_blocks(observation)
+        self.settings = dict(settings)
+        self.register_buffer("mean", mean.detach().clone())
+        self.register_buffer("scale", scale.detach().clone())
+        modules: list[nn.Module] = []
+        width = len(mean)
+        for weight, bias in layers:
+            if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+                raise InputError(
+                    f"router layers do not fit: weight {tuple(weight.shape)} and bias"
+                    f" {tuple(bias.shape)} after {width} numbers"
+                )
+            width = weight.shape[0]
+            linear = nn.utils.skip_init(nn.Linear, weight.shape[1], width)
+            with torch.no_grad():
+                linear.weight.copy_(weight)
+                linear.bias.copy_(bias)
+            modules += [linear, ACTIVATIONS[activation]()]
+        self.network = nn.Sequential(*modules[:-1])
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The layers, in order."""
+        return [module for module in self.network if isinstance(module, nn.Linear)]
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Logits (B, D) of observations (B, O)."""
+        logits: Tensor = self.network((observation - self.mean) * self.scale)
+        return logits
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: NDArray[np.float32],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[np.int64], None]:
+        """Depths (B,) of observations (B, O), or one depth of one observation (O,).
+
+        The signature is that of Stable-Baselines3's algorithms; a router has no state. A sampled
+        depth (`deterministic=False`) comes from torch's global generator, as in SB3.
+        """
+        del state, episode_start
+        given = torch.as_tensor(np.array(observation, np.float32), device=self.mean.device)
+        logits = self(given)
+        if deterministic:
+            depths = logits.argmax(-1)
+        else:
+            depths = torch.distributions.Categorical(logits=logits).sample()
+        return depths.cpu().numpy(), None
+
+
+def save_router(path: Path, router: DepthRouter) -> None:
+    """Write a router's weights and settings as one safetensors file."""
+    tensors = {"mean": router.mean, "scale": router.scale}
+    for row, linear in enumerate(router.linears):
+        tensors |= {f"layers.{row}.weight": linear.weight, f"layers.{row}.bias": linear.bias}
+    settings = {
+        "activation": router.activation,
+        "observation": list(router.observation),
+        "widths": [len(router.mean), *(linear.out_features for linear in router.linears)],
+        "router": router.settings,
+    }
+    write_tensors(path, tensors, "router", settings)
+
+
+def load_router(path: Path) -> DepthRouter:
+    """Read a router; no code in the file is run.
+
+    Raises:
+        InputError: the file is missing, damaged, foreign, or of other shapes than it says.
+    """
+    settings = read_settings(path, "router")
+    try:
+        widths = [int(width) for width in settings["widths"]]
+        activation, blocks = str(settings["activation"]), list(settings["observation"])
+        told = dict(settings["router"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: incomplete router settings ({error})") from None
+    shapes: dict[str, tuple[int | None, ...]] = {"mean": (widths[0],), "scale": (widths[0],)}
+    for row, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        shapes |= {f"layers.{row}.weight": (outputs, inputs), f"layers.{row}.bias": (outputs,)}
+    tensors = read_tensors(path, shapes)
+    layers = [
+        (tensors[f"layers.{row}.weight"], tensors[f"layers.{row}.bias"])
+        for row in range(len(widths) - 1)
+    ]
+    return DepthRouter(layers, activation, tensors["mean"], tensors["scale"], blocks, told).eval()

@@ -1,5 +1,6 @@
 """DepthRouter: what every learner leaves behind, a plain network from observation to depth."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -130,7 +131,7 @@ def load_router(path: Path) -> DepthRouter:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: incomplete router settings ({error})") from None
     shapes: dict[str, tuple[int | None, ...]] = {"mean": (widths[0],), "scale": (widths[0],)}
-    for row, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for row, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         shapes |= {f"layers.{row}.weight": (outputs, inputs), f"layers.{row}.bias": (outputs,)}
     tensors = read_tensors(path, shapes)
     layers = [

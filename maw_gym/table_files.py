@@ -21,6 +21,7 @@ from maw_gym.errors import InputError
 
 CHUNK = 4096  # rows built, written and counted at once
 COLUMNS = ("attention", "entropy", "focus", "ndcg", "listwise", "content", "clusters")
+PER_DEPTH = ("entropy", "focus", "ndcg", "listwise")
 
 Columns = dict[str, NDArray[Any]]
 Builder = Callable[[slice], Mapping[str, NDArray[np.float32]]]
@@ -44,13 +45,18 @@ def load_or_build(
     with one_builder(path):
         if path.exists():
             try:
-                return read_table(path)
+                table = read_table(path)
+                if _fits(table, query_ids, widths):
+                    return table
             except InputError:
-                path.unlink()
+                pass
+            path.unlink()
         partial = path.with_name(path.name + ".partial")
         progress = path.with_name(path.name + ".progress")
         done = _finished_rows(partial, progress, ids, shapes)
         if done == 0:
+            # First of all: rows counted for another file are not in the new one.
+            progress.unlink(missing_ok=True)
             _allocate(partial, ids, shapes)
         columns = _map(partial, "r+")
         columns["query_ids"][:] = np.frombuffer(ids, np.uint8)
@@ -76,9 +82,15 @@ def read_table(path: Path) -> DepthTable:
     try:
         columns = _map(path, "r")
         ids = tuple(json.loads(columns.pop("query_ids").tobytes()))
-        if set(columns) != set(COLUMNS) or any(len(ids) != len(c) for c in columns.values()):
-            raise ValueError("other columns or rows than a depth table has")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if set(columns) != set(COLUMNS) or not all(isinstance(name, str) for name in ids):
+            raise ValueError("other columns than a depth table has")
+        depths = columns["entropy"].shape[1:]
+        for name, column in columns.items():
+            if column.ndim != 2 or len(column) != len(ids) or column.dtype != np.float32:
+                raise ValueError(f"column {name} has shape {column.shape} for {len(ids)} queries")
+            if name in PER_DEPTH and column.shape[1:] != depths:
+                raise ValueError(f"column {name} has not the depths of entropy")
+    except (OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a depth table ({error}); delete it") from None
     return DepthTable(ids, **columns)
 
@@ -89,12 +101,21 @@ def _finished_rows(
     """Rows that an interrupted build of the very same table has already written."""
     try:
         rows = int(json.loads(progress.read_text())["rows"])
-        expected = len(_header(ids, shapes)) + len(ids) + 4 * sum(map(math.prod, shapes.values()))
-        if partial.stat().st_size == expected and 0 <= rows <= shapes["entropy"][0]:
+        header = _header(ids, shapes)
+        with partial.open("rb") as file:
+            same = file.read(len(header)) == header
+        expected = len(header) + len(ids) + 4 * sum(map(math.prod, shapes.values()))
+        if same and partial.stat().st_size == expected and 0 <= rows <= shapes["entropy"][0]:
             return rows
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
         pass
     return 0
+
+
+def _fits(table: DepthTable, query_ids: Sequence[str], widths: Mapping[str, int]) -> bool:
+    """Whether a table read from disk is the one wanted; a file changed by hand may be another."""
+    found = {name: getattr(table, name).shape[1] for name in COLUMNS}
+    return table.query_ids == tuple(query_ids) and found == dict(widths)
 
 
 def _header(ids: bytes, shapes: Mapping[str, tuple[int, int]]) -> bytes:
@@ -137,11 +158,13 @@ def _map(path: Path, mode: Any) -> Columns:
         if not 0 < length <= size - 8:
             raise ValueError(f"header of {length} bytes in a file of {size}")
         header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("header is not a JSON object")
     columns: Columns = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        dtype = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}[entry["dtype"]]
+        dtype: np.dtype[Any] = np.dtype({"F32": "<f4", "U8": "u1"}[entry["dtype"]])
         shape = tuple(int(n) for n in entry["shape"])
         start, stop = entry["data_offsets"]
         fits = 0 <= start <= stop <= size - 8 - length and min(shape, default=1) >= 0

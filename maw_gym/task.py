@@ -37,14 +37,20 @@ class RetrievalTask:
         collection: documents, and queries in splits.
         embedder: a MAW encoder for tables; a NON-MAW one can only be evaluated.
         device: where texts are encoded and ranked.
+        encoder_provenance: JSON values: which encoder this is and how it came about.
     """
 
     def __init__(
-        self, collection: Collection, embedder: Embedder, device: torch.device | str = "cpu"
+        self,
+        collection: Collection,
+        embedder: Embedder,
+        device: torch.device | str = "cpu",
+        encoder_provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.collection = collection
         self.embedder = embedder.to(device)
         self.device = torch.device(device)
+        self.encoder_provenance = dict(encoder_provenance or {})
         self._tables: dict[str, DepthTable] = {}
         self._candidates: dict[str, list[NDArray[np.int64]] | None] = {}
 
@@ -222,17 +228,19 @@ def load_task(dataset: str, encoder: str, device: str = "auto", fold: int = 0) -
             " encoder.safetensors"
         )
     collection = load_collection(dataset, fold)
-    return RetrievalTask(collection, _embedder(collection, encoder, where)[0], where)
+    embedder, provenance = _embedder(collection, encoder, where)
+    return RetrievalTask(collection, embedder, where, provenance)
 
 
 def _embedder(
     collection: Collection, encoder: str, device: torch.device
 ) -> tuple[Embedder, dict[str, Any]]:
     if encoder == "untrained":
-        return untrained_embedder(collection.doc_texts), {"kind": "untrained"}
+        return untrained_embedder(collection.doc_texts), {"chosen": "untrained"}
     if encoder == "trained":
         # Imported late: an environment with an untrained encoder needs no training code.
         from maw_gym.encoder_selection import trained_embedder
 
         return trained_embedder(collection, device)
-    return load_embedder(Path(encoder).expanduser())
+    embedder, provenance = load_embedder(Path(encoder).expanduser())
+    return embedder, {"chosen": encoder, "training": provenance}

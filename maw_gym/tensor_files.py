@@ -48,10 +48,10 @@ def read_settings(path: Path, kind: str) -> dict[str, Any]:
     try:
         content = json.loads(metadata["maw_gym"])
         found, settings = content["kind"], content["settings"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise InputError(f"{path} was not written by maw_gym; give a {kind} file") from None
     if found != kind or not isinstance(settings, dict):
-        raise InputError(f"{path} holds a {found}, not a {kind}")
+        raise InputError(f"{path} holds a {found!r}, not a {kind!r}")
     return settings
 
 
@@ -63,22 +63,25 @@ def read_tensors(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> di
         shapes: every tensor's shape; None stands for any size.
 
     Raises:
-        InputError: a tensor is missing, unknown, of another shape, or not finite.
+        InputError: a tensor is missing, unknown, of another shape, not float32, or not finite.
     """
     with safe_open(path, "pt") as file:
         names = set(file.keys())
         for name in sorted(names ^ set(shapes)):
             raise InputError(f"{path}: tensor {name!r} is {'unknown' if name in names else 'gone'}")
         for name, shape in shapes.items():
-            found = tuple(file.get_slice(name).get_shape())
+            header = file.get_slice(name)
+            found = tuple(header.get_shape())
             fits = len(found) == len(shape) and all(
                 size in (None, got) for size, got in zip(shape, found, strict=True)
             )
             if not fits:
                 raise InputError(f"{path}: tensor {name!r} has shape {found}, expected {shape}")
+            if header.get_dtype() != "F32":
+                raise InputError(f"{path}: tensor {name!r} is {header.get_dtype()}, expected F32")
         tensors = {name: file.get_tensor(name) for name in shapes}
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if not tensor.isfinite().all():
             raise InputError(f"{path}: tensor {name!r} holds values that are not finite")
     return tensors
 
@@ -89,5 +92,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.view(torch.uint8).numpy() if tensor.numel() else b"")
+        if tensor.numel():
+            digest.update(tensor.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,0 +1,115 @@
+"""Training a learner that acts in the environment; what GRPO's and PPO's runners share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.export import router_from_model
+from agents.sb3_vec_env import to_sb3
+from maw_gym.cache import written_whole
+from maw_gym.evaluation import best_fixed
+from maw_gym.routing import DepthRouter
+from maw_gym.task import RetrievalTask, load_task
+from maw_gym.tensor_files import fingerprint
+from runners.callbacks import ValidationCallback
+from runners.settings import CommonSettings, OnlineSettings
+
+# Makes the algorithm: environment, policy arguments (standardisation), folder of the run.
+MakeModel = Callable[[VecEnv, dict[str, Any]], OnPolicyAlgorithm]
+
+
+class Trained(NamedTuple):
+    """What a learner leaves to the report.
+
+    Attributes:
+        router: from observation to depth.
+        history: (timestep or epoch, mean validation reward).
+        chosen_at: the timestep or epoch that was kept.
+    """
+
+    router: DepthRouter
+    history: list[tuple[int, float]]
+    chosen_at: int
+
+
+def open_task(settings: CommonSettings) -> RetrievalTask:
+    """The task of a run, with its tables built."""
+    task = load_task(settings.dataset, settings.encoder, settings.device, settings.fold)
+    for split in ("train", "validation", "test"):
+        task.table(split)
+    return task
+
+
+def router_settings(task: RetrievalTask, settings: CommonSettings, learner: str) -> dict[str, Any]:
+    """What is written into router.safetensors beside the weights."""
+    return {
+        "learner": learner,
+        "dataset": task.collection.name,
+        "encoder": fingerprint(task.embedder.tensors()),
+        "seed": settings.seed,
+    }
+
+
+def standardisation(observations: np.ndarray[Any, Any]) -> dict[str, list[float]]:
+    """Mean and reciprocal standard deviation (O,) of training observations (N, O).
+
+    Numbers that do not vary get scale 1: they carry nothing, and nothing must blow up.
+    """
+    mean, deviation = observations.mean(axis=0), observations.std(axis=0)
+    scale = np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 1.0)
+    return {"mean": mean.tolist(), "scale": scale.tolist()}
+
+
+def train_online(
+    task: RetrievalTask,
+    settings: OnlineSettings,
+    learner: str,
+    make_model: MakeModel,
+    folder: Path,
+) -> Trained:
+    """Train on the `train` queries and keep the policy that is best on validation queries.
+
+    Args:
+        task: see `open_task`.
+        settings: of the run.
+        learner: its name, for the router's file.
+        make_model: builds the algorithm.
+        folder: of the run; gets the TensorBoard events and model.zip.
+    """
+    table = task.table("train")
+    environment = gym.make_vec(
+        "MAWDepth-v0",
+        num_envs=settings.num_envs,
+        group_size=settings.group_size,
+        observation=settings.observation,
+        alignment=settings.alignment,
+        reward_weights=settings.reward_weights,
+        table=table,
+    )
+    policy = {"features_extractor_kwargs": standardisation(table.observation(settings.observation))}
+    model = make_model(to_sb3(environment), policy)
+    model.set_logger(configure(str(folder), ["tensorboard"]))
+    validation = task.table("validation")
+    rollouts = -(-settings.timesteps // (settings.num_envs * model.n_steps))
+    callback = ValidationCallback(
+        task,
+        validation,
+        settings.observation,
+        validation.reward(settings.reward_weights, settings.alignment),
+        best_fixed(table.reward(settings.reward_weights, settings.alignment)),
+        max(1, rollouts // settings.evaluations),
+    )
+    model.learn(settings.timesteps, callback, progress_bar=True)
+    with written_whole(folder / "model.zip") as temporary:
+        model.save(temporary)
+    model.policy.load_state_dict(callback.best_weights)
+    router = router_from_model(
+        model, settings.observation, router_settings(task, settings, learner)
+    )
+    return Trained(router, callback.history, callback.best_step)

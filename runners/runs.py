@@ -1,0 +1,136 @@
+"""A run's folder, and the frame around every runner's main function."""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from maw_gym.cache import written_whole
+from maw_gym.errors import InputError
+
+Settings = TypeVar("Settings")
+
+PACKAGES = ("maw_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "ir_datasets")
+
+
+def run_main(settings: type[Settings], main: Callable[[Settings], None]) -> None:
+    """Read the command line and run `main`; a user's mistake is one line and exit status 2.
+
+    Args:
+        settings: a dataclass; its docstrings are the help.
+        main: the runner.
+    """
+    told = tyro.cli(settings, description=sys.modules[main.__module__].__doc__)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        main(told)
+    except InputError as mistake:
+        _quit(str(mistake), 2)
+    except OSError as problem:
+        # No permission, no space: the environment's fault, and no traceback mends it.
+        _quit(f"{problem.strerror or problem}: {problem.filename or ''}".rstrip(": "), 2)
+    except KeyboardInterrupt:
+        _quit("interrupted", 130)
+
+
+def _quit(message: str, status: int) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # Worker threads must not hold a failed run; buffers were written above.
+    raise SystemExit(status)
+
+
+def new_run(logdir: Path, name: str | None, default: str) -> Path:
+    """Make the folder of a new run.
+
+    Args:
+        logdir: folder of all runs.
+        name: of the run; None makes one of `default` and the time.
+        default: learner, dataset and seed.
+
+    Raises:
+        InputError: the name is not a plain folder name, is taken, or cannot be written.
+    """
+    if name is not None and (not name or name != Path(name).name or name in (".", "..")):
+        raise InputError(
+            f"run name {name!r} must be a plain folder name; use --logdir for its place"
+        )
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = logdir / (name or f"{re.sub(r'[^A-Za-z0-9._-]+', '-', default).strip('-')}-{stamp}")
+    if (folder / "config.json").exists():
+        raise InputError(f"run {str(folder)!r} exists; choose another --run-name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback((folder / ".probe").unlink, missing_ok=True)
+            (folder / ".probe").touch()
+    except OSError as problem:
+        raise InputError(
+            f"cannot write the run folder {str(folder)!r} ({problem.strerror}); choose another"
+            " --logdir"
+        ) from None
+    return folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def write_config(
+    folder: Path,
+    learner: str,
+    settings: Any,
+    dataset: Mapping[str, Any],
+    encoder: Mapping[str, Any],
+) -> None:
+    """Write config.json: every setting, versions, git commit, provenance of data and encoder."""
+    assert is_dataclass(settings)
+    write_json(
+        folder / "config.json",
+        {
+            "learner": learner,
+            "settings": asdict(settings),  # type: ignore[arg-type]
+            "dataset": dataset,
+            "encoder": encoder,
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+            | {"python": platform.python_version()},
+            "git_commit": git_commit(),
+        },
+    )
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree, or None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+class Stopwatch:
+    """Seconds of each stage of a run, for the `wall_seconds` of metrics.json."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and tell the user that it runs."""
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)

@@ -9,8 +9,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-POOLED = 8  # the state pools each head's n x n attention to POOLED x POOLED
+from maw_gym.errors import InputError
+from maw_gym.pooling import POOLED, pooling_matrix
+from maw_gym.statistics_cpu import cached_statistics
+
+KERNELS = ("auto", "torch", "triton", "triton-float32")
 
 
 class DepthStatistics(NamedTuple):
@@ -124,28 +129,6 @@ def _mean_of_rows(values: Tensor, mask: Tensor) -> Tensor:
     return (values * rows).sum(-1).mean(1) / count
 
 
-def pooling_matrix(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Adaptive average pooling of n real tokens to 8 cells, as a matrix.
-
-    Cell i averages tokens floor(i n / 8) to ceil((i + 1) n / 8) - 1, as torch defines
-    `adaptive_avg_pool2d`. So ``P A P^T`` pools the real n x n part of A.
-
-    Args:
-        mask: (B, S) bool, real tokens first.
-        dtype: of the result.
-
-    Returns:
-        (B, 8, S); rows sum to 1, or are 0 for a text without tokens.
-    """
-    lengths = mask.sum(-1, keepdim=True)  # (B, 1)
-    cell = torch.arange(POOLED, device=mask.device)
-    start = cell * lengths // POOLED  # (B, 8)
-    stop = -(-(cell + 1) * lengths // POOLED)
-    token = torch.arange(mask.shape[1], device=mask.device)
-    inside = (token >= start[..., None]) & (token < stop[..., None])
-    return inside.to(dtype) / (stop - start).clamp(min=1)[..., None]
-
-
 def pooled_state(mean_attention: Tensor, mask: Tensor) -> Tensor:
     """The observation block `attention`: (B, H, S, S) to (B, 64 H), pooled and of unit length."""
     pool = pooling_matrix(mask, mean_attention.dtype)[:, None]  # (B, 1, 8, S)
@@ -160,43 +143,118 @@ def depth_statistics(
     key_weight: Tensor,
     value: Tensor,
     pooling: Tensor,
+    kernel: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The statistics of every depth's attention, one block of depths at a time.
+    """The statistics of every depth's attention; the 5D tensor is never held.
 
-    The 5D tensor is never held. An embedding is a pooled sum over tokens, so of the product with V
-    only its pooled row is ever needed: ``pooling^T A_d V`` is a vector times V, not a matrix.
+    An embedding is a pooled sum over tokens, so of the product with V only its pooled row is ever
+    needed: ``pooling^T A_d V`` is a vector times V, not a matrix. Three ways compute the same:
+    where gradients are wanted, blocks of depths that are computed again in the backward pass;
+    on the CPU, blocks that stay in its cache; on CUDA, a fused Triton kernel with bfloat16
+    operands.
 
     Args:
-        x: (B, S, h), the attention's input.
-        mask: (B, S) bool.
+        x: (B, S, h), the attention's input; padding is never read.
+        mask: (B, S) bool, real tokens first.
         query_weight: (D h, h), see `depth_attention`.
         key_weight: (D h, h).
         value: (B, H, S, e).
         pooling: (B, S), weights of the tokens in the embedding; 0 on padding.
+        kernel: "auto" chooses as above, "torch" leaves the fast paths out and keeps the inputs'
+            precision, "triton" insists on the fused kernel (no gradients), "triton-float32" on it
+            with float32 operands.
 
     Returns:
         state (B, 64 H), entropy (B, D), focus (B, D), and the pooled attention output before the
         output projection (B, D, H e).
+
+    Raises:
+        InputError: `kernel` is unknown, or a Triton one where gradients are wanted.
+    """
+    if kernel not in KERNELS:
+        raise InputError(f"unknown kernel {kernel!r}; choose one of {', '.join(KERNELS)}")
+    inputs = (x, mask, query_weight, key_weight, value, pooling)
+    gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    triton = kernel.startswith("triton")
+    if gradients and triton:
+        raise InputError("the Triton kernel has no gradients; use kernel='auto' or torch.no_grad()")
+    if triton or (kernel == "auto" and x.is_cuda and not gradients):
+        from maw_gym.kernels import fused_statistics  # CPU torch does not bring triton
+
+        exact = kernel == "triton-float32"
+        return fused_statistics(*inputs, dtype=torch.float32 if exact else torch.bfloat16)
+    if kernel == "auto" and x.device.type == "cpu" and not gradients:
+        return cached_statistics(*inputs)
+    return blocked_statistics(*inputs, recompute=gradients)
+
+
+def blocked_statistics(
+    x: Tensor,
+    mask: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    value: Tensor,
+    pooling: Tensor,
+    *,
+    recompute: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The statistics in plain torch, one block of depths at a time; see `depth_statistics`.
+
+    Args:
+        x: as in `depth_statistics`, like the following.
+        mask: (B, S) bool.
+        query_weight: (D h, h).
+        key_weight: (D h, h).
+        value: (B, H, S, e).
+        pooling: (B, S).
+        recompute: compute each block again in the backward pass instead of storing its scores.
+
+    Returns:
+        As `depth_statistics`.
     """
     batch, heads, length, _ = value.shape
     width = x.shape[-1]
     depths = query_weight.shape[0] // width
     # Blocks of depths bound the scores to some 2^22 numbers (16 MB), whatever D is.
     block = max(1, min(depths, (1 << 22) // max(1, batch * heads * length * length)))
-    mean_attention = x.new_zeros(batch, heads, length, length)
-    entropy, focus, pooled = [], [], []
+    total = x.new_zeros(batch, heads, POOLED, POOLED)
+    parts = []
     for start in range(0, depths, block):
         rows = slice(start * width, min(start + block, depths) * width)
-        shape = (batch, length, -1, heads, width // heads)
-        # (B, S, d h) -> (B, S, d, H, e) -> (B, H, d, S, e)
-        query = (x @ query_weight[rows].T).view(shape).permute(0, 3, 2, 1, 4)
-        key = (x @ key_weight[rows].T).view(shape).permute(0, 3, 2, 1, 4)
-        weights = attention_weights(query, key, mask)  # (B, H, d, S, S)
-        mean_attention = mean_attention + weights.sum(2)
-        entropy.append(row_entropy(weights, mask))
-        focus.append(row_focus(weights, mask))
-        # (B, 1, 1, 1, S) @ (B, H, d, S, S) -> (B, H, d, S) @ (B, H, S, e) -> (B, d, H e)
-        row = (pooling[:, None, None, None] @ weights).squeeze(-2)
-        pooled.append((row @ value).transpose(1, 2).flatten(2))
-    state = pooled_state(mean_attention / depths, mask)
-    return state, torch.cat(entropy, 1), torch.cat(focus, 1), torch.cat(pooled, 1)
+        arguments = (x, mask, query_weight[rows], key_weight[rows], value, pooling)
+        if recompute:
+            result = checkpoint(
+                _block_statistics, *arguments, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            result = _block_statistics(*arguments)
+        total = total + result[0]
+        parts.append(result[1:])
+    entropy, focus, pooled = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    return torch.nn.functional.normalize(total.flatten(1), dim=-1), entropy, focus, pooled
+
+
+def _block_statistics(
+    x: Tensor,
+    mask: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    value: Tensor,
+    pooling: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pooled attention summed over the block's d depths (B, H, 8, 8), and the rest as returned."""
+    batch, heads, length, _ = value.shape
+    width = x.shape[-1]
+    x = x.masked_fill(~mask[..., None], 0)
+    value = value.masked_fill(~mask[:, None, :, None], 0)
+    shape = (batch, length, -1, heads, width // heads)
+    # (B, S, d h) -> (B, S, d, H, e) -> (B, H, d, S, e)
+    query = (x @ query_weight.T).view(shape).permute(0, 3, 2, 1, 4)
+    key = (x @ key_weight.T).view(shape).permute(0, 3, 2, 1, 4)
+    weights = attention_weights(query, key, mask)  # (B, H, d, S, S)
+    pool = pooling_matrix(mask, x.dtype)[:, None]  # (B, 1, 8, S)
+    total = pool @ weights.sum(2) @ pool.transpose(-1, -2)  # (B, H, 8, 8)
+    # (B, 1, 1, 1, S) @ (B, H, d, S, S) -> (B, H, d, S) @ (B, H, S, e) -> (B, d, H e)
+    row = (pooling[:, None, None, None] @ weights).squeeze(-2)
+    pooled = (row @ value).transpose(1, 2).flatten(2)
+    return total, row_entropy(weights, mask), row_focus(weights, mask), pooled

@@ -234,7 +234,8 @@ def test_gradients_equal_those_of_the_reference() -> None:
     gradients = []
     for function in (depth_statistics, reference):
         leaves = [t.clone().requires_grad_() for t in (x, *rest)]
-        outputs = function(leaves[0], mask, *leaves[1:])
+        # Weights of padding are 0 by contract, and so is their gradient.
+        outputs = function(leaves[0], mask, *leaves[1:-1], leaves[-1] * mask)
         generator = torch.Generator().manual_seed(8)
         weighted = [
             (o * torch.rand(o.shape, generator=generator, dtype=o.dtype)).sum() for o in outputs
@@ -273,6 +274,6 @@ def test_one_depth_of_the_encoder_is_its_slice_of_the_tensor_applied_to_v() -> N
             torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
         statistics = encoder.depth_statistics(ids, hidden, mask)
         chosen = statistics.embeddings[torch.arange(4), depth]
-        embedded = encoder.embed(ids, hidden, mask, depth)
+        embedded = encoder.embed(ids, hidden, mask, depth=depth)
         torch.testing.assert_close(chosen, embedded, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(4))

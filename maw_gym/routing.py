@@ -1,6 +1,7 @@
 """DepthRouter: what every learner leaves behind, a plain network from observation to depth."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ class DepthRouter(nn.Module):
         scale: (O,), multiplies the difference.
         observation: blocks of the observation, in order.
         settings: JSON values saved along: the learner, its data, the encoder's fingerprint.
+        limit: standardised numbers are clipped to [-limit, limit]; infinity is none.
 
     Raises:
         InputError: an unknown activation or block, or layers that do not fit.
@@ -43,6 +45,7 @@ class DepthRouter(nn.Module):
         scale: Tensor,
         observation: Sequence[str],
         settings: Mapping[str, Any],
+        limit: float = math.inf,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -50,6 +53,7 @@ class DepthRouter(nn.Module):
                 f"unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}"
             )
         self.activation = activation
+        self.limit = float(limit)
         self.observation = checked_blocks(observation)
         self.settings = dict(settings)
         self.register_buffer("mean", mean.detach().clone())
@@ -77,7 +81,8 @@ class DepthRouter(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Logits (B, D) of observations (B, O)."""
-        logits: Tensor = self.network((observation - self.mean) * self.scale)
+        standard = (observation - self.mean) * self.scale
+        logits: Tensor = self.network(standard.clamp(-self.limit, self.limit))
         return logits
 
     @torch.no_grad()
@@ -110,6 +115,7 @@ def save_router(path: Path, router: DepthRouter) -> None:
         tensors |= {f"layers.{row}.weight": linear.weight, f"layers.{row}.bias": linear.bias}
     settings = {
         "activation": router.activation,
+        "limit": router.limit if math.isfinite(router.limit) else None,
         "observation": list(router.observation),
         "widths": [len(router.mean), *(linear.out_features for linear in router.linears)],
         "router": router.settings,
@@ -128,6 +134,7 @@ def load_router(path: Path) -> DepthRouter:
         widths = [int(width) for width in settings["widths"]]
         activation, blocks = str(settings["activation"]), list(settings["observation"])
         told = dict(settings["router"])
+        limit = math.inf if settings["limit"] is None else float(settings["limit"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: incomplete router settings ({error})") from None
     shapes: dict[str, tuple[int | None, ...]] = {"mean": (widths[0],), "scale": (widths[0],)}
@@ -138,4 +145,5 @@ def load_router(path: Path) -> DepthRouter:
         (tensors[f"layers.{row}.weight"], tensors[f"layers.{row}.bias"])
         for row in range(len(widths) - 1)
     ]
-    return DepthRouter(layers, activation, tensors["mean"], tensors["scale"], blocks, told).eval()
+    mean, scale = tensors["mean"], tensors["scale"]
+    return DepthRouter(layers, activation, mean, scale, blocks, told, limit).eval()

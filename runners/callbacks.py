@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maw_gym.bandit import Outcome
 from maw_gym.depth_table import DepthTable
-from maw_gym.evaluation import best_fixed, reward_summary
+from maw_gym.evaluation import reward_summary
 from maw_gym.rendering import Scene, attention_figure, figure_rgb
 from maw_gym.task import RetrievalTask
 
@@ -27,9 +27,10 @@ class ValidationCallback(BaseCallback):
 
     Args:
         task: draws the attention picture.
-        tables: depth tables of `train` and `validation`.
+        table: depth table of `validation`.
         observation: blocks.
         reward: the validation queries' reward (N, D).
+        alignment: the validation queries' relevance alignment (N, D).
         best_fixed_depth: chosen on training queries, for the share of the gap.
         interval: rollouts between evaluations.
 
@@ -46,6 +47,7 @@ class ValidationCallback(BaseCallback):
         table: DepthTable,
         observation: tuple[str, ...],
         reward: np.ndarray[Any, Any],
+        alignment: np.ndarray[Any, Any],
         best_fixed_depth: int,
         interval: int,
     ) -> None:
@@ -54,6 +56,7 @@ class ValidationCallback(BaseCallback):
         self.table = table
         self.observations = table.observation(observation)
         self.reward = reward
+        self.alignment = alignment
         self.best_fixed_depth = best_fixed_depth
         self.interval = interval
         self.best_reward = -np.inf
@@ -113,15 +116,14 @@ class ValidationCallback(BaseCallback):
         self.logger.record("policy/depths", torch.from_numpy(depths), exclude=("stdout", "log"))
         query, depth = self.table.query_ids[0], int(depths[0])
         weights, tokens = self.task.attention(query, depth)
-        ndcg = self.table.ndcg[0, depth]
-        terms = [float(x) for x in (self.table.entropy[0, depth], self.table.focus[0, depth], ndcg)]
         reward = self.reward[0]
-        outcome = Outcome(float(reward[depth]), *terms, float(reward.max() - reward[depth]))
+        outcome = Outcome(
+            float(reward[depth]),
+            float(self.table.entropy[0, depth]),
+            float(self.table.focus[0, depth]),
+            float(self.alignment[0, depth]),
+            float(reward.max() - reward[depth]),
+        )
         scene = Scene(query, weights, tokens, depth, self.table.num_depths, outcome)
         picture = Image(figure_rgb(attention_figure(scene)), "HWC")
         self.logger.record("attention/depth", picture, exclude=("stdout", "log"))
-
-
-def best_fixed_depth(table: DepthTable, weights: tuple[float, ...], alignment: str) -> int:
-    """The depth of largest mean reward on a table's queries."""
-    return best_fixed(table.reward(weights, alignment))

@@ -20,6 +20,8 @@ from maw_gym.tensor_files import fingerprint
 from runners.callbacks import ValidationCallback
 from runners.settings import CommonSettings, OnlineSettings
 
+LIMIT = 5.0  # standard deviations
+
 # Makes the algorithm: environment, policy arguments (standardisation), folder of the run.
 MakeModel = Callable[[VecEnv, dict[str, Any]], OnPolicyAlgorithm]
 
@@ -56,14 +58,14 @@ def router_settings(task: RetrievalTask, settings: CommonSettings, learner: str)
     }
 
 
-def standardisation(observations: np.ndarray[Any, Any]) -> dict[str, list[float]]:
-    """Mean and reciprocal standard deviation (O,) of training observations (N, O).
+def standardisation(observations: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Mean and reciprocal standard deviation (O,) of training observations (N, O), and a limit.
 
     Numbers that do not vary get scale 1: they carry nothing, and nothing must blow up.
     """
     mean, deviation = observations.mean(axis=0), observations.std(axis=0)
     scale = np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 1.0)
-    return {"mean": mean.tolist(), "scale": scale.tolist()}
+    return {"mean": mean.tolist(), "scale": scale.tolist(), "limit": LIMIT}
 
 
 def train_online(
@@ -102,6 +104,7 @@ def train_online(
         validation,
         settings.observation,
         validation.reward(settings.reward_weights, settings.alignment),
+        validation.alignment(settings.alignment),
         best_fixed(table.reward(settings.reward_weights, settings.alignment)),
         max(1, rollouts // settings.evaluations),
     )

@@ -88,10 +88,9 @@ def report(
         observations = test.observation(settings.observation)
         depths, _ = trained.router.to(task.device).predict(observations)
         result = judge(task, settings, depths)
-        rows = _encoder_rows(task)
-        choices = static_choices(task, settings)
-        for name, chosen in choices.items():
-            rows[name] = judge(task, settings, chosen)
+        rows = encoder_rows(task)
+        for name, choice in static_choices(task, settings).items():
+            rows[name] = judge(task, settings, choice)
         # The expectation over depths is exact; the retrieval of the row is one draw's.
         assert result.reward is not None
         rows["random depth"] = _exact_random(rows["random depth"])
@@ -156,7 +155,8 @@ def _exact_random(row: Row) -> Row:
     return row._replace(reward=row.reward | {"mean": row.reward["random"], "gap_closed": 0.0})
 
 
-def _encoder_rows(task: RetrievalTask) -> dict[str, Row]:
+def encoder_rows(task: RetrievalTask) -> dict[str, Row]:
+    """Retrieval through the standard attention of the untrained and of the given encoder."""
     untrained = untrained_embedder(task.collection.doc_texts)
     zero_shot, _ = RetrievalTask(task.collection, untrained, task.device).evaluate("test")
     standard, _ = task.evaluate("test")

@@ -1,5 +1,6 @@
 """Policies for GRPO; PPO and A2C of Stable-Baselines3 accept the same classes."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -31,6 +32,8 @@ class StateEncoder(BaseFeaturesExtractor):
         mean: Subtracted from the flat observation (O numbers); None: nothing is.
         scale: Multiplies the difference (O numbers); None: nothing does. Observations whose numbers
             hardly differ between contexts teach a network little until they are standardised.
+        limit: Standardised numbers are clipped to [-limit, limit]: one outlier would drive the
+            logits so far that probability ratios overflow.
     """
 
     mean: th.Tensor
@@ -43,18 +46,21 @@ class StateEncoder(BaseFeaturesExtractor):
         activation_fn: type[nn.Module] = nn.ReLU,
         mean: Sequence[float] | None = None,
         scale: Sequence[float] | None = None,
+        limit: float = math.inf,
     ) -> None:
         super().__init__(observation_space, features_dim=widths[-1])
         inputs = get_flattened_obs_dim(observation_space)
         # output_dim < 1: no further layer after the last activation
         layers = create_mlp(inputs, -1, list(widths), activation_fn)
-        self.layers = nn.Sequential(nn.Flatten(), *layers)
+        self.layers = nn.Sequential(*layers)
+        self.limit = limit
         self.register_buffer("mean", _numbers(mean, 0.0, inputs, "mean"))
         self.register_buffer("scale", _numbers(scale, 1.0, inputs, "scale"))
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """(B, *observation) float -> (B, widths[-1])."""
-        return self.layers((observations.flatten(1) - self.mean) * self.scale)
+        standard = (observations.flatten(1) - self.mean) * self.scale
+        return self.layers(standard.clamp(-self.limit, self.limit))
 
 
 def _numbers(values: Sequence[float] | None, default: float, size: int, name: str) -> th.Tensor:
@@ -112,8 +118,8 @@ class GRPOPolicyNetwork(ActorCriticPolicy):
         """Linear layers from the flat observation to the logits, in order.
 
         The policy is exactly these layers with `activation_name` between them (none after the
-        last), over `(observation - mean) * scale` of a StateEncoder: all that is needed to export
-        it as a plain MLP.
+        last), over `(observation - mean) * scale`, clipped to the limit of a StateEncoder: all that is
+        needed to export it as a plain MLP.
 
         Returns:
             The layers themselves, not copies: by default obs-512, 512-256, 256-128, 128-64, 64-D.

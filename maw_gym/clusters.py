@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from maw_gym.embedding import Embedder
 from maw_gym.encoders import mean_content
+from maw_gym.errors import InputError
 
 
 @torch.no_grad()
@@ -31,7 +32,12 @@ def cluster(content: Tensor, clusters: int, seed: int, iterations: int = 30) -> 
         clusters: K; of fewer texts than that, some centroids are equal.
         seed: of the choice of the texts that centroids start from.
         iterations: of Lloyd's algorithm; a cluster that loses its last text keeps its centroid.
+
+    Raises:
+        InputError: there is no text.
     """
+    if not len(content):
+        raise InputError(f"no text to make {clusters} clusters of")
     generator = torch.Generator().manual_seed(seed)
     start = torch.randperm(len(content), generator=generator)[:clusters]
     centroids = content[

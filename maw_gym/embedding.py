@@ -82,6 +82,9 @@ class Embedder:
         Args:
             texts: N queries.
             depths: (N,) int64 in [0, D); None is the standard attention.
+
+        Raises:
+            InputError: a depth that does not exist, or not one for each text.
         """
         return self.encode_ids(self.query_ids(texts), depths)
 
@@ -90,6 +93,8 @@ class Embedder:
         self, ids: list[list[int]], depths: Tensor | None = None, progress: str | None = None
     ) -> Tensor:
         """Embeddings (N, h) of texts given as token ids; see `encode_queries`."""
+        if depths is not None:
+            check_depths(depths, len(ids), self.maw.depths)
         result = torch.zeros(len(ids), self.text.width, device=self.device)
         for rows, batch, mask in self.batches(ids, BATCH_TOKENS, progress):
             chosen = None if depths is None else depths.to(self.device)[rows]
@@ -145,6 +150,16 @@ class Embedder:
                 where = torch.tensor(rows)
                 yield where.to(self.device), batch.to(self.device), mask.to(self.device)
                 bar.update(len(rows))
+
+
+def check_depths(chosen: Tensor, texts: int, depths: int) -> None:
+    """Refuse a choice that is not one depth in [0, `depths`) for each of `texts` texts."""
+    if chosen.shape != (texts,):
+        raise InputError(f"depths of shape {tuple(chosen.shape)} for {texts} texts; give one each")
+    # A negative index would count from the end and pass for another depth.
+    wrong = chosen[(chosen < 0) | (chosen >= depths)]
+    if len(wrong):
+        raise InputError(f"depth {wrong[0].item()} is not one of 0 to {depths - 1}")
 
 
 def truncated(ids: list[list[int]], limit: int, what: str) -> list[list[int]]:

@@ -63,15 +63,26 @@ def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
         known = {field.name for field in fields(EncoderSettings)}
         shape = {name: value for name, value in settings["encoder"].items() if name in known}
         encoder_settings = EncoderSettings(**shape)
-        text_name = settings["text"]
-        query_tokens, document_tokens = settings["query_tokens"], settings["document_tokens"]
+        text = load_text_encoder(settings["text"])
+        limits = settings["query_tokens"], settings["document_tokens"]
         provenance = dict(settings["provenance"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: incomplete encoder settings ({error})") from None
-    text = load_text_encoder(text_name)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: wrong encoder settings ({error})") from None
+    if any(type(limit) is not int or limit < 1 for limit in limits):
+        raise InputError(f"{path}: texts cannot be cut at {limits[0]!r} and {limits[1]!r} tokens")
+    if encoder_settings.hidden != text.width or encoder_settings.vocabulary != text.vocabulary:
+        raise InputError(
+            f"{path}: hidden width {encoder_settings.hidden} and vocabulary"
+            f" {encoder_settings.vocabulary} do not fit {text.name}'s {text.width} and"
+            f" {text.vocabulary}"
+        )
     # Shapes come from a skeleton without memory: a header may claim any size.
-    with torch.device("meta"):
-        skeleton = _encoder(encoder_settings)
+    try:
+        with torch.device("meta"):
+            skeleton = _encoder(encoder_settings)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        problem = str(error).splitlines()[0]
+        raise InputError(f"{path}: impossible encoder settings ({problem})") from None
     expected: dict[str, tuple[int | None, ...]] = {
         name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()
     }
@@ -82,16 +93,10 @@ def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
     tensors = read_tensors(path, expected)
     if "text.embedding" in tensors:
         text = WordLlama(tensors.pop("text.embedding"))
-    if encoder_settings.hidden != text.width or encoder_settings.vocabulary != text.vocabulary:
-        raise InputError(
-            f"{path}: hidden width {encoder_settings.hidden} and vocabulary"
-            f" {encoder_settings.vocabulary} do not fit {text_name}'s {text.width} and"
-            f" {text.vocabulary}"
-        )
     if "centroids" in tensors:
         skeleton.centroids = tensors["centroids"]
     skeleton.load_state_dict(tensors, assign=True)
-    return Embedder(text, skeleton.eval(), query_tokens, document_tokens), provenance
+    return Embedder(text, skeleton.eval(), *limits), provenance
 
 
 def _encoder(settings: EncoderSettings) -> NonMAWEncoder:

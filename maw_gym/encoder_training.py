@@ -121,7 +121,8 @@ def pairs_of(collections: Sequence[Collection], embedder: Embedder) -> Pairs:
             for grades in split.relevance
         ]
     # A text without tokens teaches nothing, and its gradient would be that of a zero vector.
-    kept = [row for row, ids in enumerate(queries) if ids and documents[relevant[row][0]]]
+    relevant = [[at for at in places if documents[at]] for places in relevant]
+    kept = [row for row, ids in enumerate(queries) if ids and relevant[row]]
     return Pairs([queries[row] for row in kept], documents, [relevant[row] for row in kept])
 
 
@@ -179,7 +180,8 @@ def train(
         optimizer,
         [group["lr"] for group in optimizer.param_groups],
         total_steps=max(steps, 2),
-        pct_start=0.1,
+        # Of 10 steps a tenth ends where it begins, and OneCycleLR divides by zero.
+        pct_start=0.1 if steps != 10 else 0.11,
     )
     generator = torch.Generator().manual_seed(settings.seed + (clusters is not None))
     stage = "attention" if clusters is None else "depths"

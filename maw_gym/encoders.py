@@ -44,16 +44,20 @@ class EncoderSettings:
     vocabulary: int = 32_000
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "heads", "vocabulary"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        least = {"hidden": 1, "heads": 1, "head_width": 1, "depths": 0, "vocabulary": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if name == "head_width" and value is None:
+                continue
+            if type(value) is not int or value < smallest:
+                raise InputError(
+                    f"{name} must be a whole number of at least {smallest}, got {value!r}"
+                )
         if self.head_width is None and self.hidden % self.heads:
             raise InputError(
                 f"hidden width {self.hidden} is not divisible by {self.heads} heads;"
                 " give head_width"
             )
-        if self.depths < 0:
-            raise InputError(f"depths must be 0 (NON-MAW) or more, got {self.depths}")
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -171,7 +175,7 @@ class MAWEncoder(NonMAWEncoder):
     def __init__(self, settings: EncoderSettings) -> None:
         if settings.depths < 1:
             raise InputError(f"a MAWEncoder needs at least 1 depth, got {settings.depths}")
-        if settings.head_width not in (None, settings.hidden // settings.heads):
+        if settings.head_width and settings.head_width * settings.heads != settings.hidden:
             raise InputError(
                 f"a MAWEncoder has heads of width hidden / heads, got head_width"
                 f" {settings.head_width}; wider heads are for NonMAWEncoder"

@@ -17,10 +17,11 @@ from maw_gym.corpora import Collection, load_collection
 from maw_gym.corpora.candidates import candidate_documents
 from maw_gym.depth_table import DepthTable
 from maw_gym.document_index import DocumentIndex
-from maw_gym.embedding import Embedder
+from maw_gym.embedding import Embedder, check_depths
 from maw_gym.encoder_files import load_embedder, untrained_embedder
 from maw_gym.errors import InputError
 from maw_gym.evaluation import Evaluation, evaluate_embeddings
+from maw_gym.observed import observed_columns, table_column
 from maw_gym.ranking import Ranking, alignment_of_depths
 from maw_gym.table_files import load_or_build
 from maw_gym.tensor_files import fingerprint, read_settings, read_tensors, write_tensors
@@ -125,21 +126,9 @@ class RetrievalTask:
                 [relevant[place] for place in places],
                 candidates and [candidates[rows.start + place] for place in places],
             )
-            columns = {
-                "attention": statistics.state,
-                "entropy": statistics.entropy,
-                "focus": statistics.focus,
-                "ndcg": alignment.ndcg,
-                "listwise": alignment.listwise,
-                "content": content,
-                "clusters": content @ encoder.centroids.T,
-            }
-            for name, values in columns.items():
-                # Cosines and unit vectors may pass 1 by a rounding; a Box would reject them.
-                whole = values.float().clamp(-1, 1).cpu().numpy()
-                low = -1 if name in ("content", "clusters") else 0
-                if not ((whole >= low) & (whole <= 1)).all():
-                    raise FloatingPointError(f"{name} outside [{low}, 1] for {split} queries")
+            columns = observed_columns(statistics, content, encoder.centroids)
+            for name, values in (columns | alignment._asdict()).items():
+                whole = table_column(name, values)
                 found.setdefault(name, np.empty((count, whole.shape[1]), np.float32))
                 found[name][places] = whole
         return found
@@ -177,8 +166,13 @@ class RetrievalTask:
 
     @torch.no_grad()
     def attention(self, query_id: str, depth: int) -> tuple[NDArray[np.float32], list[str]]:
-        """Attention weights (H, n, n) of one query at one depth, and its n tokens."""
+        """Attention weights (H, n, n) of one query at one depth, and its n tokens.
+
+        Raises:
+            InputError: there is no such query or depth.
+        """
         encoder = self.embedder.maw
+        check_depths(torch.tensor([depth]), 1, encoder.depths)
         ids = self.embedder.query_ids([self.query_text(query_id)])[0]
         tokens = torch.tensor([ids], dtype=torch.long, device=self.device)
         x = encoder.norm(self.embedder.text.hidden(tokens))
@@ -201,13 +195,12 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        torch.zeros(1, device=device).item()  # "meta" can be created, and not be read
+    except (RuntimeError, AssertionError, ImportError, TypeError):
         raise InputError(f"device {name!r} is not available here; use 'cpu' or 'auto'") from None
     return device
 
 
-@cache
 def load_task(dataset: str, encoder: str, device: str = "auto", fold: int = 0) -> RetrievalTask:
     """The task of these settings; equal settings share one task in a process.
 
@@ -222,14 +215,33 @@ def load_task(dataset: str, encoder: str, device: str = "auto", fold: int = 0) -
         InputError: a setting that does not exist.
     """
     where = resolve_device(device)
-    if encoder not in ("untrained", "trained") and not Path(encoder).expanduser().is_file():
-        raise InputError(
-            f"unknown encoder {encoder!r}; give 'untrained', 'trained' or the path of an"
-            " encoder.safetensors"
-        )
+    version = None
+    if encoder not in ("untrained", "trained"):
+        path = Path(encoder).expanduser()
+        if not path.is_file():
+            raise InputError(
+                f"unknown encoder {encoder!r}; give 'untrained', 'trained' or the path of an"
+                " encoder.safetensors"
+            )
+        # A file that was written anew is another encoder.
+        status = path.stat()
+        version = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return _task(dataset, encoder, version, where, fold)
+
+
+# Apart from `load_task`, so that arguments by position, by name and by default are the same key.
+@cache
+def _task(
+    dataset: str,
+    encoder: str,
+    version: tuple[int, int, int] | None,
+    device: torch.device,
+    fold: int,
+) -> RetrievalTask:
+    del version  # tells one file of that name from the next
     collection = load_collection(dataset, fold)
-    embedder, provenance = _embedder(collection, encoder, where)
-    return RetrievalTask(collection, embedder, where, provenance)
+    embedder, provenance = _embedder(collection, encoder, device)
+    return RetrievalTask(collection, embedder, device, provenance)
 
 
 def _embedder(

@@ -49,7 +49,7 @@ def read_settings(path: Path, kind: str) -> dict[str, Any]:
         content = json.loads(metadata["maw_gym"])
         found, settings = content["kind"], content["settings"]
     except (KeyError, TypeError, ValueError, RecursionError):
-        raise InputError(f"{path} was not written by maw_gym; give a {kind} file") from None
+        raise InputError(f"{path} was not written by maw_gym; give another {kind} file") from None
     if found != kind or not isinstance(settings, dict):
         raise InputError(f"{path} holds a {found!r}, not a {kind!r}")
     return settings

@@ -1,0 +1,46 @@
+"""One cache folder for the whole session, one thread per worker, and a tiny collection."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_collection import write_tiny_collection
+
+from maw_gym.corpora import Collection, load_collection, splits
+
+WORKER = "PYTEST_XDIST_WORKER"
+
+
+def pytest_configure() -> None:
+    if WORKER in os.environ:
+        # As many workers as cores: more threads would only wait for each other. Runners started
+        # by tests inherit the setting.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def maw_gym_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache folder of this session, shared by all workers: pydocs is read once."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if WORKER in os.environ else base) / "maw_gym_home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAW_GYM_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BEIR folder of 30 documents and 24 queries; its `encoder` split is empty, as of any small
+    collection. Not to be written to."""
+    return write_tiny_collection(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> Collection:
+    """The collection of `tiny_folder` with queries in all four splits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "ENCODER_MINIMUM", 0)
+        return load_collection(str(tiny_folder))

@@ -1,0 +1,245 @@
+"""What learners without an environment share: a fresh router, and gradient descent on its logits.
+
+Notation: N queries, B of one batch, O observed numbers, D depths.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from maw_gym.errors import InputError
+from maw_gym.routing import DepthRouter
+from maw_gym.task import RetrievalTask
+from maw_gym.tensor_files import fingerprint
+
+WIDTHS: Final = (512, 256, 128, 64)  # hidden widths, those of GRPO's actor
+LIMIT: Final = 5.0  # standardised numbers are clipped here: one outlier must not rule the logits
+SMALLEST_DEVIATION: Final = 1e-6  # numbers that vary less are taken for constant
+
+# Rows (B,) of the queries, their logits (B, D) and the share of the training that is done give
+# the terms to log by name; the one called "loss" is minimised.
+Terms = Callable[[Tensor, Tensor, float], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a router is fitted."""
+
+    epochs: int = 40
+    """passes over the training queries; the epoch of largest validation reward is kept"""
+    batch_size: int = 256
+    """queries per gradient step"""
+    learning_rate: float = 1e-3
+    """of AdamW"""
+    weight_decay: float = 0.01
+    """of AdamW"""
+
+    def check(self) -> None:
+        """Refuse what can be refused before any work starts.
+
+        Raises:
+            InputError: a setting is out of its range.
+        """
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"learning_rate must be a number above 0, got {self.learning_rate}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise InputError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+
+
+class Judge:
+    """Mean reward of a router's greedy depths on `validation` queries.
+
+    Args:
+        task: has the queries; without validation queries those of `train` are taken.
+        observation: blocks that routers see.
+        alignment: kind of relevance alignment in the reward.
+        reward_weights: of entropy, focus and alignment.
+
+    Attributes:
+        split: whose queries judge.
+    """
+
+    def __init__(
+        self,
+        task: RetrievalTask,
+        observation: Sequence[str],
+        alignment: str,
+        reward_weights: Sequence[float],
+    ) -> None:
+        self.split = "validation" if task.collection.splits["validation"].ids else "train"
+        table = task.table(self.split)
+        self.observations = table.observation(observation)
+        self.reward = table.reward(reward_weights, alignment)
+
+    def __call__(self, router: DepthRouter) -> float:
+        """Mean reward of the depths that the router prefers."""
+        depths, _ = router.predict(self.observations)
+        return float(self.reward[np.arange(len(depths)), depths].mean(dtype=np.float64))
+
+
+class Fitted(NamedTuple):
+    """How a fit went.
+
+    Attributes:
+        history: (epoch, mean validation reward), epochs from 1.
+        best_epoch: the one whose weights the router has; of equal ones the first.
+        validation_reward: its mean validation reward.
+        judged_on: the split that judged, `train` where there was no validation query.
+    """
+
+    history: list[tuple[int, float]]
+    best_epoch: int
+    validation_reward: float
+    judged_on: str
+
+
+def standardisation(observations: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and reciprocal standard deviation (O,) of training observations (N, O).
+
+    A number that does not vary has scale 1: it carries nothing, and nothing must blow up.
+    """
+    values = np.asarray(observations)
+    mean = values.mean(axis=0, dtype=np.float64)
+    deviation = values.std(axis=0, dtype=np.float64)
+    varies = deviation > SMALLEST_DEVIATION
+    scale = np.where(varies, 1 / np.where(varies, deviation, 1.0), 1.0)
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def router_settings(task: RetrievalTask, learner: str, **facts: Any) -> dict[str, Any]:
+    """What a router's file says beside its weights.
+
+    Args:
+        task: whose encoder the depths belong to.
+        learner: name of the method.
+        **facts: further JSON values.
+
+    Returns:
+        ``learner``, ``dataset``, ``encoder`` (the fingerprint that `RoutedEncoder` checks), facts.
+    """
+    return {
+        "learner": learner,
+        "dataset": task.collection.name,
+        "encoder": fingerprint(task.embedder.tensors()),
+        **facts,
+    }
+
+
+def new_router(
+    observations: NDArray[np.float32],
+    depths: int,
+    observation: Sequence[str],
+    settings: dict[str, Any],
+    generator: torch.Generator,
+) -> DepthRouter:
+    """An untrained router of the shape and the initialisation of GRPO's actor.
+
+    Orthogonal weights of gain sqrt(2) inside and 0.01 on the logits, biases of 0, ReLU: the first
+    policy is close to uniform.
+
+    Args:
+        observations: (N, O) of the training queries, whose mean and deviation standardise.
+        depths: D.
+        observation: names of the blocks.
+        settings: see `router_settings`.
+        generator: of the weights, on the CPU.
+    """
+    mean, scale = (torch.from_numpy(values) for values in standardisation(observations))
+    widths = (len(mean), *WIDTHS, depths)
+    layers = []
+    for row, (inputs, outputs) in enumerate(pairwise(widths)):
+        gain = 0.01 if row == len(WIDTHS) else math.sqrt(2)
+        weight = torch.empty(outputs, inputs)
+        nn.init.orthogonal_(weight, gain, generator=generator)
+        layers.append((weight, torch.zeros(outputs)))
+    return DepthRouter(layers, "relu", mean, scale, observation, settings, LIMIT)
+
+
+def fit(
+    router: DepthRouter,
+    observations: Tensor,
+    terms: Terms,
+    judge: Judge,
+    settings: FitSettings,
+    generator: torch.Generator,
+    writer: SummaryWriter | None = None,
+    label: str = "router",
+) -> Fitted:
+    """Train a router in place and leave it with the weights of its best epoch.
+
+    The untrained router does not stand for election: on few validation queries it wins by chance,
+    and a learner that did not learn is no comparison.
+
+    Args:
+        router: is changed; lies where `observations` do.
+        observations: (N, O).
+        terms: see `Terms`.
+        judge: chooses the epoch.
+        settings: see `FitSettings`.
+        generator: of the order of the queries, on the CPU.
+        writer: gets every term as ``train/<name>``, its mean over an epoch, and ``eval/reward``;
+            its steps count training queries, as an environment's timesteps do.
+        label: of the progress bar.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(
+        router.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    steps = settings.epochs * math.ceil(len(observations) / settings.batch_size)
+    history: list[tuple[int, float]] = []
+    best, weights = (0, -math.inf), _copied(router)
+    done = 0
+    with tqdm(total=steps, desc=f"fitting {label}", delay=2, leave=False) as bar:
+        for epoch in range(1, settings.epochs + 1):
+            records = []
+            for rows in _batches(len(observations), settings.batch_size, generator):
+                place = rows.to(observations.device)
+                found = terms(place, router(observations[place]), done / steps)
+                record = {name: float(value) for name, value in found.items()}
+                if not math.isfinite(record["loss"]):
+                    raise FloatingPointError(
+                        f"loss {record['loss']} in epoch {epoch} of fitting the {label}; lower the"
+                        " learning rate"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                found["loss"].backward()
+                optimizer.step()
+                records.append(record)
+                done += 1
+                bar.update()
+            reward = judge(router)
+            history.append((epoch, reward))
+            bar.set_postfix({"validation reward": f"{reward:.4f}"})
+            if reward > best[1]:
+                best, weights = (epoch, reward), _copied(router)
+            if writer is not None:
+                seen = epoch * len(observations)
+                for name in records[0]:
+                    mean = float(np.mean([record[name] for record in records]))
+                    writer.add_scalar(f"train/{name}", mean, seen)
+                writer.add_scalar("eval/reward", reward, seen)
+    router.load_state_dict(weights)
+    router.eval().requires_grad_(False)
+    return Fitted(history, *best, judge.split)
+
+
+def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    yield from torch.randperm(count, generator=generator).split(size)
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}

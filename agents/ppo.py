@@ -1,0 +1,131 @@
+"""PPO of Stable-Baselines3, set up for episodes of one step.
+
+What one step makes of PPO's settings:
+
+- Inert: `gamma` and `gae_lambda`. Every advantage is reward minus value, every return the reward:
+  there is no next state to discount or to average over. They are not offered; `make_ppo` sets
+  gamma 0 and gae_lambda 1. For the same reason nothing is ever bootstrapped.
+- Inert: `use_sde` and `sde_sample_freq`, which belong to continuous actions.
+- `n_steps` only decides, with the number of environments, how many samples a rollout has: they are
+  independent of each other, and 8 steps of 64 environments are as good as 64 of 8. SB3's default of
+  2,048 steps would be 131,072 samples of one policy before the first update.
+- NOT inert: `normalize_advantage` (per minibatch, as in SB3), `clip_range`, `n_epochs`,
+  `batch_size`, `ent_coef`, `vf_coef`, `max_grad_norm`, `target_kl`, the learning rate. With one
+  epoch of one batch the policy has not moved when the loss is computed: all ratios are 1 and
+  clipping is inert; with several epochs it is what keeps the policy near the one that acted.
+- `vf_coef` weighs a value function that predicts a mere reward; it is PPO's baseline, so it stays.
+- Groups of environments that share a query are harmless, since PPO takes samples one by one.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.type_aliases import GymEnv
+
+from agents.grpo.policies import GRPOPolicyNetwork
+from maw_gym.errors import InputError
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """Settings of PPO that matter in episodes of one step."""
+
+    learning_rate: float = 1e-3
+    """of Adam"""
+    n_steps: int = 8
+    """steps of every sub-environment per rollout"""
+    batch_size: int = 128
+    """samples per gradient step"""
+    n_epochs: int = 4
+    """passes over each rollout"""
+    clip_range: float = 0.2
+    """the ratio to the policy that acted is clipped to 1 - clip_range .. 1 + clip_range"""
+    normalize_advantage: bool = True
+    """standardise the advantages of each minibatch"""
+    ent_coef: float = 0.01
+    """weight of the entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """largest norm of the gradient"""
+    target_kl: float | None = None
+    """stop the passes over a rollout at this divergence from the policy that acted"""
+
+    def check(self) -> None:
+        """Refuse what can be refused before any work starts.
+
+        Raises:
+            InputError: a setting is out of its range.
+        """
+        for name, least in (("n_steps", 1), ("n_epochs", 1), ("batch_size", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_range", "max_grad_norm"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(f"{name} must be a number above 0, got {getattr(self, name)}")
+        for name in ("ent_coef", "vf_coef"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise InputError(f"target_kl must be above 0 or None, got {self.target_kl}")
+
+
+def make_ppo(
+    env: GymEnv,
+    settings: PPOSettings | None = None,
+    *,
+    policy_kwargs: dict[str, Any] | None = None,
+    seed: int | None = None,
+    device: torch.device | str = "auto",
+    tensorboard_log: str | None = None,
+    stats_window_size: int = 100,
+) -> PPO:
+    """PPO with the network of GRPO.
+
+    Args:
+        env: environment of one-step episodes with Discrete actions.
+        settings: see `PPOSettings`; None are the defaults.
+        policy_kwargs: arguments of GRPOPolicyNetwork, for instance
+            ``{"features_extractor_kwargs": {"mean": ..., "scale": ...}}``.
+        seed: of all pseudo-random generators.
+        device: where the network lies.
+        tensorboard_log: folder of the logs; None for none.
+        stats_window_size: episodes in the mean reward that is logged.
+
+    Raises:
+        InputError: a setting is out of its range, or batches do not divide the rollout.
+    """
+    told = settings or PPOSettings()
+    told.check()
+    samples = told.n_steps * getattr(env, "num_envs", 1)
+    if samples < 2:
+        raise InputError("a rollout of PPO needs 2 samples or more; raise n_steps or num_envs")
+    if samples % min(told.batch_size, samples):
+        raise InputError(
+            f"batch_size {told.batch_size} does not divide the {samples} samples of a rollout"
+            " (n_steps * num_envs)"
+        )
+    return PPO(
+        GRPOPolicyNetwork,
+        env,
+        learning_rate=told.learning_rate,
+        n_steps=told.n_steps,
+        batch_size=min(told.batch_size, samples),
+        n_epochs=told.n_epochs,
+        gamma=0.0,
+        gae_lambda=1.0,
+        clip_range=told.clip_range,
+        normalize_advantage=told.normalize_advantage,
+        ent_coef=told.ent_coef,
+        vf_coef=told.vf_coef,
+        max_grad_norm=told.max_grad_norm,
+        target_kl=told.target_kl,
+        stats_window_size=stats_window_size,
+        tensorboard_log=tensorboard_log,
+        policy_kwargs=policy_kwargs,
+        seed=seed,
+        device=device,
+    )

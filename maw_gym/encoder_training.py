@@ -57,7 +57,7 @@ class TrainingSettings:
     batch_size: int = 512
     temperature: float = 0.05
     query_tokens: int = 32
-    document_tokens: int = 192
+    document_tokens: int = 128
     train_embedding: bool = False
     embedding_learning_rate: float = 1e-2
     seed: int = 0

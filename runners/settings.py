@@ -16,7 +16,7 @@ class CommonSettings:
     """an ir_datasets id (pydocs, beir/scifact, cranfield, ...) or a folder in BEIR's layout"""
     encoder: str = "trained"
     """trained (on this dataset, cached), untrained, or the path of an encoder.safetensors"""
-    observation: tuple[str, ...] = ("clusters", "profile")
+    observation: tuple[str, ...] = ("profile",)
     """blocks of the observation, of: attention, profile, content, clusters"""
     alignment: str = "ndcg"
     """relevance alignment in the reward: ndcg or listwise"""
@@ -53,9 +53,9 @@ class CommonSettings:
 class OnlineSettings(CommonSettings):
     """What a learner that acts in the environment is told besides."""
 
-    timesteps: int = 100_000
+    timesteps: int = 400_000
     """environment steps, over all sub-environments together"""
-    num_envs: int = 64
+    num_envs: int = 256
     """sub-environments stepped at once"""
     group_size: int = 8
     """neighbouring sub-environments that share each query"""

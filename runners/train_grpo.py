@@ -27,7 +27,7 @@ class GRPOSettings(OnlineSettings):
     """samples per gradient step; None is the whole rollout"""
     advantage: str = "group"
     """critic, group or group_mean"""
-    ratio: str = "reference"
+    ratio: str = "old"
     """of the policy to the reference or the old policy"""
     clip_range: float | None = None
     """clipping of the ratio; None is none"""
@@ -39,7 +39,7 @@ class GRPOSettings(OnlineSettings):
     """weight of the KL penalty"""
     reference_interval: int = 5
     """rollouts after which the reference policy is renewed"""
-    ent_coef: float = 0.01
+    ent_coef: float = 0.0
     """weight of the entropy bonus"""
     vf_coef: float = 0.5
     """weight of the value loss (advantage critic)"""

@@ -10,10 +10,13 @@ rollout (`n_epochs`).
 Left out: everything about sequences (token-level ratios, averaging over lengths, process rewards):
 here an answer is one action. The reference is renewed every few rollouts, not once per outer
 iteration with a new reward model.
-Kept of the form it started from, and the default: the critic's baseline (`advantage="critic"`), the
-ratio to the reference (`ratio="reference"`), renewed every 5 rollouts, KL 0.1, value 0.5, entropy
-0.01. Changed: the KL is summed over all actions (`kl="exact"`), since with discrete actions nothing
-has to be estimated, and its sampled mean of log-ratios (`kl="k1"`) has a gradient that is zero on
+Kept of the form it started from, and the default: the critic's baseline (`advantage="critic"`), a
+reference renewed every 5 rollouts, KL 0.1, value 0.5, entropy 0.01. Its unclipped ratio to the
+reference (`ratio="reference"`) is an option and not the default: with group advantages on
+MAWDepth-v0 it stopped with an infinite gradient after some 300,000 steps (learning rate 1e-3),
+since an action that the reference all but excludes has an unbounded ratio.
+Changed: the KL is summed over all actions (`kl="exact"`), since with discrete actions nothing has
+to be estimated, and its sampled mean of log-ratios (`kl="k1"`) has a gradient that is zero on
 average: as a penalty it only adds noise.
 Added: the mean-only advantage of Dr. GRPO (Liu et al. 2025), asymmetric clipping of DAPO (Yu et al.
 2025).
@@ -113,7 +116,7 @@ class GRPO(OnPolicyAlgorithm):
         n_epochs: int = 1,
         advantage: str = "critic",
         group_size: int = 8,
-        ratio: str = "reference",
+        ratio: str = "old",
         clip_range: float | None = None,
         clip_range_high: float | None = None,
         kl: str = "exact",

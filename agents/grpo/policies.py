@@ -118,8 +118,8 @@ class GRPOPolicyNetwork(ActorCriticPolicy):
         """Linear layers from the flat observation to the logits, in order.
 
         The policy is exactly these layers with `activation_name` between them (none after the
-        last), over `(observation - mean) * scale`, clipped to the limit of a StateEncoder: all that is
-        needed to export it as a plain MLP.
+        last), over the `(observation - mean) * scale` of a StateEncoder clipped to its limit: all
+        that is needed to export it as a plain MLP.
 
         Returns:
             The layers themselves, not copies: by default obs-512, 512-256, 256-128, 128-64, 64-D.

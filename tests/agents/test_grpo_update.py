@@ -53,7 +53,7 @@ def update(
 
 
 def test_the_seeds_loss() -> None:
-    logged = update(two_armed(), [0, 1, 0, 1], [1, 0, 0, 1], [0.5] * 4)
+    logged = update(two_armed(ratio="reference"), [0, 1, 0, 1], [1, 0, 0, 1], [0.5] * 4)
     # advantages r - 1/4: 3/4, -1/4, -1/4, 3/4. Ratios to the reference: 2, 2/3, 2, 2/3.
     # gains 3/2 - 1/6 - 1/2 + 1/2 = 4/3, over 4
     assert logged["train/policy_loss"] == pytest.approx(-1 / 3, abs=1e-6)

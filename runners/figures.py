@@ -58,7 +58,7 @@ def reward_curve(reward: NDArray[np.float32], fixed: int, learner: str, trained:
     axes.axvline(trained.chosen_at, color=COLOURS["regret"], linewidth=0.8, label="kept")
     oracle = reward.max(axis=1).mean()
     axes.set_title(f"Validation queries; the oracle, at {oracle:.4f}, lies above the picture")
-    axes.set_xlabel("environment steps")
+    axes.set_xlabel("training queries seen (environment steps)")
     axes.set_ylabel("mean reward of the greedy policy")
     axes.legend(frameon=False)
     return figure

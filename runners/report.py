@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,6 +72,7 @@ def report(
     trained: Trained,
     folder: Path,
     watch: Stopwatch,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Judge a router on the test split, write what a run leaves behind, print the table.
 
@@ -82,6 +83,7 @@ def report(
         trained: the router and its history.
         folder: gets router.safetensors, encoder.safetensors, metrics.json and figures/.
         watch: has timed the stages so far.
+        facts: further JSON values about the training, for metrics.json.
     """
     test = task.table("test")
     with watch.stage("evaluation on test queries"):
@@ -108,6 +110,7 @@ def report(
             **result._asdict(),
             "baselines": {name: row._asdict() for name, row in rows.items()},
             "chosen_at": trained.chosen_at,
+            "training": dict(facts or {}),
             "wall_seconds": watch.seconds,
         },
     )

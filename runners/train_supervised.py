@@ -1,0 +1,137 @@
+"""Train a supervised router: labels by the source text's rule or by the oracle, no exploration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from agents.baselines import train_full_information
+from agents.fitting import FitSettings
+from agents.supervised import LABELS, SupervisedSettings, train_supervised
+from maw_gym.errors import InputError
+from maw_gym.evaluation import best_fixed, reward_summary
+from maw_gym.routing import DepthRouter
+from maw_gym.task import RetrievalTask
+from runners.online import Trained
+from runners.runs import run_main
+from runners.settings import CommonSettings
+from runners.training import train_and_report
+
+
+@dataclass(frozen=True)
+class SupervisedRunSettings(SupervisedSettings, CommonSettings):
+    """Settings of a supervised run; see `agents.supervised`."""
+
+    labels: str = "oracle"
+    """rule (by the number of relevant documents) or oracle (the best depth of each query)"""
+
+    def check(self) -> None:
+        """Refuse what can be refused before any work starts."""
+        CommonSettings.check(self)
+        SupervisedSettings.check(self)
+        if self.labels not in LABELS:
+            raise InputError(f"unknown labels {self.labels!r}; choose one of {', '.join(LABELS)}")
+
+
+def train_fitted(
+    task: RetrievalTask,
+    common: CommonSettings,
+    settings: FitSettings,
+    labels: str | None,
+    folder: Path,
+) -> tuple[Trained, dict[str, Any]]:
+    """Train a router that needs no environment, with the tags of the learners that do.
+
+    Args:
+        task: of the run.
+        common: observation, reward and seed.
+        settings: `SupervisedSettings`; without labels `agents.baselines.FullInformationSettings`.
+        labels: "rule", "oracle", or None for the full-information router.
+        folder: gets the TensorBoard events.
+
+    Returns:
+        The router, whose history counts the training queries seen, as timesteps are counted; and
+        facts about labels and fit.
+    """
+    queries = len(task.table("train"))
+    with SummaryWriter(str(folder)) as writer:
+        arguments: dict[str, Any] = {
+            "observation": common.observation,
+            "alignment": common.alignment,
+            "reward_weights": common.reward_weights,
+            "settings": settings,
+            "seed": common.seed,
+            "writer": writer,
+        }
+        router, facts = (
+            train_full_information(task, **arguments)
+            if labels is None
+            else train_supervised(task, labels=labels, **arguments)
+        )
+        history = [(epoch * queries, reward) for epoch, reward in facts.pop("history")]
+        trained = Trained(router, history, facts["best_epoch"] * queries)
+        _log_choice(writer, task, common, router, trained.chosen_at)
+    return trained, facts
+
+
+def _log_choice(
+    writer: SummaryWriter,
+    task: RetrievalTask,
+    common: CommonSettings,
+    router: DepthRouter,
+    step: int,
+) -> None:
+    """Log what the chosen router does on validation queries, under the tags of online learners."""
+    table = task.table("validation")
+    if not len(table):
+        return
+    weights, alignment = common.reward_weights, common.alignment
+    reward = table.reward(weights, alignment)
+    depths, _ = router.predict(table.observation(common.observation))
+    found = reward_summary(
+        reward, depths, best_fixed(task.table("train").reward(weights, alignment))
+    )
+    mean, oracle = found["mean"], found["oracle"]
+    assert mean is not None
+    assert oracle is not None
+    writer.add_scalar("eval/regret", oracle - mean, step)
+    if found["gap_closed"] is not None:
+        writer.add_scalar("eval/gap_closed", found["gap_closed"], step)
+    ndcg = float(table.ndcg[np.arange(len(table)), depths].mean())
+    writer.add_scalar("eval/ndcg@10", ndcg, step)
+    writer.add_histogram("policy/depths", torch.from_numpy(depths), step)
+
+
+def label_sentence(facts: Mapping[str, Any]) -> str:
+    """What the labels were, in words; a constant label is no lesson, and is called so."""
+    depth, share = facts["label_most_common"], facts["label_share_of_most_common"]
+    used = sum(count > 0 for count in facts["label_histogram"])
+    if facts["label_constant"]:
+        return (
+            f"the {facts['labels']} labels are a CONSTANT: depth {depth} for every training query;"
+            " there is nothing to classify"
+        )
+    return (
+        f"the {facts['labels']} labels use {used} of {len(facts['label_histogram'])} depths; the"
+        f" most common, depth {depth}, is that of {share:.1%} of the training queries"
+    )
+
+
+def main(settings: SupervisedRunSettings) -> None:
+    """Train, judge on the test split, and leave a run folder."""
+    settings.check()
+
+    def train(task: RetrievalTask, folder: Path) -> tuple[Trained, Mapping[str, Any]]:
+        trained, facts = train_fitted(task, settings, settings, settings.labels, folder)
+        print(f"\nlabels: {label_sentence(facts)}")
+        return trained, facts
+
+    train_and_report(settings, f"supervised-{settings.labels}", train)
+
+
+if __name__ == "__main__":
+    run_main(SupervisedRunSettings, main)

@@ -22,6 +22,7 @@ from torch import Tensor
 from maw_gym.pooling import POOLED
 
 PROJECTED = 1 << 30  # numbers in a launch's queries (and in its keys)
+BITS = math.log2(math.e)  # scores are in bits: the hardware's exponential is exp2
 SMALLEST = 16  # tensor cores multiply 16 x 16 blocks at least
 
 
@@ -50,7 +51,7 @@ def empty_partial(batch: int, depths: int, heads: int, head_width: int, like: Te
 
 @triton.jit
 def _kernel(  # type: ignore[no-untyped-def]
-    query,  # (B S, d H e)
+    query,  # (B S, d H e), scaled
     key,  # (B S, d H e)
     value,  # (B, H, S, e)
     pooling,  # (B, S) float32
@@ -61,11 +62,10 @@ def _kernel(  # type: ignore[no-untyped-def]
     pooled,  # (B, d, H, e)
     size,  # S
     depths,  # d
-    scale,  # log2(e) / sqrt(e): scores in bits, since the hardware's exponential is exp2
     heads: tl.constexpr,
     width: tl.constexpr,  # e
     cells: tl.constexpr,  # 8
-    bucket: tl.constexpr,  # S rounded up; not used, block sizes are tuned for each
+    bucket: tl.constexpr,  # S rounded up to a power of 2
     padded_width: tl.constexpr,
     padded_cells: tl.constexpr,
     precision: tl.constexpr,
@@ -92,7 +92,11 @@ def _kernel(  # type: ignore[no-untyped-def]
     row_sum = tl.zeros([padded_width], tl.float32)
     entropy_sum = tl.zeros([rows_at_once], tl.float32)
     focus_sum = tl.zeros([rows_at_once], tl.float32)
-    for from_row in range(0, n, rows_at_once):
+    # Not to n: with bounds read from memory Triton 3.6 made kernels that leave shared memory. Where
+    # one block holds the text, constant bounds leave no loop at all.
+    last_row = size if bucket > rows_at_once else rows_at_once
+    last_key = size if bucket > keys_at_once else keys_at_once
+    for from_row in range(0, last_row, rows_at_once):
         row = from_row + tl.arange(0, rows_at_once)
         real = row < n
         q = tl.load(
@@ -106,13 +110,13 @@ def _kernel(  # type: ignore[no-untyped-def]
         product = tl.zeros([rows_at_once], tl.float32)  # sum of p s
         into_cells = tl.zeros([rows_at_once, padded_cells], tl.float32)
         output = tl.zeros([rows_at_once, padded_width], tl.float32)
-        for from_key in range(0, n, keys_at_once):
+        for from_key in range(0, last_key, keys_at_once):
             token = from_key + tl.arange(0, keys_at_once)
             known = token < n
             there = known[:, None] & inside[None, :]
             k = tl.load(keys + token[:, None] * stride + column[None, :], mask=there, other=0.0)
             v = tl.load(values + token[:, None] * width + column[None, :], mask=there, other=0.0)
-            s = tl.dot(q, tl.trans(k), input_precision=precision) * scale
+            s = tl.dot(q, tl.trans(k), input_precision=precision)
             s = tl.where(known[None, :], s, -1.0e30)
             new_top = tl.maximum(top, tl.max(s, 1))
             shrink = tl.exp2(top - new_top)
@@ -200,8 +204,8 @@ def launch(
     """Run the kernel over d depths, B texts and H heads.
 
     Args:
-        query: (B S, d H e) contiguous.
-        key: likewise.
+        query: (B S, d H e) contiguous, times `BITS` / sqrt(e).
+        key: (B S, d H e) contiguous.
         value: (B, H, S, e) contiguous, of the same type.
         pooling: (B, S) float32 contiguous.
         lengths: (B,) int32.
@@ -231,8 +235,7 @@ def launch(
             },
         )
     tensors = (query, key, value, pooling, lengths, *out)
-    scale = math.log2(math.e) / math.sqrt(width)
-    kernel[(batch * depths * heads,)](*tensors, size, depths, scale, **arguments)
+    kernel[(batch * depths * heads,)](*tensors, size, depths, **arguments)
 
 
 @torch.no_grad()
@@ -265,7 +268,10 @@ def fused_statistics(
     width = x.shape[-1]
     depths = query_weight.shape[0] // width
     lengths = mask.sum(-1)
-    tokens = x.reshape(-1, width).to(dtype)
+    tokens = x.reshape(-1, width)
+    # Scaled before it is rounded: nothing is lost.
+    scaled = (tokens.float() * (BITS / math.sqrt(head_width))).to(dtype)
+    tokens = tokens.to(dtype)
     out = empty_partial(batch, depths, heads, head_width, x)
     at_once = max(1, min(depths, PROJECTED // max(1, tokens.numel())))
     value = value.to(dtype).contiguous()
@@ -273,7 +279,8 @@ def fused_statistics(
     for start in range(0, depths, at_once):
         stop = min(start + at_once, depths)
         rows = slice(start * width, stop * width)
-        query, key = (tokens @ weight[rows].to(dtype).T for weight in (query_weight, key_weight))
+        query = scaled @ query_weight[rows].to(dtype).T
+        key = tokens @ key_weight[rows].to(dtype).T
         whole = at_once == depths
         part = out if whole else empty_partial(batch, stop - start, heads, head_width, x)
         launch(query, key, value, pooling, lengths.int(), part, blocks)

@@ -36,8 +36,8 @@ class DepthStatistics(NamedTuple):
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, S, H e) to (B, H, S, e)."""
-    batch, length, _ = x.shape
-    return x.view(batch, length, heads, -1).transpose(1, 2)
+    batch, length, width = x.shape
+    return x.view(batch, length, heads, width // heads).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

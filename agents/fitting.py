@@ -209,7 +209,7 @@ def fit(
             for rows in _batches(len(observations), settings.batch_size, generator):
                 place = rows.to(observations.device)
                 found = terms(place, router(observations[place]), done / steps)
-                record = {name: float(value) for name, value in found.items()}
+                record = {name: value.item() for name, value in found.items()}
                 if not math.isfinite(record["loss"]):
                     raise FloatingPointError(
                         f"loss {record['loss']} in epoch {epoch} of fitting the {label}; lower the"

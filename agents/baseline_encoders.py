@@ -1,0 +1,220 @@
+"""Encoders and rankers without routing: what a routed encoder has to beat.
+
+All of them see the same pairs in the same number of optimiser steps as both stages of a MAW
+encoder, or are not trained at all; epochs are chosen on validation queries, epoch 0 included.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import torch
+
+from agents.wide_encoder import WideEncoder, wide_settings
+from maw_gym.cache import cache_home, content_key, one_builder
+from maw_gym.corpora import Collection, load_collection
+from maw_gym.corpora.candidates import bm25_rankings
+from maw_gym.embedding import Embedder
+from maw_gym.encoder_files import load_embedder, save_embedder, untrained_embedder
+from maw_gym.encoder_selection import train_encoder
+from maw_gym.encoder_training import TrainingSettings, pairs_of, train
+from maw_gym.encoder_validation import Validation
+from maw_gym.encoders import EncoderSettings
+from maw_gym.errors import InputError
+from maw_gym.evaluation import DEPTH_OF_RANKING, Evaluation, evaluate_rankings
+from maw_gym.ranking import Ranking
+from maw_gym.task import RetrievalTask
+
+log = logging.getLogger(__name__)
+
+UNTRAINED: Final = ("mean_pooling", "zero_shot")
+TRAINED: Final = ("non_maw", "single_depth", "wide_non_maw")
+ENCODERS: Final = UNTRAINED + TRAINED
+FORMAT: Final = 1  # raise when training itself changes
+
+
+def baseline_encoder(
+    name: str,
+    collection: Collection,
+    sources: Sequence[Collection] = (),
+    device: torch.device | str = "cpu",
+    settings: TrainingSettings | None = None,
+    shape: EncoderSettings | None = None,
+) -> tuple[Embedder, dict[str, Any]]:
+    """An encoder of `ENCODERS`; trained ones are kept in the cache folder.
+
+    - ``mean_pooling``: the mean of the token embeddings.
+    - ``zero_shot``: NON-MAW, untrained.
+    - ``non_maw``: NON-MAW, trained as long as both stages of a MAW encoder.
+    - ``single_depth``: MAW with one depth, trained in the same two stages on the same pairs. Its
+      queries have projections of their own, as in every MAW encoder, but nothing is chosen: the
+      fair control for a claim about routing.
+    - ``wide_non_maw``: NON-MAW with the MAW encoder's number of parameters, trained like
+      ``non_maw``. 136 heads in the place of 8: training takes some 10 times as long.
+
+    Args:
+        name: see above.
+        collection: what is searched.
+        sources: collections whose `encoder` splits are the pairs, see `training_sources`; the
+            first has the validation queries that choose the epochs.
+        device: where training runs.
+        settings: of the MAW encoder's training; None are the defaults.
+        shape: of the MAW encoder; None is the default.
+
+    Returns:
+        The embedder and its provenance.
+
+    Raises:
+        InputError: another name, or a trained encoder without pairs to train on.
+    """
+    if name not in ENCODERS:
+        raise InputError(f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}")
+    settings, maw = settings or TrainingSettings(), shape or EncoderSettings()
+    ordinary = replace(maw, depths=0)
+    if name in UNTRAINED:
+        embedder = untrained_embedder(collection.doc_texts, ordinary)
+        if name == "mean_pooling":
+            with torch.no_grad():
+                embedder.encoder.out_proj.weight.zero_()
+                embedder.encoder.token_weight.zero_()
+        return embedder.to(device), {"baseline": name}
+    if not any(source.splits["encoder"].ids for source in sources):
+        raise InputError(f"encoder {name!r} needs a collection with an `encoder` split to train on")
+    key = content_key(
+        {
+            "format": FORMAT,
+            "baseline": name,
+            "sources": [source.provenance["content"] for source in sources],
+            "settings": settings.to_json(),
+            "shape": maw.to_json(),
+            "device": torch.device(device).type,
+        }
+    )
+    path = cache_home() / "encoders" / f"{name}-{key}.safetensors"
+    with one_builder(path):
+        try:
+            embedder, provenance = load_embedder(path)
+        except InputError as problem:
+            log.info("training encoder %s (%s)", name, problem)
+            if name == "single_depth":
+                one = replace(maw, depths=1)
+                embedder, provenance = train_encoder(sources, sources[0], device, settings, one)
+            else:
+                start = untrained_embedder(sources[0].doc_texts, ordinary)
+                start = widened(start, wide_settings(maw)) if name == "wide_non_maw" else start
+                embedder, provenance = train_without_depths(start.to(device), sources, settings)
+            provenance = {"baseline": name, **provenance}
+            save_embedder(path, embedder, provenance)
+    if name == "wide_non_maw":
+        embedder = widened(embedder, embedder.encoder.settings)
+    return embedder.to(device), provenance
+
+
+def train_without_depths(
+    embedder: Embedder, sources: Sequence[Collection], settings: TrainingSettings
+) -> tuple[Embedder, dict[str, Any]]:
+    """Train the standard attention for as many steps as a MAW encoder has in both stages.
+
+    The second stage goes on from the best epoch of the first, with the epochs, the learning rate
+    and the warm restart that the depths have in theirs.
+
+    Args:
+        embedder: a NON-MAW one; is changed.
+        sources: see `baseline_encoder`.
+        settings: see `TrainingSettings`.
+
+    Returns:
+        The embedder and its provenance.
+    """
+    pairs = pairs_of(sources, embedder)
+    validation = Validation(sources[0], embedder, settings.document_tokens)
+    with torch.no_grad():
+        embedder.encoder.out_proj.weight.zero_()  # as a MAW encoder's training begins
+    first = train(embedder, pairs, validation, settings)
+    again = replace(
+        settings,
+        epochs=settings.depth_epochs,
+        learning_rate=settings.depth_learning_rate,
+        seed=settings.seed + 1,
+    )
+    second = train(embedder, pairs, validation, again)
+    embedder.encoder.eval().requires_grad_(False)
+    epochs = settings.epochs + settings.depth_epochs
+    return embedder, {
+        "collections": [source.provenance["content"] for source in sources],
+        "names": [source.name for source in sources],
+        "settings": settings.to_json(),
+        "pairs": len(pairs.queries),
+        "steps": epochs * math.ceil(len(pairs.queries) / settings.batch_size),
+        "attention": {"epoch": first.epoch, "validation nDCG@10": first.score},
+        "continued": {"epoch": second.epoch, "validation nDCG@10": second.score},
+    }
+
+
+def widened(embedder: Embedder, settings: EncoderSettings) -> Embedder:
+    """The embedder with a `WideEncoder` of these settings, with its weights where they fit."""
+    encoder = WideEncoder(settings).to(embedder.device)
+    weights = embedder.encoder.state_dict()
+    if embedder.encoder.settings == settings:
+        encoder.load_state_dict(weights)
+    else:
+        with torch.no_grad():
+            encoder.token_weight.copy_(weights["token_weight"])
+    trained = any(weight.requires_grad for weight in embedder.encoder.parameters())
+    return replace(embedder, encoder=encoder.eval().requires_grad_(trained))
+
+
+def training_sources(task: RetrievalTask) -> list[Collection]:
+    """The collections that a task's encoder was trained on, for baselines on the same pairs.
+
+    Of an untrained encoder: the collection itself, or pydocs where it has no `encoder` split.
+    """
+    training = task.encoder_provenance.get("training") or task.encoder_provenance
+    names = training.get("names")
+    if not names:
+        names = [task.collection.name if task.collection.splits["encoder"].ids else "pydocs"]
+    return [
+        task.collection if name == task.collection.name else load_collection(name) for name in names
+    ]
+
+
+def evaluate_encoder(
+    embedder: Embedder,
+    collection: Collection,
+    split: str,
+    device: torch.device | str = "cpu",
+    k: int = DEPTH_OF_RANKING,
+) -> tuple[Evaluation, Ranking]:
+    """Retrieval of an encoder that routes nothing.
+
+    Args:
+        embedder: a NON-MAW one, or a MAW one with a single depth, which its queries take.
+        collection: what is searched.
+        split: whose queries are ranked.
+        device: where texts are encoded and ranked.
+        k: documents retrieved per query.
+
+    Raises:
+        InputError: the encoder has several depths.
+    """
+    count = embedder.encoder.settings.depths
+    if count > 1:
+        raise InputError(f"an encoder of {count} depths needs a router; this is for one without")
+    depths = torch.zeros(len(collection.splits[split].ids), dtype=torch.long) if count else None
+    return RetrievalTask(collection, embedder, device).evaluate(split, depths, k)
+
+
+def evaluate_bm25(
+    collection: Collection, split: str, k: int = DEPTH_OF_RANKING
+) -> tuple[Evaluation, Ranking]:
+    """Retrieval of BM25 over the whole collection; see `bm25_rankings`."""
+    queries = collection.splits[split]
+    scores = torch.full((len(queries.ids), k), -torch.inf)
+    documents = torch.full((len(queries.ids), k), -1)
+    for row, (found, its_scores) in enumerate(bm25_rankings(collection, queries, k)):
+        documents[row, : len(found)] = torch.from_numpy(found)
+        scores[row, : len(found)] = torch.from_numpy(its_scores)
+    evaluation = evaluate_rankings(queries, collection.doc_ids, documents.numpy())
+    return evaluation, Ranking(scores, documents)

@@ -1,0 +1,253 @@
+"""Choices of depth that no learner explores for: what routing by reinforcement has to beat.
+
+The static ones are routers too (a single linear layer), so that they are saved, loaded, timed and
+evaluated like learned ones. The oracle is not among them: it reads the answers.
+
+Notation: N queries, O observed numbers, D depths.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from agents.fitting import FitSettings, Judge, fit, new_router, router_settings
+from agents.supervised import label_facts, relevant_counts, rule_labels
+from maw_gym.errors import InputError
+from maw_gym.evaluation import best_fixed
+from maw_gym.rewards import DEFAULT_WEIGHTS
+from maw_gym.routing import DepthRouter
+from maw_gym.task import RetrievalTask
+
+STATIC: Final = ("best_fixed", "best_fixed_ndcg", "rule", "nearest_cluster")
+
+
+def random_depths(queries: int, depths: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Depths (N,) drawn uniformly and independently; for means, `expected_random` is exact."""
+    return generator.integers(depths, size=queries)
+
+
+def expected_random(values: ArrayLike) -> NDArray[np.float64]:
+    """Expectation (N,) of values (N, D), such as rewards or nDCG@10, under uniform depths."""
+    return np.asarray(values, np.float64).mean(axis=1)
+
+
+def fixed_router(task: RetrievalTask, depth: int, learner: str = "fixed") -> DepthRouter:
+    """A router to one depth, whatever it sees.
+
+    Args:
+        task: with a MAW encoder.
+        depth: in [0, D).
+        learner: name in the router's settings.
+
+    Raises:
+        InputError: there is no such depth.
+    """
+    encoder = task.embedder.maw
+    if not 0 <= depth < encoder.depths:
+        raise InputError(f"depth must be from 0 to {encoder.depths - 1}, got {depth}")
+    weight = torch.zeros(encoder.depths, task.embedder.text.width)
+    bias = torch.nn.functional.one_hot(torch.tensor(depth), encoder.depths).float()
+    # `content` is the cheapest block to compute, and the router ignores it.
+    return _linear(weight, bias, "content", router_settings(task, learner, depth=int(depth)))
+
+
+def best_fixed_router(
+    task: RetrievalTask,
+    by: str = "reward",
+    alignment: str = "ndcg",
+    reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
+) -> DepthRouter:
+    """The depth of largest mean on training queries, by ``"reward"`` or by ``"ndcg"`` (nDCG@10).
+
+    Raises:
+        InputError: another `by`, or no training query.
+    """
+    table = task.table("train")
+    if by not in ("reward", "ndcg"):
+        raise InputError(f"unknown criterion {by!r}; choose reward or ndcg")
+    if not len(table):
+        raise InputError(f"{task.collection.name!r} has no training query to choose a depth on")
+    values = table.ndcg if by == "ndcg" else table.reward(reward_weights, alignment)
+    name = "best_fixed_ndcg" if by == "ndcg" else "best_fixed"
+    return fixed_router(task, best_fixed(values), name)
+
+
+def rule_depths(task: RetrievalTask, split: str) -> NDArray[np.int64]:
+    """What the source text's rule says (N,) of each query of a split.
+
+    This reads the judgments, so it is no router: it tells how good the labels are.
+    """
+    counts = relevant_counts(task.collection.splits[split])
+    return rule_labels(counts, task.embedder.maw.depths)
+
+
+def rule_router(task: RetrievalTask) -> DepthRouter:
+    """The rule's most common label of training queries, for every query.
+
+    Of what the rule knows this is all that can be used where judgments are missing; where nearly
+    every query has one relevant document it is also all that a classifier can learn from it.
+    """
+    labels = rule_depths(task, "train")
+    facts = label_facts(labels, task.embedder.maw.depths)
+    return fixed_router(task, facts["label_most_common"], "rule")
+
+
+def nearest_cluster_router(task: RetrievalTask) -> DepthRouter:
+    """The depth specialised on the cluster nearest to the query: argmax of the block `clusters`.
+
+    Raises:
+        InputError: the encoder has not one centroid per depth.
+    """
+    encoder = task.embedder.maw
+    if len(encoder.centroids) != encoder.depths:
+        raise InputError(
+            f"the nearest cluster is a depth only where each of the {encoder.depths} depths has a"
+            f" centroid; this encoder has {len(encoder.centroids)}, take a trained one"
+        )
+    weight, bias = torch.eye(encoder.depths), torch.zeros(encoder.depths)
+    return _linear(weight, bias, "clusters", router_settings(task, "nearest_cluster"))
+
+
+def static_router(
+    name: str,
+    task: RetrievalTask,
+    alignment: str = "ndcg",
+    reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
+) -> DepthRouter:
+    """The static baseline called `name`, one of `STATIC`.
+
+    Raises:
+        InputError: another name, or a baseline that this task cannot have.
+    """
+    if name in ("best_fixed", "best_fixed_ndcg"):
+        by = "ndcg" if name == "best_fixed_ndcg" else "reward"
+        return best_fixed_router(task, by, alignment, reward_weights)
+    if name == "rule":
+        return rule_router(task)
+    if name == "nearest_cluster":
+        return nearest_cluster_router(task)
+    raise InputError(f"unknown baseline {name!r}; choose one of {', '.join(STATIC)}")
+
+
+def depths_of(router: DepthRouter, task: RetrievalTask, split: str) -> NDArray[np.int64]:
+    """Depths (N,) that a router prefers for the queries of a split."""
+    return router.predict(task.table(split).observation(router.observation))[0]
+
+
+@dataclass(frozen=True)
+class FullInformationSettings(FitSettings):
+    """How the full-information router is trained."""
+
+    ent_coef: float = 0.1
+    """weight of the entropy bonus, in units of the standardised reward; without it the policy
+    falls onto the best fixed depth in a few epochs, where its gradient is 0"""
+
+
+def train_full_information(
+    task: RetrievalTask,
+    *,
+    observation: Sequence[str] = ("attention",),
+    alignment: str = "ndcg",
+    reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
+    settings: FullInformationSettings | None = None,
+    seed: int = 0,
+    writer: SummaryWriter | None = None,
+) -> tuple[DepthRouter, dict[str, Any]]:
+    """Train the router that sees the reward of every depth and need not explore.
+
+    Same network as GRPO's, same observations, same queries; the loss is minus the policy's expected
+    reward ``sum_d pi(d | x) r(x, d)``, computed exactly, minus an entropy bonus. The epoch is
+    chosen on validation queries.
+    What it does not reach, no learner with this network and these observations can be blamed for
+    missing.
+
+    Args:
+        task: with a MAW encoder.
+        observation: blocks of the observation.
+        alignment: kind of relevance alignment in the reward.
+        reward_weights: of entropy, focus and alignment.
+        settings: see `FullInformationSettings`; None are the defaults.
+        seed: of weights and order.
+        writer: gets ``train/loss``, ``train/expected_reward``, ``train/entropy`` and
+            ``eval/reward`` by epoch.
+
+    Returns:
+        The router, and facts about the fit (see `agents.fitting.Fitted`).
+
+    Raises:
+        InputError: a setting that does not exist or is out of its range, or no training query.
+    """
+    told = settings or FullInformationSettings()
+    told.check()
+    table = task.table("train")
+    if not len(table):
+        raise InputError(f"{task.collection.name!r} has no training query to learn from")
+    generator = torch.Generator().manual_seed(seed)
+    observations = table.observation(observation)
+    about = router_settings(task, "full_information", seed=seed)
+    router = new_router(observations, table.num_depths, observation, about, generator)
+    router = router.to(task.device)
+    reward = torch.from_numpy(table.reward(reward_weights, alignment)).to(task.device)
+    advantage = standardised(reward)
+
+    def terms(rows: Tensor, logits: Tensor, progress: float) -> dict[str, Tensor]:
+        del progress
+        return full_information_terms(logits, reward[rows], advantage[rows], told.ent_coef)
+
+    fitted = fit(
+        router,
+        torch.from_numpy(observations).to(task.device),
+        terms,
+        Judge(task, observation, alignment, reward_weights),
+        told,
+        generator,
+        writer,
+        "full-information router",
+    )
+    return router, fitted._asdict()
+
+
+def standardised(reward: Tensor) -> Tensor:
+    """Reward (N, D) minus each query's mean, over the standard deviation of all that is left.
+
+    The best policy stays the same: a query's mean is the same for every depth, and one factor
+    serves all queries. Without it the weights of the reward would act as a learning rate.
+    """
+    centred = reward - reward.mean(1, keepdim=True)
+    return centred / centred.std(correction=0).clamp(min=1e-6)
+
+
+def full_information_terms(
+    logits: Tensor, reward: Tensor, advantage: Tensor, ent_coef: float
+) -> dict[str, Tensor]:
+    """Loss of a softmax policy under full information, and what is logged of it.
+
+    Args:
+        logits: (B, D).
+        reward: (B, D).
+        advantage: (B, D), see `standardised`.
+        ent_coef: weight of the entropy bonus.
+
+    Returns:
+        ``loss``: minus the expected advantage minus ent_coef times the policy's entropy;
+        ``expected_reward`` and ``entropy``; means over queries.
+    """
+    log_policy = logits.log_softmax(-1)
+    policy = log_policy.exp()
+    entropy = -(policy * log_policy).sum(-1).mean()
+    loss = -(policy * advantage).sum(-1).mean() - ent_coef * entropy
+    expected = (policy * reward).sum(-1).mean().detach()
+    return {"loss": loss, "expected_reward": expected, "entropy": entropy.detach()}
+
+
+def _linear(weight: Tensor, bias: Tensor, block: str, settings: dict[str, Any]) -> DepthRouter:
+    inputs = weight.shape[1]
+    mean, scale = torch.zeros(inputs), torch.ones(inputs)
+    router = DepthRouter([(weight, bias)], "relu", mean, scale, (block,), settings)
+    return router.eval().requires_grad_(False)

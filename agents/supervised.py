@@ -1,0 +1,247 @@
+"""The supervised router: a classifier of depths, trained on labels and on what a choice retrieves.
+
+Notation: N training queries, B of one batch, D depths, h embedding width, M documents of one step.
+
+Kept of the source text: mean over depth, 8 x 8 pooling, a classifier, labels by rule, cross-entropy
+plus a ranking loss through Gumbel-softmax. Filled in: the labels' scaling to other D, labels by
+oracle as an alternative, what the ranking loss is (InfoNCE of the relevant documents against
+sampled ones), the temperature's schedule.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from agents.fitting import FitSettings, Judge, fit, new_router, router_settings
+from agents.ranking_loss import RankingLoss, straight_through
+from maw_gym.attention import pooled_state
+from maw_gym.corpora import QuerySet
+from maw_gym.errors import InputError
+from maw_gym.rewards import DEFAULT_WEIGHTS
+from maw_gym.routing import DepthRouter
+from maw_gym.task import RetrievalTask
+
+log = logging.getLogger(__name__)
+
+LABELS: Final = ("rule", "oracle")
+RULE: Final = ((3, 5), (10, 15), (math.inf, 25))  # fewer relevant documents than, depth of 32
+RULE_DEPTHS: Final = 32
+
+
+@dataclass(frozen=True)
+class SupervisedSettings(FitSettings):
+    """How the supervised router is trained."""
+
+    ranking_weight: float = 1.0
+    """of the ranking loss beside the cross-entropy; 0 leaves it out"""
+    temperature_start: float = 2.0
+    """of the Gumbel-softmax in the first step"""
+    temperature_end: float = 0.5
+    """of the Gumbel-softmax in the last step"""
+    negatives: int = 1024
+    """documents drawn per step that the relevant ones are ranked against"""
+
+    def check(self) -> None:
+        """Refuse what can be refused before any work starts."""
+        super().check()
+        for name in ("temperature_start", "temperature_end"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(f"{name} must be a number above 0, got {getattr(self, name)}")
+        if not (math.isfinite(self.ranking_weight) and self.ranking_weight >= 0):
+            raise InputError(f"ranking_weight must be 0 or more, got {self.ranking_weight}")
+        if self.negatives < 1:
+            raise InputError(f"negatives must be at least 1, got {self.negatives}")
+
+    def temperature(self, progress: float) -> float:
+        """Geometric from start to end: ``start * (end / start) ^ progress``, progress in [0, 1].
+
+        Jang et al. 2017 (arXiv:1611.01144) anneal exponentially, down to 0.5: low temperatures
+        have gradients near those of the choice made, and a large variance.
+        """
+        return self.temperature_start * (self.temperature_end / self.temperature_start) ** progress
+
+
+class SupervisedClassificationRouter(nn.Module):
+    """From the 5D attention to a depth: mean over depth, 8 x 8 pooling, classifier, argmax.
+
+    Args:
+        classifier: from standardised observations to D logits. Where its observation is the block
+            `attention` alone, 5D tensors can be given; other blocks only as observations.
+    """
+
+    def __init__(self, classifier: DepthRouter) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, attention_weights_5d: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Depths (B,) int64 of attention (B, H, S, S, D) over tokens under mask (B, S)."""
+        return self.attention_logits(attention_weights_5d, mask).argmax(-1)
+
+    def attention_logits(self, attention_weights_5d: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (B, D) of attention (B, H, S, S, D).
+
+        Args:
+            attention_weights_5d: rows of real tokens sum to 1 over the keys.
+            mask: (B, S) bool, real tokens first; None: all are real.
+
+        Raises:
+            InputError: the classifier's observation is not the block `attention`.
+        """
+        if self.classifier.observation != ("attention",):
+            raise InputError(
+                f"this router observes {', '.join(self.classifier.observation)}, which 5D"
+                " attention does not give; use logits(observation)"
+            )
+        mean = attention_weights_5d.mean(-1)  # (B, H, S, S, D) -> (B, H, S, S)
+        if mask is None:
+            mask = torch.ones(mean.shape[0], mean.shape[-1], dtype=torch.bool, device=mean.device)
+        return self.logits(pooled_state(mean, mask))  # (B, H, S, S) -> (B, 64 H) -> (B, D)
+
+    def logits(self, observation: Tensor) -> Tensor:
+        """Logits (B, D) of observations (B, O), such as a depth table's."""
+        logits: Tensor = self.classifier(observation)
+        return logits
+
+    def predict(
+        self,
+        observation: NDArray[np.float32],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[np.int64], None]:
+        """Depths of observations, as Stable-Baselines3's algorithms do; see `DepthRouter`."""
+        return self.classifier.predict(observation, state, episode_start, deterministic)
+
+
+def relevant_counts(queries: QuerySet) -> NDArray[np.int64]:
+    """Number of documents (N,) graded above 0 for each query."""
+    counts = [sum(grade > 0 for grade in grades.values()) for grades in queries.relevance]
+    return np.array(counts, np.int64)
+
+
+def rule_labels(counts: ArrayLike, depths: int) -> NDArray[np.int64]:
+    """Labels (N,) of the source text's rule: the more relevant documents, the broader the depth.
+
+    Fewer than 3 relevant documents: depth 5; fewer than 10: 15; else 25, of 32. With other numbers
+    of depths these are ``floor(5 D / 32)`` and so on: the same place in the range.
+
+    Args:
+        counts: (N,) relevant documents of each query.
+        depths: D.
+    """
+    scaled = np.array([depth * depths // RULE_DEPTHS for _, depth in RULE], np.int64)
+    return scaled[np.searchsorted([limit for limit, _ in RULE], np.asarray(counts), side="right")]
+
+
+def oracle_labels(reward: ArrayLike) -> NDArray[np.int64]:
+    """Labels (N,): each query's depth of largest reward (N, D), of equal ones the lowest."""
+    return np.asarray(reward).argmax(axis=1).astype(np.int64)
+
+
+def label_facts(labels: NDArray[np.int64], depths: int) -> dict[str, Any]:
+    """How labels (N,) are spread over D depths.
+
+    Returns:
+        ``label_histogram``: number of queries by depth; ``label_most_common``: the depth;
+        ``label_share_of_most_common``: its share; ``label_constant``: whether there is no other,
+        so that nothing can be learned from the cross-entropy but this depth.
+    """
+    histogram = np.bincount(labels, minlength=depths)
+    return {
+        "label_histogram": histogram.tolist(),
+        "label_most_common": int(histogram.argmax()),
+        "label_share_of_most_common": float(histogram.max() / max(len(labels), 1)),
+        "label_constant": bool((histogram > 0).sum() <= 1),
+    }
+
+
+def train_supervised(
+    task: RetrievalTask,
+    *,
+    labels: str = "oracle",
+    observation: Sequence[str] = ("attention",),
+    alignment: str = "ndcg",
+    reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
+    settings: SupervisedSettings | None = None,
+    seed: int = 0,
+    writer: SummaryWriter | None = None,
+) -> tuple[DepthRouter, dict[str, Any]]:
+    """Train a `SupervisedClassificationRouter` on the `train` queries.
+
+    The epoch of largest mean reward on `validation` is kept (on `train` where there is no
+    validation query).
+
+    Args:
+        task: with a MAW encoder.
+        labels: "rule" or "oracle".
+        observation: blocks of the observation.
+        alignment: kind of relevance alignment in the reward.
+        reward_weights: of entropy, focus and alignment.
+        settings: see `SupervisedSettings`; None are the defaults.
+        seed: of weights, order, Gumbel noise and negatives.
+        writer: gets ``train/loss``, ``train/cross_entropy``, ``train/ranking_loss``,
+            ``train/temperature`` and ``eval/reward`` by epoch.
+
+    Returns:
+        The router, and facts about labels (see `label_facts`) and the fit (see `Fitted`).
+
+    Raises:
+        InputError: a setting that does not exist or is out of its range, or no training query.
+    """
+    told = settings or SupervisedSettings()
+    told.check()
+    if labels not in LABELS:
+        raise InputError(f"unknown labels {labels!r}; choose one of {', '.join(LABELS)}")
+    table = task.table("train")
+    if not len(table):
+        raise InputError(f"{task.collection.name!r} has no training query to learn from")
+    reward = table.reward(reward_weights, alignment)
+    targets = oracle_labels(reward)
+    if labels == "rule":
+        counts = relevant_counts(task.collection.splits["train"])
+        targets = rule_labels(counts, table.num_depths)
+    facts: dict[str, Any] = {"labels": labels, **label_facts(targets, table.num_depths)}
+    if facts["label_constant"]:
+        log.info("the %s labels of all training queries are depth %d", labels, targets[0])
+
+    generator = torch.Generator().manual_seed(seed)
+    observations = table.observation(observation)
+    about = router_settings(task, f"supervised-{labels}", seed=seed)
+    classifier = new_router(observations, table.num_depths, observation, about, generator)
+    model = SupervisedClassificationRouter(classifier).to(task.device)
+    target = torch.from_numpy(targets).to(task.device)
+    ranking = RankingLoss(task, told.negatives, generator) if told.ranking_weight > 0 else None
+
+    def terms(rows: Tensor, logits: Tensor, progress: float) -> dict[str, Tensor]:
+        cross_entropy = nn.functional.cross_entropy(logits, target[rows])
+        if ranking is None:
+            return {"loss": cross_entropy, "cross_entropy": cross_entropy}
+        temperature = told.temperature(progress)
+        choice = straight_through(logits, temperature, generator)
+        ranking_loss = ranking(rows, choice)
+        return {
+            "loss": cross_entropy + told.ranking_weight * ranking_loss,
+            "cross_entropy": cross_entropy,
+            "ranking_loss": ranking_loss,
+            "temperature": torch.tensor(temperature),
+        }
+
+    fitted = fit(
+        model.classifier,
+        torch.from_numpy(observations).to(task.device),
+        terms,
+        Judge(task, observation, alignment, reward_weights),
+        told,
+        generator,
+        writer,
+        f"supervised router ({labels} labels)",
+    )
+    return model.classifier, facts | fitted._asdict()

@@ -1,0 +1,233 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from agents.baseline_encoders import (
+    baseline_encoder,
+    evaluate_bm25,
+    evaluate_encoder,
+    train_without_depths,
+    training_sources,
+    widened,
+)
+from agents.wide_encoder import WideEncoder, wide_settings
+from maw_gym import encoder_training
+from maw_gym.corpora import Collection
+from maw_gym.corpora.candidates import bm25_rankings
+from maw_gym.encoder_files import untrained_embedder
+from maw_gym.encoder_training import TrainingSettings
+from maw_gym.encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
+from maw_gym.errors import InputError
+from maw_gym.task import RetrievalTask
+from maw_gym.text import padded
+
+DEPTHS = 4
+SHAPE = EncoderSettings(depths=DEPTHS)
+BRIEF = TrainingSettings(epochs=2, depth_epochs=1, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def task(tiny: Collection) -> RetrievalTask:
+    return RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, SHAPE), "cpu")
+
+
+def texts_of(task: RetrievalTask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ids, mask = padded(task.embedder.document_ids(task.collection.doc_texts))
+    return ids, task.embedder.text.hidden(ids), mask
+
+
+def test_mean_pooling_is_the_mean_of_the_token_embeddings(task: RetrievalTask) -> None:
+    embedder, _ = baseline_encoder("mean_pooling", task.collection, shape=SHAPE)
+    found = embedder.encode_documents(task.collection.doc_texts)
+    _, hidden, mask = texts_of(task)
+    for row in range(len(hidden)):
+        mean = hidden[row][mask[row]].mean(0)
+        torch.testing.assert_close(found[row], mean / mean.norm(), atol=1e-5, rtol=0)
+
+
+def test_zero_shot_is_the_standard_path_of_the_untrained_maw_encoder(task: RetrievalTask) -> None:
+    embedder, about = baseline_encoder("zero_shot", task.collection, shape=SHAPE)
+    assert type(embedder.encoder) is NonMAWEncoder
+    texts = task.collection.doc_texts
+    torch.testing.assert_close(
+        embedder.encode_documents(texts), task.embedder.encode_documents(texts)
+    )
+    assert about == {"baseline": "zero_shot"}
+
+
+def parameters(encoder: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in encoder.parameters())
+
+
+@pytest.mark.parametrize(("depths", "heads"), [(32, 136), (4, 24), (1, 12)])
+def test_wide_encoder_has_as_many_parameters(depths: int, heads: int) -> None:
+    maw = EncoderSettings(depths=depths, vocabulary=100)
+    wide = wide_settings(maw)
+    assert (wide.heads, wide.head_width, wide.depths) == (heads, 32, 0)
+    with torch.device("meta"):
+        assert parameters(NonMAWEncoder(wide)) == parameters(MAWEncoder(maw))
+
+
+def test_wide_encoder_starts_as_the_ordinary_one(task: RetrievalTask) -> None:
+    ordinary = untrained_embedder(task.collection.doc_texts, replace(SHAPE, depths=0))
+    wide = widened(ordinary, wide_settings(SHAPE))
+    assert wide.encoder.heads == 24
+    texts = task.collection.doc_texts
+    torch.testing.assert_close(
+        wide.encode_documents(texts), ordinary.encode_documents(texts), atol=1e-5, rtol=0
+    )
+
+
+def test_wide_encoder_computes_what_a_plain_one_does(task: RetrievalTask) -> None:
+    """Heads in groups, checkpointed or not: same embeddings and same gradients."""
+    settings = EncoderSettings(heads=11, head_width=32, depths=0)
+    plain, wide = NonMAWEncoder(settings), WideEncoder(settings)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in plain.named_parameters():
+            if "proj" in name:
+                weight.normal_(std=1 / 16, generator=generator)
+    wide.load_state_dict(plain.state_dict())
+    ids, hidden, mask = texts_of(task)
+    direction = torch.randn(len(ids), 256, generator=generator)
+    found = []
+    for encoder in (plain, wide):
+        embeddings = encoder.embed(ids, hidden, mask)
+        (embeddings * direction).sum().backward()
+        found.append(embeddings)
+        with torch.no_grad():
+            torch.testing.assert_close(encoder.embed(ids, hidden, mask), embeddings)
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
+    for (name, one), other in zip(plain.named_parameters(), wide.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_every_weight_of_the_wide_encoder_is_trained(tiny: Collection) -> None:
+    start = untrained_embedder(tiny.doc_texts, replace(SHAPE, depths=0))
+    embedder = widened(start, wide_settings(SHAPE))
+    before = {name: weight.clone() for name, weight in embedder.encoder.state_dict().items()}
+    steady = replace(BRIEF, weight_decay=0.0)
+    kept: dict[str, torch.Tensor] = {}
+
+    original = encoder_training._loss
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        kept.update({n: w.detach().clone() for n, w in embedder.encoder.state_dict().items()})
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_training, "_loss", watched)
+        train_without_depths(embedder, [tiny], steady)
+    for name in ("query_proj", "key_proj", "value_proj", "out_proj"):
+        moved = (kept[f"{name}.weight"] - before[f"{name}.weight"]).abs()
+        rows = moved.amax(1) if name != "out_proj" else moved.amax(0)
+        assert (rows > 0).all(), name  # the further heads' too
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    steps: list[int] = []
+    original = torch.optim.AdamW.step
+
+    def step(self: Any, *arguments: Any, **named: Any) -> Any:
+        steps.append(1)
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    return steps
+
+
+@pytest.mark.parametrize("name", ["non_maw", "single_depth", "wide_non_maw"])
+def test_trained_baselines_take_the_steps_of_both_stages(
+    tiny: Collection, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, name: str
+) -> None:
+    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path))
+    steps = count_steps(monkeypatch)
+    embedder, about = baseline_encoder(name, tiny, [tiny], "cpu", BRIEF, SHAPE)
+    pairs = len(tiny.splits["encoder"].ids)
+    assert pairs > 4
+    assert len(steps) == 3 * math.ceil(pairs / 4)
+    assert about["baseline"] == name
+    assert about["pairs"] == pairs
+    assert about["names"] == [tiny.name]
+    depths = 1 if name == "single_depth" else 0
+    assert embedder.encoder.settings.depths == depths
+    # The second time it is read, and the same.
+    again, told = baseline_encoder(name, tiny, [tiny], "cpu", BRIEF, SHAPE)
+    assert len(steps) == 3 * math.ceil(pairs / 4)
+    assert told == about
+    assert type(again.encoder) is type(embedder.encoder)
+    for key, value in embedder.tensors().items():
+        assert torch.equal(again.tensors()[key], value), key
+    evaluation, ranking = evaluate_encoder(again, tiny, "test")
+    queries = len(tiny.splits["test"].ids)
+    assert len(evaluation.per_query["nDCG@10"]) == queries
+    assert ranking.documents.shape == (queries, len(tiny.doc_ids))
+    # Other settings are another encoder.
+    baseline_encoder(name, tiny, [tiny], "cpu", replace(BRIEF, seed=1), SHAPE)
+    assert len(steps) == 6 * math.ceil(pairs / 4)
+
+
+def test_the_second_stage_goes_on_with_the_depths_settings(
+    tiny: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[TrainingSettings] = []
+    original = encoder_training.train
+
+    def watched(embedder: Any, pairs: Any, validation: Any, settings: Any) -> Any:
+        seen.append(settings)
+        return original(embedder, pairs, validation, settings)
+
+    monkeypatch.setattr("agents.baseline_encoders.train", watched)
+    embedder = untrained_embedder(tiny.doc_texts, replace(SHAPE, depths=0))
+    _, about = train_without_depths(embedder, [tiny], BRIEF)
+    assert [(s.epochs, s.learning_rate, s.seed) for s in seen] == [(2, 2e-3, 0), (1, 3e-3, 1)]
+    assert about["steps"] == 3 * math.ceil(about["pairs"] / 4)
+    assert about["continued"]["validation nDCG@10"] >= about["attention"]["validation nDCG@10"]
+    assert not any(weight.requires_grad for weight in embedder.encoder.parameters())
+
+
+def test_single_depth_is_evaluated_through_its_depth(tiny: Collection) -> None:
+    embedder, _ = baseline_encoder("single_depth", tiny, [tiny], "cpu", BRIEF, SHAPE)
+    queries = tiny.splits["test"]
+    assert isinstance(embedder.encoder, MAWEncoder)
+    _, ranking = evaluate_encoder(embedder, tiny, "test")
+    depths = torch.zeros(len(queries.ids), dtype=torch.long)
+    documents = embedder.encode_documents(tiny.doc_texts)
+    best = (embedder.encode_queries(queries.texts, depths) @ documents.T).amax(1)
+    torch.testing.assert_close(ranking.scores[:, 0], best, atol=1e-5, rtol=0)
+
+
+def test_encoders_with_depths_need_a_router(task: RetrievalTask) -> None:
+    with pytest.raises(InputError, match="an encoder of 4 depths needs a router"):
+        evaluate_encoder(task.embedder, task.collection, "test")
+
+
+def test_unknown_encoder_and_missing_pairs(tiny: Collection) -> None:
+    with pytest.raises(InputError, match="unknown encoder 'bert'"):
+        baseline_encoder("bert", tiny)
+    with pytest.raises(InputError, match="'non_maw' needs a collection with an `encoder` split"):
+        baseline_encoder("non_maw", tiny, [])
+
+
+def test_training_sources(tiny: Collection, task: RetrievalTask) -> None:
+    assert training_sources(task) == [tiny]
+    told = {"chosen": "own pairs", "training": {"names": [tiny.name]}}
+    trained = RetrievalTask(tiny, task.embedder, "cpu", told)
+    assert training_sources(trained) == [tiny]
+
+
+def test_bm25_is_evaluated_in_its_own_order(tiny: Collection) -> None:
+    queries = tiny.splits["test"]
+    evaluation, ranking = evaluate_bm25(tiny, "test", k=5)
+    rankings = bm25_rankings(tiny, queries, 5)
+    for row, (documents, scores) in enumerate(rankings):
+        assert ranking.documents[row, : len(documents)].tolist() == documents.tolist()
+        assert ranking.scores[row, : len(documents)].tolist() == scores.tolist()
+        assert (ranking.documents[row, len(documents) :] == -1).all()
+        first = int(documents[0]) if len(documents) else -1
+        hit = queries.relevance[row].get(tiny.doc_ids[first], 0) > 0
+        assert (evaluation.per_query["RR@10"][row] == 1.0) == hit
+    assert evaluation.mean["nDCG@10"] > 0

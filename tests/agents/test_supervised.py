@@ -1,0 +1,344 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from agents.fitting import FitSettings, new_router, standardisation
+from agents.ranking_loss import RankingLoss, one_hot_choice, ranking_loss, straight_through
+from agents.supervised import (
+    SupervisedClassificationRouter,
+    SupervisedSettings,
+    label_facts,
+    oracle_labels,
+    relevant_counts,
+    rule_labels,
+    train_supervised,
+)
+from maw_gym.corpora import QuerySet
+from maw_gym.encoder_files import untrained_embedder
+from maw_gym.encoders import EncoderSettings
+from maw_gym.errors import InputError
+from maw_gym.routing import DepthRouter, load_router, save_router
+from maw_gym.task import RetrievalTask
+from maw_gym.tensor_files import fingerprint
+from maw_gym.text import padded
+
+DEPTHS = 4
+
+
+@pytest.fixture(scope="module")
+def task(tiny: Any) -> RetrievalTask:
+    return RetrievalTask(
+        tiny, untrained_embedder(tiny.doc_texts, EncoderSettings(depths=DEPTHS)), "cpu"
+    )
+
+
+def test_rule_labels_of_the_source_text() -> None:
+    assert rule_labels([0, 1, 2, 3, 9, 10, 500], 32).tolist() == [5, 5, 5, 15, 15, 25, 25]
+
+
+@pytest.mark.parametrize(
+    ("depths", "expected"),
+    [(1, [0, 0, 0]), (4, [0, 1, 3]), (8, [1, 3, 6]), (16, [2, 7, 12]), (64, [10, 30, 50])],
+)
+def test_rule_labels_scale_with_the_number_of_depths(depths: int, expected: list[int]) -> None:
+    assert rule_labels([2, 3, 10], depths).tolist() == expected
+
+
+def test_relevant_counts_leave_grade_0_out() -> None:
+    queries = QuerySet(("a", "b"), ("x", "y"), ({"d1": 1, "d2": 0, "d3": 2}, {"d1": 1}))
+    assert relevant_counts(queries).tolist() == [2, 1]
+
+
+def test_oracle_labels_take_the_lowest_of_equal_depths() -> None:
+    assert oracle_labels([[0.1, 0.5, 0.5], [0.2, 0.2, 0.2], [0.0, 0.1, 0.3]]).tolist() == [1, 0, 2]
+
+
+def test_label_facts_tell_a_constant() -> None:
+    assert label_facts(np.array([1, 1, 3, 1]), 4) == {
+        "label_histogram": [0, 3, 0, 1],
+        "label_most_common": 1,
+        "label_share_of_most_common": 0.75,
+        "label_constant": False,
+    }
+    assert label_facts(np.array([2, 2]), 3)["label_constant"] is True
+
+
+def test_one_hot_choice_has_the_gradient_of_the_softmax() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)]], requires_grad=True)
+    choice = one_hot_choice(logits, 1.0)
+    assert choice.tolist() == [[0.0, 1.0]]
+    (choice @ torch.tensor([1.0, 0.0])).sum().backward()
+    # softmax (1/4, 3/4); d soft_0 / d logits = soft_0 (1 - soft_0), -soft_0 soft_1
+    np.testing.assert_allclose(logits.grad, [[0.1875, -0.1875]], rtol=1e-6)
+
+
+def test_one_hot_choice_at_another_temperature() -> None:
+    logits = torch.tensor([[0.0, 2 * math.log(3.0)]], requires_grad=True)
+    one_hot_choice(logits, 2.0)[0, 0].backward()
+    # The same softmax as above, and a factor 1 / temperature.
+    np.testing.assert_allclose(logits.grad, [[0.09375, -0.09375]], rtol=1e-6)
+
+
+def test_straight_through_samples_the_softmax() -> None:
+    logits = torch.tensor([math.log(0.2), math.log(0.3), math.log(0.5)]).repeat(20_000, 1)
+    choice = straight_through(logits, 0.7, torch.Generator().manual_seed(0))
+    assert set(choice.sum(1).tolist()) == {1.0}
+    np.testing.assert_allclose(choice.mean(0), [0.2, 0.3, 0.5], atol=0.015)
+
+
+def test_straight_through_draws_from_its_generator() -> None:
+    logits = torch.zeros(50, 8)
+    first, again, other = (
+        straight_through(logits, 1.0, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_ranking_loss_by_hand() -> None:
+    embeddings = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    documents = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    relevant = torch.tensor([[True, False]])
+    wrong, right = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    # Depth 1 scores the documents (0, 1), depth 0 scores them (1, 0): log(1 + e), log(1 + 1/e).
+    loss = ranking_loss(wrong, embeddings, documents, relevant, 1.0)
+    assert loss.item() == pytest.approx(1.313262, abs=1e-6)
+    loss = ranking_loss(right, embeddings, documents, relevant, 1.0)
+    assert loss.item() == pytest.approx(0.313262, abs=1e-6)
+    # Temperature 1/2 doubles the scores: log(1 + e^2).
+    loss = ranking_loss(wrong, embeddings, documents, relevant, 0.5)
+    assert loss.item() == pytest.approx(2.126928, abs=1e-6)
+    # Both relevant: nothing to lose.
+    loss = ranking_loss(wrong, embeddings, documents, torch.tensor([[True, True]]), 1.0)
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_ranking_loss_is_a_mean_over_queries() -> None:
+    embeddings = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).repeat(2, 1, 1)
+    choice = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    relevant = torch.tensor([[True, False], [True, False]])
+    loss = ranking_loss(choice, embeddings, torch.eye(2), relevant, 1.0)
+    assert loss.item() == pytest.approx((1.313262 + 0.313262) / 2, abs=1e-6)
+
+
+def test_ranking_loss_pushes_towards_the_depth_that_retrieves() -> None:
+    logits = torch.zeros(1, 2, requires_grad=True)
+    embeddings = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    relevant = torch.tensor([[True, False]])
+    ranking_loss(one_hot_choice(logits, 1.0), embeddings, torch.eye(2), relevant, 1.0).backward()
+    # Depth 0 is chosen, scores (1, 0), p = e / (e + 1); d loss / d score = (p - 1, 1 - p); of the
+    # weights the same; softmax (1/2, 1/2) gives -(1 - p) / 2 and (1 - p) / 2.
+    half = (1 - math.e / (math.e + 1)) / 2
+    np.testing.assert_allclose(logits.grad, [[-half, half]], rtol=1e-5)
+
+
+def test_ranking_loss_over_all_documents_is_the_tables_listwise_mass(task: RetrievalTask) -> None:
+    generator = torch.Generator().manual_seed(0)
+    loss = RankingLoss(task, 3000, generator)  # 30 documents, so all are drawn
+    table = task.table("train")
+    for depth in range(DEPTHS):
+        choice = torch.eye(DEPTHS)[depth].repeat(len(table), 1)
+        expected = -np.log(table.listwise[:, depth]).mean()
+        found = loss(torch.arange(len(table)), choice)
+        assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_ranking_loss_of_many_queries_holds_some_of_them(
+    task: RetrievalTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.ranking_loss.MOST_QUERIES", 2)
+    loss = RankingLoss(task, 3000, torch.Generator().manual_seed(0))
+    assert len(loss.embeddings) == 2
+    held = (loss.place >= 0).nonzero()[:, 0]
+    others = (loss.place < 0).nonzero()[:, 0]
+    choice = torch.eye(DEPTHS)[0].repeat(len(loss.place), 1).requires_grad_()
+    assert loss(others, choice[others]).item() == 0.0
+    expected = -np.log(task.table("train").listwise[held.numpy(), 0]).mean()
+    every = torch.arange(len(loss.place))
+    assert loss(every, choice).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_temperature_is_annealed_geometrically() -> None:
+    told = SupervisedSettings(temperature_start=2.0, temperature_end=0.5)
+    assert [told.temperature(x) for x in (0.0, 0.5, 1.0)] == pytest.approx([2.0, 1.0, 0.5])
+
+
+def test_standardisation_by_hand() -> None:
+    mean, scale = standardisation([[1.0, 5.0], [3.0, 5.0]])
+    assert mean.tolist() == [2.0, 5.0]
+    assert scale.tolist() == [1.0, 1.0]
+    assert standardisation([[0.0], [4.0]])[1].tolist() == [0.5]
+
+
+def test_new_router_has_grpos_shape_and_a_nearly_uniform_policy() -> None:
+    given = np.random.default_rng(0).random((20, 6), np.float32)
+    routers = [
+        new_router(given, 5, ("content",), {}, torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    shapes = [tuple(linear.weight.shape) for linear in routers[0].linears]
+    assert shapes == [(512, 6), (256, 512), (128, 256), (64, 128), (5, 64)]
+    logits = [router(torch.from_numpy(given)).detach() for router in routers]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
+    np.testing.assert_allclose(logits[0].softmax(-1), 0.2, atol=0.02)
+
+
+def test_forward_of_the_5d_tensor_is_the_observation_of_the_table(task: RetrievalTask) -> None:
+    table = task.table("train")
+    generator = torch.Generator().manual_seed(0)
+    router = SupervisedClassificationRouter(
+        new_router(table.attention, DEPTHS, ("attention",), {}, generator)
+    )
+    texts = task.collection.splits["train"].texts
+    ids, mask = padded(task.embedder.query_ids(texts))
+    weights = task.embedder.maw.depth_attention(task.embedder.text.hidden(ids), mask)
+    assert weights.shape == (len(texts), 8, ids.shape[1], ids.shape[1], DEPTHS)
+    expected = router.logits(torch.from_numpy(np.array(table.attention)))
+    found = router.attention_logits(weights, mask)
+    assert expected.std() > 0
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    depths = router(weights, mask)
+    assert depths.tolist() == expected.argmax(-1).tolist()
+    assert router.predict(np.array(table.attention))[0].tolist() == depths.tolist()
+    # Without padding no mask is needed.
+    length = int(mask[0].sum())
+    alone = router.attention_logits(weights[:1, :, :length, :length])
+    torch.testing.assert_close(alone, expected[:1], atol=1e-5, rtol=0)
+
+
+def test_forward_needs_the_attention_block(task: RetrievalTask) -> None:
+    classifier = DepthRouter(
+        [(torch.zeros(2, 3), torch.zeros(2))],
+        "relu",
+        torch.zeros(3),
+        torch.ones(3),
+        ("content",),
+        {},
+    )
+    with pytest.raises(InputError, match="observes content, which 5D attention does not give"):
+        SupervisedClassificationRouter(classifier)(torch.zeros(1, 8, 2, 2, 4))
+
+
+FAST = SupervisedSettings(epochs=3, batch_size=4, negatives=8)
+
+
+class Recorder:
+    """Stands for a SummaryWriter."""
+
+    def __init__(self) -> None:
+        self.scalars: dict[str, list[tuple[int, float]]] = {}
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.scalars.setdefault(tag, []).append((step, value))
+
+
+def test_rule_labels_of_one_relevant_document_teach_a_constant(
+    task: RetrievalTask, tmp_path: Any
+) -> None:
+    writer: Any = Recorder()
+    router, facts = train_supervised(task, labels="rule", settings=FAST, seed=3, writer=writer)
+    count = len(task.table("train"))
+    assert facts["labels"] == "rule"
+    assert facts["label_histogram"] == [count, 0, 0, 0]
+    assert facts["label_share_of_most_common"] == 1.0
+    assert facts["label_constant"] is True
+    assert facts["judged_on"] == "validation"
+    assert [epoch for epoch, _ in facts["history"]] == [1, 2, 3]
+    assert facts["validation_reward"] == max(reward for _, reward in facts["history"])
+    assert facts["history"][facts["best_epoch"] - 1][1] == facts["validation_reward"]
+    assert set(writer.scalars) == {
+        "train/loss",
+        "train/cross_entropy",
+        "train/ranking_loss",
+        "train/temperature",
+        "eval/reward",
+    }
+    assert [step for step, _ in writer.scalars["train/loss"]] == [count, 2 * count, 3 * count]
+    temperatures = [value for _, value in writer.scalars["train/temperature"]]
+    assert temperatures == sorted(temperatures, reverse=True)
+    assert router.settings["learner"] == "supervised-rule"
+    assert router.settings["encoder"] == fingerprint(task.embedder.tensors())
+    save_router(tmp_path / "router.safetensors", router)
+    given = task.table("test").observation(("attention",))
+    again = load_router(tmp_path / "router.safetensors")
+    assert again.predict(given)[0].tolist() == router.predict(given)[0].tolist()
+
+
+def test_validation_reward_is_that_of_the_router_returned(task: RetrievalTask) -> None:
+    router, facts = train_supervised(task, settings=FAST, observation=("content", "profile"))
+    table = task.table("validation")
+    depths, _ = router.predict(table.observation(("content", "profile")))
+    reward = table.reward((0.3, 0.3, 0.4), "ndcg")[np.arange(len(table)), depths]
+    assert facts["validation_reward"] == pytest.approx(float(reward.mean()), abs=1e-6)
+
+
+def test_oracle_labels_can_be_learned_by_heart(task: RetrievalTask) -> None:
+    settings = SupervisedSettings(epochs=60, batch_size=4, ranking_weight=0.0)
+    seen: list[float] = []
+
+    class Accuracy(Recorder):
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            if tag == "train/cross_entropy":
+                seen.append(value)
+
+    writer: Any = Accuracy()
+    _, facts = train_supervised(
+        task, labels="oracle", observation=("content",), settings=settings, writer=writer
+    )
+    reward = task.table("train").reward((0.3, 0.3, 0.4), "ndcg")
+    expected = np.bincount(reward.argmax(1), minlength=DEPTHS)
+    assert facts["label_histogram"] == expected.tolist()
+    assert seen[0] > 0.5
+    assert seen[-1] < 0.05
+
+
+def test_a_seed_repeats_the_training(task: RetrievalTask) -> None:
+    runs = [train_supervised(task, settings=FAST, seed=seed) for seed in (5, 5, 6)]
+    weights = [router.linears[0].weight for router, _ in runs]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert runs[0][1] == runs[1][1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number above 0, got 0.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be 0 or more, got -1.0"),
+        ({"ranking_weight": math.nan}, "ranking_weight must be 0 or more, got nan"),
+        ({"temperature_end": 0.0}, "temperature_end must be a number above 0, got 0.0"),
+        ({"negatives": 0}, "negatives must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SupervisedSettings(**change).check()
+
+
+def test_unknown_labels(task: RetrievalTask) -> None:
+    with pytest.raises(InputError, match="unknown labels 'guess'; choose one of rule, oracle"):
+        train_supervised(task, labels="guess")
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(task: RetrievalTask) -> None:
+    settings = SupervisedSettings(epochs=5, batch_size=4, learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match="fitting the supervised router"):
+        train_supervised(task, settings=settings)
+
+
+def test_the_network_is_grpos(task: RetrievalTask) -> None:
+    """Same layers as the actor that is exported from GRPO."""
+    from agents.fitting import WIDTHS
+
+    assert WIDTHS == (512, 256, 128, 64)
+    router, _ = train_supervised(task, settings=FAST)
+    assert isinstance(router.network[1], nn.ReLU)
+    assert not any(weight.requires_grad for weight in router.parameters())
+    assert FitSettings().epochs >= 1

@@ -54,6 +54,20 @@ def static_choices(task: RetrievalTask, settings: CommonSettings) -> dict[str, D
     return choices
 
 
+def static_rows(task: RetrievalTask, settings: CommonSettings) -> dict[str, Row]:
+    """The rows of `static_choices`."""
+    rows = {
+        name: judge(task, settings, choice)
+        for name, choice in static_choices(task, settings).items()
+    }
+    # A random depth's expected reward is exact; the retrieval of that row is one draw's.
+    drawn = rows["random depth"]
+    assert drawn.reward is not None
+    expected = drawn.reward | {"mean": drawn.reward["random"], "gap_closed": 0.0}
+    rows["random depth"] = drawn._replace(reward=expected)
+    return rows
+
+
 def judge(task: RetrievalTask, settings: CommonSettings, depths: Depths) -> Row:
     """Reward from the table, retrieval by ranking with the really encoded depths."""
     train, test = task.table("train"), task.table("test")
@@ -90,12 +104,7 @@ def report(
         observations = test.observation(settings.observation)
         depths, _ = trained.router.to(task.device).predict(observations)
         result = judge(task, settings, depths)
-        rows = encoder_rows(task)
-        for name, choice in static_choices(task, settings).items():
-            rows[name] = judge(task, settings, choice)
-        # The expectation over depths is exact; the retrieval of the row is one draw's.
-        assert result.reward is not None
-        rows["random depth"] = _exact_random(rows["random depth"])
+        rows = encoder_rows(task) | static_rows(task, settings)
         save_router(folder / "router.safetensors", trained.router)
         save_embedder(
             folder / "encoder.safetensors", task.embedder, {"encoder": task.encoder_provenance}
@@ -151,11 +160,6 @@ def _number(value: float | None, digits: int) -> str:
 
 def _chosen(means: Mapping[str, float]) -> dict[str, float]:
     return {measure: means[measure] for measure in MEASURES}
-
-
-def _exact_random(row: Row) -> Row:
-    assert row.reward is not None
-    return row._replace(reward=row.reward | {"mean": row.reward["random"], "gap_closed": 0.0})
 
 
 def encoder_rows(task: RetrievalTask) -> dict[str, Row]:

@@ -12,7 +12,7 @@ from maw_gym.encoder_selection import trained_embedder
 from maw_gym.encoder_training import TrainingSettings
 from maw_gym.encoders import EncoderSettings
 from maw_gym.task import RetrievalTask, resolve_device
-from runners.report import MEASURES, Row, encoder_rows, judge, static_choices, table_text
+from runners.report import MEASURES, Row, encoder_rows, static_rows, table_text
 from runners.runs import Stopwatch, new_run, run_main, write_config, write_json
 from runners.settings import CommonSettings
 
@@ -64,8 +64,7 @@ def main(settings: EncoderRunSettings) -> None:
     with watch.stage("evaluation on test queries"):
         common = CommonSettings(dataset=settings.dataset, seed=seed)
         rows = {"mean pooling": mean_pooling(task)} | encoder_rows(task)
-        for name, depths in static_choices(task, common).items():
-            rows[name] = judge(task, common, depths)
+        rows |= static_rows(task, common)
     write_json(
         folder / "metrics.json",
         {

@@ -28,11 +28,11 @@ def draw(
     folder.mkdir(parents=True, exist_ok=True)
     weights, alignment = settings.reward_weights, settings.alignment
     fixed = best_fixed(task.table("train").reward(weights, alignment))
-    _save(
+    save(
         reward_curve(task.table("validation").reward(weights, alignment), fixed, learner, trained),
         folder / "reward_curve.png",
     )
-    _save(depth_usage(depths, task.table("test").num_depths, learner), folder / "depth_usage.png")
+    save(depth_usage(depths, task.table("test").num_depths, learner), folder / "depth_usage.png")
     table = task.table("test")
     terms = {
         "entropy": table.entropy.mean(0),
@@ -40,7 +40,7 @@ def draw(
         "alignment": table.alignment(alignment).mean(0),
         "reward": table.reward(weights, alignment).mean(0),
     }
-    _save(reward_by_depth(terms), folder / "reward_by_depth.png")
+    save(reward_by_depth(terms), folder / "reward_by_depth.png")
 
 
 def reward_curve(reward: NDArray[np.float32], fixed: int, learner: str, trained: Trained) -> Figure:
@@ -90,7 +90,8 @@ def reward_by_depth(terms: dict[str, NDArray[Any]]) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     FigureCanvasAgg(figure)
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -326,8 +326,8 @@ def test_renumbering_leaves_centroids_alone_that_are_not_the_depths(maw):
 
 
 def test_token_weights_from_idf():
-    # Three documents, the third twice the same token: in 3, 1 and 0 documents.
-    found = idf_token_weights([[0, 1], [0], [0, 0]], 3)
+    # Three documents, two with a token twice: tokens in 3, 1 and 0 documents.
+    found = idf_token_weights([[0, 1, 1], [0], [0, 0]], 3)
     expected = [
         math.log(0.5),  # log(4 / 3.5) = .134 is cut
         math.log(math.log(4 / 1.5)),

@@ -179,7 +179,7 @@ def depth_statistics(
     if gradients and triton:
         raise InputError("the Triton kernel has no gradients; use kernel='auto' or torch.no_grad()")
     if triton or (kernel == "auto" and x.is_cuda and not gradients):
-        from maw_gym.kernels import fused_statistics  # CPU torch does not bring triton
+        from maw_gym.statistics_cuda import fused_statistics  # CPU torch does not bring triton
 
         exact = kernel == "triton-float32"
         return fused_statistics(*inputs, dtype=torch.float32 if exact else torch.bfloat16)

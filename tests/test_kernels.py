@@ -38,10 +38,10 @@ SHAPES = [
 
 
 @pytest.fixture(scope="module")
-def kernels() -> ModuleType:
-    from maw_gym import kernels
+def cuda() -> ModuleType:
+    from maw_gym import statistics_cuda
 
-    return kernels
+    return statistics_cuda
 
 
 def random_inputs(lengths: tuple[int, ...], depths: int, heads: int, width: int) -> list[Tensor]:
@@ -80,7 +80,7 @@ def reference(
 
 @pytest.mark.parametrize(("lengths", "depths", "heads", "width", "blocks"), SHAPES)
 def test_the_kernel_equals_the_reference_in_float32(
-    kernels: ModuleType,
+    cuda: ModuleType,
     lengths: tuple[int, ...],
     depths: int,
     heads: int,
@@ -88,61 +88,60 @@ def test_the_kernel_equals_the_reference_in_float32(
     blocks: tuple[int, int],
 ) -> None:
     inputs = random_inputs(lengths, depths, heads, width)
-    found = kernels.fused_statistics(*inputs, dtype=torch.float32, blocks=blocks)
+    found = cuda.fused_statistics(*inputs, dtype=torch.float32, blocks=blocks)
     for got, want in zip(found, reference(*inputs), strict=True):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_the_kernel_writes_every_number(kernels: ModuleType, poison: float) -> None:
+def test_the_kernel_writes_every_number(cuda: ModuleType, poison: float) -> None:
     lengths, depths, heads, width = (17, 0, 5), 2, 2, 32
     x, mask, query_weight, key_weight, value, pooling = random_inputs(lengths, depths, heads, width)
     tokens = x.reshape(-1, width)
-    out = kernels.empty_partial(len(lengths), depths, heads, width // heads, x)
+    out = cuda.empty_partial(len(lengths), depths, heads, width // heads, x)
     for tensor in out:
         tensor.fill_(poison)
-    scale = kernels.BITS / 4  # heads of width 16
-    query, key = tokens @ query_weight.T * scale, tokens @ key_weight.T
+    query, key = tokens @ query_weight.T, tokens @ key_weight.T
     # Whatever lies on padding is not read either.
     padding = ~mask.flatten()
     query[padding], key[padding] = poison, poison
     value = value.masked_fill(~mask[:, None, :, None], poison)
-    kernels.launch(query, key, value, pooling, mask.sum(-1).int(), out, (16, 16))
+    cuda.launch(query, key, value, pooling, mask.sum(-1), out, blocks=(16, 16))
     for tensor in out:
         assert tensor.isfinite().all()
 
 
 def test_depths_in_several_launches_give_the_same(
-    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+    cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = random_inputs((6, 4), 5, 2, 32)
-    together = kernels.fused_statistics(*inputs, dtype=torch.float32, blocks=(16, 16))
-    monkeypatch.setattr(kernels, "PROJECTED", 2 * inputs[0].numel())
-    apart = kernels.fused_statistics(*inputs, dtype=torch.float32, blocks=(16, 16))
+    together = cuda.fused_statistics(*inputs, dtype=torch.float32, blocks=(16, 16))
+    monkeypatch.setattr(cuda, "PROJECTED", 2 * inputs[0].numel())
+    apart = cuda.fused_statistics(*inputs, dtype=torch.float32, blocks=(16, 16))
     for one, many in zip(together, apart, strict=True):
         torch.testing.assert_close(one, many, atol=1e-6, rtol=1e-6)
 
 
-def test_the_same_input_gives_the_same_bits(kernels: ModuleType) -> None:
+def test_the_same_input_gives_the_same_bits(cuda: ModuleType) -> None:
     inputs = random_inputs((9, 7), 3, 2, 32)
     first, second = (
-        kernels.fused_statistics(*inputs, dtype=torch.float32, blocks=(16, 16)) for _ in range(2)
+        cuda.fused_statistics(*inputs, dtype=torch.float32, blocks=(16, 16)) for _ in range(2)
     )
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
 
 
-def test_large_texts_take_the_larger_blocks(kernels: ModuleType) -> None:
+def test_large_texts_take_the_larger_blocks() -> None:
+    from maw_gym import kernels
+
     def blocks(bucket: int) -> list[tuple[int, int]]:
-        kept = kernels._not_larger_than_the_text(
-            kernels._configurations(), {"bucket": bucket}, heads=8
-        )
+        kept = kernels.fitting(kernels.configurations(), {}, bucket=bucket, heads=8)
         return [tuple(configuration.kwargs.values()) for configuration in kept]
 
     assert set(blocks(16)) == {(16, 16)}
     assert set(blocks(32)) == {(16, 16), (32, 32)}
-    assert (128, 128) in blocks(128)
+    assert (64, 128) in blocks(128)
     assert (16, 16) not in blocks(128)
     assert all(blocks(1 << power) for power in range(4, 14))
 
@@ -158,7 +157,7 @@ def test_unknown_kernels_and_gradients_are_refused() -> None:
 
 @needs_cuda
 @pytest.mark.parametrize("size", [24, 100, 128, 300])
-def test_the_tuned_kernel_in_bfloat16(kernels: ModuleType, size: int) -> None:
+def test_thetuned_statistics_kernel_in_bfloat16(cuda: ModuleType, size: int) -> None:
     inputs = random_inputs((size, size // 2, 1, 0), 4, 8, 256)
     for got, want in zip(depth_statistics(*inputs), reference(*inputs), strict=True):
         assert got.dtype == torch.float32

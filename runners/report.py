@@ -34,19 +34,22 @@ class Row(NamedTuple):
     retrieval: dict[str, float]
 
 
-def static_choices(task: RetrievalTask, settings: CommonSettings) -> dict[str, Depths]:
-    """Depths of the test queries (N,) by rules that need no learner; the oracles come last."""
-    train, test = task.table("train"), task.table("test")
+def static_choices(
+    task: RetrievalTask, settings: CommonSettings, split: str = "test"
+) -> dict[str, Depths]:
+    """Depths of a split's queries (N,) by rules that need no learner; the oracles come last.
+
+    Without training queries there is no best fixed depth to choose.
+    """
+    train, test = task.table("train"), task.table(split)
     count, weights = len(test), settings.reward_weights
     reward = test.reward(weights, settings.alignment)
     generator = np.random.default_rng(settings.seed)
-    choices = {
-        "random depth": generator.integers(test.num_depths, size=count),
-        "best fixed depth (reward)": np.full(
-            count, best_fixed(train.reward(weights, settings.alignment))
-        ),
-        "best fixed depth (nDCG@10)": np.full(count, best_fixed(train.ndcg)),
-    }
+    choices = {"random depth": generator.integers(test.num_depths, size=count)}
+    if len(train):
+        by_reward = best_fixed(train.reward(weights, settings.alignment))
+        choices["best fixed depth (reward)"] = np.full(count, by_reward)
+        choices["best fixed depth (nDCG@10)"] = np.full(count, best_fixed(train.ndcg))
     if test.clusters.shape[1] == test.num_depths:
         choices["cluster's own depth"] = test.clusters.argmax(axis=1)
     choices["oracle (reward), upper bound"] = reward.argmax(axis=1)
@@ -54,11 +57,13 @@ def static_choices(task: RetrievalTask, settings: CommonSettings) -> dict[str, D
     return choices
 
 
-def static_rows(task: RetrievalTask, settings: CommonSettings) -> dict[str, Row]:
+def static_rows(
+    task: RetrievalTask, settings: CommonSettings, split: str = "test"
+) -> dict[str, Row]:
     """The rows of `static_choices`."""
     rows = {
-        name: judge(task, settings, choice)
-        for name, choice in static_choices(task, settings).items()
+        name: judge(task, settings, choice, split)
+        for name, choice in static_choices(task, settings, split).items()
     }
     # A random depth's expected reward is exact; the retrieval of that row is one draw's.
     drawn = rows["random depth"]
@@ -68,15 +73,18 @@ def static_rows(task: RetrievalTask, settings: CommonSettings) -> dict[str, Row]
     return rows
 
 
-def judge(task: RetrievalTask, settings: CommonSettings, depths: Depths) -> Row:
+def judge(
+    task: RetrievalTask, settings: CommonSettings, depths: Depths, split: str = "test"
+) -> Row:
     """Reward from the table, retrieval by ranking with the really encoded depths."""
-    train, test = task.table("train"), task.table("test")
+    train, test = task.table("train"), task.table(split)
     weights, alignment = settings.reward_weights, settings.alignment
-    fixed = best_fixed(train.reward(weights, alignment))
-    evaluation, _ = task.evaluate("test", torch.as_tensor(depths))
-    return Row(
-        reward_summary(test.reward(weights, alignment), depths, fixed), _chosen(evaluation.mean)
-    )
+    fixed = best_fixed(train.reward(weights, alignment)) if len(train) else None
+    reward = reward_summary(test.reward(weights, alignment), depths, fixed or 0)
+    if fixed is None:
+        reward["best_fixed"] = None
+    evaluation, _ = task.evaluate(split, torch.as_tensor(depths))
+    return Row(reward, _chosen(evaluation.mean))
 
 
 def report(
@@ -123,12 +131,17 @@ def report(
             "wall_seconds": watch.seconds,
         },
     )
-    ordered = dict(rows)
-    oracles = {name: ordered.pop(name) for name in list(ordered) if name.startswith("oracle")}
-    print(table_text(ordered | {learner: result} | oracles))
+    print(table_text(ordered(rows, learner, result)))
     chosen = task.encoder_provenance.get("chosen")
     print(f"\n{len(test)} test queries of {settings.dataset}; encoder: {chosen}; run: {folder}")
     print(f"reward curves: tensorboard --logdir {settings.logdir}")
+
+
+def ordered(rows: Mapping[str, Row], learner: str, result: Row) -> dict[str, Row]:
+    """The rows with the learner's before the oracles."""
+    oracles = {name: row for name, row in rows.items() if name.startswith("oracle")}
+    others = {name: row for name, row in rows.items() if name not in oracles}
+    return others | {learner: result} | oracles
 
 
 def table_text(rows: Mapping[str, Row]) -> str:
@@ -162,11 +175,11 @@ def _chosen(means: Mapping[str, float]) -> dict[str, float]:
     return {measure: means[measure] for measure in MEASURES}
 
 
-def encoder_rows(task: RetrievalTask) -> dict[str, Row]:
+def encoder_rows(task: RetrievalTask, split: str = "test") -> dict[str, Row]:
     """Retrieval through the standard attention of the untrained and of the given encoder."""
     untrained = untrained_embedder(task.collection.doc_texts)
-    zero_shot, _ = RetrievalTask(task.collection, untrained, task.device).evaluate("test")
-    standard, _ = task.evaluate("test")
+    zero_shot, _ = RetrievalTask(task.collection, untrained, task.device).evaluate(split)
+    standard, _ = task.evaluate(split)
     return {
         "zero-shot NON-MAW": Row(None, _chosen(zero_shot.mean)),
         "trained NON-MAW": Row(None, _chosen(standard.mean)),

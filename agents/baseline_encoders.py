@@ -52,7 +52,8 @@ def baseline_encoder(
       queries have projections of their own, as in every MAW encoder, but nothing is chosen: the
       fair control for a claim about routing.
     - ``wide_non_maw``: NON-MAW with the MAW encoder's number of parameters, trained like
-      ``non_maw``. 136 heads in the place of 8: training takes some 10 times as long.
+      ``non_maw``. 136 heads in the place of 8 make training some 25 times as long: this one is
+      for a GPU, or for patience.
 
     Args:
         name: see above.

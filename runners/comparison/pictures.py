@@ -51,7 +51,7 @@ def reward_curves(
     results: Sequence[Results], references: Sequence[Reference], dataset: str
 ) -> Figure:
     """Validation reward of the learners over training; the oracle beyond a broken axis."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5.4), layout="constrained")
     top, axes = figure.subplots(2, sharex=True, height_ratios=(1, 7))
     levels = {
         name: float(np.mean([fold.validation[name] for fold in references]))
@@ -72,13 +72,25 @@ def reward_curves(
         linestyle=(0, (1, 2)),
         label=f"random depth, {levels['random']:.4f}",
     )
-    top.axhline(levels["oracle"], color="#D55E00", label=f"oracle, {levels['oracle']:.4f}")
+    top.axhline(levels["oracle"], color="#D55E00")
+    top.annotate(
+        f"oracle, {levels['oracle']:.4f}",
+        (0.99, levels["oracle"]),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -3),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize="small",
+    )
     _break(top, axes, levels["oracle"])
     top.set_title(f"{dataset}: reward on validation queries (lines: means, bands: all seeds)")
     axes.set_xlabel("training queries seen (environment steps)")
     axes.set_ylabel("mean reward of the greedy policy")
-    top.legend(frameon=False, loc="center right")
-    axes.legend(frameon=False, ncols=2, fontsize="small", loc="lower right")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, frameon=False, ncols=4, fontsize="small", loc="outside lower center"
+    )
     return figure
 
 
@@ -111,7 +123,7 @@ def _at(grid: Floats, history: list[tuple[int, float]]) -> Floats:
 
 def _break(top: Axes, bottom: Axes, level: float) -> None:
     """Show that the y axis leaves something out between two plots."""
-    top.set_ylim(level - 5e-4, level + 5e-4)
+    top.set_ylim(level - 6e-4, level + 4e-4)
     top.set_yticks([level])
     top.yaxis.set_major_formatter("{x:.3f}")
     bottom.ticklabel_format(axis="y", useOffset=False)
@@ -176,7 +188,7 @@ def depth_usage(
         assert one.depths is not None
         shares[row] = np.bincount(one.depths.ravel(), minlength=depths) / one.depths.size
     # A constant choice must not darken all others: shares from a quarter on look the same.
-    picture = axes.imshow(100 * shares, aspect="auto", cmap="cividis_r", vmin=0, vmax=25)
+    picture = axes.imshow(100 * shares, aspect="auto", cmap="Blues", vmin=0, vmax=25)
     axes.set_yticks(range(len(shown)), [one.method for one in shown])
     axes.set_xlabel("depth, from focused to broad")
     axes.set_title(f"{dataset}: depths chosen for test queries")

@@ -175,16 +175,19 @@ class QueryOrder:
         kind: ``"random"`` draws uniformly and independently; ``"sequential"`` walks through the
             queries in order and starts over after the last.
         size: number of queries.
+
+    Attributes:
+        position: the query that a sequential order shows next.
     """
 
     def __init__(self, kind: str, size: int) -> None:
         self.kind = kind
         self.size = size
-        self._next = 0
+        self.position = 0
 
     def restart(self) -> None:
         """Begin the walk anew; a random order has nothing to restart but its generator."""
-        self._next = 0
+        self.position = 0
 
     def take(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
         """The next `count` queries (count,)."""
@@ -192,8 +195,8 @@ class QueryOrder:
             # Half the time of generator.integers, and 2^53 is far above any number of queries; a
             # product of a double below 1 and an integer rounds to below that integer.
             return (generator.random(count) * self.size).astype(np.int64)
-        start = self._next
-        self._next = (start + count) % self.size
+        start = self.position
+        self.position = (start + count) % self.size
         return (start + np.arange(count)) % self.size
 
 

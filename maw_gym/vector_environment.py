@@ -1,6 +1,6 @@
 """GRPOVectorEnvironment: choosing attention depths for a batch of queries in one look-up."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -191,6 +191,37 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             "_query_id": shown,
         }
         return self._observed(self._queries), outcome.reward, done, truncated, infos
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the environment stands, as JSON values: what is shown, and what will be drawn."""
+        return {
+            "queries": None if self._queries is None else self._queries.tolist(),
+            "position": self._order.position,
+            "generator": self.np_random.bit_generator.state,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where an environment of equal settings stood.
+
+        Args:
+            state: of `get_state`, before or after it was written as JSON.
+
+        Raises:
+            InputError: the state is of another environment.
+        """
+        queries = state["queries"]
+        if queries is not None:
+            queries = np.array(queries, np.int64)
+            size = len(self.bandit)
+            if queries.shape != (self.num_envs,) or not ((queries >= 0) & (queries < size)).all():
+                raise InputError(
+                    f"the state shows {queries.size} queries, for an environment of"
+                    f" {self.num_envs} rows and {size} queries; give equal settings"
+                )
+            self._query_ids = self._named(queries)
+        self._queries = queries
+        self._order.position = int(state["position"])
+        self.np_random.bit_generator.state = state["generator"]
 
     def _drawn(self, count: int) -> NDArray[np.int64]:
         """The next queries (count,), one for each group."""

@@ -6,19 +6,24 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.callbacks import CallbackList, ProgressBarCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.export import router_from_model
 from agents.sb3_vec_env import to_sb3
 from maw_gym.cache import written_whole
+from maw_gym.errors import InputError
 from maw_gym.evaluation import best_fixed
 from maw_gym.routing import DepthRouter
 from maw_gym.task import RetrievalTask, load_task
 from maw_gym.tensor_files import fingerprint
-from runners.callbacks import ValidationCallback
+from runners.callbacks import CheckpointCallback, SyncedTensorBoard, ValidationCallback
+from runners.checkpoints import Checkpoint, forget_checkpoints, latest_checkpoint
 from runners.settings import CommonSettings, OnlineSettings
+from runners.stopping import STOP
+from runners.training_state import first_not_finite, restore_training
 
 LIMIT = 5.0  # standard deviations
 
@@ -95,8 +100,10 @@ def train_online(
         table=table,
     )
     policy = {"features_extractor_kwargs": standardisation(table.observation(settings.observation))}
-    model = make_model(to_sb3(environment), policy)
-    model.set_logger(configure(str(folder), ["tensorboard"]))
+    try:
+        model = make_model(to_sb3(environment), policy)
+    except ValueError as problem:  # of an algorithm that knows nothing of this package
+        raise InputError(str(problem)) from None
     validation = task.table("validation")
     rollouts = -(-settings.timesteps // (settings.num_envs * model.n_steps))
     callback = ValidationCallback(
@@ -108,7 +115,10 @@ def train_online(
         best_fixed(table.reward(settings.reward_weights, settings.alignment)),
         max(1, rollouts // settings.evaluations),
     )
-    model.learn(settings.timesteps, callback, progress_bar=True)
+    if settings.resume is None:
+        forget_checkpoints(folder)
+    checkpoint = None if settings.resume is None else latest_checkpoint(folder)
+    _learn(model, callback, settings, folder, checkpoint)
     with written_whole(folder / "model.zip") as temporary:
         model.save(temporary)
     model.policy.load_state_dict(callback.best_weights)
@@ -116,3 +126,57 @@ def train_online(
         model, settings.observation, router_settings(task, settings, learner)
     )
     return Trained(router, callback.history, callback.best_step)
+
+
+def _learn(
+    model: OnPolicyAlgorithm,
+    validation: ValidationCallback,
+    settings: OnlineSettings,
+    folder: Path,
+    checkpoint: Checkpoint | None,
+) -> None:
+    """Train from the beginning, or from a checkpoint, to the end."""
+    # Events of the checkpoint's own step were written before it was.
+    resumed = 0 if settings.resume is not None else None
+    events = SyncedTensorBoard(folder, checkpoint.step + 1 if checkpoint else resumed)
+    model.set_logger(Logger(str(folder), [events]))
+    checkpoints = CheckpointCallback(folder, validation, settings.checkpoint_every)
+    if checkpoint is not None:
+        model._setup_learn(0)  # makes the buffers that are filled now
+        restore_training(model, checkpoint)
+        validation.set_state(model.policy, checkpoint.tensors, checkpoint.state["validation"])
+        checkpoints.last = checkpoint.path
+    if model.num_timesteps >= settings.timesteps:
+        return  # only the report was missing
+    bar = ProgressBarCallback()
+    STOP.advice = f"go on with --resume {folder}"
+    try:
+        with STOP.deferred():
+            model.learn(
+                settings.timesteps - model.num_timesteps,
+                CallbackList([validation, checkpoints, bar]),
+                reset_num_timesteps=checkpoint is None,
+            )
+    except (FloatingPointError, ValueError) as problem:
+        # Stable-Baselines3 meets parameters that are not finite with a ValueError of torch's.
+        if isinstance(problem, ValueError) and first_not_finite(model.policy) is None:
+            raise
+        raise FloatingPointError(_diverged(problem, model, checkpoints)) from problem
+    finally:
+        if hasattr(bar, "pbar"):
+            bar.pbar.close()
+        events.close()
+
+
+def _diverged(problem: Exception, model: OnPolicyAlgorithm, checkpoints: CheckpointCallback) -> str:
+    """What is known when numbers stop being finite: the step, the queries, the way back."""
+    told = str(problem).splitlines()[0]
+    if f"step {model.num_timesteps}" not in told:
+        told = f"{told}, at step {model.num_timesteps}"
+    names = list(checkpoints.queries)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    last = f"is {checkpoints.last}" if checkpoints.last else "was not written yet"
+    return (
+        f"{told}; queries of the batch: {', '.join(names[:5])}{more}; the last good checkpoint"
+        f" {last}"
+    )

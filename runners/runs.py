@@ -18,6 +18,8 @@ import tyro
 
 from maw_gym.cache import written_whole
 from maw_gym.errors import InputError
+from runners.resuming import check_provenance, check_same, run_settings
+from runners.stopping import STOP, Stopped
 
 Settings = TypeVar("Settings")
 
@@ -25,21 +27,35 @@ PACKAGES = ("maw_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "ir_d
 
 
 def run_main(settings: type[Settings], main: Callable[[Settings], None]) -> None:
-    """Read the command line and run `main`; a user's mistake is one line and exit status 2.
+    """Read the command line and run `main`; whatever ends it early is one line on stderr.
+
+    Exit status 2 is a user's mistake, 1 numbers that are no longer finite, 130 and 143 are SIGINT
+    and SIGTERM. With `--resume RUN` the run's own settings are the defaults of the command line, so
+    that a flag that says something else is noticed.
 
     Args:
         settings: a dataclass; its docstrings are the help.
         main: the runner.
     """
-    told = tyro.cli(settings, description=sys.modules[main.__module__].__doc__)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    description = sys.modules[main.__module__].__doc__
     try:
-        main(told)
+        with STOP.installed():
+            told = tyro.cli(settings, description=description)
+            if getattr(told, "resume", None) is not None:
+                own = run_settings(settings, told.resume)  # type: ignore[attr-defined]
+                told = tyro.cli(settings, description=description, default=own)
+                check_same(own, told)
+            main(told)
     except InputError as mistake:
         _quit(str(mistake), 2)
     except OSError as problem:
         # No permission, no space: the environment's fault, and no traceback mends it.
         _quit(f"{problem.strerror or problem}: {problem.filename or ''}".rstrip(": "), 2)
+    except FloatingPointError as problem:
+        _quit(str(problem), 1)
+    except Stopped as stopped:
+        _quit(str(stopped), stopped.status)
     except KeyboardInterrupt:
         _quit("interrupted", 130)
 
@@ -50,17 +66,20 @@ def _quit(message: str, status: int) -> None:
     raise SystemExit(status)
 
 
-def new_run(logdir: Path, name: str | None, default: str) -> Path:
-    """Make the folder of a new run.
+def new_run(logdir: Path, name: str | None, default: str, resume: Path | None = None) -> Path:
+    """Make the folder of a new run, or find that of one to go on with.
 
     Args:
         logdir: folder of all runs.
         name: of the run; None makes one of `default` and the time.
         default: learner, dataset and seed.
+        resume: the folder of a run that was stopped, which is returned as it is.
 
     Raises:
         InputError: the name is not a plain folder name, is taken, or cannot be written.
     """
+    if resume is not None:
+        return resume
     if name is not None and (not name or name != Path(name).name or name in (".", "..")):
         raise InputError(
             f"run name {name!r} must be a plain folder name; use --logdir for its place"
@@ -95,8 +114,17 @@ def write_config(
     dataset: Mapping[str, Any],
     encoder: Mapping[str, Any],
 ) -> None:
-    """Write config.json: every setting, versions, git commit, provenance of data and encoder."""
+    """Write config.json: every setting, versions, git commit, provenance of data and encoder.
+
+    A run that goes on keeps the one it has.
+
+    Raises:
+        InputError: the run was made by another learner, or its dataset or encoder has changed.
+    """
     assert is_dataclass(settings)
+    if getattr(settings, "resume", None) is not None:
+        check_provenance(folder, learner, dataset, encoder)
+        return
     write_json(
         folder / "config.json",
         {

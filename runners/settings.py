@@ -61,11 +61,15 @@ class OnlineSettings(CommonSettings):
     """neighbouring sub-environments that share each query"""
     evaluations: int = 20
     """how many times the validation queries are looked at; the best policy is kept"""
+    checkpoint_every: int = 50
+    """rollouts between checkpoints; the last two are kept"""
+    resume: Path | None = None
+    """folder of a run that was stopped: go on with it, under its own settings"""
 
     def check(self) -> None:
         """Refuse what can be refused before any work starts."""
         super().check()
-        for name in ("timesteps", "num_envs", "group_size", "evaluations"):
+        for name in ("timesteps", "num_envs", "group_size", "evaluations", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_envs % self.group_size:

@@ -73,7 +73,10 @@ def main(settings: GRPOSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
     settings.check()
     folder: Path = new_run(
-        settings.logdir, settings.run_name, f"grpo-{settings.dataset}-seed{settings.seed}"
+        settings.logdir,
+        settings.run_name,
+        f"grpo-{settings.dataset}-seed{settings.seed}",
+        settings.resume,
     )
     watch = Stopwatch()
     with watch.stage("encoder and depth tables"):

@@ -26,6 +26,7 @@ def train_and_report(settings: CommonSettings, learner: str, train: Train) -> No
         settings.logdir,
         settings.run_name,
         f"{learner.lower()}-{settings.dataset}-seed{settings.seed}",
+        getattr(settings, "resume", None),
     )
     watch = Stopwatch()
     with watch.stage("encoder and depth tables"):

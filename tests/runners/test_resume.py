@@ -1,0 +1,136 @@
+"""Real runs, killed and resumed, on a tiny collection."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from killing import command, differences, kill_until_done, killed, run, scalars
+
+from maw_gym.tensor_files import write_tensors
+from runners.checkpoints import (
+    checkpoint_files,
+    forget_checkpoints,
+    latest_checkpoint,
+    write_checkpoint,
+)
+
+Arguments = list[object]
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_folder: Path) -> Arguments:
+    return [
+        "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "attention", "profile",
+        "--timesteps", 6400, "--num-envs", 16, "--checkpoint-every", 4, "--evaluations", 3,
+        "--device", "cpu",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole(arguments: Arguments, logdir: Path, maw_gym_home: Path) -> Path:
+    """A run of GRPO that nobody disturbed."""
+    done = run(
+        command("train_grpo", *arguments, "--logdir", logdir, "--run-name", "whole"), maw_gym_home
+    )
+    assert done.returncode == 0, done.stderr
+    return logdir / "whole"
+
+
+def test_tensorboard_shows_every_step_once(whole: Path):
+    curves = scalars(whole)
+    rollouts = list(range(128, 6401, 128))
+    assert [step for step, _ in curves["rollout/ep_rew_mean"]] == rollouts
+    # What an update records is written after the next rollout.
+    assert [step for step, _ in curves["train/loss"]] == rollouts[1:]
+    # 50 rollouts, 3 evaluations asked for: every 16th, and the end.
+    assert [step for step, _ in curves["eval/reward"]] == [0, 2048, 4096, 6144, 6400]
+
+
+def test_keeps_two_checkpoints(whole: Path):
+    # Before rollouts 5, 9, ... of 128 steps, and at the end.
+    names = [path.name for path in checkpoint_files(whole)]
+    assert names == ["000000006144.safetensors", "000000006400.safetensors"]
+
+
+def test_killed_runs_end_like_the_whole_one(
+    whole: Path, arguments: Arguments, logdir: Path, maw_gym_home: Path
+):
+    told = kill_until_done(
+        "train_grpo", arguments, logdir, "killed", maw_gym_home, random.Random(5), 2, 2.5
+    )
+    assert "-> -9" in told[0], told
+    assert differences(whole, logdir / "killed") == [], told
+
+
+def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(
+    whole: Path, arguments: Arguments, logdir: Path, maw_gym_home: Path
+):
+    folder = logdir / "stopped"
+    line = command("train_grpo", *arguments, "--logdir", logdir, "--run-name", "stopped")
+    # Every checkpoint but the one of the signal is out of reach.
+    line += ["--checkpoint-every", "1000"]
+    status, told = killed(line, folder, maw_gym_home, 0.2, signal.SIGTERM)
+    assert status == 143
+    assert told[-1] == f"error: stopped by SIGTERM; go on with --resume {folder}"
+    (written,) = checkpoint_files(folder)
+    assert int(written.stem) < 6400
+    done = run(command("train_grpo", "--resume", folder), maw_gym_home)
+    assert done.returncode == 0, done.stderr
+    assert differences(whole, folder) == []
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path):
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step, {"numbers": torch.full((4,), float(step))}, {"at": step})
+    assert [path.name for path in checkpoint_files(tmp_path)] == [
+        "000000000002.safetensors",
+        "000000000003.safetensors",
+    ]
+    last = checkpoint_files(tmp_path)[-1]
+    content = bytearray(last.read_bytes())
+    content[-1] ^= 1  # the header is whole, a number is not
+    last.write_bytes(content)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, found.state, found.tensors["numbers"].tolist()) == (2, {"at": 2}, [2.0] * 4)
+    assert not last.exists()
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for step in (1, 2):
+        write_checkpoint(tmp_path, step, {"numbers": torch.ones(4)}, {})
+
+    def write_half(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        write_checkpoint(tmp_path, 3, {"numbers": torch.ones(4)}, {})
+    monkeypatch.undo()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "000000000001.safetensors",
+        "000000000002.safetensors",
+    ]
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 2
+
+
+def test_other_files_are_no_checkpoints(tmp_path: Path):
+    assert latest_checkpoint(tmp_path) is None
+    write_tensors(
+        tmp_path / "checkpoints" / "000000000009.safetensors", {"a": torch.ones(1)}, "router", {}
+    )
+    assert latest_checkpoint(tmp_path) is None
+    write_checkpoint(tmp_path, 1, {"a": torch.ones(1)}, {})
+    forget_checkpoints(tmp_path)
+    assert latest_checkpoint(tmp_path) is None

@@ -55,11 +55,11 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def one_builder(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`: of several processes that miss it, one builds and the others wait.
+def one_builder(path: Path) -> Iterator[Path]:
+    """Yield `path` under its lock: of several processes that miss it, one builds, others wait.
 
     The lock belongs to the process (flock), so that of a killed one is free at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path) + ".lock"):
-        yield
+        yield path

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,18 @@ def trained_embedder(
         how it was trained.
     """
     settings = settings or TrainingSettings()
+    with one_builder(_path("chosen", [collection], device, settings)) as path:
+        try:
+            embedder, provenance = load_embedder(path)
+        except InputError:
+            embedder, provenance = _choose(collection, device, settings)
+            save_embedder(path, embedder, provenance)
+    return embedder.to(device), provenance
+
+
+def _choose(
+    collection: Collection, device: torch.device | str, settings: TrainingSettings
+) -> tuple[Embedder, dict[str, Any]]:
     untrained = untrained_embedder(collection.doc_texts).to(device)
     validation = Validation(collection, untrained, settings.document_tokens)
     found: dict[str, tuple[float, Embedder, dict[str, Any]]] = {
@@ -56,6 +69,25 @@ def trained_embedder(
     log.info("encoder of %s: %s, of validation nDCG@10 %s", collection.name, chosen, scores)
     _, embedder, provenance = found[chosen]
     return embedder, {"chosen": chosen, "validation nDCG@10": scores, "training": provenance}
+
+
+def _path(
+    kind: str,
+    sources: Sequence[Collection],
+    device: torch.device | str,
+    settings: TrainingSettings,
+) -> Path:
+    """Where an encoder is cached; the name holds a key of all it depends on."""
+    key = content_key(
+        {
+            "format": FORMAT,
+            "sources": [source.provenance["content"] for source in sources],
+            "settings": settings.to_json(),
+            "text": WordLlama.name,
+            "device": torch.device(device).type,
+        }
+    )
+    return cache_home() / "encoders" / f"{kind}-{key}.safetensors"
 
 
 def _candidates(collection: Collection) -> dict[str, list[Collection]]:
@@ -76,17 +108,7 @@ def _trained(
     settings: TrainingSettings,
 ) -> tuple[Embedder, dict[str, Any]]:
     """The embedder trained on `sources` and judged on the first of them; read if it was built."""
-    key = content_key(
-        {
-            "format": FORMAT,
-            "sources": [source.provenance["content"] for source in sources],
-            "settings": settings.to_json(),
-            "text": WordLlama.name,
-            "device": torch.device(device).type,
-        }
-    )
-    path = cache_home() / "encoders" / f"{key}.safetensors"
-    with one_builder(path):
+    with one_builder(_path("trained", sources, device, settings)) as path:
         try:
             embedder, provenance = load_embedder(path)
             return embedder.to(device), provenance

@@ -21,7 +21,7 @@ from runners.comparison.fields import Field, blocks_of, checked_field, reference
 from runners.comparison.methods import METHODS
 from runners.comparison.pictures import draw_all
 from runners.comparison.running import Place, compute
-from runners.comparison.settings import CompareSettings, resumed
+from runners.comparison.settings import CompareSettings
 from runners.comparison.writing import (
     Outcome,
     join_runs,
@@ -43,38 +43,40 @@ class Fold(NamedTuple):
     reference: Reference
 
 
-def main(settings: CompareSettings) -> None:
+def main(told: CompareSettings) -> None:
     """Run what is not there yet, then write the report from everything."""
-    if settings.resume is not None:
-        settings = resumed(settings)
-    settings = settings.filled()
+    settings = told.filled()
     settings.check()
     resolve_device(settings.device)
     fields = [checked_field(dataset) for dataset in settings.datasets]
     if settings.encoder != "trained":  # what is cheap to open is opened before anything is written
         load_task(settings.datasets[0], settings.encoder, settings.device)
-    folder = settings.resume
-    if folder is None:
-        name = f"compare-{'-'.join(settings.datasets)}"
-        folder = new_run(settings.logdir, settings.run_name, name)
-        provenance = {field.dataset: field.provenance for field in fields}
-        write_config(folder, "comparison", settings, provenance, {"told": settings.encoder})
+    name = f"compare-{'-'.join(settings.datasets)}"
+    folder = new_run(settings.logdir, settings.run_name, name, settings.resume)
+    provenance = {field.dataset: field.provenance for field in fields}
+    write_config(folder, "comparison", told, provenance, {"told": settings.encoder})
     start = time.perf_counter()
     outcomes = [run_dataset(field, settings, folder) for field in fields]
-    write_json(folder / "results.json", [row for outcome in outcomes for row in outcome.rows])
-    write_per_query(folder / "per_query.csv", outcomes)
+    write_all(outcomes, settings, folder)
     assert settings.baseline is not None
-    for outcome in outcomes:
-        draw_all(outcome, settings.baseline, folder / "figures")
-    with written_whole(folder / "report.md") as temporary:
-        text = report_text(outcomes, settings, command_of(settings))
-        temporary.write_text(text, encoding="utf-8")
     for outcome in outcomes:
         print(f"\n{outcome.field.dataset}\n")
         print(tables.test_table(outcome.rows, settings.baseline), end="\n\n")
         for sentence in reading(outcome, settings.baseline):
             print(f"- {sentence}")
     print(f"\n{time.perf_counter() - start:.0f} s; report: {folder / 'report.md'}")
+
+
+def write_all(outcomes: Sequence[Outcome], settings: CompareSettings, folder: Path) -> None:
+    """Write results.json, per_query.csv, the pictures and, last, report.md."""
+    assert settings.baseline is not None
+    write_json(folder / "results.json", [row for outcome in outcomes for row in outcome.rows])
+    write_per_query(folder / "per_query.csv", outcomes)
+    for outcome in outcomes:
+        draw_all(outcome, settings.baseline, folder / "figures")
+    with written_whole(folder / "report.md") as temporary:
+        text = report_text(outcomes, settings, command_of(settings))
+        temporary.write_text(text, encoding="utf-8")
 
 
 def run_dataset(field: Field, settings: CompareSettings, folder: Path) -> Outcome:

@@ -64,7 +64,7 @@ def compute(task: RetrievalTask, settings: OnlineSettings, method: str, place: P
     if method == "bm25":
         found = evaluate_bm25(task.collection, "test")
     elif method == "standard-attention":
-        cell.parameters = _size(task.embedder.encoder)
+        cell.parameters = _size(task.embedder.encoder, but="depth_")
         cell.latency_ms = 0.0
         found = task.evaluate("test")
     elif kind == "encoder":
@@ -79,7 +79,9 @@ def compute(task: RetrievalTask, settings: OnlineSettings, method: str, place: P
         depths = _depths(task, settings, method, router)
         cell.depths = depths.tolist()
         cell.terms = _terms(task.table("test"), settings, depths)
-        cell.parameters = _size(task.embedder.encoder) + (_size(router) if router else 0)
+        cell.parameters = _size(task.embedder.encoder)
+        if kind == "learner" and router is not None:
+            cell.parameters += _size(router)
         if kind != "oracle":
             cell.latency_ms = _latency(task, _encode(task, router, depths))
         if method == "random":
@@ -106,7 +108,7 @@ def _encoder(task: RetrievalTask, method: str, cell: Cell) -> tuple[Evaluation, 
         cell.training_seconds = provenance.get("seconds", seconds)
         if sources[0].name != task.collection.name:
             embedder = _chosen(task, embedder, cell)
-    cell.parameters = _size(embedder.encoder)
+    cell.parameters = 0 if method == "mean-pooling" else _size(embedder.encoder)
     depth = torch.zeros(1, dtype=torch.long) if embedder.encoder.settings.depths else None
     cell.latency_ms = _latency(task, lambda texts: embedder.encode_queries(texts, depth).cpu())
     return evaluate_encoder(embedder, task.collection, "test", task.device)
@@ -212,9 +214,13 @@ def _latency(task: RetrievalTask, encode: Encode) -> float:
     return added_latency(encode, lambda some: task.embedder.encode_queries(some).cpu(), texts)
 
 
-def _size(module: torch.nn.Module) -> int:
-    """Learned numbers; what only standardises inputs is not learned."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def _size(module: torch.nn.Module, but: str = "-") -> int:
+    """Number of parameters, without those whose names begin with `but`."""
+    return sum(
+        parameter.numel()
+        for name, parameter in module.named_parameters()
+        if not name.startswith(but)
+    )
 
 
 def _write_run(task: RetrievalTask, method: str, ranking: Ranking, path: Path) -> None:

@@ -1,8 +1,7 @@
-"""What a comparison is told, checked before any work starts, and kept for resuming."""
+"""What a comparison is told, checked before any work starts."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -117,56 +116,3 @@ class CompareSettings:
         told = {name: value for name, value in asdict(self).items() if name not in PLACES}
         plain: dict[str, Any] = json.loads(json.dumps(told))
         return plain
-
-
-def resumed(settings: CompareSettings) -> CompareSettings:
-    """The settings of the comparison that is to go on.
-
-    Args:
-        settings: from the command line, not filled. What differs from the defaults must be as in
-            the comparison's config.json; the rest is taken from there.
-
-    Raises:
-        InputError: no comparison there, or one of another configuration.
-    """
-    folder = settings.resume
-    assert folder is not None
-    stored = _stored(folder)
-    known = {one.name for one in fields(CompareSettings)} - set(PLACES)
-    if set(stored) != known:
-        raise InputError(f"{folder / 'config.json'} is of another version; start a new comparison")
-    same = replace(
-        settings, quick=stored["quick"], baseline=settings.baseline or stored["baseline"]
-    )
-    given, defaults = same.filled().to_json(), CompareSettings().to_json()
-    given["quick"] = settings.quick
-    for name in sorted(known):
-        told = settings.to_json()[name]
-        if told != defaults[name] and given[name] != stored[name]:
-            raise InputError(
-                f"{folder} is of another configuration: its {name} is {_shown(stored[name])}, not"
-                f" {_shown(given[name])}; leave the flag out or start a new comparison"
-            )
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-    try:
-        return replace(settings, **values)
-    except TypeError as error:
-        raise InputError(f"{folder / 'config.json'}: wrong settings ({error})") from None
-
-
-def _stored(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no comparison in {str(folder)!r}; give the folder of one") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable as JSON: {error}") from None
-    settings = config.get("settings") if isinstance(config, Mapping) else None
-    if not isinstance(settings, dict) or config.get("learner") != "comparison":
-        raise InputError(f"{folder} is a run of something else; give the folder of a comparison")
-    return {name: value for name, value in settings.items() if name not in PLACES}
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,6 +1,6 @@
 """Markdown tables of a comparison, made of rows as `analysis.rows_of` makes them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runners.comparison.analysis import MAIN, NAMES, TERMS
@@ -106,20 +106,19 @@ def reward_table(rows: Sequence[Row]) -> str:
 
 def cost_table(rows: Sequence[Row]) -> str:
     """Parameters, training time and latency."""
-    head = ["method", "parameters", "training s", "added ms per query", "seeds", "what it is"]
-    show: Callable[[int | None], str] = lambda value: "-" if value is None else f"{value:,}"  # noqa: E731
+    head = ["method", "what it is", "parameters", "training s", "added ms per query", "seeds"]
     lines = [
         [
             row["method"],
-            show(row["params"]),
+            row["about"],
+            "-" if row["params"] is None else f"{row['params']:,}",
             number(row["training_seconds"], 1),
             number(row["latency_ms"], 2, sign=True),
             str(len(row["seeds"])) if row["seeds"] else "-",
-            row["about"],
         ]
         for row in rows
     ]
-    return markdown(head, lines)
+    return markdown(head, lines, left=2)
 
 
 def seed_table(rows: Sequence[Row]) -> str:

@@ -135,6 +135,8 @@ def load_router(path: Path) -> DepthRouter:
         activation, blocks = str(settings["activation"]), list(settings["observation"])
         told = dict(settings["router"])
         limit = math.inf if settings["limit"] is None else float(settings["limit"])
+        if len(widths) < 2 or min(widths) < 1 or not limit > 0:
+            raise ValueError(f"widths {widths}, limit {limit}")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: incomplete router settings ({error})") from None
     shapes: dict[str, tuple[int | None, ...]] = {"mean": (widths[0],), "scale": (widths[0],)}

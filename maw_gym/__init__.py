@@ -1,6 +1,6 @@
 """maw_gym: a Gymnasium environment for learning which attention to use."""
 
-import maw_gym.corpora  # registers pydocs with ir_datasets
+from maw_gym.corpora import load_collection  # registers pydocs with ir_datasets
 from maw_gym.depth_table import DepthTable
 from maw_gym.encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.environment import GRPOEnvironment
@@ -19,6 +19,7 @@ __all__ = [
     "NonMAWEncoder",
     "RetrievalTask",
     "RoutedEncoder",
+    "load_collection",
     "load_task",
 ]
 

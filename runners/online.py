@@ -149,7 +149,6 @@ def _learn(
     if model.num_timesteps >= settings.timesteps:
         return  # only the report was missing
     bar = ProgressBarCallback()
-    STOP.advice = f"go on with --resume {folder}"
     try:
         with STOP.deferred():
             model.learn(

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import logging
 import platform
@@ -41,10 +42,12 @@ def run_main(settings: type[Settings], main: Callable[[Settings], None]) -> None
     description = sys.modules[main.__module__].__doc__
     try:
         with STOP.installed():
-            told = tyro.cli(settings, description=description)
-            if getattr(told, "resume", None) is not None:
-                own = run_settings(settings, told.resume)  # type: ignore[attr-defined]
-                told = tyro.cli(settings, description=description, default=own)
+            told = _command_line(settings, description)
+            # Learners in the environment can be resumed, and comparisons.
+            resume: Path | None = getattr(told, "resume", None)
+            if resume is not None:
+                own = run_settings(settings, resume)
+                told = _command_line(settings, description, own)
                 check_same(own, told)
             main(told)
     except InputError as mistake:
@@ -58,6 +61,43 @@ def run_main(settings: type[Settings], main: Callable[[Settings], None]) -> None
         _quit(str(stopped), stopped.status)
     except KeyboardInterrupt:
         _quit("interrupted", 130)
+    finally:
+        _remove_empty()
+
+
+def _command_line(
+    kind: type[Settings], description: str | None, default: Settings | None = None
+) -> Settings:
+    """The settings that the command line asks for.
+
+    Raises:
+        InputError: a flag is unknown, or its value cannot be one; what tyro draws in a box.
+    """
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            if default is None:
+                return tyro.cli(kind, description=description)
+            return tyro.cli(kind, description=description, default=default)
+    except SystemExit as end:
+        if end.code != 2:  # the help, for instance
+            raise
+    # A title, what is wrong, and where the help is; rules between them, and a frame.
+    lines = [line.strip("╭╮╰╯│─ ") for line in shown.getvalue().splitlines()]
+    told = " ".join(line for line in lines[1:] if line.strip("-"))
+    told = re.sub(r"^Error parsing \w+: ", "", told.partition("For full helptext")[0].strip())
+    raise InputError(f"{told.rstrip('.')}; --help shows all flags")
+
+
+# Folders that `new_run` has made in this process.
+_made: list[Path] = []
+
+
+def _remove_empty() -> None:
+    """Take away the folders of runs that ended before they left anything."""
+    while _made:
+        with contextlib.suppress(OSError):
+            _made.pop().rmdir()
 
 
 def _quit(message: str, status: int) -> None:
@@ -93,6 +133,7 @@ def new_run(logdir: Path, name: str | None, default: str, resume: Path | None = 
         with contextlib.ExitStack() as stack:
             stack.callback((folder / ".probe").unlink, missing_ok=True)
             (folder / ".probe").touch()
+        _made.append(folder)
     except OSError as problem:
         raise InputError(
             f"cannot write the run folder {str(folder)!r} ({problem.strerror}); choose another"
@@ -122,6 +163,8 @@ def write_config(
         InputError: the run was made by another learner, or its dataset or encoder has changed.
     """
     assert is_dataclass(settings)
+    if hasattr(settings, "resume"):
+        STOP.advice = f"go on with --resume {folder}"
     if getattr(settings, "resume", None) is not None:
         check_provenance(folder, learner, dataset, encoder)
         return

@@ -31,6 +31,9 @@ def check_settings(model: "GRPO") -> None:
         value = getattr(model, name)
         if value is None or not 0.0 <= value < math.inf:
             raise ValueError(f"{name}={value!r}: must be a finite number from 0")
+    rate = model.learning_rate
+    if not callable(rate) and not 0.0 < rate < math.inf:
+        raise ValueError(f"learning_rate={rate!r}: must be a finite number above 0")
     for name in ("max_grad_norm", "clip_range", "clip_range_high"):
         value = getattr(model, name)
         if value is None and name != "max_grad_norm":

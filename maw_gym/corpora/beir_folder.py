@@ -25,6 +25,7 @@ PARTS: Final = {
     "validation.tsv": "validation",
     "test.tsv": "test",
 }
+LARGEST_GRADE: Final = 2**31 - 1  # what trec_eval can hold
 HEADINGS: Final = ("query-id", "query_id", "qid")
 
 
@@ -119,11 +120,17 @@ def _judgments(path: Path) -> Iterator[tuple[str, str, int]]:
             )
         query_id, doc_id, grade = (cell.strip() for cell in cells)
         try:
-            yield query_id, doc_id, int(grade)
+            value = int(grade)
         except ValueError:
             raise InputError(
                 f"{path}, line {number}: the grade must be an integer, got {grade[:60]!r}"
             ) from None
+        if abs(value) > LARGEST_GRADE:
+            raise InputError(
+                f"{path}, line {number}: the grade must be from -{LARGEST_GRADE} to"
+                f" {LARGEST_GRADE}, got {grade[:60]!r}"
+            )
+        yield query_id, doc_id, value
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

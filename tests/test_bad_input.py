@@ -1,0 +1,391 @@
+"""Everything a user can get wrong, each with the one line that says so."""
+# ruff: noqa: E501
+
+import importlib
+import json
+import math
+import pickle
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from hand_made import TABLE
+
+import maw_gym
+from maw_gym.corpora import load_collection
+from maw_gym.encoder_files import load_embedder, save_embedder, untrained_embedder
+from maw_gym.encoders import EncoderSettings
+from maw_gym.environment import GRPOEnvironment
+from maw_gym.errors import InputError
+from maw_gym.rewards import attention_entropy, check_weights
+from maw_gym.routing import load_router
+from maw_gym.task import load_task
+from maw_gym.tensor_files import write_tensors
+from maw_gym.vector_environment import GRPOVectorEnvironment
+from runners.runs import run_main
+from runners.train_grpo import GRPOSettings
+
+assert maw_gym.__name__ == "maw_gym"  # imported for its registration
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a case may work: `tiny`, `full` and `encoder` are shared and must not be written to."""
+
+    tmp: Path
+    tiny: Path
+    encoder: Path
+
+    def copy(self) -> Path:
+        return Path(shutil.copytree(self.tiny, self.tmp / "data"))
+
+    def changed(self, name: str, content: bytes, add: bool = True) -> Path:
+        """A copy of the tiny collection with a line added to a file, or another file."""
+        folder = self.copy()
+        before = (folder / name).read_bytes() if add else b""
+        (folder / name).write_bytes(before + content)
+        return folder
+
+    def run(self, content: object) -> Path:
+        """A run folder with this config.json."""
+        (self.tmp / "run").mkdir()
+        text = content if isinstance(content, str) else json.dumps(content)
+        (self.tmp / "run" / "config.json").write_text(text)
+        return self.tmp / "run"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    save_embedder(path, untrained_embedder(["a text"], EncoderSettings(depths=2)), {})
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_folder: Path, encoder: Path) -> Place:
+    return Place(tmp_path, tiny_folder, encoder)
+
+
+# --- Runners: arguments, and the line on stderr after "error: " (a regular expression) -----------
+
+RUNNERS = {
+    "train_grpo": "GRPOSettings",
+    "train_ppo": "PPORunSettings",
+    "train_supervised": "SupervisedRunSettings",
+    "train_encoder": "EncoderRunSettings",
+    "compare": "CompareSettings",
+}
+Arguments = Callable[[Place], list[Any]]
+TINY: Arguments = lambda at: ["--dataset", at.tiny, "--encoder", "untrained"]
+SMALL: Arguments = lambda at: [
+    *TINY(at), "--observation", "profile", "--num-envs", 16, "--timesteps", 128,
+]  # fmt: skip
+
+
+def grpo_run(at: Place, finished: bool = False, **changes: Any) -> Path:
+    """The folder of a run of GRPO that was stopped, or is finished."""
+    settings = json.loads(json.dumps(asdict(GRPOSettings()), default=str)) | changes
+    folder = at.run({"learner": "GRPO", "settings": settings})
+    if finished:
+        (folder / "metrics.json").write_text("{}")
+    return folder
+
+
+COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
+    "alignment": ("train_grpo", "--alignment bm25", "unknown alignment 'bm25'; choose one of ndcg, listwise"),
+    "block": ("train_grpo", "--observation pixels", "unknown observation block 'pixels'; choose from attention, profile, content, clusters"),
+    "block twice": ("train_ppo", "--observation profile profile", r"observation must name one or more different blocks of .*; got \('profile', 'profile'\)"),
+    "no weight": ("train_grpo", "--reward-weights 0 0 0", r"reward_weights must be three finite numbers >= 0, not all 0 .*; got \(0.0, 0.0, 0.0\)"),
+    "nan weight": ("train_ppo", "--reward-weights nan 0 1", r"reward_weights must be .*; got \(nan, 0.0, 1.0\)"),
+    "infinite weight": ("train_supervised", "--reward-weights inf 0 1", r"reward_weights must be .*; got \(inf, 0.0, 1.0\)"),
+    "negative weight": ("train_grpo", "--reward-weights -1 1 1", r"reward_weights must be .*; got \(-1.0, 1.0, 1.0\)"),
+    "negative seed": ("train_grpo", "--seed -1", r"seed must be from 0 to 2\^32 - 1, got -1"),
+    "huge seed": ("train_ppo", "--seed 4294967296", r"seed must be from 0 to 2\^32 - 1, got 4294967296"),
+    "no timesteps": ("train_grpo", "--timesteps 0", "timesteps must be at least 1, got 0"),
+    "no environment": ("train_ppo", "--num-envs 0", "num_envs must be at least 1, got 0"),
+    "no group": ("train_grpo", "--group-size 0", "group_size must be at least 1, got 0"),
+    "groups": ("train_grpo", "--num-envs 10 --group-size 4", "num_envs 10 is not divisible by group_size 4"),
+    "no evaluation": ("train_grpo", "--evaluations 0", "evaluations must be at least 1, got 0"),
+    "no checkpoint": ("train_grpo", "--checkpoint-every 0", "checkpoint_every must be at least 1, got 0"),
+    "name above": ("train_grpo", "--run-name ../evil", "run name '../evil' must be a plain folder name; use --logdir for its place"),
+    "name below": ("train_ppo", "--run-name a/b", "run name 'a/b' must be a plain folder name; use --logdir for its place"),
+    "name of the folder": ("train_supervised", "--run-name ..", "run name '..' must be a plain folder name; .*"),
+    "no name": ("train_encoder", lambda at: ["--run-name", ""], "run name '' must be a plain folder name; .*"),
+    "name taken": ("train_grpo", lambda at: ["--logdir", at.run({}).parent, "--run-name", "run"], "run '.*/run' exists; choose another --run-name"),
+    "logdir is a file": ("train_grpo", lambda at: ["--logdir", at.tiny / "corpus.jsonl"], r"cannot write the run folder '.*' \(Not a directory\); choose another --logdir"),
+    "dataset": ("train_grpo", "--dataset pydoc", "unknown dataset 'pydoc': did you mean 'pydocs'.*"),
+    "dataset folder": ("train_ppo", "--dataset /nowhere", "/nowhere has no corpus.jsonl: give an ir_datasets id, or a folder with corpus.jsonl, .*"),
+    "no dataset": ("train_supervised", lambda at: ["--dataset", ""], "unknown dataset '': .*"),
+    "dataset of encoder": ("train_encoder", "--dataset nope/test", "unknown dataset 'nope/test': .*"),
+    "encoder": ("train_grpo", lambda at: ["--dataset", at.tiny, "--encoder", "best"], "unknown encoder 'best'; give 'untrained', 'trained' or the path of an encoder.safetensors"),
+    "encoder is no file of ours": ("train_ppo", lambda at: ["--dataset", at.tiny, "--encoder", at.tiny / "corpus.jsonl"], ".*corpus.jsonl is not a readable safetensors file: .*"),
+    "device": ("train_grpo", lambda at: [*TINY(at), "--device", "quantum"], "device 'quantum' is not available here; use 'cpu' or 'auto'"),
+    "device that is not there": ("train_ppo", lambda at: [*TINY(at), "--device", "cuda:99"], "device 'cuda:99' is not available here; use 'cpu' or 'auto'"),
+    "device of encoder": ("train_encoder", "--device meta", "device 'meta' is not available here; use 'cpu' or 'auto'"),
+    "fold": ("train_grpo", lambda at: [*TINY(at), "--fold", 5], "fold must be 0 to 4, got 5"),
+    "negative fold": ("train_supervised", lambda at: [*TINY(at), "--fold", -1], "fold must be 0 to 4, got -1"),
+    "fold of a test subset": ("train_ppo", lambda at: [*TINY(at), "--fold", 1], "fold 1 of .*: it has a test subset; leave fold at 0"),
+    "clusters": ("train_grpo", lambda at: [*TINY(at), "--observation", "clusters"], "observation block 'clusters' needs an encoder with centroids, .*"),
+    "advantage": ("train_grpo", lambda at: [*SMALL(at), "--advantage", "best"], r"advantage='best': choose one of \('critic', 'group', 'group_mean'\)"),
+    "ratio": ("train_grpo", lambda at: [*SMALL(at), "--ratio", "new"], r"ratio='new': choose one of \('reference', 'old'\)"),
+    "kl": ("train_grpo", lambda at: [*SMALL(at), "--kl", "k4"], "kl='k4': choose one of .*"),
+    "kl_coef": ("train_grpo", lambda at: [*SMALL(at), "--kl-coef", "nan"], "kl_coef=nan: must be a finite number from 0"),
+    "clip_range": ("train_grpo", lambda at: [*SMALL(at), "--clip-range", 0], "clip_range=0.0: must be above 0"),
+    "clip_range_high": ("train_grpo", lambda at: [*SMALL(at), "--clip-range", "None", "--clip-range-high", 0.3], "clip_range_high=0.3 without clip_range: give both or none"),
+    "n_steps": ("train_grpo", lambda at: [*SMALL(at), "--n-steps", 0], "n_steps=0: must be a whole number from 1"),
+    "n_epochs": ("train_grpo", lambda at: [*SMALL(at), "--n-epochs", 0], "n_epochs=0: must be a whole number from 1"),
+    "groups of one": ("train_grpo", lambda at: [*SMALL(at), "--group-size", 1], "group_size=1: advantage='group' compares the members of a group, .*"),
+    "learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", "nan"], "learning_rate=nan: must be a finite number above 0"),
+    "negative learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", -1], "learning_rate=-1.0: must be a finite number above 0"),
+    "batch of one": ("train_ppo", "--batch-size 1", "batch_size must be at least 2, got 1"),
+    "batches": ("train_ppo", lambda at: [*SMALL(at), "--batch-size", 100], r"batch_size 100 does not divide the 128 samples of a rollout \(n_steps \* num_envs\)"),
+    "PPO's clip_range": ("train_ppo", "--clip-range 0", "clip_range must be a number above 0, got 0.0"),
+    "PPO's learning rate": ("train_ppo", "--learning-rate inf", "learning_rate must be a number above 0, got inf"),
+    "target_kl": ("train_ppo", "--target-kl 0", "target_kl must be above 0 or None, got 0.0"),
+    "labels": ("train_supervised", "--labels gold", "unknown labels 'gold'; choose one of rule, oracle"),
+    "epochs": ("train_supervised", "--epochs 0", "epochs must be at least 1, got 0"),
+    "weight decay": ("train_supervised", "--weight-decay -1", "weight_decay must be 0 or more, got -1.0"),
+    "encoder's epochs": ("train_encoder", "--epochs -1", "epochs must not be negative, got -1; --help shows all flags"),
+    "encoder's temperature": ("train_encoder", "--temperature 0", "temperature must be a number above 0, got 0.0; --help shows all flags"),
+    "methods": ("compare", "--methods grop", "unknown method 'grop'.*grpo.*"),
+    "seeds twice": ("compare", "--seeds 1 1", "seeds must differ, got 1 1"),
+    "baseline": ("compare", "--baseline oracle-ndcg", "the baseline cannot be 'oracle-ndcg', which reads the answers"),
+    "comparison of nothing": ("compare", "--datasets nope", "unknown dataset 'nope': .*"),
+    "comparison's place": ("compare", lambda at: ["--resume", at.tmp / "nowhere"], "no run with a config.json in '.*nowhere'; .*"),
+    "no number": ("train_grpo", "--timesteps many", "Error parsing --timesteps: .*'many'.*; --help shows all flags"),
+    "resume otherwise": ("train_grpo", lambda at: ["--resume", grpo_run(at), "--learning-rate", 0.5], "--learning-rate 0.5 conflicts with the run's own 0.001; leave the flag out, or start another run"),
+    "resume elsewhere": ("train_grpo", lambda at: ["--resume", grpo_run(at), "--logdir", at.tmp / "logs"], "--logdir .*/logs conflicts with the run's own .*; leave the flag out, or start another run"),
+    "resume the finished": ("train_grpo", lambda at: ["--resume", grpo_run(at, finished=True)], "run '.*/run' is finished; there is nothing to go on with"),
+    "resume a changed type": ("train_grpo", lambda at: ["--resume", grpo_run(at, seed="0; import os")], r".*config.json: impossible settings \(expected int, got '0; import os'\)"),
+    "resume fewer numbers": ("train_grpo", lambda at: ["--resume", grpo_run(at, reward_weights=[1, 2])], r".*config.json: impossible settings \(.*"),
+    "resume out of range": ("train_grpo", lambda at: ["--resume", grpo_run(at, seed=-5)], r"seed must be from 0 to 2\^32 - 1, got -5"),
+    "resume nothing": ("train_grpo", lambda at: ["--resume", at.tmp / "nowhere"], "no run with a config.json in '.*nowhere'; if it was stopped before its training began, start it anew"),
+    "resume damage": ("train_ppo", lambda at: ["--resume", at.run('{"learner": ')], r".*config.json is not JSON \(.*\); give the folder of a run"),
+    "resume a list": ("train_grpo", lambda at: ["--resume", at.run([1])], ".*config.json is not a run's config.json; give the folder of a run"),
+    "resume another": ("train_ppo", lambda at: ["--resume", at.run({"learner": "GRPO", "settings": {"advantage": "group"}})], "run '.*' was made by 'GRPO' of another runner or version: setting 'advantage' is unknown"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("runner", "arguments", "expected"), COMMANDS.values(), ids=COMMANDS)
+def test_runners(
+    runner: str,
+    arguments: Arguments | str,
+    expected: str,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    given = arguments.split() if isinstance(arguments, str) else arguments(place)
+    logdir = place.tmp / "logs"
+    if not {"--logdir", "--resume"} & set(given):
+        given = ["--logdir", logdir, *given]
+    monkeypatch.setattr(sys, "argv", [runner, *map(str, given)])
+    module = importlib.import_module(f"runners.{runner}")
+    with pytest.raises(SystemExit) as caught:
+        run_main(getattr(module, RUNNERS[runner]), module.main)
+    shown = capsys.readouterr()
+    # Stages say that they begin; nothing else is there but the one line.
+    lines = [line for line in shown.err.splitlines() if not line.endswith(" ...")]
+    assert len(lines) == 1, shown.err
+    assert re.fullmatch(f"error: {expected}", lines[0])
+    assert caught.value.code == 2
+    assert shown.out == ""
+    written = [path for path in logdir.rglob("*") if path.is_file()]
+    # Where the algorithm itself refuses, the run's config.json is there, whole.
+    assert {path.name for path in written} <= {"config.json"}
+    for path in written:
+        json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["--device"],
+            "error: Missing value for argument '--device'. Expected 1 values; --help shows all flags",
+        ),
+        (["--colour", "red"], "error: Unrecognized options: --colour, red; --help shows all flags"),
+    ],
+)
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_flags_that_are_none(
+    runner: str,
+    flags: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(sys, "argv", [runner, *flags])
+    module = importlib.import_module(f"runners.{runner}")
+    with pytest.raises(SystemExit) as caught:
+        run_main(getattr(module, RUNNERS[runner]), module.main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [expected]
+
+
+# --- Everything else: what is called, and the message -------------------------------------------
+
+
+def scalar(**changes: Any) -> GRPOEnvironment:
+    return GRPOEnvironment(table=TABLE, **changes)
+
+
+def vector(count: int = 2, **changes: Any) -> GRPOVectorEnvironment:
+    return GRPOVectorEnvironment(count, table=TABLE, **changes)
+
+
+def stepped(action: Any) -> Any:
+    environment = scalar()
+    environment.reset(seed=0)
+    return environment.step(action)
+
+
+def vector_stepped(actions: Any) -> Any:
+    environment = vector()
+    environment.reset(seed=0)
+    return environment.step(actions)
+
+
+def collection(at: Place, name: str, content: bytes, add: bool = True) -> Any:
+    return load_collection(str(at.changed(name, content, add)))
+
+
+def encoder_file(at: Place, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Any:
+    """Load a copy of an encoder file whose tensors or settings were changed."""
+    from safetensors import safe_open
+
+    with safe_open(at.encoder, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        settings = json.loads(file.metadata()["maw_gym"])["settings"]
+    change(tensors, settings)
+    write_tensors(at.tmp / "encoder.safetensors", tensors, "encoder", settings)
+    return load_embedder(at.tmp / "encoder.safetensors")
+
+
+def with_nan(tensors: dict[str, Any], settings: dict[str, Any]) -> None:
+    tensors["query_proj.weight"][0, 0] = math.nan
+
+
+CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
+    "action NaN": (lambda at: stepped(math.nan), "action must be an integer from 0 to 3; got nan of type float"),
+    "action too large": (lambda at: stepped(4), "action must be an integer from 0 to 3; got 4 of type int"),
+    "action negative": (lambda at: stepped(-1), "action must be an integer from 0 to 3; got -1 of type int"),
+    "action a float": (lambda at: stepped(np.float32(1)), r"action must be .*; got np.float32\(1.0\) of type float32"),
+    "action a bool": (lambda at: stepped(True), "action must be .*; got True of type bool"),
+    "action none": (lambda at: stepped(None), "action must be .*; got None of type NoneType"),
+    "action an array": (lambda at: stepped(np.array([1, 2])), r"action must be .*; got array\(\[1, 2\]\) of type ndarray"),
+    "actions too few": (lambda at: vector_stepped(np.array([1])), r"actions must be 2 integers from 0 to 3; got array\(\[1\]\) of shape \(1,\) and type int64"),
+    "actions NaN": (lambda at: vector_stepped(np.array([1, math.nan])), "actions must be 2 integers .* and type float64"),
+    "actions too large": (lambda at: vector_stepped(np.array([1, 4])), "actions must be integers from 0 to 3; sub-environment 1 got 4"),
+    "actions ragged": (lambda at: vector_stepped([[1], [1, 2]]), "actions must be 2 integers .*"),
+    "step first": (lambda at: scalar().step(0), r"an episode is one step long: call reset\(\) before each step\(\)"),
+    "steps first": (lambda at: vector().step(np.array([0, 0])), "no query is shown yet: call reset.* before step.*"),
+    "query": (lambda at: scalar().reset(options={"query_id": "fruit/aple"}), "no query 'fruit/aple' among the 3 of this environment; try 'fruit/apple'.*"),
+    "query in a list": (lambda at: vector().reset(options={"query_id": ["fruit/apple", 7]}), "no query 7 among the 3 of this environment; try .*"),
+    "option": (lambda at: scalar().reset(options={"query": "x"}), "unknown reset option 'query'; there is query_id"),
+    "mask": (lambda at: vector().reset(options={"reset_mask": [1, 0]}), r"options\['reset_mask'\] must be 2 bools, .*"),
+    "seeds": (lambda at: vector().reset(seed=[1, 2]), r"seed must be one integer for the whole batch; got \[1, 2\]"),
+    "split": (lambda at: scalar(split="dev"), "unknown split 'dev'; choose one of encoder, train, validation, test"),
+    "order": (lambda at: scalar(query_order="sorted"), "unknown query_order 'sorted'; choose one of random, sequential"),
+    "reward weights": (lambda at: vector(reward_weights=(1, 2)), r"reward_weights must be .*; got \(1, 2\)"),
+    "environments": (lambda at: vector(0), "num_envs must be an integer of 1 or more; got 0"),
+    "environments in groups": (lambda at: vector(3, group_size=2), "group_size must divide num_envs; 2 does not divide 3"),
+    "frames of many": (lambda at: vector(render_mode="ansi"), "the vector form draws no frames, got render_mode 'ansi'; .*"),
+    "state of others": (lambda at: vector(3).set_state({"queries": [0, 1]}), "the state shows 2 queries, for an environment of 3 rows and 3 queries; give equal settings"),
+    "made of nothing": (lambda at: gym.make("MAWDepth-v0", dataset="nope", disable_env_checker=True), "unknown dataset 'nope': .*"),
+    "document twice": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "d1", "text": "x"}\n'), ".*corpus.jsonl, line 31: _id 'd1' was there before; make ids unique"),
+    "document cut": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "d31", "te'), r".*corpus.jsonl, line 31: not JSON \(.*\); mend or delete the line"),
+    "document not UTF-8": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "x", "text": "\xff"}'), r".*corpus.jsonl, line 31: not JSON \(.*"),
+    "document without text": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "x"}'), ".*corpus.jsonl, line 31: title and text must be texts in .*"),
+    "document without id": (lambda at: collection(at, "corpus.jsonl", b'{"text": "x"}'), ".*line 31: _id must be a text without white space, got None"),
+    "query's id": (lambda at: collection(at, "queries.jsonl", b'{"_id": "a\\tb", "text": "x"}'), r".*queries.jsonl, line 25: _id must be a text without white space, got 'a\\tb'"),
+    "nested": (lambda at: collection(at, "queries.jsonl", b"[" * 100_000), r".*queries.jsonl, line 25: not JSON \(.*"),
+    "no documents": (lambda at: collection(at, "corpus.jsonl", b"", False), ".*corpus.jsonl is empty: it needs a line like .*"),
+    "grade": (lambda at: collection(at, "qrels/test.tsv", b"q1\td1\thigh\n"), ".*test.tsv, line 16: the grade must be an integer, got 'high'"),
+    "huge grade": (lambda at: collection(at, "qrels/test.tsv", b"q1\td1\t" + b"9" * 400), ".*test.tsv, line 16: the grade must be from -2147483647 to 2147483647, got '9{60}'"),
+    "columns": (lambda at: collection(at, "qrels/train.tsv", b"q1 0 d1 1\n"), ".*train.tsv, line 14: expected query id, document id and grade separated by tabs, got .*"),
+    "judgments of nothing": (lambda at: load_collection(str(judged(at, b"q1\tnowhere\t1\n"))), ".* has no query with a relevant document in the collection"),
+    "no judgments": (lambda at: load_collection(str(judged(at, None))), ".*qrels has neither train.tsv, dev.tsv nor test.tsv: .*"),
+    "NaN weight": (lambda at: encoder_file(at, with_nan), ".*encoder.safetensors: tensor 'query_proj.weight' holds values that are not finite"),
+    "other width": (lambda at: encoder_file(at, lambda t, s: s["encoder"].update(hidden=128)), ".*: hidden width 128 and vocabulary 32000 do not fit wordllama's 256 and 32000"),
+    "other depths": (lambda at: encoder_file(at, lambda t, s: s["encoder"].update(depths=3)), r".*: tensor 'depth_.*' has shape \(512, 256\), expected \(768, 256\)"),
+    "depths without end": (lambda at: encoder_file(at, lambda t, s: s["encoder"].update(depths=2**62)), r".*encoder.safetensors: .*"),
+    "tensor gone": (lambda at: encoder_file(at, lambda t, s: t.pop("out_proj.weight")), ".*: tensor 'out_proj.weight' is gone"),
+    "tensor unknown": (lambda at: encoder_file(at, lambda t, s: t.update(extra=torch.ones(1))), ".*: tensor 'extra' is unknown"),
+    "text encoder": (lambda at: encoder_file(at, lambda t, s: s.update(text="bert")), ".*bert.*"),
+    "router is an encoder": (lambda at: load_router(at.encoder), ".* holds a 'encoder', not a 'router'"),
+    "router is not there": (lambda at: load_router(at.tmp / "r"), "no router file '.*/r'; give the path of one"),
+    "device of a task": (lambda at: load_task(str(at.tiny), "untrained", "tpu9"), "device 'tpu9' is not available here; use 'cpu' or 'auto'"),
+    "depth": (lambda at: load_task(str(at.tiny), "untrained", "cpu").attention("q0", 99), ".*99.*"),
+    "query of a task": (lambda at: load_task(str(at.tiny), "untrained", "cpu").query_text("q99"), "no query 'q99' in .*"),
+    "weights as text": (lambda at: check_weights("abc"), "reward_weights must be three finite numbers .*; got 'abc'"),
+    "attention": (lambda at: attention_entropy(np.ones((2, 3))), r"attention must have shape \(..., heads, n, n\); got \(2, 3\)"),
+}  # fmt: skip
+
+
+def judged(at: Place, content: bytes | None) -> Path:
+    folder = at.copy()
+    for name in ("train.tsv", "dev.tsv", "test.tsv"):
+        (folder / "qrels" / name).unlink()
+    if content is not None:
+        (folder / "qrels" / "test.tsv").write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(("call", "expected"), CALLS.values(), ids=CALLS)
+def test_calls(call: Callable[[Place], Any], expected: str, place: Place):
+    with pytest.raises((InputError, gym.error.ResetNeeded)) as caught:
+        call(place)
+    assert re.fullmatch(expected, str(caught.value))
+
+
+def test_there_are_enough_of_them():
+    assert len(COMMANDS) + len(CALLS) >= 60
+
+
+# --- Input that is odd but has a meaning --------------------------------------------------------
+
+
+def test_odd_texts_and_grades_are_read(place: Place):
+    folder = place.copy()
+    with (folder / "corpus.jsonl").open("a") as file:
+        for name, text in (
+            ("empty", ""),
+            ("control", "bell \x07 and null \x00"),
+            ("surrogate", "half \ud800 a pair"),
+            ("long", "word " * 100_000),
+        ):
+            file.write(json.dumps({"_id": name, "text": text}) + "\n")
+    with (folder / "qrels" / "test.tsv").open("a") as file:
+        file.write("q17\tempty\t-3\nq17\tcontrol\t1000000\nq17\tnowhere\t1\n")
+    found = load_collection(str(folder))
+    texts = dict(zip(found.doc_ids, found.doc_texts, strict=True))
+    assert texts["empty"] == ""
+    assert texts["control"] == "bell \x07 and null \x00"
+    assert "\ud800" not in texts["surrogate"]
+    assert texts["surrogate"].encode()
+    assert len(texts["long"].split()) == 100_000
+    test = found.splits["test"]
+    assert test.relevance[test.ids.index("q17")] == {
+        "d17": 2, "d16": 1, "empty": 0, "control": 1000000,
+    }  # fmt: skip
+    assert found.provenance["dropped"] == {"judgments of missing documents": 1}
+    task = load_task(str(folder), "untrained", "cpu")
+    table = task.table("test")
+    reward = table.reward((0.3, 0.3, 0.4), "ndcg")
+    assert np.isfinite(reward).all()
+    assert ((reward >= 0) & (reward <= 1)).all()
+
+
+def test_pickles_need_no_loading_to_be_refused(tmp_path: Path):
+    (tmp_path / "encoder.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(InputError, match="is not a readable safetensors file"):
+        load_embedder(tmp_path / "encoder.safetensors")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from maw_gym.embedding import Embedder
-from maw_gym.encoders import mean_content
 from maw_gym.errors import InputError
+from maw_gym.token_statistics import mean_content
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maw_gym.attention import DepthStatistics
-from maw_gym.encoders import MAWEncoder, NonMAWEncoder, mean_content
+from maw_gym.encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.errors import InputError
 from maw_gym.text import TextEncoder, padded
+from maw_gym.token_statistics import mean_content
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from maw_gym.embedding import Embedder
-from maw_gym.encoders import EncoderSettings, MAWEncoder, NonMAWEncoder, idf_token_weights
+from maw_gym.encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
 from maw_gym.errors import InputError
 from maw_gym.tensor_files import read_settings, read_tensors, write_tensors
 from maw_gym.text import WordLlama, load_text_encoder
+from maw_gym.token_statistics import idf_token_weights
 
 
 def untrained_embedder(

@@ -5,14 +5,9 @@ import torch
 from torch import nn
 
 from maw_gym.attention import merge_heads, split_heads
-from maw_gym.encoders import (
-    EncoderSettings,
-    MAWEncoder,
-    NonMAWEncoder,
-    idf_token_weights,
-    mean_content,
-)
+from maw_gym.encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
 from maw_gym.errors import InputError
+from maw_gym.token_statistics import idf_token_weights, mean_content
 
 SHAPE = EncoderSettings(hidden=8, heads=2, depths=3, vocabulary=20)
 # Four texts over 20 tokens, one of them without a token and one with a single one.

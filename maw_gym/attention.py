@@ -224,17 +224,17 @@ def blocked_statistics(
         arguments = (x, mask, query_weight[rows], key_weight[rows], value, pooling)
         if recompute:
             result = checkpoint(
-                _block_statistics, *arguments, use_reentrant=False, preserve_rng_state=False
+                block_statistics, *arguments, use_reentrant=False, preserve_rng_state=False
             )
         else:
-            result = _block_statistics(*arguments)
+            result = block_statistics(*arguments)
         total = total + result[0]
         parts.append(result[1:])
     entropy, focus, pooled = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     return torch.nn.functional.normalize(total.flatten(1), dim=-1), entropy, focus, pooled
 
 
-def _block_statistics(
+def block_statistics(
     x: Tensor,
     mask: Tensor,
     query_weight: Tensor,

@@ -1,10 +1,10 @@
 """The statistics of all depths on a CPU, in blocks that stay in its cache.
 
 Texts are sorted by length and packed, so nothing is computed for padding and no mask is needed. The
-tokens of the whole batch are projected for a few depths at a time; the scores of those depths are
-made, normalised and reduced in two buffers of 4 MB, which every block uses again. Memory does not
-grow with D. A block is one call of each operation, however many texts it has: every call on two
-threads ends at a barrier, which takes milliseconds where another process has the core.
+tokens of the whole batch are projected for a few depths at a time, equal tokens once; the scores of
+those depths are made, normalised and reduced in two buffers of 4 MB, which every block uses again.
+Memory does not grow with D. A block is one call of each operation, however many texts it has: every
+call on two threads ends at a barrier, which takes milliseconds where another process has the core.
 
 Notation as in attention.py; n is the length of a text, g a number of texts of that length.
 """
@@ -13,11 +13,13 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding, normalize
 
 from maw_gym.pooling import POOLED, pooling_matrix
 
 SCORES = 1 << 20  # numbers in a block of scores: two blocks fit a shared cache
 PROJECTED = 1 << 21  # numbers in a block of queries (and of keys)
+REPEATED = 0.6  # where at most so many of the tokens differ, each different one is projected once
 
 
 @torch.no_grad()
@@ -42,26 +44,84 @@ def cached_statistics(
     Returns:
         state (B, 64 H), entropy (B, D), focus (B, D), pooled attention output (B, D, H e).
     """
-    _, heads, _, head_width = value.shape
-    width = x.shape[-1]
+    heads, width = value.shape[1], x.shape[-1]
     depths = query_weight.shape[0] // width
     lengths, order = mask.sum(-1).sort(stable=True)
-    # (T, h) to (h, T): queries come out as (d h, T), each head's tokens side by side.
-    tokens = x[order][mask[order]].T
+    tokens, place = distinct_rows(x[order][mask[order]])  # (U, h); (T,), or None and U = T
     groups = _Groups(lengths.tolist(), value[order], pooling[order], depths)
-    block = max(1, min(depths, PROJECTED // max(1, width * tokens.shape[1])))
+    block = max(1, min(depths, PROJECTED // max(1, tokens.numel())))
     for start in range(0, depths, block):
         rows = slice(start * width, min(start + block, depths) * width)
-        # (d h, T) -> (d, H, e, T)
-        shape = (len(query_weight[rows]) // width, heads, head_width, tokens.shape[1])
-        query, key = (weight[rows] @ tokens for weight in (query_weight, key_weight))
-        groups.add(start, query.view(shape), key.view(shape))
+        query, key = (
+            Projected(tokens, weight[rows], heads, place) for weight in (query_weight, key_weight)
+        )
+        groups.add(start, query, key)
     back = order.argsort()
-    state = torch.nn.functional.normalize(groups.state.flatten(1), dim=-1)
+    state = normalize(groups.state.flatten(1), dim=-1)
     scale = lengths.clamp(min=2).log().reciprocal()[:, None]  # a single token has entropy 0
     entropy = (groups.entropy.mean(-1) * scale).clamp(0, 1)
     focus = groups.focus.mean(-1).clamp(0, 1)
     return state[back], entropy[back], focus[back], groups.pooled.flatten(2)[back]
+
+
+def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The different ones of `rows` (T, w), and where each row is among them.
+
+    The hidden states of static token embeddings repeat with the words of the texts.
+
+    Returns:
+        (U, w) and (T,) int64; or `rows` and None where too few repeat to be worth while.
+    """
+    bits = rows.contiguous().view(torch.int64 if rows.dtype == torch.float64 else torch.int32)
+    generator = torch.Generator().manual_seed(0)
+    odd = torch.randint(-(1 << 62), 1 << 62, (rows.shape[1],), generator=generator) | 1
+    _, place = (bits * odd).sum(-1).unique(return_inverse=True)
+    count = int(place.max()) + 1 if len(place) else 0
+    if count > REPEATED * len(rows):
+        return rows, None
+    first = place.new_empty(count)
+    first[place] = torch.arange(len(rows))
+    different = rows[first]
+    # Equal sums need not be equal rows.
+    if not torch.equal(different[place], rows):
+        return rows, None
+    return different, place
+
+
+class Projected:
+    """Queries or keys of d depths for all tokens of a batch, head by head.
+
+    Args:
+        tokens: (U, h), the tokens or the different ones of them.
+        weight: (d h, h).
+        heads: H.
+        place: (T,) int64, the row of each token; None where token t is row t.
+    """
+
+    def __init__(self, tokens: Tensor, weight: Tensor, heads: int, place: Tensor | None) -> None:
+        self.place = place
+        self.heads = heads
+        self.depths = len(weight) // tokens.shape[1]
+        width = tokens.shape[1] // heads
+        if place is None:
+            # (d h, T): each head's tokens lie side by side, and a text's are a view.
+            shape = (self.depths, heads, width, len(tokens))
+            self.numbers = (weight @ tokens.T).view(shape)
+        else:
+            self.numbers = (tokens @ weight.T).view(-1, width)  # (U d H, e)
+
+    def of(self, depths: slice, heads: slice, token: int, count: int, n: int) -> Tensor:
+        """Those of `count` texts of n tokens from `token` on: (count d H, e, n)."""
+        tokens = slice(token, token + count * n)
+        if self.place is None:
+            part = self.numbers[depths, heads, :, tokens]
+            # (d, H, e, g n) -> (d H, e, g, n) -> (g d H, e, n); a copy for several texts
+            part = part.reshape(-1, part.shape[2], count, n).permute(2, 0, 1, 3)
+            return part.reshape(-1, part.shape[2], n)
+        every = torch.arange(self.depths * self.heads).view(self.depths, self.heads)
+        which = every[depths, heads].reshape(1, -1, 1)  # (1, d H, 1)
+        rows = self.place[tokens].view(count, 1, n) * every.numel() + which
+        return embedding(rows.flatten(0, 1), self.numbers).transpose(1, 2)
 
 
 class _Groups:
@@ -105,9 +165,9 @@ class _Groups:
         room = max(largest, min(largest * heads * depths, SCORES))
         self.scores, self.weights = value.new_empty(2, room)
 
-    def add(self, start: int, query: Tensor, key: Tensor) -> None:
-        """Take in the depths from `start` on; queries and keys (d, H, e, T)."""
-        depths, heads = query.shape[:2]
+    def add(self, start: int, query: Projected, key: Projected) -> None:
+        """Take in the depths from `start` on."""
+        depths, heads = query.depths, query.heads
         for text, count, token, n in self.blocks:
             at_once = max(1, len(self.scores) // (count * n * n))  # attention matrices per text
             some_depths = max(1, at_once // heads)
@@ -115,34 +175,24 @@ class _Groups:
             for d in range(0, depths, some_depths):
                 for head in range(0, heads, some_heads):
                     part = (slice(d, d + some_depths), slice(head, head + some_heads))
-                    self._add_block(start + d, head, query[part], key[part], text, count, token, n)
+                    q, k = (made.of(*part, token, count, n) for made in (query, key))
+                    self._add_block(
+                        start + d, head, min(some_depths, depths - d), q, k, text, count
+                    )
 
     def _add_block(
-        self,
-        depth: int,
-        head: int,
-        query: Tensor,
-        key: Tensor,
-        text: int,
-        count: int,
-        token: int,
-        n: int,
+        self, depth: int, head: int, depths: int, query: Tensor, key: Tensor, text: int, count: int
     ) -> None:
-        """Depths from `depth` on, heads from `head` on, `count` texts of n tokens."""
-        depths, heads, head_width, _ = query.shape
-        many = depths * heads
-        used = count * many * n * n
-        scores = self.scores[:used].view(count, many, n, n)
-        weights = self.weights[:used].view(count, many, n, n)
-        # (d, H, e, T) -> (d H, e, g, n) -> (g d H, e, n); a copy where there are several texts
-        query, key = (
-            part[..., token : token + count * n]
-            .reshape(many, head_width, count, n)
-            .permute(2, 0, 1, 3)
-            .reshape(-1, head_width, n)
-            for part in (query, key)
-        )
-        flat = scores.view(-1, n, n)
+        """`depths` from `depth` on, some heads from `head` on, of `count` texts from `text` on.
+
+        Queries and keys are (count d H, e, n).
+        """
+        matrices, head_width, n = query.shape
+        many = matrices // count
+        heads = many // depths
+        flat = self.scores[: matrices * n * n].view(matrices, n, n)
+        scores = flat.view(count, many, n, n)
+        weights = self.weights[: matrices * n * n].view(count, many, n, n)
         scale = 1 / math.sqrt(head_width)
         torch.baddbmm(flat, query.transpose(1, 2), key, beta=0, alpha=scale, out=flat)
         torch.softmax(scores, -1, out=weights)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from maw_gym import statistics_cpu
 from maw_gym.attention import (
     attention_weights,
     depth_attention,
@@ -16,6 +17,7 @@ from maw_gym.attention import (
     row_focus,
 )
 from maw_gym.encoders import EncoderSettings, MAWEncoder
+from maw_gym.statistics_cpu import distinct_rows
 
 LN3 = math.log(3)
 
@@ -184,6 +186,38 @@ def test_statistics_equal_the_float64_reference(
     for got, want in zip(depth_statistics(*problem.inputs()), expected, strict=True):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+
+
+def test_repeated_tokens_are_projected_once_with_the_same_results() -> None:
+    problem = Problem((9, 9, 4, 0, 1), depths=5, heads=2, width=8, seed=11)
+    generator = torch.Generator().manual_seed(12)
+    vocabulary = torch.randn(3, 8, generator=generator)
+    problem.x = vocabulary[torch.randint(3, problem.mask.shape, generator=generator)]
+    different, place = distinct_rows(problem.x[problem.mask])
+    assert different.shape == (3, 8)
+    assert place is not None
+    assert torch.equal(different[place], problem.x[problem.mask])
+    expected = reference(*problem.inputs())
+    for got, want in zip(depth_statistics(*problem.inputs()), expected, strict=True):
+        torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+
+
+def test_rows_that_seldom_repeat_are_left_alone() -> None:
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
+    assert distinct_rows(rows)[1] is None  # two of three differ
+    different, place = distinct_rows(rows[[0, 2]].double())
+    assert different.tolist() == [[1, 2]]
+    assert place is not None
+    assert place.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("limit", ["SCORES", "PROJECTED"])
+def test_small_blocks_give_the_same_results(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    problem = Problem((9, 9, 4, 0, 1, 9), depths=5, heads=4, width=16, seed=13)
+    expected = depth_statistics(*problem.inputs())
+    monkeypatch.setattr(statistics_cpu, limit, 200)
+    for got, want in zip(depth_statistics(*problem.inputs()), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
 def test_statistics_of_sharp_attention_equal_the_reference() -> None:

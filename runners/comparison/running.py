@@ -23,7 +23,12 @@ from maw_gym.embedding import Embedder
 from maw_gym.encoder_files import untrained_embedder
 from maw_gym.encoder_training import TrainingSettings
 from maw_gym.encoder_validation import Validation
-from maw_gym.evaluation import DEPTH_OF_RANKING, Evaluation, write_trec_run
+from maw_gym.evaluation import (
+    DEPTH_OF_RANKING,
+    Evaluation,
+    evaluate_rankings,
+    write_trec_run,
+)
 from maw_gym.ranking import Ranking
 from maw_gym.routed_encoder import RoutedEncoder
 from maw_gym.routing import DepthRouter, save_router
@@ -62,7 +67,7 @@ def compute(task: RetrievalTask, settings: OnlineSettings, method: str, place: P
     cell = Cell(method, settings.seed, settings.fold, {})
     kind = METHODS[method].kind
     if method == "bm25":
-        found = evaluate_bm25(task.collection, "test")
+        found = _bm25(task)
     elif method == "standard-attention":
         cell.parameters = _size(task.embedder.encoder, but="depth_")
         cell.latency_ms = 0.0
@@ -91,6 +96,18 @@ def compute(task: RetrievalTask, settings: OnlineSettings, method: str, place: P
     cell.measures = {name: values.tolist() for name, values in evaluation.per_query.items()}
     _write_run(task, method, ranking, place.trec)
     return cell
+
+
+def _bm25(task: RetrievalTask) -> tuple[Evaluation, Ranking]:
+    """BM25 with equal scores in trec_eval's order, so that the run file is judged alike by all."""
+    _, ranking = evaluate_bm25(task.collection, "test")
+    scores, documents = ranking.scores.numpy(), ranking.documents.numpy()
+    order = np.lexsort((task.index.tie_of[documents], -scores))  # -1 has a score of -inf
+    scores, documents = (np.take_along_axis(values, order, 1) for values in (scores, documents))
+    evaluation = evaluate_rankings(
+        task.collection.splits["test"], task.collection.doc_ids, documents
+    )
+    return evaluation, Ranking(torch.from_numpy(scores), torch.from_numpy(documents))
 
 
 def _encoder(task: RetrievalTask, method: str, cell: Cell) -> tuple[Evaluation, Ranking]:

@@ -56,7 +56,7 @@ class CompareSettings:
         if methods is None:
             methods = tuple(n for n, method in METHODS.items() if method.cheap or not self.quick)
         baseline = self.baseline or (QUICK_BASELINE if self.quick else "non-maw-trained")
-        if baseline in METHODS and baseline not in methods:
+        if methods and baseline in METHODS and baseline not in methods:
             methods = (*methods, baseline)  # the others are tested against it
         timesteps = QUICK_TIMESTEPS if self.quick else OnlineSettings.timesteps
         return replace(

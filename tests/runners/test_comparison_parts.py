@@ -1,0 +1,209 @@
+"""The parts of a comparison, by numbers worked out by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maw_gym.corpora import Collection, QuerySet
+from maw_gym.errors import InputError
+from runners.compare import command_of
+from runners.comparison.analysis import NAMES, Results, compared, rows_of, t_interval
+from runners.comparison.cells import Cell, Reference, kept_cell, slug
+from runners.comparison.fields import shared_documents
+from runners.comparison.settings import CompareSettings
+from runners.comparison.tables import markdown, p_value, percent
+from runners.comparison.writing import join_runs
+
+
+def cell(
+    method: str, ndcg: list[float], seed: int = 0, fold: int = 0, reward: list[float] | None = None
+) -> Cell:
+    terms = reward and dict.fromkeys(("reward", "entropy", "focus", "alignment"), reward)
+    return Cell(
+        method,
+        seed,
+        fold,
+        dict.fromkeys(NAMES, ndcg),
+        depths=[0] * len(ndcg) if reward else None,
+        terms=terms,
+    )
+
+
+def reference(random: list[float], oracle: list[float], fold: int = 0) -> Reference:
+    ids = [f"q{fold}-{row}" for row in range(len(random))]
+    return Reference(fold, ids, random, random, oracle, 0, {}, {}, {}, {})
+
+
+def test_scores_are_pooled_over_folds_and_averaged_over_seeds() -> None:
+    one = Results(
+        "grpo",
+        (0, 1),
+        (
+            (cell("grpo", [0.0, 1.0]), cell("grpo", [0.5], fold=1)),
+            (cell("grpo", [1.0, 1.0], seed=1), cell("grpo", [0.0], seed=1, fold=1)),
+        ),
+    )
+    assert one.measure("nDCG@10").tolist() == [[0.0, 1.0, 0.5], [1.0, 1.0, 0.0]]
+    assert one.scores("nDCG@10").tolist() == [0.5, 1.0, 0.25]
+
+
+def test_rows_by_hand() -> None:
+    bm25 = Results("bm25", (0,), ((cell("bm25", [0.5, 0.5]), cell("bm25", [0.5], fold=1)),))
+    ppo = Results(
+        "ppo",
+        (0, 1),
+        (
+            (
+                cell("ppo", [1.0, 0.5], reward=[0.5, 0.7]),
+                cell("ppo", [0.0], fold=1, reward=[0.6]),
+            ),
+            (
+                cell("ppo", [1.0, 0.5], seed=1, reward=[0.5, 0.7]),
+                cell("ppo", [0.6], seed=1, fold=1, reward=[0.6]),
+            ),
+        ),
+    )
+    oracle = Results("oracle", (0,), ((cell("oracle", [1.0] * 2), cell("oracle", [1.0], fold=1)),))
+    references = [reference([0.4, 0.4], [0.8, 0.8]), reference([0.4], [0.8], fold=1)]
+    first, second, third = rows_of("x", [bm25, ppo, oracle], references, "bm25", True)
+
+    assert first["test"] is None  # the baseline
+    assert third["test"] is None  # an oracle
+    # Averaged over seeds: 1, .5, .3; minus .5: +.5, 0, -.2, of mean .1. Both signs of two numbers:
+    # sums .7, .3, -.3, -.7 are all at least .3 away from 0.
+    assert second["test"]["difference"] == pytest.approx(0.1)
+    assert second["test"]["p"] == 1.0
+    assert second["test"]["p_holm"] == 1.0
+    assert (second["test"]["wins"], second["test"]["ties"], second["test"]["losses"]) == (1, 1, 1)
+    # Deviations .4, -.1, -.3 from the mean: s = sqrt(.26 / 2); (1.96 + .8416) s / sqrt 3.
+    assert second["test"]["smallest_detectable"] == pytest.approx(0.5832, abs=1e-4)
+    assert second["reward"]["mean"] == pytest.approx(0.6)
+    assert second["reward"]["gap_closed"] == pytest.approx(0.5)  # (.6 - .4) / (.8 - .4)
+    assert first["reward"] is None
+    # Seeds have means .5 and .7: deviation .2 / sqrt 2, t interval .6 -+ 12.706 * .1.
+    values = second["retrieval"]["nDCG@10"]
+    assert values["mean"] == pytest.approx(0.6)
+    assert values["seed_deviation"] == pytest.approx(0.141421, abs=1e-6)
+    assert values["seed_low"] == pytest.approx(0.6 - 1.27062, abs=1e-5)
+    assert second["relative"] == {"zero_shot": None, "trained": None}
+
+
+def test_relative_change() -> None:
+    results = [
+        Results(name, (0,), ((cell(name, [value, value]),),))
+        for name, value in (("non-maw-zero-shot", 0.4), ("non-maw-trained", 0.5), ("bm25", 0.6))
+    ]
+    rows = rows_of("x", results, [reference([0.0] * 2, [1.0] * 2)], "non-maw-trained", False)
+    assert rows[2]["relative"]["zero_shot"] == pytest.approx(0.5)
+    assert rows[2]["relative"]["trained"] == pytest.approx(0.2)
+
+
+def test_holm_is_over_all_methods_tested() -> None:
+    base = Results("bm25", (0,), ((cell("bm25", [0.0] * 5),),))
+    better = Results("ppo", (0,), ((cell("ppo", [0.1] * 5),),))
+    same = Results("grpo", (0,), ((cell("grpo", [0.0] * 5),),))
+    found = compared({"ppo": better, "grpo": same}, base, "nDCG@10")
+    # Of 32 signs, all plus and all minus are as far out: 2 / 32, times 2 tests.
+    assert found["ppo"]["p"] == 0.0625
+    assert found["ppo"]["p_holm"] == 0.125
+    assert found["grpo"]["p_holm"] == 1.0
+
+
+def test_t_interval() -> None:
+    # Student's t with 2 degrees: 4.30265; standard error 1 / sqrt 3.
+    low, high = t_interval(np.array([1.0, 2.0, 3.0]))
+    assert low == pytest.approx(2 - 2.48414, abs=1e-5)
+    assert high == pytest.approx(2 + 2.48414, abs=1e-5)
+
+
+def test_shared_documents() -> None:
+    def queries(*relevance: dict[str, int]) -> QuerySet:
+        ids = tuple(map(str, range(len(relevance))))
+        return QuerySet(ids, ids, relevance)
+
+    splits = {
+        "encoder": queries({"a": 1}),
+        "train": queries({"b": 0, "c": 2}),
+        "validation": queries(),
+        "test": queries({"a": 1, "b": 1}, {"c": 1, "d": 3, "e": 0}),
+    }
+    found = shared_documents(Collection("x", tuple("abcde"), tuple("abcde"), splits, {}))
+    # Relevant in test: a, b, c, d. Of these, a and c were relevant before; b only with grade 0.
+    assert found == {"test_relevant": 4, "test_relevant_seen": 2}
+
+
+def test_kept_cells_are_not_computed_again(tmp_path: Path) -> None:
+    path = tmp_path / "cells" / "one.json"
+    first = cell("ppo", [0.1, 1 / 3], reward=[0.5, 0.25])
+    first.history = [(0, 0.5), (10, 0.6)]
+    assert kept_cell(path, lambda: first).measures["AP"] == [0.1, 1 / 3]
+    again = kept_cell(path, lambda: pytest.fail("computed again"))
+    assert again.measures["nDCG@10"] == [0.1, 1 / 3]
+    assert again.terms == first.terms
+    path.write_text(path.read_text()[:20])  # a file cut short is no result
+    assert kept_cell(path, lambda: cell("ppo", [0.7])).measures["AP"] == [0.7]
+
+
+def test_settings_fill_in_what_is_not_told() -> None:
+    quick = CompareSettings(quick=True).filled()
+    assert quick.seeds == (0,)
+    assert quick.baseline == "standard-attention"
+    assert quick.methods is not None
+    assert not {"non-maw-trained", "non-maw-wide", "maw-single"} & set(quick.methods)
+    whole = CompareSettings().filled()
+    assert whole.seeds == (0, 1, 2)
+    assert whole.baseline == "non-maw-trained"
+    assert whole.methods is not None
+    assert len(whole.methods) == 19
+    told = CompareSettings(methods=("grpo", "bm25"), baseline="ppo").filled()
+    assert told.methods == ("bm25", "ppo", "grpo")  # the baseline joins, in the table's order
+
+
+def test_command_says_what_differs() -> None:
+    assert command_of(CompareSettings().filled()) == "python runners/compare.py"
+    told = CompareSettings(datasets=("cranfield",), quick=True, seeds=(3, 4), seed_intervals=True)
+    assert command_of(told.filled()) == (
+        "python runners/compare.py --datasets cranfield --seeds 3 4 --seed-intervals --quick"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (CompareSettings(methods=("gpro",)), "unknown method 'gpro': did you mean 'grpo'"),
+        (CompareSettings(methods=("ppo", "ppo")), "'ppo' is given twice"),
+        (CompareSettings(methods=()), "at least one of --methods"),
+        (CompareSettings(datasets=()), "at least one of --datasets"),
+        (CompareSettings(datasets=("a", "a")), "datasets must differ, got a a"),
+        (CompareSettings(seeds=(1, 1)), "seeds must differ, got 1 1"),
+        (CompareSettings(seeds=(-1,)), "seed must be from 0"),
+        (CompareSettings(baseline="bm52"), "unknown method 'bm52'"),
+        (CompareSettings(baseline="oracle"), "cannot be 'oracle'"),
+        (CompareSettings(seeds=(1,), seed_intervals=True), "needs two seeds or more, got 1"),
+        (CompareSettings(timesteps=0), "timesteps must be at least 1"),
+        (CompareSettings(observation=("colour",)), "unknown observation block 'colour'"),
+        (CompareSettings(alignment="map"), "unknown alignment 'map'"),
+    ],
+)
+def test_bad_settings(settings: CompareSettings, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings.filled().check()
+
+
+def test_join_runs(tmp_path: Path) -> None:
+    parts = [tmp_path / "0.trec", tmp_path / "1.trec"]
+    for row, part in enumerate(parts):
+        part.write_text(f"q{row} Q0 d 1 0.5 x\n")
+    join_runs(parts, tmp_path / "runs" / "x.trec")
+    assert (tmp_path / "runs" / "x.trec").read_text() == "q0 Q0 d 1 0.5 x\nq1 Q0 d 1 0.5 x\n"
+
+
+def test_words_for_numbers() -> None:
+    assert p_value(0.00001) == "<.0001"
+    assert p_value(0.0312) == ".0312"
+    assert p_value(1.0) == "1.0000"
+    assert percent(0.0325) == "+3.2%"
+    assert percent(None) == "-"
+    assert slug("/tmp/a b/") == "tmp-a-b"
+    assert markdown(["a", "b"], [["x", "10"]]) == "| a   |    b |\n| --- | ---: |\n| x   |   10 |"

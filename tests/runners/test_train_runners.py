@@ -1,0 +1,215 @@
+"""The runners of PPO and the supervised router, and scoring what they leave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from agents.grpo import GRPO
+from agents.ppo import make_ppo
+from maw_gym.environment import GRPOEnvironment
+from maw_gym.errors import InputError
+from maw_gym.routed_encoder import RoutedEncoder
+from maw_gym.task import load_task
+from runners import evaluate
+from runners.evaluate import EvaluateSettings
+from runners.online import Trained, train_online
+from runners.report import judge
+from runners.settings import OnlineSettings
+from runners.train_grpo import GRPOSettings
+from runners.train_ppo import PPORunSettings
+from runners.train_supervised import SupervisedRunSettings, label_sentence
+
+FILES = {"config.json", "encoder.safetensors", "router.safetensors", "metrics.json", "figures"}
+
+
+def run(runner: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", f"runners.{runner}", *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def common(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    logdir = tmp_path_factory.mktemp("runs")
+    return ["--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
+            "--device", "cpu", "--logdir", logdir, "--run-name", "one"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ppo(common: list[object]) -> Path:
+    done = run(
+        "train_ppo", *common[:-1], "ppo", "--timesteps", 512, "--num-envs", 16, "--batch-size", 32
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| PPO " in done.stdout
+    return Path(str(common[-3])) / "ppo"
+
+
+@pytest.fixture(scope="module")
+def supervised(common: list[object]) -> Path:
+    done = run("train_supervised", *common[:-1], "rule", "--labels", "rule", "--epochs", 2)
+    assert done.returncode == 0, done.stderr
+    assert "| supervised-rule " in done.stdout
+    assert "the rule labels are a CONSTANT: depth 5 for every training query" in done.stdout
+    return Path(str(common[-3])) / "rule"
+
+
+def tags(folder: Path) -> set[str]:
+    events = EventAccumulator(str(folder)).Reload().Tags()
+    return {*events["scalars"], *events["histograms"], *events["images"]}
+
+
+def test_ppo_leaves_what_a_run_leaves(ppo: Path) -> None:
+    assert {path.name for path in ppo.iterdir()} >= FILES | {"model.zip"}
+    metrics = json.loads((ppo / "metrics.json").read_text())
+    assert metrics["split"] == "test"
+    assert metrics["reward"]["random"] <= metrics["reward"]["oracle"]
+    assert set(metrics["retrieval"]) == {"nDCG@10", "RR@10", "R@100", "Success@10"}
+    assert tags(ppo) >= {
+        "rollout/ep_rew_mean", "reward/entropy", "reward/focus", "reward/alignment", "eval/reward",
+        "eval/regret", "eval/gap_closed", "eval/ndcg@10", "policy/depths", "attention/depth",
+        "train/loss",
+    }  # fmt: skip
+
+
+def test_supervised_leaves_what_a_run_leaves(supervised: Path) -> None:
+    assert {path.name for path in supervised.iterdir()} >= FILES
+    metrics = json.loads((supervised / "metrics.json").read_text())
+    # 12 training queries with one relevant document each.
+    assert metrics["training"]["label_histogram"] == [0] * 5 + [12] + [0] * 26
+    assert metrics["training"]["label_constant"] is True
+    assert metrics["chosen_at"] in (12, 24)  # 1 or 2 passes over the queries
+    assert tags(supervised) >= {
+        "train/loss", "train/cross_entropy", "train/ranking_loss", "eval/reward", "eval/regret",
+        "eval/ndcg@10", "policy/depths",
+    }  # fmt: skip
+
+
+def test_from_run_takes_a_run_home(ppo: Path) -> None:
+    routed = RoutedEncoder.from_run(ppo, "cpu")
+    embeddings, depths = routed.encode_queries(["how bees make honey", "polar ice"])
+    assert embeddings.shape == (2, 256)
+    assert depths.shape == (2,)
+    routed.fit(["a", "b"], ["Bees dry nectar until it is honey.", "The king is in check."])
+    assert routed.search(["how bees make honey"], k=1)[0][0][0] == "a"
+
+
+def test_evaluate_finds_the_numbers_of_the_run(
+    ppo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "numbers.json"
+    evaluate.main(EvaluateSettings(run=ppo, device="cpu", output=output))
+    found, own = (json.loads(path.read_text()) for path in (output, ppo / "metrics.json"))
+    for block in ("reward", "retrieval", "baselines"):
+        assert found[block] == own[block]
+    assert "| PPO " in capsys.readouterr().out
+
+
+def test_evaluate_without_training_queries(
+    ppo: Path, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    (other / "qrels").mkdir(parents=True)
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        (other / name).write_text((tiny_folder / name).read_text())
+    evaluate.main(EvaluateSettings(run=ppo, dataset=str(other), device="cpu"))
+    out = capsys.readouterr().out
+    assert "7 test queries of" in out
+    assert "best fixed depth" not in out  # there is nothing to choose it on
+    with pytest.raises(InputError, match="has no train queries; choose another --split"):
+        evaluate.main(EvaluateSettings(run=ppo, dataset=str(other), split="train", device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (EvaluateSettings(run=Path("nowhere")), "no run folder 'nowhere'"),
+        (EvaluateSettings(run=Path("nowhere"), split="dev"), "unknown split 'dev'"),
+    ],
+)
+def test_evaluate_mistakes(settings: EvaluateSettings, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate.main(settings)
+
+
+def models(kind: str, settings: Any) -> Any:
+    """A function that makes the algorithm, and keeps it for the test."""
+    kept: list[Any] = []
+
+    def make(env: Any, policy: dict[str, Any]) -> Any:
+        model = (
+            make_ppo(env, settings, policy_kwargs=policy, seed=0, device="cpu")
+            if kind == "ppo"
+            else settings.model(env, policy)
+        )
+        kept.append(model)
+        return model
+
+    return make, kept
+
+
+# SB3's progress bar is tqdm's for rich terminals, which calls itself experimental.
+@pytest.mark.filterwarnings("ignore::tqdm.std.TqdmExperimentalWarning")
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_evaluate_policy_equals_the_table(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
+    """SB3's own evaluation of one environment, query after query, gives the report's reward."""
+    told = {"dataset": str(tiny_folder), "encoder": "untrained", "observation": ("profile",),
+            "device": "cpu", "timesteps": 512, "num_envs": 16}  # fmt: skip
+    settings: OnlineSettings = (
+        GRPOSettings(**told) if kind == "grpo" else PPORunSettings(**told, batch_size=32)  # type: ignore[arg-type]
+    )
+    make, kept = models(kind, settings)
+    task = load_task(settings.dataset, settings.encoder, "cpu")
+    trained: Trained = train_online(task, settings, kind, make, tmp_path)
+    table = task.table("test")
+    depths, _ = trained.router.predict(table.observation(("profile",)))
+    expected = judge(task, settings, depths).reward
+    assert expected is not None
+    env = Monitor(GRPOEnvironment(table=table, observation=("profile",), query_order="sequential"))
+    assert isinstance(kept[0], GRPO) == (kind == "grpo")
+    found, _ = evaluate_policy(kept[0], env, n_eval_episodes=len(table), deterministic=True)
+    assert found == pytest.approx(expected["mean"], abs=1e-6)
+
+
+def test_label_sentence() -> None:
+    facts = {"labels": "oracle", "label_histogram": [1, 0, 3], "label_most_common": 2,
+             "label_share_of_most_common": 0.75, "label_constant": False}  # fmt: skip
+    assert label_sentence(facts) == (
+        "the oracle labels use 2 of 3 depths; the most common, depth 2, is that of 75.0% of the"
+        " training queries"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (PPORunSettings(num_envs=10), "num_envs 10 is not divisible by group_size 8"),
+        (PPORunSettings(clip_range=0), "clip_range must be a number above 0"),
+        (SupervisedRunSettings(labels="best"), "unknown labels 'best'"),
+        (SupervisedRunSettings(epochs=0), "epochs must be at least 1"),
+        (SupervisedRunSettings(alignment="map"), "unknown alignment 'map'"),
+    ],
+)
+def test_bad_settings(settings: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings.check()
+
+
+def test_a_mistake_is_one_line(ppo: Path) -> None:
+    done = run("evaluate", "--run", ppo, "--dataset", "nowhere")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: unknown dataset 'nowhere'")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,207 @@
+"""Measure everything that is meant to be fast, each row beside what bounds it, in one process.
+
+Attention: all depths' statistics the seed's way, with the 5D tensor, with depth_statistics, and the
+floor (depth projections and torch's attention). Then depth tables, environment steps and training
+steps. A table goes to stdout and, with --out, all numbers to a JSON file. On a machine that works
+on something else too set OMP_WAIT_POLICY=passive: threads spinning at barriers steal each other's
+time.
+"""
+
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from maw_gym.corpora import load_collection
+from maw_gym.embedding import Embedder
+from maw_gym.encoder_files import untrained_embedder
+from maw_gym.encoders import MAWEncoder
+from maw_gym.errors import InputError
+from maw_gym.task import resolve_device
+from maw_gym.text import padded
+from runners.benchmarks.attention_rows import Problem, attention_rows, random_problem
+from runners.benchmarks.measuring import Row, machine
+from runners.benchmarks.stack import (
+    environment_rows,
+    synthetic_queries,
+    table_rows,
+    training_rows,
+)
+from runners.runs import run_main, write_json
+
+PARTS = ("attention", "table", "environment", "training")
+SHAPES = {"4 x 128": (4, 128), "64 x 24": (64, 24), "8 x 512": (8, 512)}
+CUDA_SHAPES = {"4 x 128": (4, 128), "64 x 24": (64, 24), "256 x 128": (256, 128)}
+CUDA_SHAPES |= {"64 x 512": (64, 512)}
+QUICK_SHAPES = {"2 x 9": (2, 9)}
+SIZES = (1, 64, 1024, 8192)
+HEADS, DEPTHS, WIDTH = 8, 32, 256
+RAGGED_QUERIES = 64
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What is measured, and how often."""
+
+    parts: tuple[str, ...] = PARTS
+    """of attention, table, environment, training"""
+    dataset: str = "pydocs"
+    """whose queries make the ragged batch and the depth tables"""
+    rounds: int = 9
+    """interleaved rounds of each row"""
+    budget: float = 20.0
+    """seconds that a slow row may take in all its rounds; at least two rounds are run"""
+    timesteps: int = 32_768
+    """environment steps of each round of training"""
+    num_envs: int = 256
+    """sub-environments in training"""
+    synthetic: int = 0
+    """so many synthetic queries of 24 tokens make a depth table of their own; 0 is none"""
+    compile: bool | None = None
+    """a row for torch.compile too; on a GPU unless told otherwise"""
+    device: str = "auto"
+    """auto (the GPU where there is one), cpu, cuda, ..."""
+    out: Path | None = None
+    """JSON file of all numbers"""
+    quick: bool = False
+    """tiny shapes and two rounds: whether it runs, not how fast"""
+
+    def check(self) -> None:
+        """Refuse what can be refused before any work starts.
+
+        Raises:
+            InputError: a setting is out of its range.
+        """
+        for part in self.parts:
+            if part not in PARTS:
+                raise InputError(f"unknown part {part!r}; choose from {', '.join(PARTS)}")
+        for name in ("rounds", "timesteps", "num_envs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_envs % 8:
+            raise InputError(f"num_envs must be divisible by 8, got {self.num_envs}")
+        if self.synthetic < 0:
+            raise InputError(f"synthetic must be 0 or more, got {self.synthetic}")
+
+
+@torch.no_grad()
+def ragged_problem(embedder: Embedder, texts: tuple[str, ...]) -> Problem:
+    """The first 64 queries as the encoder sees them."""
+    ids = [row for row in embedder.query_ids(texts[:RAGGED_QUERIES]) if row]
+    encoder = embedder.maw
+    assert isinstance(encoder, MAWEncoder)
+    batch, mask = padded(ids)
+    batch, mask = batch.to(embedder.device), mask.to(embedder.device)
+    x = encoder.norm(embedder.text.hidden(batch))
+    value = encoder.value_proj(x).unflatten(-1, (encoder.heads, -1)).transpose(1, 2)
+    return Problem(
+        x,
+        mask,
+        encoder.depth_query_proj.weight.detach(),
+        encoder.depth_key_proj.weight.detach(),
+        value,
+        encoder.pooling(batch, mask),
+        [len(row) for row in ids],
+    )
+
+
+def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
+    """All rows that the settings ask for."""
+    rounds = 2 if settings.quick else settings.rounds
+    cuda = device.type == "cuda"
+    with_compiled = cuda if settings.compile is None else settings.compile
+    collection = load_collection(settings.dataset)
+    embedder = untrained_embedder(collection.doc_texts).to(device)
+    rows: list[Row] = []
+    if "attention" in settings.parts:
+        shapes = QUICK_SHAPES if settings.quick else CUDA_SHAPES if cuda else SHAPES
+        problems = {
+            name: random_problem([size] * batch, HEADS, DEPTHS, WIDTH, device)
+            for name, (batch, size) in shapes.items()
+        }
+        texts = max((queries.texts for queries in collection.splits.values()), key=len)
+        problems[f"queries of {collection.name}"] = ragged_problem(embedder, texts)
+        for case in list(problems):
+            problem = problems.pop(case)  # a large one is gone before the next
+            rows += attention_rows(case, problem, rounds, settings.budget, with_compiled)
+    if {"table", "environment", "training"} & set(settings.parts):
+        found, table = table_rows(collection, embedder, device)
+        if "table" in settings.parts:
+            rows += found
+        if "environment" in settings.parts:
+            rows += environment_rows(table, SIZES[:2] if settings.quick else SIZES, rounds)
+        if "training" in settings.parts:
+            rows += training_rows(
+                table, settings.num_envs, settings.timesteps, min(rounds, 5), device
+            )
+    if settings.synthetic:
+        large = synthetic_queries(collection, embedder, settings.synthetic)
+        rows += table_rows(large, embedder, device)[0]
+    return rows
+
+
+def show(rows: list[Row], ceilings: dict[str, float], device: str) -> None:
+    """Print the table."""
+    table = Table(
+        title=f"{device}: copies {ceilings['copy bytes/s'] / 1e9:,.0f} GB/s, matrix products"
+        f" {ceilings['matrix FLOP/s'] / 1e9:,.0f} GFLOP/s"
+    )
+    for name in ("part", "case", "row"):
+        table.add_column(name)
+    for name in ("ms", "quickest to slowest", "ratio", "per second", "peak MB", "more"):
+        table.add_column(name, justify="right")
+    last = ""
+    for row in rows:
+        if last and row.part + row.case != last:
+            table.add_section()
+        last = row.part + row.case
+        ratio = (
+            ""
+            if row.ratio is None
+            else f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
+        )
+        table.add_row(
+            row.part,
+            row.case,
+            row.name,
+            f"{row.seconds * 1e3:,.3f}",
+            f"{row.low * 1e3:,.3f} to {row.high * 1e3:,.3f}",
+            ratio,
+            "" if row.per_second is None else f"{row.per_second:,.0f} {row.unit}",
+            "" if row.memory is None else f"{row.memory / 2**20:,.1f}",
+            ", ".join(_short(name, value) for name, value in row.more.items()),
+        )
+    # Names like table[index] are no markup; a file gets lines of one width.
+    Console(width=None if Console().is_terminal else 190, markup=False).print(table)
+
+
+def _short(name: str, value: float) -> str:
+    return f"{value / 1e9:,.0f} G{name}" if name.endswith("/s") else f"{value:,.0f} {name}"
+
+
+def main(settings: BenchmarkSettings) -> None:
+    """Measure, print, write."""
+    settings.check()
+    device = resolve_device(settings.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    name += f", {torch.get_num_threads()} CPU threads"
+    ceilings = machine(device, 2 if settings.quick else settings.rounds)
+    rows = measure(settings, device)
+    show(rows, ceilings, name)
+    if settings.out is not None:
+        content: dict[str, Any] = {
+            "device": name,
+            "machine": ceilings,
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "settings": asdict(settings),
+            "rows": [asdict(row) for row in rows],
+        }
+        write_json(settings.out, content)
+
+
+if __name__ == "__main__":
+    run_main(BenchmarkSettings, main)

@@ -1,0 +1,175 @@
+"""The benchmark: its rows agree with each other, its arithmetic is right, its command runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from maw_gym.attention import depth_statistics
+from maw_gym.corpora import Collection
+from maw_gym.encoder_files import untrained_embedder
+from maw_gym.errors import InputError
+from runners.benchmark import BenchmarkSettings
+from runners.benchmarks.attention_rows import (
+    FLOOR,
+    OURS,
+    SEED,
+    TENSOR,
+    attention_rows,
+    random_problem,
+    seeds_way,
+    tensor_way,
+    work,
+)
+from runners.benchmarks.measuring import interleaved, peak_memory, row
+from runners.benchmarks.stack import synthetic_queries
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "runners" / "benchmark.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def test_all_ways_compute_the_same() -> None:
+    problem = random_problem([9, 4], heads=2, depths=3, width=16, device=CPU)
+    state, entropy, focus, pooled = depth_statistics(*problem.inputs)
+    for got, want in zip(tensor_way(problem), (state, entropy, focus, pooled), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    states, outcomes = seeds_way(problem)
+    torch.testing.assert_close(states, state, atol=1e-5, rtol=1e-5)
+    for text in range(2):
+        for d in range(3):
+            one, other, embedding = outcomes[text][d]
+            assert one == pytest.approx(entropy[text, d].item(), abs=1e-5)
+            assert other == pytest.approx(focus[text, d].item(), abs=1e-5)
+            torch.testing.assert_close(embedding.flatten(), pooled[text, d], atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_one_problem() -> None:
+    problem = random_problem([4, 4], heads=2, depths=3, width=16, device=CPU)
+    rows = attention_rows("small", problem, rounds=3, budget=1.0, with_compiled=False)
+    assert [one.name for one in rows] == [SEED, TENSOR, OURS, FLOOR]
+    by_name = {one.name: one for one in rows}
+    assert by_name[FLOOR].ratio == by_name[FLOOR].ratio_low == by_name[FLOOR].ratio_high == 1
+    for one in rows:
+        assert 0 < one.low <= one.seconds <= one.high
+        assert one.ratio_low <= one.ratio <= one.ratio_high
+        assert one.per_second == pytest.approx(2 / one.seconds)
+        assert one.memory > 0
+
+
+def test_work_of_two_texts_by_hand() -> None:
+    # 3 + 1 tokens, 9 + 1 pairs, h = 4, D = 5, H = 2, e = 2.
+    problem = random_problem([3, 1], heads=2, depths=5, width=4, device=CPU)
+    operations, moved = work(problem)
+    assert operations == 2 * 2 * 4 * 4 * 4 * 5 + 2 * 2 * 10 * 2 * 2 * 5
+    # x and V, both projections, queries and keys written and read
+    assert moved == 4 * (2 * 4 * 4 + 2 * 5 * 4 * 4 + 2 * 2 * 4 * 4 * 5)
+
+
+def test_a_row_by_hand() -> None:
+    made = row("part", "case", "name", [2.0, 4.0, 9.0], [1.0, 4.0, 3.0], count=8, unit="steps/s")
+    assert (made.seconds, made.low, made.high) == (4, 2, 9)
+    assert (made.ratio, made.ratio_low, made.ratio_high) == (2, 1, 3)
+    assert made.per_second == 2
+
+
+def test_rounds_are_interleaved_and_bounded() -> None:
+    calls: list[str] = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    found = interleaved(functions, CPU, rounds=3, budget=10.0)
+    assert [len(times) for times in found.values()] == [3, 3]
+    # All calls of a round stand together.
+    turns = [name for name, before in zip(calls, ["", *calls], strict=False) if name != before]
+    assert turns == ["a", "b"] * 4
+    assert len(interleaved(functions, CPU, rounds=5, budget=0.0)["a"]) == 2
+
+
+def test_peak_memory_by_hand() -> None:
+    def function() -> None:
+        first = torch.ones(1000)  # 4,000 bytes
+        del first
+        second = torch.ones(2000)
+        third = torch.ones(500)
+        del second, third
+
+    assert peak_memory(function, CPU) == 4 * 2500
+
+
+def test_extra_memory_is_small_and_flat_in_depth() -> None:
+    peaks = []
+    for depths in (8, 32):
+        problem = random_problem([512, 512], heads=8, depths=depths, width=64, device=CPU)
+        peaks.append(peak_memory(lambda p=problem: depth_statistics(*p.inputs), CPU))
+    tensor = 2 * 8 * 512 * 512 * 32 * 4
+    assert peaks[1] < tensor / 20
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+def test_synthetic_queries_have_24_tokens_and_one_document(tiny: Collection) -> None:
+    embedder = untrained_embedder(tiny.doc_texts)
+    made = synthetic_queries(tiny, embedder, 20)
+    assert {name: len(queries.ids) for name, queries in made.splits.items()} == {
+        "encoder": 0,
+        "train": 20,
+        "validation": 0,
+        "test": 0,
+    }
+    train = made.splits["train"]
+    assert [len(ids) for ids in embedder.query_ids(train.texts)] == [24] * 20
+    assert all(len(judged) == 1 and set(judged) < set(tiny.doc_ids) for judged in train.relevance)
+    assert made.provenance["content"] != tiny.provenance["content"]
+
+
+def test_the_command_prints_one_table_and_writes_json(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "benchmark.json"
+    arguments = ["--quick", "--dataset", str(tiny_folder), "--out", str(out), "--device", "cpu"]
+    arguments += ["--num-envs", "8", "--timesteps", "64", "--synthetic", "10"]
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("quickest to slowest") == 1
+    content = json.loads(out.read_text())
+    rows = {(one["part"], one["name"]) for one in content["rows"]}
+    assert rows == {
+        *(("attention", name) for name in (SEED, TENSOR, OURS, FLOOR)),
+        *(("table", name) for name in ("documents", "tables, cold", "tables, cached")),
+        *(("environment", name) for name in ("table[index]", "MAWDepth-v0", "CartPole-v1")),
+        *(("training", name) for name in ("PPO", "GRPO")),
+    }
+    assert "table[index]" in done.stdout
+    assert content["settings"]["timesteps"] == 64
+    assert set(content["machine"]) == {"copy bytes/s", "matrix FLOP/s"}
+
+
+def test_a_users_mistake_is_one_line() -> None:
+    done = command("--parts", "speed")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "unknown part 'speed'; choose from attention, table" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"timesteps": 0}, "timesteps must be at least 1, got 0"),
+        ({"num_envs": 12}, "num_envs must be divisible by 8, got 12"),
+        ({"synthetic": -1}, "synthetic must be 0 or more, got -1"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        BenchmarkSettings(**settings).check()

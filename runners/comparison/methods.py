@@ -15,13 +15,13 @@ class Method(NamedTuple):
             the depth), "learner" (training chooses it), "oracle" (reads the answers).
         about: what it is, in a line.
         seeded: whether it differs from seed to seed.
-        cheap: whether `--quick` runs it.
+        cost: "dear" is left out by `--quick`, "very dear" runs only when it is asked for.
     """
 
     kind: str
     about: str
     seeded: bool = False
-    cheap: bool = True
+    cost: str = "cheap"
 
 
 METHODS: Final[dict[str, Method]] = {
@@ -34,17 +34,17 @@ METHODS: Final[dict[str, Method]] = {
     "non-maw-trained": Method(
         "encoder",
         "NON-MAW encoder, same pairs and optimiser steps as the MAW encoder's two stages",
-        cheap=False,
+        cost="dear",
     ),
     "non-maw-wide": Method(
         "encoder",
         "NON-MAW encoder with the MAW encoder's number of parameters, same pairs and steps",
-        cheap=False,
+        cost="very dear",
     ),
     "maw-single": Method(
         "encoder",
         "MAW encoder with one untied depth, same pairs and steps: nothing is chosen",
-        cheap=False,
+        cost="dear",
     ),
     "random": Method("static", "a depth drawn uniformly for each query", seeded=True),
     "best-fixed-reward": Method("static", "the depth of largest mean reward on training queries"),

@@ -22,7 +22,8 @@ class CompareSettings:
     datasets: tuple[str, ...] = ("pydocs",)
     """ir_datasets ids (pydocs, beir/scifact, cranfield, ...) or folders in BEIR's layout"""
     methods: tuple[str, ...] | None = None
-    """names of methods; all of them unless given (--quick: those that train no encoder)"""
+    """names of methods, or all; all but non-maw-wide, which wants a GPU, unless given (--quick:
+    those that train no encoder)"""
     seeds: tuple[int, ...] | None = None
     """of the learners; 0 1 2 unless given (--quick: 0)"""
     timesteps: int | None = None
@@ -54,7 +55,12 @@ class CompareSettings:
         """The same with every None that stands for a default replaced."""
         methods = self.methods
         if methods is None:
-            methods = tuple(n for n, method in METHODS.items() if method.cheap or not self.quick)
+            dear = "dear" if self.quick else "very dear"
+            methods = tuple(
+                n for n, method in METHODS.items() if method.cost not in (dear, "very dear")
+            )
+        elif methods == ("all",):
+            methods = tuple(METHODS)
         baseline = self.baseline or (QUICK_BASELINE if self.quick else "non-maw-trained")
         if methods and baseline in METHODS and baseline not in methods:
             methods = (*methods, baseline)  # the others are tested against it

@@ -11,6 +11,7 @@ from runners.compare import command_of
 from runners.comparison.analysis import NAMES, Results, compared, rows_of, t_interval
 from runners.comparison.cells import Cell, Reference, kept_cell, slug
 from runners.comparison.fields import shared_documents
+from runners.comparison.methods import METHODS
 from runners.comparison.settings import CompareSettings
 from runners.comparison.tables import markdown, p_value, percent
 from runners.comparison.writing import join_runs
@@ -155,7 +156,9 @@ def test_settings_fill_in_what_is_not_told() -> None:
     assert whole.seeds == (0, 1, 2)
     assert whole.baseline == "non-maw-trained"
     assert whole.methods is not None
-    assert len(whole.methods) == 19
+    assert len(whole.methods) == 18
+    assert "non-maw-wide" not in whole.methods  # an hour without a GPU
+    assert CompareSettings(methods=("all",)).filled().methods == tuple(METHODS)
     told = CompareSettings(methods=("grpo", "bm25"), baseline="ppo").filled()
     assert told.methods == ("bm25", "ppo", "grpo")  # the baseline joins, in the table's order
 

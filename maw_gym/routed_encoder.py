@@ -187,7 +187,7 @@ def _dataset(path: Path) -> str | None:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable as JSON: {error}") from None
     settings = config.get("settings") if isinstance(config, dict) else None
     name = settings.get("dataset") if isinstance(settings, dict) else None

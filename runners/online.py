@@ -23,9 +23,10 @@ from runners.callbacks import CheckpointCallback, SyncedTensorBoard, ValidationC
 from runners.checkpoints import Checkpoint, forget_checkpoints, latest_checkpoint
 from runners.settings import CommonSettings, OnlineSettings
 from runners.stopping import STOP
-from runners.training_state import first_not_finite, restore_training
+from runners.training_state import restore_training
 
 LIMIT = 5.0  # standard deviations
+NOT_FINITE = "Expected parameter logits"  # how torch.distributions begins
 
 # Makes the algorithm: environment, policy arguments (standardisation), folder of the run.
 MakeModel = Callable[[VecEnv, dict[str, Any]], OnPolicyAlgorithm]
@@ -157,8 +158,8 @@ def _learn(
                 reset_num_timesteps=checkpoint is None,
             )
     except (FloatingPointError, ValueError) as problem:
-        # Stable-Baselines3 meets parameters that are not finite with a ValueError of torch's.
-        if isinstance(problem, ValueError) and first_not_finite(model.policy) is None:
+        # Distributions of torch meet logits that are not finite with a ValueError.
+        if isinstance(problem, ValueError) and not str(problem).startswith(NOT_FINITE):
             raise
         raise FloatingPointError(_diverged(problem, model, checkpoints)) from problem
     finally:
@@ -169,7 +170,9 @@ def _learn(
 
 def _diverged(problem: Exception, model: OnPolicyAlgorithm, checkpoints: CheckpointCallback) -> str:
     """What is known when numbers stop being finite: the step, the queries, the way back."""
-    told = str(problem).splitlines()[0]
+    told = str(problem)
+    if told.startswith(NOT_FINITE):
+        told = "the policy's logits are not finite"
     if f"step {model.num_timesteps}" not in told:
         told = f"{told}, at step {model.num_timesteps}"
     names = list(checkpoints.queries)

@@ -120,7 +120,10 @@ def new_run(logdir: Path, name: str | None, default: str, resume: Path | None = 
     """
     if resume is not None:
         return resume
-    if name is not None and (not name or name != Path(name).name or name in (".", "..")):
+    plain = name is None or (
+        name == Path(name).name and name.isprintable() and name not in ("", ".", "..")
+    )
+    if not plain:
         raise InputError(
             f"run name {name!r} must be a plain folder name; use --logdir for its place"
         )

@@ -174,7 +174,11 @@ def _stored(path: Path) -> dict[str, Any] | None:
     if hashlib.sha256(data).hexdigest().encode() != checksum:
         logger.warning("%s is damaged and read anew: its checksum differs", path)
         return None
-    content: dict[str, Any] = json.loads(data)
+    try:
+        content: dict[str, Any] = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        logger.warning("%s is damaged and read anew: %s", path, error)
+        return None
     return content
 
 

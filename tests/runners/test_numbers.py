@@ -1,0 +1,85 @@
+"""Runs whose numbers stop being finite end with a line that says where, and what is left."""
+
+import importlib
+import itertools
+import math
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from agents.grpo import losses
+from runners.checkpoints import latest_checkpoint
+from runners.runs import run_main
+
+# SB3 silences this one when it is imported, which pytest undoes.
+pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")
+
+QUERIES = r"queries of the batch: q\d+(, q\d+)*( and \d+ more)?"
+KINDS = {"train_grpo": "GRPOSettings", "train_ppo": "PPORunSettings"}
+
+
+@pytest.fixture
+def flags(tiny_folder: Path, tmp_path: Path) -> list[object]:
+    return [
+        "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
+        "--num-envs", 16, "--timesteps", 2560, "--device", "cpu", "--checkpoint-every", 1,
+        "--logdir", tmp_path, "--run-name", "run",
+    ]  # fmt: skip
+
+
+def told(
+    runner: str, flags: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> str:
+    """What a run says that ends with status 1."""
+    monkeypatch.setattr(sys, "argv", [runner, *map(str, flags)])
+    module = importlib.import_module(f"runners.{runner}")
+    with pytest.raises(SystemExit) as caught:
+        run_main(getattr(module, KINDS[runner]), module.main)
+    assert caught.value.code == 1
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if not x.endswith(" ..."))
+    return str(line)
+
+
+def test_a_loss_that_is_not_finite(
+    flags: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    loss, calls = losses.policy_loss, itertools.count(1)
+
+    def failing(*arguments):
+        return loss(*arguments) * (math.nan if next(calls) == 6 else 1.0)
+
+    monkeypatch.setattr(losses, "policy_loss", failing)
+    line = told("train_grpo", flags, monkeypatch, capsys)
+    # The sixth rollout of 128 steps fails; checkpoints are written before each but the first.
+    last = tmp_path / "run" / "checkpoints" / "000000000640.safetensors"
+    assert re.fullmatch(
+        rf"error: train/policy_loss is nan at step 768: .*; {QUERIES}; the last good checkpoint is"
+        rf" {last}",
+        line,
+    )
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
+    assert checkpoint.path == last
+    numbers = [value for value in checkpoint.tensors.values() if value.is_floating_point()]
+    assert all(value.isfinite().all() for value in numbers)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("runner", KINDS)
+def test_a_learning_rate_far_too_high(
+    runner: str,
+    flags: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    line = told(runner, [*flags, "--learning-rate", 1e12], monkeypatch, capsys)
+    assert re.fullmatch(
+        rf"error: the policy's logits are not finite, at step 128; {QUERIES}; the last good"
+        r" checkpoint was not written yet",
+        line,
+    )

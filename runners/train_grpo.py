@@ -1,16 +1,14 @@
 """Train a GRPO router: which of the encoder's depths should each query take?"""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.grpo import GRPO
-from runners.online import open_task, train_online
-from runners.report import report
-from runners.runs import Stopwatch, new_run, run_main, write_config
+from runners.runs import run_main
 from runners.settings import OnlineSettings
+from runners.training import run_online
 
 
 @dataclass(frozen=True)
@@ -72,19 +70,7 @@ class GRPOSettings(OnlineSettings):
 def main(settings: GRPOSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
     settings.check()
-    folder: Path = new_run(
-        settings.logdir,
-        settings.run_name,
-        f"grpo-{settings.dataset}-seed{settings.seed}",
-        settings.resume,
-    )
-    watch = Stopwatch()
-    with watch.stage("encoder and depth tables"):
-        task = open_task(settings)
-    write_config(folder, "GRPO", settings, task.collection.provenance, task.encoder_provenance)
-    with watch.stage("training"):
-        trained = train_online(task, settings, "GRPO", settings.model, folder)
-    report(task, settings, "GRPO", trained, folder, watch)
+    run_online(settings, "GRPO", settings.model)
 
 
 if __name__ == "__main__":

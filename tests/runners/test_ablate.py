@@ -1,0 +1,65 @@
+"""Trying out GRPO's settings on a tiny collection."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maw_gym.errors import InputError
+from runners import ablate
+from runners.ablate import VARIANTS, AblateSettings
+from runners.train_grpo import GRPOSettings
+
+
+def test_variants_are_settings_of_grpo() -> None:
+    for variant in VARIANTS.values():
+        AblateSettings().grpo(variant, 0).check()
+    assert AblateSettings().grpo({}, 0) == GRPOSettings()
+
+
+# SB3's progress bar is tqdm's for rich terminals, which calls itself experimental.
+@pytest.mark.filterwarnings("ignore::tqdm.std.TqdmExperimentalWarning")
+def test_leaves_a_report(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    some = ("defaults", "observation: clusters", "observation: profile", "kl: none")
+    monkeypatch.setattr(ablate, "VARIANTS", {name: VARIANTS[name] for name in some})
+    settings = AblateSettings(
+        dataset=str(tiny_folder), encoder="untrained", seeds=(0, 1), timesteps=2048, device="cpu",
+        logdir=tmp_path, run_name="one",
+    )  # fmt: skip
+    ablate.main(settings)
+    variants = json.loads((tmp_path / "one" / "metrics.json").read_text())["variants"]
+    # An untrained encoder has no clusters; the profile is what GRPO observes anyway.
+    assert list(variants) == ["defaults", "kl: none"]
+    assert len(variants["defaults"]["gap_closed"]) == 2
+    report = (tmp_path / "one" / "report.md").read_text()
+    assert report.splitlines()[0].startswith("| GRPO with")
+    assert report in capsys.readouterr().out
+
+
+def test_table() -> None:
+    base = {"gap_closed": [0.25, 0.75], "default_reward": np.full(4, 0.5), "ndcg": np.zeros(4)}
+    other = {"gap_closed": [None, 1.0], "default_reward": np.full(4, 0.5), "ndcg": np.full(4, 0.1)}
+    lines = ablate.table({"defaults": base, "other": other}).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:4]]
+    assert cells[0] == ["defaults", "0.500", "0.5000", "-", "0.0000", "-", "-"]
+    # All four differences are .1: of 16 signs two are as far out.
+    assert cells[1] == ["other", "1.000", "0.5000", "1.0000", "0.1000", "+0.1000", ".1250"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (AblateSettings(seeds=()), "seeds must differ, got none"),
+        (AblateSettings(seeds=(1, 1)), "seeds must differ, got 1 1"),
+        (AblateSettings(timesteps=0), "timesteps must be at least 1"),
+    ],
+)
+def test_bad_settings(settings: AblateSettings, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings.check()

@@ -2,12 +2,13 @@
 
 The file has its final size and header from the start and is written under a temporary name, beside
 which a small JSON file counts the finished rows. An interrupted build goes on from there; only a
-complete table gets its name.
+complete table gets its name, and the checksum of its numbers, by which damage is noticed.
 """
 
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from maw_gym.errors import InputError
 CHUNK = 4096  # rows built, written and counted at once
 COLUMNS = ("attention", "entropy", "focus", "ndcg", "listwise", "content", "clusters")
 PER_DEPTH = ("entropy", "focus", "ndcg", "listwise")
+UNKNOWN = "00000000"  # the checksum of an unfinished table
 
 Columns = dict[str, NDArray[Any]]
 Builder = Callable[[slice], Mapping[str, NDArray[np.float32]]]
@@ -68,6 +70,7 @@ def load_or_build(
             with written_whole(progress) as temporary:
                 temporary.write_text(json.dumps({"rows": rows.stop}))
         _flush(columns)
+        _write_checksum(partial)
         partial.replace(path)
         progress.unlink(missing_ok=True)
         return read_table(path)
@@ -81,6 +84,7 @@ def read_table(path: Path) -> DepthTable:
     """
     try:
         columns = _map(path, "r")
+        _check_checksum(path)
         ids = tuple(json.loads(columns.pop("query_ids").tobytes()))
         if set(columns) != set(COLUMNS) or not all(isinstance(name, str) for name in ids):
             raise ValueError("other columns than a depth table has")
@@ -103,7 +107,10 @@ def _finished_rows(
         rows = int(json.loads(progress.read_text())["rows"])
         header = _header(ids, shapes)
         with partial.open("rb") as file:
-            same = file.read(len(header)) == header
+            found = file.read(len(header))
+            at = header.index(UNKNOWN.encode())
+            # Of a build interrupted at its very end the checksum is there already.
+            same = found[:at] + UNKNOWN.encode() + found[at + len(UNKNOWN) :] == header
         expected = len(header) + len(ids) + 4 * sum(map(math.prod, shapes.values()))
         if same and partial.stat().st_size == expected and 0 <= rows <= shapes["entropy"][0]:
             return rows
@@ -120,7 +127,7 @@ def _fits(table: DepthTable, query_ids: Sequence[str], widths: Mapping[str, int]
 
 def _header(ids: bytes, shapes: Mapping[str, tuple[int, int]]) -> bytes:
     """The 8 bytes of length and the JSON that open a safetensors file."""
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": {"crc32": UNKNOWN}}
     offset = 0
     # The widest type first keeps every column aligned.
     for name, shape in shapes.items():
@@ -175,6 +182,38 @@ def _map(path: Path, mode: Any) -> Columns:
         else:
             columns[name] = np.memmap(path, dtype, mode, 8 + length + start, shape)
     return columns
+
+
+def _checksum(path: Path) -> tuple[bytes, int]:
+    """The 8 hex digits of the CRC-32 of everything behind the header, and the header's length."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        file.seek(length, os.SEEK_CUR)
+        found = 0
+        while block := file.read(1 << 22):
+            found = zlib.crc32(block, found)
+    return b"%08x" % found, length
+
+
+def _write_checksum(path: Path) -> None:
+    found, length = _checksum(path)
+    with path.open("r+b") as file:
+        at = file.read(8 + length).index(b'"crc32": "') + len(b'"crc32": "')
+        file.seek(at)
+        file.write(found)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_checksum(path: Path) -> None:
+    found, length = _checksum(path)
+    with path.open("rb") as file:
+        header = json.loads(file.read(8 + length)[8:])
+    # Tables that others have written may have none.
+    metadata = header.get("__metadata__")
+    told = metadata.get("crc32") if isinstance(metadata, dict) else None
+    if told is not None and str(told).encode() != found:
+        raise ValueError(f"checksum {found.decode()} of its numbers, not {told}")
 
 
 def _flush(columns: Columns) -> None:

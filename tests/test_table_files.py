@@ -287,3 +287,15 @@ def test_of_two_processes_one_builds(path, tmp_path):
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(log.read_text().split()) == 1
     check(read_table(path))
+
+
+def test_a_number_changed_by_hand_is_noticed(path):
+    load_or_build(path, IDS, WIDTHS, columns)
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1  # one bit, of a number that stays finite
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="checksum"):
+        read_table(path)
+    builder = Builder()
+    check(load_or_build(path, IDS, WIDTHS, builder))
+    assert builder.rows == [(0, 2), (2, 4), (4, 5)]

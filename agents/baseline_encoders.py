@@ -6,6 +6,7 @@ encoder, or are not trained at all; epochs are chosen on validation queries, epo
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -99,6 +100,7 @@ def baseline_encoder(
             embedder, provenance = load_embedder(path)
         except InputError as problem:
             log.info("training encoder %s (%s)", name, problem)
+            began = time.perf_counter()
             if name == "single_depth":
                 one = replace(maw, depths=1)
                 embedder, provenance = train_encoder(sources, sources[0], device, settings, one)
@@ -106,7 +108,8 @@ def baseline_encoder(
                 start = untrained_embedder(sources[0].doc_texts, ordinary)
                 start = widened(start, wide_settings(maw)) if name == "wide_non_maw" else start
                 embedder, provenance = train_without_depths(start.to(device), sources, settings)
-            provenance = {"baseline": name, **provenance}
+            seconds = round(time.perf_counter() - began, 1)
+            provenance = {"baseline": name, "seconds": seconds, **provenance}
             save_embedder(path, embedder, provenance)
     if name == "wide_non_maw":
         embedder = widened(embedder, embedder.encoder.settings)

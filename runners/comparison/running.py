@@ -114,15 +114,13 @@ def _encoder(task: RetrievalTask, method: str, cell: Cell) -> tuple[Evaluation, 
     sources = training_sources(task)
     told = (task.encoder_provenance.get("training") or {}).get("settings")
     training = TrainingSettings(**told) if told else None
-    start = time.perf_counter()
     embedder, provenance = baseline_encoder(
         ENCODERS[method], task.collection, sources, task.device, training
     )
-    seconds = time.perf_counter() - start
     cell.facts = {"encoder": provenance}
     if "pairs" in provenance:
         # Of an encoder from the cache, the time is the one it took when it was trained.
-        cell.training_seconds = provenance.get("seconds", seconds)
+        cell.training_seconds = provenance.get("seconds")
         if sources[0].name != task.collection.name:
             embedder = _chosen(task, embedder, cell)
     cell.parameters = 0 if method == "mean-pooling" else _size(embedder.encoder)

@@ -56,12 +56,16 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only note the first signal; whoever is inside calls `raise_if_received`."""
+        """Only note the first signal, and raise at the end unless it was raised before.
+
+        Whoever is inside calls `raise_if_received` where stopping is good.
+        """
         self.received = None
         self._deferring = True
         try:
             with self.installed():
                 yield
+                self.raise_if_received()
         finally:
             self._deferring = False
 

@@ -5,27 +5,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-import numpy as np
 from stable_baselines3.common.callbacks import CallbackList, ProgressBarCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.export import router_from_model
+from agents.fitting import LIMIT, router_settings, standardisation
 from agents.sb3_vec_env import to_sb3
 from maw_gym.cache import written_whole
 from maw_gym.errors import InputError
 from maw_gym.evaluation import best_fixed
 from maw_gym.routing import DepthRouter
 from maw_gym.task import RetrievalTask, load_task
-from maw_gym.tensor_files import fingerprint
 from runners.callbacks import CheckpointCallback, SyncedTensorBoard, ValidationCallback
 from runners.checkpoints import Checkpoint, forget_checkpoints, latest_checkpoint
 from runners.settings import CommonSettings, OnlineSettings
 from runners.stopping import STOP
 from runners.training_state import restore_training
 
-LIMIT = 5.0  # standard deviations
 NOT_FINITE = "Expected parameter logits"  # how torch.distributions begins
 
 # Makes the algorithm: environment, policy arguments (standardisation), folder of the run.
@@ -54,26 +52,6 @@ def open_task(settings: CommonSettings) -> RetrievalTask:
     return task
 
 
-def router_settings(task: RetrievalTask, settings: CommonSettings, learner: str) -> dict[str, Any]:
-    """What is written into router.safetensors beside the weights."""
-    return {
-        "learner": learner,
-        "dataset": task.collection.name,
-        "encoder": fingerprint(task.embedder.tensors()),
-        "seed": settings.seed,
-    }
-
-
-def standardisation(observations: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Mean and reciprocal standard deviation (O,) of training observations (N, O), and a limit.
-
-    Numbers that do not vary get scale 1: they carry nothing, and nothing must blow up.
-    """
-    mean, deviation = observations.mean(axis=0), observations.std(axis=0)
-    scale = np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 1.0)
-    return {"mean": mean.tolist(), "scale": scale.tolist(), "limit": LIMIT}
-
-
 def train_online(
     task: RetrievalTask,
     settings: OnlineSettings,
@@ -100,7 +78,9 @@ def train_online(
         reward_weights=settings.reward_weights,
         table=table,
     )
-    policy = {"features_extractor_kwargs": standardisation(table.observation(settings.observation))}
+    mean, scale = standardisation(table.observation(settings.observation))
+    standard = {"mean": mean.tolist(), "scale": scale.tolist(), "limit": LIMIT}
+    policy = {"features_extractor_kwargs": standard}
     try:
         model = make_model(to_sb3(environment), policy)
     except ValueError as problem:  # of an algorithm that knows nothing of this package
@@ -123,9 +103,8 @@ def train_online(
     with written_whole(folder / "model.zip") as temporary:
         model.save(temporary)
     model.policy.load_state_dict(callback.best_weights)
-    router = router_from_model(
-        model, settings.observation, router_settings(task, settings, learner)
-    )
+    about = router_settings(task, learner, seed=settings.seed)
+    router = router_from_model(model, settings.observation, about)
     return Trained(router, callback.history, callback.best_step)
 
 

@@ -15,7 +15,7 @@ from maw_gym.errors import InputError
 from maw_gym.pooling import POOLED, pooling_matrix
 from maw_gym.statistics_cpu import cached_statistics
 
-KERNELS = ("auto", "torch", "triton", "triton-float32")
+KERNELS = ("auto", "exact", "torch", "triton")
 
 
 class DepthStatistics(NamedTuple):
@@ -160,30 +160,30 @@ def depth_statistics(
         key_weight: (D h, h).
         value: (B, H, S, e).
         pooling: (B, S), weights of the tokens in the embedding; 0 on padding.
-        kernel: "auto" chooses as above, "torch" leaves the fast paths out and keeps the inputs'
-            precision, "triton" insists on the fused kernel (no gradients), "triton-float32" on it
-            with float32 operands.
+        kernel: "auto" chooses as above; "exact" too, but with float32 operands on CUDA; "torch"
+            leaves the fast paths out; "triton" insists on the fused kernel.
 
     Returns:
         state (B, 64 H), entropy (B, D), focus (B, D), and the pooled attention output before the
         output projection (B, D, H e).
 
     Raises:
-        InputError: `kernel` is unknown, or a Triton one where gradients are wanted.
+        InputError: `kernel` is unknown, or is "triton" where gradients are wanted.
     """
     if kernel not in KERNELS:
         raise InputError(f"unknown kernel {kernel!r}; choose one of {', '.join(KERNELS)}")
     inputs = (x, mask, query_weight, key_weight, value, pooling)
     gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    triton = kernel.startswith("triton")
-    if gradients and triton:
+    if gradients and kernel == "triton":
         raise InputError("the Triton kernel has no gradients; use kernel='auto' or torch.no_grad()")
-    if triton or (kernel == "auto" and x.is_cuda and not gradients):
+    fast = kernel in ("auto", "exact") and not gradients
+    if kernel == "triton" or (fast and x.is_cuda):
         from maw_gym.statistics_cuda import fused_statistics  # CPU torch does not bring triton
 
-        exact = kernel == "triton-float32"
-        return fused_statistics(*inputs, dtype=torch.float32 if exact else torch.bfloat16)
-    if kernel == "auto" and x.device.type == "cpu" and not gradients:
+        return fused_statistics(
+            *inputs, dtype=torch.float32 if kernel == "exact" else torch.bfloat16
+        )
+    if fast and x.device.type == "cpu":
         return cached_statistics(*inputs)
     return blocked_statistics(*inputs, recompute=gradients)
 

@@ -135,7 +135,9 @@ class Embedder:
         """
         for rows, batch, mask in self.batches(ids, batch_tokens, progress):
             hidden = self.text.hidden(batch)
-            yield rows, self.maw.depth_statistics(batch, hidden, mask), mean_content(hidden, mask)
+            # Exact: what a table says of a depth must hold when the query is encoded through it.
+            statistics = self.maw.depth_statistics(batch, hidden, mask, kernel="exact")
+            yield rows, statistics, mean_content(hidden, mask)
 
     def batches(
         self, ids: list[list[int]], batch_tokens: int, progress: str | None = None

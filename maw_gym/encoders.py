@@ -257,13 +257,16 @@ class MAWEncoder(NonMAWEncoder):
         query, key = self.depth_query_proj.weight, self.depth_key_proj.weight
         return depth_attention(self.norm(hidden), mask, query, key, self.heads)
 
-    def depth_statistics(self, ids: Tensor, hidden: Tensor, mask: Tensor) -> DepthStatistics:
+    def depth_statistics(
+        self, ids: Tensor, hidden: Tensor, mask: Tensor, kernel: str = "auto"
+    ) -> DepthStatistics:
         """State, entropy, focus and embedding of every depth, without the 5D tensor.
 
         Args:
             ids: (B, S) int64, for the pooling weights.
             hidden: (B, S, h).
             mask: (B, S) bool.
+            kernel: see `maw_gym.attention.depth_statistics`.
         """
         x = self.norm(hidden)
         pooling = self.pooling(ids, mask)
@@ -274,6 +277,7 @@ class MAWEncoder(NonMAWEncoder):
             self.depth_key_proj.weight,
             split_heads(self.value_proj(x), self.heads),
             pooling,
+            kernel,
         )
         residual = (pooling[:, None] @ hidden).squeeze(1)
         embeddings = nn.functional.normalize(residual[:, None] + self.out_proj(pooled), dim=-1)

@@ -178,11 +178,19 @@ def write_config(
             "settings": asdict(settings),  # type: ignore[arg-type]
             "dataset": dataset,
             "encoder": encoder,
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+            "versions": {name: _version(name) for name in PACKAGES}
             | {"python": platform.python_version()},
             "git_commit": git_commit(),
         },
     )
+
+
+def _version(package: str) -> str | None:
+    """The installed version; None where a checkout is run without being installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:

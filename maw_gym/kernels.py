@@ -103,6 +103,9 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
             output = output * shrink[:, None] + tl.dot(p, v, input_precision=precision)
             top = new_top
         share = tl.where(real, 1.0 / total, 0.0)
+        # Of a text without tokens the sums may be infinite, and infinity times 0 is not a number.
+        into_cells = tl.where(real[:, None], into_cells, 0.0)
+        output = tl.where(real[:, None], output, 0.0)
         entropy_sum += tl.where(real, tl.log2(total) + (top - product * share) * scale, 0.0)
         focus_sum += share
         in_cell = (row[None, :] >= first[:, None]) & (row[None, :] < last[:, None])

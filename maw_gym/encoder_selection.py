@@ -16,6 +16,7 @@ from maw_gym.encoder_validation import Validation
 from maw_gym.encoders import EncoderSettings
 from maw_gym.errors import InputError
 from maw_gym.text import WordLlama
+from maw_gym.training_checkpoints import forget_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +112,13 @@ def _trained(
     with one_builder(_path("trained", sources, device, settings)) as path:
         try:
             embedder, provenance = load_embedder(path)
+            forget_checkpoints(path)
             return embedder.to(device), provenance
         except InputError as problem:
             log.info("training an encoder on %s (%s)", [s.name for s in sources], problem)
-        embedder, provenance = train_encoder(sources, sources[0], device, settings)
+        embedder, provenance = train_encoder(sources, sources[0], device, settings, checkpoint=path)
         save_embedder(path, embedder, provenance)
+        forget_checkpoints(path)
     return embedder, provenance
 
 
@@ -125,6 +128,7 @@ def train_encoder(
     device: torch.device | str,
     settings: TrainingSettings,
     shape: EncoderSettings | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[Embedder, dict[str, Any]]:
     """Train an encoder in both stages.
 
@@ -135,6 +139,8 @@ def train_encoder(
         settings: see `TrainingSettings`.
         shape: of the encoder; None is the default MAW encoder. NON-MAW encoders and a training
             without depth epochs have no second stage.
+        checkpoint: the file that the encoder is trained for; its epochs are kept beside it, and a
+            training that was stopped goes on after its last one. None keeps nothing.
 
     Returns:
         The embedder and its provenance.
@@ -148,7 +154,7 @@ def train_encoder(
     with torch.no_grad():
         # The residual alone to begin with: training starts from plain pooling.
         embedder.encoder.out_proj.weight.zero_()
-    best = train(embedder, pairs, validation, settings)
+    best = train(embedder, pairs, validation, settings, checkpoint=checkpoint)
     provenance: dict[str, Any] = {
         "collections": [source.provenance["content"] for source in sources],
         "names": [source.name for source in sources],
@@ -157,7 +163,7 @@ def train_encoder(
         "attention": {"epoch": best.epoch, "validation nDCG@10": best.score},
     }
     if embedder.encoder.settings.depths and settings.depth_epochs:
-        best = specialise_depths(embedder, pairs, validation, settings)
+        best = specialise_depths(embedder, pairs, validation, settings, checkpoint)
         provenance["depths"] = {"epoch": best.epoch, "validation nDCG@10": best.score}
     embedder.encoder.eval().requires_grad_(False)
     return embedder, provenance

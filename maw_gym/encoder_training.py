@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,9 @@ from maw_gym.corpora import Collection
 from maw_gym.embedding import Embedder
 from maw_gym.encoder_validation import Validation
 from maw_gym.errors import InputError
+from maw_gym.tensor_files import fingerprint
 from maw_gym.text import padded
+from maw_gym.training_checkpoints import Best, EpochCheckpoints, Progress, stage_file
 
 log = logging.getLogger(__name__)
 
@@ -92,20 +95,6 @@ class Pairs(NamedTuple):
     relevant: list[list[int]]
 
 
-class Checkpoint(NamedTuple):
-    """The best weights so far.
-
-    Attributes:
-        score: mean nDCG@10 of the validation queries.
-        epoch: 0 is the state before training.
-        weights: everything learned.
-    """
-
-    score: float
-    epoch: int
-    weights: dict[str, Tensor]
-
-
 def pairs_of(collections: Sequence[Collection], embedder: Embedder) -> Pairs:
     """The `encoder` splits of the collections, as one set of pairs."""
     queries: list[list[int]] = []
@@ -155,7 +144,8 @@ def train(
     validation: Validation,
     settings: TrainingSettings,
     clusters: Tensor | None = None,
-) -> Checkpoint:
+    checkpoint: Path | None = None,
+) -> Best:
     """Train one stage in place and leave the best epoch's weights in the embedder.
 
     Args:
@@ -165,13 +155,15 @@ def train(
         settings: see `TrainingSettings`.
         clusters: (queries,) int64, the depth of each training query: the second stage. None trains
             the standard attention.
+        checkpoint: of the file that the whole training is for; every epoch of this stage is kept
+            beside it, and a training that was stopped goes on after its last.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
     epochs = settings.epochs if clusters is None else settings.depth_epochs
     rate = settings.learning_rate if clusters is None else settings.depth_learning_rate
-    best = Checkpoint(validation.score(embedder, clusters is not None), 0, _copied(embedder))
+    best = Best(validation.score(embedder, clusters is not None), 0, _copied(embedder))
     steps = epochs * math.ceil(len(pairs.queries) / settings.batch_size)
     if steps == 0:
         return best
@@ -185,8 +177,18 @@ def train(
     )
     generator = torch.Generator().manual_seed(settings.seed + (clusters is not None))
     stage = "attention" if clusters is None else "depths"
+    about = {
+        "stage": stage,
+        "settings": settings.to_json(),
+        "pairs": [len(pairs.queries), len(pairs.documents)],
+        "clusters": None if clusters is None else fingerprint({"clusters": clusters}),
+    }
+    place = None if checkpoint is None else stage_file(checkpoint, stage)
+    kept = EpochCheckpoints(place, about, embedder.tensors(), optimizer, generator, schedule)
+    done, best, _ = kept.restore(Progress(0, best, []))
     with tqdm(total=steps, desc=f"training {stage}", delay=2, leave=False) as bar:
-        for epoch in range(1, epochs + 1):
+        bar.update(done * steps // epochs)
+        for epoch in range(done + 1, epochs + 1):
             for rows, documents in _batches(pairs, settings.batch_size, generator):
                 depth = None if clusters is None else clusters[rows].to(embedder.device)
                 loss = _loss(embedder, pairs, rows, documents, depth, settings)
@@ -204,7 +206,8 @@ def train(
             bar.set_postfix({"validation nDCG@10": f"{score:.4f}"})
             log.info("%s, epoch %d: validation nDCG@10 %.4f", stage, epoch, score)
             if score > best.score:
-                best = Checkpoint(score, epoch, _copied(embedder))
+                best = Best(score, epoch, _copied(embedder))
+            kept.write(Progress(epoch, best, []))
     with torch.no_grad():
         for name, value in embedder.tensors().items():
             value.copy_(best.weights[name])
@@ -280,8 +283,12 @@ def _loss(
 
 
 def specialise_depths(
-    embedder: Embedder, pairs: Pairs, validation: Validation, settings: TrainingSettings
-) -> Checkpoint:
+    embedder: Embedder,
+    pairs: Pairs,
+    validation: Validation,
+    settings: TrainingSettings,
+    checkpoint: Path | None = None,
+) -> Best:
     """The second stage: one depth per cluster of queries, then depths from focused to broad.
 
     Args:
@@ -289,12 +296,14 @@ def specialise_depths(
         pairs: what to learn from.
         validation: judges every epoch with queries routed by their nearest centroid.
         settings: see `TrainingSettings`.
+        checkpoint: see `train`.
     """
     encoder = embedder.maw
     encoder.copy_standard_to_depths()
     queries = [ids[: settings.query_tokens] for ids in pairs.queries]
     encoder.centroids = cluster(contents(embedder, queries), encoder.depths, settings.seed)
-    best = train(embedder, pairs, validation, settings, nearest(embedder, queries).cpu())
+    clusters = nearest(embedder, queries).cpu()
+    best = train(embedder, pairs, validation, settings, clusters, checkpoint)
     encoder.reorder_depths(mean_entropy(embedder, queries).argsort(stable=True))
     return best
 

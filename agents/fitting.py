@@ -5,8 +5,9 @@ Notation: N queries, B of one batch, O observed numbers, D depths.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -20,9 +21,11 @@ from maw_gym.errors import InputError
 from maw_gym.routing import DepthRouter
 from maw_gym.task import RetrievalTask
 from maw_gym.tensor_files import fingerprint
+from maw_gym.training_checkpoints import Best, EpochCheckpoints, Progress
 
 WIDTHS: Final = (512, 256, 128, 64)  # hidden widths, those of GRPO's actor
 LIMIT: Final = 5.0  # standardised numbers are clipped here: one outlier must not rule the logits
+REWARD: Final = "eval/reward"  # tag of the mean validation reward
 SMALLEST_DEVIATION: Final = 1e-6  # numbers that vary less are taken for constant
 
 # Rows (B,) of the queries, their logits (B, D) and the share of the training that is done give
@@ -176,6 +179,7 @@ def fit(
     generator: torch.Generator,
     writer: SummaryWriter | None = None,
     label: str = "router",
+    checkpoint: Path | None = None,
 ) -> Fitted:
     """Train a router in place and leave it with the weights of its best epoch.
 
@@ -192,6 +196,8 @@ def fit(
         writer: gets every term as ``train/<name>``, its mean over an epoch, and ``eval/reward``;
             its steps count training queries, as an environment's timesteps do.
         label: of the progress bar.
+        checkpoint: file of the last finished epoch. Where it is there the fit goes on after that
+            epoch, and tells the writer of those before; None keeps nothing.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -199,12 +205,22 @@ def fit(
     optimizer = torch.optim.AdamW(
         router.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
-    steps = settings.epochs * math.ceil(len(observations) / settings.batch_size)
-    history: list[tuple[int, float]] = []
-    best, weights = (0, -math.inf), _copied(router)
-    done = 0
+    per_epoch = math.ceil(len(observations) / settings.batch_size)
+    steps = settings.epochs * per_epoch
+    about = {
+        "label": label,
+        "settings": asdict(settings),
+        "observations": fingerprint({"observations": observations}),
+    }
+    kept = EpochCheckpoints(checkpoint, about, router.state_dict(), optimizer, generator)
+    start = Progress(0, Best(-math.inf, 0, _copied(router)), [])
+    finished, best, history = kept.restore(start)
+    for epoch, known in enumerate(history, 1):
+        _log(writer, known, epoch * len(observations))
+    done = finished * per_epoch
     with tqdm(total=steps, desc=f"fitting {label}", delay=2, leave=False) as bar:
-        for epoch in range(1, settings.epochs + 1):
+        bar.update(done)
+        for epoch in range(finished + 1, settings.epochs + 1):
             records = []
             for rows in _batches(len(observations), settings.batch_size, generator):
                 place = rows.to(observations.device)
@@ -222,19 +238,26 @@ def fit(
                 done += 1
                 bar.update()
             reward = judge(router)
-            history.append((epoch, reward))
+            means = {
+                f"train/{name}": float(np.mean([record[name] for record in records]))
+                for name in records[0]
+            }
+            history.append(means | {REWARD: reward})
             bar.set_postfix({"validation reward": f"{reward:.4f}"})
-            if reward > best[1]:
-                best, weights = (epoch, reward), _copied(router)
-            if writer is not None:
-                seen = epoch * len(observations)
-                for name in records[0]:
-                    mean = float(np.mean([record[name] for record in records]))
-                    writer.add_scalar(f"train/{name}", mean, seen)
-                writer.add_scalar("eval/reward", reward, seen)
-    router.load_state_dict(weights)
+            if reward > best.score:
+                best = Best(reward, epoch, _copied(router))
+            _log(writer, history[-1], epoch * len(observations))
+            kept.write(Progress(epoch, best, history))
+    router.load_state_dict(best.weights)
     router.eval().requires_grad_(False)
-    return Fitted(history, *best, judge.split)
+    rewards = [(epoch, known[REWARD]) for epoch, known in enumerate(history, 1)]
+    return Fitted(rewards, best.epoch, best.score, judge.split)
+
+
+def _log(writer: SummaryWriter | None, measured: dict[str, float], step: int) -> None:
+    if writer is not None:
+        for name, value in measured.items():
+            writer.add_scalar(name, value, step)
 
 
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

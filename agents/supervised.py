@@ -11,7 +11,8 @@ sampled ones), the temperature's schedule.
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -173,6 +174,7 @@ def train_supervised(
     settings: SupervisedSettings | None = None,
     seed: int = 0,
     writer: SummaryWriter | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[DepthRouter, dict[str, Any]]:
     """Train a `SupervisedClassificationRouter` on the `train` queries.
 
@@ -189,6 +191,7 @@ def train_supervised(
         seed: of weights, order, Gumbel noise and negatives.
         writer: gets ``train/loss``, ``train/cross_entropy``, ``train/ranking_loss``,
             ``train/temperature`` and ``eval/reward`` by epoch.
+        checkpoint: see `agents.fitting.fit`.
 
     Returns:
         The router, and facts about labels (see `label_facts`) and the fit (see `Fitted`).
@@ -198,6 +201,10 @@ def train_supervised(
     """
     told = settings or SupervisedSettings()
     told.check()
+    # A run's settings say more, such as where it lies: no part of what is fitted.
+    told = SupervisedSettings(
+        **{field.name: getattr(told, field.name) for field in fields(SupervisedSettings)}
+    )
     if labels not in LABELS:
         raise InputError(f"unknown labels {labels!r}; choose one of {', '.join(LABELS)}")
     table = task.table("train")
@@ -243,5 +250,6 @@ def train_supervised(
         generator,
         writer,
         f"supervised router ({labels} labels)",
+        checkpoint,
     )
     return model.classifier, facts | fitted._asdict()

@@ -43,12 +43,12 @@ class Progress(NamedTuple):
     Attributes:
         epoch: the last one finished; 0 is the state before training.
         best: see `Best`.
-        history: (epoch, score) of the finished epochs, for those who want it.
+        history: what was measured in each finished epoch, where that is wanted later.
     """
 
     epoch: int
     best: Best
-    history: list[tuple[int, float]]
+    history: list[dict[str, float]]
 
 
 class EpochCheckpoints:
@@ -131,8 +131,7 @@ class EpochCheckpoints:
         self.generator.set_state(tensors["generator"])
         score, epoch = state["best"]
         log.info("%s: going on after epoch %d", self.path.name, state["epoch"])
-        history = [(at, value) for at, value in state["history"]]
-        return Progress(state["epoch"], Best(score, epoch, best), history)
+        return Progress(state["epoch"], Best(score, epoch, best), list(state["history"]))
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and state of a file of this training.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ from maw_gym.errors import InputError
 from maw_gym.evaluation import best_fixed, reward_summary
 from maw_gym.routing import DepthRouter
 from maw_gym.task import RetrievalTask
+from maw_gym.training_checkpoints import forget_checkpoints, stage_file
 from runners.online import Trained
 from runners.runs import run_main
 from runners.settings import CommonSettings
 from runners.training import train_and_report
+
+ROUTER: Final = "router.safetensors"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class SupervisedRunSettings(SupervisedSettings, CommonSettings):
 
     labels: str = "oracle"
     """rule (by the number of relevant documents) or oracle (the best depth of each query)"""
+    resume: Path | None = None
+    """folder of a run that was stopped: go on with it, under its own settings"""
 
     def check(self) -> None:
         """Refuse what can be refused before any work starts."""
@@ -43,6 +48,7 @@ def train_fitted(
     settings: FitSettings,
     labels: str | None,
     folder: Path,
+    checkpoint: Path | None = None,
 ) -> tuple[Trained, dict[str, Any]]:
     """Train a router that needs no environment, with the tags of the learners that do.
 
@@ -52,12 +58,17 @@ def train_fitted(
         settings: `SupervisedSettings`; without labels `agents.baselines.FullInformationSettings`.
         labels: "rule", "oracle", or None for the full-information router.
         folder: gets the TensorBoard events.
+        checkpoint: with labels, the file that holds the last finished epoch, see
+            `agents.fitting.fit`. The events are then written anew, those before it included.
 
     Returns:
         The router, whose history counts the training queries seen, as timesteps are counted; and
         facts about labels and fit.
     """
     queries = len(task.table("train"))
+    if checkpoint is not None:
+        for events in folder.glob("events.out.tfevents.*"):
+            events.unlink()
     with SummaryWriter(str(folder)) as writer:
         arguments: dict[str, Any] = {
             "observation": common.observation,
@@ -70,7 +81,7 @@ def train_fitted(
         router, facts = (
             train_full_information(task, **arguments)
             if labels is None
-            else train_supervised(task, labels=labels, **arguments)
+            else train_supervised(task, labels=labels, checkpoint=checkpoint, **arguments)
         )
         history = [(epoch * queries, reward) for epoch, reward in facts.pop("history")]
         trained = Trained(router, history, facts["best_epoch"] * queries)
@@ -126,11 +137,16 @@ def main(settings: SupervisedRunSettings) -> None:
     settings.check()
 
     def train(task: RetrievalTask, folder: Path) -> tuple[Trained, Mapping[str, Any]]:
-        trained, facts = train_fitted(task, settings, settings, settings.labels, folder)
+        if settings.resume is None:
+            forget_checkpoints(folder / ROUTER)
+        place = stage_file(folder / ROUTER, "training")
+        trained, facts = train_fitted(task, settings, settings, settings.labels, folder, place)
         print(f"\nlabels: {label_sentence(facts)}")
         return trained, facts
 
-    train_and_report(settings, f"supervised-{settings.labels}", train)
+    folder = train_and_report(settings, f"supervised-{settings.labels}", train)
+    # Only now: a run that was stopped in its report has nothing to train again.
+    forget_checkpoints(folder / ROUTER)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,16 @@ from runners.settings import CommonSettings, OnlineSettings
 Train = Callable[[RetrievalTask, Path], tuple[Trained, Mapping[str, Any]]]
 
 
-def train_and_report(settings: CommonSettings, learner: str, train: Train) -> None:
+def train_and_report(settings: CommonSettings, learner: str, train: Train) -> Path:
     """Train, judge on the test split, and leave a run folder.
 
     Args:
         settings: of the run, already checked.
         learner: its name in the table and, in lower case, in the folder's name.
         train: see `Train`.
+
+    Returns:
+        The folder.
     """
     folder = new_run(
         settings.logdir,
@@ -35,6 +38,7 @@ def train_and_report(settings: CommonSettings, learner: str, train: Train) -> No
     with watch.stage("training"):
         trained, facts = train(task, folder)
     report(task, settings, learner, trained, folder, watch, facts)
+    return folder
 
 
 def run_online(settings: OnlineSettings, learner: str, make_model: MakeModel) -> None:

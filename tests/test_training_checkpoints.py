@@ -145,7 +145,7 @@ def written(tmp_path):
     for _ in range(4):
         step(*state)
     best = Best(0.75, 1, {"weight": torch.full((4,), 7.0)})
-    kept.write(Progress(2, best, [(1, 0.75), (2, 0.5)]))
+    kept.write(Progress(2, best, [{"loss": 0.75}, {"loss": 0.1}]))
     for _ in range(2):
         step(*state)
     return tmp_path / "file", state[0].detach()
@@ -156,7 +156,7 @@ def test_everything_is_restored(written):
     state = counter()
     found = checkpoints_of(path, state).restore(START)
     assert (found.epoch, found.best.score, found.best.epoch) == (2, 0.75, 1)
-    assert found.history == [(1, 0.75), (2, 0.5)]
+    assert found.history == [{"loss": 0.75}, {"loss": 0.1}]
     assert found.best.weights["weight"].tolist() == [7.0] * 4
     for _ in range(2):
         step(*state)

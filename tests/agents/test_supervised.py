@@ -1,4 +1,6 @@
+import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents.fitting import FitSettings, new_router, standardisation
+from agents.fitting import FitSettings, Judge, new_router, standardisation
 from agents.supervised import (
     SupervisedClassificationRouter,
     SupervisedSettings,
@@ -207,6 +209,39 @@ def test_a_seed_repeats_the_training(task: RetrievalTask) -> None:
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert runs[0][1] == runs[1][1]
+
+
+def test_a_stopped_fit_goes_on_after_its_last_epoch(
+    task: RetrievalTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: Any = Recorder()
+    expected = train_supervised(task, settings=FAST, writer=whole)
+    judged: list[int] = []
+    original = Judge.__call__
+
+    def judge(self: Judge, router: Any) -> float:
+        judged.append(1)
+        if len(judged) == 3:
+            raise KeyboardInterrupt
+        return original(self, router)
+
+    monkeypatch.setattr(Judge, "__call__", judge)
+    with pytest.raises(KeyboardInterrupt):
+        train_supervised(task, settings=FAST, checkpoint=tmp_path / "fit")
+    resumed: Any = Recorder()
+    router, facts = train_supervised(
+        task, settings=FAST, writer=resumed, checkpoint=tmp_path / "fit"
+    )
+    assert len(judged) == 4  # epochs 1, 2 and 3, and 3 again
+    assert facts == expected[1]
+    assert resumed.scalars == whole.scalars
+    weights = router.state_dict()
+    for name, value in expected[0].state_dict().items():
+        assert torch.equal(weights[name], value), name
+    # Of other settings it is another fit.
+    other = dataclasses.replace(FAST, learning_rate=1e-2)
+    train_supervised(task, settings=other, checkpoint=tmp_path / "fit")
+    assert len(judged) == 4 + 3
 
 
 @pytest.mark.parametrize(

@@ -139,20 +139,25 @@ class ValidationCallback(BaseCallback):
         }
         if found["gap_closed"] is not None:
             values["eval/gap_closed"] = found["gap_closed"]
+        better = mean > self.best_reward
         for output in self.logger.output_formats:
             given = values
             if isinstance(output, TensorBoardOutputFormat):
-                given = values | self._pictures(depths)
+                given = values | {"policy/depths": torch.from_numpy(depths)}
+                if better:
+                    # Of the policies that were best so far: drawing takes half a second.
+                    given["attention/depth"] = self._picture(int(depths[0]))
             if isinstance(output, KVWriter):
                 output.write(given, dict.fromkeys(given, ()), self.num_timesteps)
         self.history.append((self.num_timesteps, mean))
-        if mean > self.best_reward:
+        if better:
             self.best_reward, self.best_step = mean, self.num_timesteps
             state = self.model.policy.state_dict()
             self.best_weights = {name: value.detach().clone() for name, value in state.items()}
 
-    def _pictures(self, depths: np.ndarray[Any, Any]) -> dict[str, Any]:
-        query, depth = self.table.query_ids[0], int(depths[0])
+    def _picture(self, depth: int) -> Image:
+        """The attention of the first validation query at the depth chosen for it."""
+        query = self.table.query_ids[0]
         weights, tokens = self.task.attention(query, depth)
         reward = self.reward[0]
         outcome = Outcome(
@@ -163,8 +168,7 @@ class ValidationCallback(BaseCallback):
             float(reward.max() - reward[depth]),
         )
         scene = Scene(query, weights, tokens, depth, self.table.num_depths, outcome)
-        picture = Image(figure_rgb(attention_figure(scene)), "HWC")
-        return {"policy/depths": torch.from_numpy(depths), "attention/depth": picture}
+        return Image(figure_rgb(attention_figure(scene)), "HWC")
 
 
 class CheckpointCallback(BaseCallback):

@@ -26,7 +26,9 @@ def write_tensors(
         kind: what the file is, for instance "encoder"; checked on reading.
         settings: JSON values.
     """
-    metadata = {"maw_gym": json.dumps({"kind": kind, "settings": settings}, sort_keys=True)}
+    content = {"kind": kind, "settings": settings, "sha256": fingerprint(tensors)}
+    # One entry: safetensors writes several in an order that changes from process to process.
+    metadata = {"maw_gym": json.dumps(content, sort_keys=True)}
     data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
     with written_whole(path) as temporary:
         temporary.write_bytes(data)
@@ -63,7 +65,8 @@ def read_tensors(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> di
         shapes: every tensor's shape; None stands for any size.
 
     Raises:
-        InputError: a tensor is missing, unknown, of another shape, not float32, or not finite.
+        InputError: a tensor is missing, unknown, of another shape, not float32, not finite, or not
+            what was written.
     """
     with safe_open(path, "pt") as file:
         names = set(file.keys())
@@ -80,9 +83,13 @@ def read_tensors(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> di
             if header.get_dtype() != "F32":
                 raise InputError(f"{path}: tensor {name!r} is {header.get_dtype()}, expected F32")
         tensors = {name: file.get_tensor(name) for name in shapes}
+        written = json.loads((file.metadata() or {}).get("maw_gym", "{}")).get("sha256")
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise InputError(f"{path}: tensor {name!r} holds values that are not finite")
+    # Files from elsewhere may come without a checksum.
+    if written not in (None, fingerprint(tensors)):
+        raise InputError(f"{path} is damaged: its checksum is not that of its tensors")
     return tensors
 
 

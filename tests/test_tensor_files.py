@@ -235,3 +235,13 @@ def test_the_fingerprint_covers_names_types_shapes_and_values():
     ]
     assert len({fingerprint(tensors) for tensors in different}) == len(different)
     assert fingerprint({"a": ones, "b": ones}) == fingerprint({"b": ones.clone(), "a": ones.T})
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, {"a": torch.tensor([1.0, 2.0])}, "encoder", {})
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # of the last number's exponent: still finite
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="is damaged: its checksum"):
+        read_tensors(path, {"a": (2,)})

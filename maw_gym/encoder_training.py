@@ -225,7 +225,7 @@ def _optimizer(
     trained = [
         parameter
         for name, parameter in encoder.named_parameters()
-        # Depths have no part in the first stage's loss: decay alone would move them.
+        # Depths have no part in the first stage's loss.
         if name != "token_weight" and (depths or not name.startswith("depth_"))
     ]
     groups: list[dict[str, Any]] = [

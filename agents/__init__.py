@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from agents.grpo import GRPO, GRPOPolicyNetwork
+from agents.grpo import GRPO, GRPOPolicyNetwork, SharedPolicyNetwork
 
 __all__ = [
     "GRPO",
     "GRPOPolicyNetwork",
     "GRPORouter",
+    "SharedPolicyNetwork",
     "SupervisedClassificationRouter",
     "router_from_model",
 ]

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.fitting import FitSettings, Judge, fit, new_router, router_settings
+from agents.fitting import FitSettings, Judge, fit, router_settings
+from agents.networks import new_router
 from agents.supervised import label_facts, relevant_counts, rule_labels
 from maw_gym.errors import InputError
 from maw_gym.evaluation import best_fixed
@@ -153,6 +154,7 @@ def train_full_information(
     task: RetrievalTask,
     *,
     observation: Sequence[str] = ("attention",),
+    network: str = "auto",
     alignment: str = "ndcg",
     reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
     settings: FullInformationSettings | None = None,
@@ -170,6 +172,7 @@ def train_full_information(
     Args:
         task: with a MAW encoder.
         observation: blocks of the observation.
+        network: see `agents.networks.is_shared`.
         alignment: kind of relevance alignment in the reward.
         reward_weights: of entropy, focus and alignment.
         settings: see `FullInformationSettings`; None are the defaults.
@@ -191,7 +194,7 @@ def train_full_information(
     generator = torch.Generator().manual_seed(seed)
     observations = table.observation(observation)
     about = router_settings(task, "full_information", seed=seed)
-    router = new_router(observations, table.num_depths, observation, about, generator)
+    router = new_router(table, observation, network, about, generator)
     router = router.to(task.device)
     reward = torch.from_numpy(table.reward(reward_weights, alignment)).to(task.device)
     advantage = standardised(reward)

@@ -9,7 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from agents.grpo.policies import GRPOPolicyNetwork, StateEncoder
+from agents.grpo.networks import SharedEncoder, StateEncoder
+from agents.grpo.policies import GRPOPolicyNetwork
 from maw_gym.errors import InputError
 from maw_gym.routing import DepthRouter
 
@@ -34,7 +35,7 @@ class GRPORouter(DepthRouter):
         self, model: BaseAlgorithm, observation: Sequence[str], settings: Mapping[str, Any]
     ) -> None:
         actor = _actor(model)
-        super().__init__(*actor[:4], observation, settings, actor.limit)
+        super().__init__(*actor[:4], observation, settings, actor.limit, actor.shared)
 
 
 def router_from_model(
@@ -51,7 +52,7 @@ def router_from_model(
         InputError: another policy, or actions that are not Discrete from 0.
     """
     actor = _actor(model)
-    router = DepthRouter(*actor[:4], observation, settings, actor.limit)
+    router = DepthRouter(*actor[:4], observation, settings, actor.limit, actor.shared)
     return router.eval().requires_grad_(False)
 
 
@@ -63,6 +64,7 @@ class _Actor(NamedTuple):
     mean: Tensor
     scale: Tensor
     limit: float
+    shared: bool
 
 
 def _actor(model: BaseAlgorithm) -> _Actor:
@@ -79,6 +81,7 @@ def _actor(model: BaseAlgorithm) -> _Actor:
     features = policy.pi_features_extractor
     inputs = layers[0][0].shape[1]
     mean, scale, limit = torch.zeros(inputs), torch.ones(inputs), math.inf
-    if isinstance(features, StateEncoder):
+    if isinstance(features, StateEncoder | SharedEncoder):
         mean, scale, limit = features.mean.cpu(), features.scale.cpu(), features.limit
-    return _Actor(layers, policy.activation_name, mean, scale, limit)
+    shared = isinstance(features, SharedEncoder)
+    return _Actor(layers, policy.activation_name, mean, scale, limit, shared)

@@ -6,13 +6,11 @@ Notation: N queries, B of one batch, O observed numbers, D depths.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -23,10 +21,7 @@ from maw_gym.task import RetrievalTask
 from maw_gym.tensor_files import fingerprint
 from maw_gym.training_checkpoints import Best, EpochCheckpoints, Progress
 
-WIDTHS: Final = (512, 256, 128, 64)  # hidden widths, those of GRPO's actor
-LIMIT: Final = 5.0  # standardised numbers are clipped here: one outlier must not rule the logits
 REWARD: Final = "eval/reward"  # tag of the mean validation reward
-SMALLEST_DEVIATION: Final = 1e-6  # numbers that vary less are taken for constant
 
 # Rows (B,) of the queries, their logits (B, D) and the share of the training that is done give
 # the terms to log by name; the one called "loss" is minimised.
@@ -108,19 +103,6 @@ class Fitted(NamedTuple):
     judged_on: str
 
 
-def standardisation(observations: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and reciprocal standard deviation (O,) of training observations (N, O).
-
-    A number that does not vary has scale 1: it carries nothing, and nothing must blow up.
-    """
-    values = np.asarray(observations)
-    mean = values.mean(axis=0, dtype=np.float64)
-    deviation = values.std(axis=0, dtype=np.float64)
-    varies = deviation > SMALLEST_DEVIATION
-    scale = np.where(varies, 1 / np.where(varies, deviation, 1.0), 1.0)
-    return mean.astype(np.float32), scale.astype(np.float32)
-
-
 def router_settings(task: RetrievalTask, learner: str, **facts: Any) -> dict[str, Any]:
     """What a router's file says beside its weights.
 
@@ -138,36 +120,6 @@ def router_settings(task: RetrievalTask, learner: str, **facts: Any) -> dict[str
         "encoder": fingerprint(task.embedder.tensors()),
         **facts,
     }
-
-
-def new_router(
-    observations: NDArray[np.float32],
-    depths: int,
-    observation: Sequence[str],
-    settings: dict[str, Any],
-    generator: torch.Generator,
-) -> DepthRouter:
-    """An untrained router of the shape and the initialisation of GRPO's actor.
-
-    Orthogonal weights of gain sqrt(2) inside and 0.01 on the logits, biases of 0, ReLU: the first
-    policy is close to uniform.
-
-    Args:
-        observations: (N, O) of the training queries, whose mean and deviation standardise.
-        depths: D.
-        observation: names of the blocks.
-        settings: see `router_settings`.
-        generator: of the weights, on the CPU.
-    """
-    mean, scale = (torch.from_numpy(values) for values in standardisation(observations))
-    widths = (len(mean), *WIDTHS, depths)
-    layers = []
-    for row, (inputs, outputs) in enumerate(pairwise(widths)):
-        gain = 0.01 if row == len(WIDTHS) else math.sqrt(2)
-        weight = torch.empty(outputs, inputs)
-        nn.init.orthogonal_(weight, gain, generator=generator)
-        layers.append((weight, torch.zeros(outputs)))
-    return DepthRouter(layers, "relu", mean, scale, observation, settings, LIMIT)
 
 
 def fit(

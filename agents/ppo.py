@@ -77,6 +77,7 @@ def make_ppo(
     env: GymEnv,
     settings: PPOSettings | None = None,
     *,
+    policy: type[GRPOPolicyNetwork] = GRPOPolicyNetwork,
     policy_kwargs: dict[str, Any] | None = None,
     seed: int | None = None,
     device: torch.device | str = "auto",
@@ -88,7 +89,8 @@ def make_ppo(
     Args:
         env: environment of one-step episodes with Discrete actions.
         settings: see `PPOSettings`; None are the defaults.
-        policy_kwargs: arguments of GRPOPolicyNetwork, for instance
+        policy: GRPOPolicyNetwork or SharedPolicyNetwork.
+        policy_kwargs: its arguments, for instance
             ``{"features_extractor_kwargs": {"mean": ..., "scale": ...}}``.
         seed: of all pseudo-random generators.
         device: where the network lies.
@@ -109,7 +111,7 @@ def make_ppo(
             " (n_steps * num_envs)"
         )
     return PPO(
-        GRPOPolicyNetwork,
+        policy,
         env,
         learning_rate=told.learning_rate,
         n_steps=told.n_steps,

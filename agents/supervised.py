@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.fitting import FitSettings, Judge, fit, new_router, router_settings
+from agents.fitting import FitSettings, Judge, fit, router_settings
+from agents.networks import new_router
 from agents.ranking_loss import RankingLoss, straight_through
 from maw_gym.attention import pooled_state
 from maw_gym.corpora import QuerySet
@@ -169,6 +170,7 @@ def train_supervised(
     *,
     labels: str = "oracle",
     observation: Sequence[str] = ("attention",),
+    network: str = "auto",
     alignment: str = "ndcg",
     reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
     settings: SupervisedSettings | None = None,
@@ -185,6 +187,7 @@ def train_supervised(
         task: with a MAW encoder.
         labels: "rule" or "oracle".
         observation: blocks of the observation.
+        network: see `agents.networks.is_shared`.
         alignment: kind of relevance alignment in the reward.
         reward_weights: of entropy, focus and alignment.
         settings: see `SupervisedSettings`; None are the defaults.
@@ -222,7 +225,7 @@ def train_supervised(
     generator = torch.Generator().manual_seed(seed)
     observations = table.observation(observation)
     about = router_settings(task, f"supervised-{labels}", seed=seed)
-    classifier = new_router(observations, table.num_depths, observation, about, generator)
+    classifier = new_router(table, observation, network, about, generator)
     model = SupervisedClassificationRouter(classifier).to(task.device)
     target = torch.from_numpy(targets).to(task.device)
     ranking = RankingLoss(task, told.negatives, generator) if told.ranking_weight > 0 else None

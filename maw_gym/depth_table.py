@@ -84,6 +84,15 @@ class DepthTable:
             )
         return getattr(self, name)
 
+    def is_per_depth(self, name: str) -> bool:
+        """Whether a block has numbers of every depth, D of one kind after the other.
+
+        `profile` has; `clusters` where the encoder has one centroid per depth.
+        """
+        return name == "profile" or (
+            name == "clusters" and self.clusters.shape[1] == self.num_depths
+        )
+
     def observation(self, blocks: Sequence[str]) -> Floats:
         """Observations (N, O): the blocks side by side, in the order given, C-contiguous."""
         return np.ascontiguousarray(

@@ -58,9 +58,9 @@ class RoutedEncoder:
         self.index: DocumentIndex | None = None
         observed = self._table(self.embedder.query_ids([""])).observation(router.observation)
         shape = (observed.shape[1], self.embedder.maw.depths)
-        if shape != (len(router.mean), router.linears[-1].out_features):
+        if shape != (len(router.mean), router.depths):
             raise InputError(
-                f"this router has {len(router.mean)} inputs and {router.linears[-1].out_features}"
+                f"this router has {len(router.mean)} inputs and {router.depths}"
                 f" depths; the encoder gives {shape[0]} and has {shape[1]}"
             )
 

@@ -21,14 +21,19 @@ ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"relu": nn.ReLU, "tanh": nn.Ta
 class DepthRouter(nn.Module):
     """A multilayer perceptron over standardised observations.
 
+    It takes the whole observation and has D outputs, or is `shared` by the depths: then it takes
+    the numbers of one depth and has one output, the depth's score.
+
     Args:
-        layers: weight (out, in) and bias (out,) of each layer; the last has D outputs.
+        layers: weight (out, in) and bias (out,) of each layer; the last has D outputs, or if shared
+            one row of weights (1, in) and biases (D,).
         activation: between the layers, "relu" or "tanh".
         mean: (O,), subtracted from the observation.
         scale: (O,), multiplies the difference.
         observation: blocks of the observation, in order.
         settings: JSON values saved along: the learner, its data, the encoder's fingerprint.
         limit: standardised numbers are clipped to [-limit, limit]; infinity is none.
+        shared: whether one network scores every depth, see `depth_features`.
 
     Raises:
         InputError: an unknown activation or block, or layers that do not fit.
@@ -46,6 +51,7 @@ class DepthRouter(nn.Module):
         observation: Sequence[str],
         settings: Mapping[str, Any],
         limit: float = math.inf,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -58,19 +64,23 @@ class DepthRouter(nn.Module):
         self.settings = dict(settings)
         self.register_buffer("mean", mean.detach().clone())
         self.register_buffer("scale", scale.detach().clone())
+        self.shared = shared
+        self.depths = len(layers[-1][1]) if layers else 0
         modules: list[nn.Module] = []
-        width = len(mean)
-        for weight, bias in layers:
-            if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+        # Of an observation that does not divide by D the first layer fits nothing.
+        width = 3 * (len(mean) / max(1, self.depths)) if shared else len(mean)
+        for row, (weight, bias) in enumerate(layers):
+            scores = shared and row == len(layers) - 1
+            outputs = 1 if scores else len(bias)
+            if weight.shape != (outputs, width) or bias.ndim != 1:
                 raise InputError(
                     f"router layers do not fit: weight {tuple(weight.shape)} and bias"
-                    f" {tuple(bias.shape)} after {width} numbers"
+                    f" {tuple(bias.shape)} after {width:g} numbers"
                 )
-            width = weight.shape[0]
+            width = outputs
             linear = nn.utils.skip_init(nn.Linear, weight.shape[1], width)
-            with torch.no_grad():
-                linear.weight.copy_(weight)
-                linear.bias.copy_(bias)
+            linear.weight = nn.Parameter(weight.detach().clone())
+            linear.bias = nn.Parameter(bias.detach().clone())
             modules += [linear, ACTIVATIONS[activation]()]
         self.network = nn.Sequential(*modules[:-1])
 
@@ -82,7 +92,14 @@ class DepthRouter(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """Logits (B, D) of observations (B, O)."""
         standard = (observation - self.mean) * self.scale
-        logits: Tensor = self.network(standard.clamp(-self.limit, self.limit))
+        standard = standard.clamp(-self.limit, self.limit)
+        logits: Tensor
+        if not self.shared:
+            logits = self.network(standard)
+            return logits
+        features = self.network[:-1](depth_features(standard, self.depths))
+        scores = self.linears[-1]
+        logits = features @ scores.weight[0] + scores.bias  # (B, D, W) -> (B, D)
         return logits
 
     @torch.no_grad()
@@ -108,6 +125,24 @@ class DepthRouter(nn.Module):
         return depths.cpu().numpy(), None
 
 
+def depth_features(observation: Tensor, depths: int) -> Tensor:
+    """What a shared network sees of each depth.
+
+    Its own numbers, how far they are above their mean over depths, and how far below their largest:
+    a depth is good or bad beside the others. Such a network is permutation-equivariant (Zaheer et
+    al. 2017, arXiv:1703.06114).
+
+    Args:
+        observation: (B, F D), the first number of every depth, the second of every depth, ...
+        depths: D.
+
+    Returns:
+        (B, D, 3 F).
+    """
+    own = observation.unflatten(-1, (-1, depths)).transpose(-1, -2)  # (B, F D) -> (B, D, F)
+    return torch.cat((own, own - own.mean(-2, keepdim=True), own - own.amax(-2, keepdim=True)), -1)
+
+
 def save_router(path: Path, router: DepthRouter) -> None:
     """Write a router's weights and settings as one safetensors file."""
     tensors = {"mean": router.mean, "scale": router.scale}
@@ -117,7 +152,8 @@ def save_router(path: Path, router: DepthRouter) -> None:
         "activation": router.activation,
         "limit": router.limit if math.isfinite(router.limit) else None,
         "observation": list(router.observation),
-        "widths": [len(router.mean), *(linear.out_features for linear in router.linears)],
+        "shared": router.shared,
+        "widths": [len(router.mean), *(len(linear.bias) for linear in router.linears)],
         "router": router.settings,
     }
     write_tensors(path, tensors, "router", settings)
@@ -135,17 +171,21 @@ def load_router(path: Path) -> DepthRouter:
         activation, blocks = str(settings["activation"]), list(settings["observation"])
         told = dict(settings["router"])
         limit = math.inf if settings["limit"] is None else float(settings["limit"])
+        shared = bool(settings["shared"])
         if len(widths) < 2 or min(widths) < 1 or not limit > 0:
             raise ValueError(f"widths {widths}, limit {limit}")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: incomplete router settings ({error})") from None
     shapes: dict[str, tuple[int | None, ...]] = {"mean": (widths[0],), "scale": (widths[0],)}
     for row, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-        shapes |= {f"layers.{row}.weight": (outputs, inputs), f"layers.{row}.bias": (outputs,)}
+        if shared and row == 0:
+            inputs = 3 * inputs // widths[-1]
+        rows = 1 if shared and row == len(widths) - 2 else outputs
+        shapes |= {f"layers.{row}.weight": (rows, inputs), f"layers.{row}.bias": (outputs,)}
     tensors = read_tensors(path, shapes)
     layers = [
         (tensors[f"layers.{row}.weight"], tensors[f"layers.{row}.bias"])
         for row in range(len(widths) - 1)
     ]
     mean, scale = tensors["mean"], tensors["scale"]
-    return DepthRouter(layers, activation, mean, scale, blocks, told, limit).eval()
+    return DepthRouter(layers, activation, mean, scale, blocks, told, limit, shared).eval()

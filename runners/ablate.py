@@ -21,10 +21,12 @@ from runners.train_grpo import GRPOSettings
 
 VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "defaults": {},
+    "network: mlp": {"network": "mlp"},
     "observation: attention": {"observation": ("attention",)},
     "observation: profile": {"observation": ("profile",)},
     "observation: content": {"observation": ("content",)},
     "observation: clusters": {"observation": ("clusters",)},
+    "observation: profile and clusters": {"observation": ("profile", "clusters")},
     "observation: all four": {"observation": ("attention", "profile", "content", "clusters")},
     "advantage: critic": {"advantage": "critic"},
     "advantage: group": {"advantage": "group"},

@@ -142,7 +142,14 @@ def run_cell(fold: Fold, method: str, seed: int, folder: Path, name: str, trec: 
             "encoder": fingerprint(fold.task.embedder.tensors()),
             "settings": {
                 name: getattr(settings, name)
-                for name in ("seed", "timesteps", "observation", "alignment", "reward_weights")
+                for name in (
+                    "seed",
+                    "timesteps",
+                    "observation",
+                    "network",
+                    "alignment",
+                    "reward_weights",
+                )
             },
             "device": fold.task.device.type,
         }

@@ -11,7 +11,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.export import router_from_model
-from agents.fitting import LIMIT, router_settings, standardisation
+from agents.fitting import router_settings
+from agents.grpo.policies import GRPOPolicyNetwork, SharedPolicyNetwork
+from agents.networks import LIMIT, is_shared, standardisation
 from agents.sb3_vec_env import to_sb3
 from maw_gym.cache import written_whole
 from maw_gym.errors import InputError
@@ -26,8 +28,8 @@ from runners.training_state import restore_training
 
 NOT_FINITE = "Expected parameter logits"  # how torch.distributions begins
 
-# Makes the algorithm: environment, policy arguments (standardisation), folder of the run.
-MakeModel = Callable[[VecEnv, dict[str, Any]], OnPolicyAlgorithm]
+# Makes the algorithm: environment, policy, arguments of the policy (standardisation).
+MakeModel = Callable[[VecEnv, type[GRPOPolicyNetwork], dict[str, Any]], OnPolicyAlgorithm]
 
 
 class Trained(NamedTuple):
@@ -78,11 +80,13 @@ def train_online(
         reward_weights=settings.reward_weights,
         table=table,
     )
-    mean, scale = standardisation(table.observation(settings.observation))
+    shared = is_shared(settings.network, table, settings.observation)
+    observations = table.observation(settings.observation)
+    mean, scale = standardisation(observations, table.num_depths if shared else 1)
     standard = {"mean": mean.tolist(), "scale": scale.tolist(), "limit": LIMIT}
-    policy = {"features_extractor_kwargs": standard}
+    policy = SharedPolicyNetwork if shared else GRPOPolicyNetwork
     try:
-        model = make_model(to_sb3(environment), policy)
+        model = make_model(to_sb3(environment), policy, {"features_extractor_kwargs": standard})
     except ValueError as problem:  # of an algorithm that knows nothing of this package
         raise InputError(str(problem)) from None
     validation = task.table("validation")

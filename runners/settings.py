@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agents.networks import check_network
 from maw_gym.depth_table import ALIGNMENTS, checked_blocks
 from maw_gym.errors import InputError
 from maw_gym.rewards import DEFAULT_WEIGHTS, check_weights
@@ -18,6 +19,9 @@ class CommonSettings:
     """trained (on this dataset, cached), untrained, or the path of an encoder.safetensors"""
     observation: tuple[str, ...] = ("profile",)
     """blocks of the observation, of: attention, profile, content, clusters"""
+    network: str = "auto"
+    """shared (one small network scores every depth by its own numbers: profile, clusters), mlp
+    (all numbers in, all depths out), or auto: shared where the observation allows it"""
     alignment: str = "ndcg"
     """relevance alignment in the reward: ndcg or listwise"""
     reward_weights: tuple[float, float, float] = DEFAULT_WEIGHTS
@@ -40,6 +44,7 @@ class CommonSettings:
             InputError: a setting is out of its range.
         """
         checked_blocks(self.observation)
+        check_network(self.network, self.observation)
         check_weights(self.reward_weights)
         if self.alignment not in ALIGNMENTS:
             raise InputError(

@@ -6,6 +6,7 @@ from typing import Any
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.grpo import GRPO
+from agents.grpo.policies import GRPOPolicyNetwork
 from runners.runs import run_main
 from runners.settings import OnlineSettings
 from runners.training import run_online
@@ -42,10 +43,12 @@ class GRPOSettings(OnlineSettings):
     vf_coef: float = 0.5
     """weight of the value loss (advantage critic)"""
 
-    def model(self, env: VecEnv, policy: dict[str, Any]) -> GRPO:
+    def model(
+        self, env: VecEnv, policy: type[GRPOPolicyNetwork], policy_kwargs: dict[str, Any]
+    ) -> GRPO:
         """The algorithm of these settings."""
         return GRPO(
-            "MlpPolicy",
+            policy,
             env,
             learning_rate=self.learning_rate,
             n_steps=self.n_steps,
@@ -61,7 +64,7 @@ class GRPOSettings(OnlineSettings):
             reference_interval=self.reference_interval,
             ent_coef=self.ent_coef,
             vf_coef=self.vf_coef,
-            policy_kwargs=policy,
+            policy_kwargs=policy_kwargs,
             seed=self.seed,
             device=self.device,
         )

@@ -6,6 +6,7 @@ from typing import Any
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.grpo.policies import GRPOPolicyNetwork
 from agents.ppo import PPOSettings, make_ppo
 from runners.runs import run_main
 from runners.settings import OnlineSettings
@@ -21,9 +22,18 @@ class PPORunSettings(PPOSettings, OnlineSettings):
         OnlineSettings.check(self)
         PPOSettings.check(self)
 
-    def model(self, env: VecEnv, policy: dict[str, Any]) -> PPO:
+    def model(
+        self, env: VecEnv, policy: type[GRPOPolicyNetwork], policy_kwargs: dict[str, Any]
+    ) -> PPO:
         """The algorithm of these settings."""
-        return make_ppo(env, self, policy_kwargs=policy, seed=self.seed, device=self.device)
+        return make_ppo(
+            env,
+            self,
+            policy=policy,
+            policy_kwargs=policy_kwargs,
+            seed=self.seed,
+            device=self.device,
+        )
 
 
 def main(settings: PPORunSettings) -> None:

@@ -72,6 +72,7 @@ def train_fitted(
     with SummaryWriter(str(folder)) as writer:
         arguments: dict[str, Any] = {
             "observation": common.observation,
+            "network": common.network,
             "alignment": common.alignment,
             "reward_weights": common.reward_weights,
             "settings": settings,

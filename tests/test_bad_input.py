@@ -103,6 +103,8 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "alignment": ("train_grpo", "--alignment bm25", "unknown alignment 'bm25'; choose one of ndcg, listwise"),
     "block": ("train_grpo", "--observation pixels", "unknown observation block 'pixels'; choose from attention, profile, content, clusters"),
     "block twice": ("train_ppo", "--observation profile profile", r"observation must name one or more different blocks of .*; got \('profile', 'profile'\)"),
+    "network": ("train_grpo", "--network deep", "unknown network 'deep'; choose one of auto, shared, mlp"),
+    "shared attention": ("compare", "--network shared --observation attention", "a shared network wants numbers of every depth, and observation block 'attention' has none; leave it out or take network mlp"),
     "no weight": ("train_grpo", "--reward-weights 0 0 0", r"reward_weights must be three finite numbers >= 0, not all 0 .*; got \(0.0, 0.0, 0.0\)"),
     "nan weight": ("train_ppo", "--reward-weights nan 0 1", r"reward_weights must be .*; got \(nan, 0.0, 1.0\)"),
     "infinite weight": ("train_supervised", "--reward-weights inf 0 1", r"reward_weights must be .*; got \(inf, 0.0, 1.0\)"),

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from agents.baselines import fixed_router, nearest_cluster_router
-from agents.fitting import router_settings, standardisation
+from agents.fitting import router_settings
+from agents.networks import standardisation
 from maw_gym.clusters import cluster, contents
 from maw_gym.corpora import Collection
 from maw_gym.encoder_files import save_embedder, untrained_embedder

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from maw_gym.errors import InputError
-from maw_gym.routing import DepthRouter, load_router, save_router
+from maw_gym.routing import DepthRouter, depth_features, load_router, save_router
 
 TELLS = {"learner": "by hand", "seed": 3}
 
@@ -44,6 +44,29 @@ def test_standardised_numbers_are_clipped_to_the_limit():
     assert by_hand(limit=3.0)(tensor([[3, 4]])).tolist() == [[3.0, 0.5, -1.0]]
 
 
+def shared_by_hand():
+    """Two numbers of each of two depths in; hidden: excess over the mean, and minus the second."""
+    layers = [
+        (tensor([[0, 0, 1, 0, 0, 0], [0, -1, 0, 0, 0, 0]]), tensor([0, 5])),
+        (tensor([[10, 1]]), tensor([0, 0.5])),
+    ]
+    mean, scale = tensor([1, 1, 0, 0]), tensor([1, 1, 0.5, 0.5])
+    return DepthRouter(layers, "relu", mean, scale, ("profile",), TELLS, shared=True)
+
+
+def test_features_of_depths_by_hand():
+    # First numbers 1 and 3: mean 2, largest 3. Second numbers 7 and 5: mean 6, largest 7.
+    features = depth_features(tensor([[1, 3, 7, 5]]), 2)
+    assert features.tolist() == [[[1, 7, -1, 1, -2, 0], [3, 5, 1, -1, 0, -2]]]
+
+
+def test_shared_logits_by_hand():
+    # Standardised: depth 0 has (1, 2), depth 1 (3, 3). Excess over the mean 2: -1 and 1.
+    # Hidden relu: (0, 3) and (1, 2); logits 0 + 3 + 0 and 10 + 2 + 0.5.
+    assert shared_by_hand()(tensor([[2, 4, 4, 6]])).tolist() == [[3.0, 12.5]]
+    assert shared_by_hand().predict(np.array([2, 4, 4, 6], np.float32))[0] == 1
+
+
 def test_predict_has_the_signature_of_sb3():
     router = by_hand()
     depths, state = router.predict(np.array([[3, 4], [0, 0]], np.float32))
@@ -64,6 +87,15 @@ def test_predict_samples_from_the_softmax():
     # softmax(4, 0.5, 0) = 1 / (1 + e^-3.5 + e^-4) (1, e^-3.5, e^-4)
     shares = np.bincount(depths, minlength=3) / 4000
     np.testing.assert_allclose(shares, [0.9537, 0.0288, 0.0175], atol=0.012)
+
+
+def test_a_file_gives_the_shared_router_back(tmp_path):
+    router = shared_by_hand()
+    save_router(tmp_path / "router.safetensors", router)
+    again = load_router(tmp_path / "router.safetensors")
+    given = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)) * 4
+    assert torch.equal(again(given), router(given))
+    assert (again.shared, again.depths) == (True, 2)
 
 
 @pytest.mark.parametrize("limit", [float("inf"), 2.5])
@@ -88,6 +120,9 @@ def test_unknown_activation_and_layers_that_do_not_fit():
     layers = [(torch.zeros(3, 2), torch.zeros(2))]
     with pytest.raises(InputError, match="do not fit"):
         DepthRouter(layers, "relu", torch.zeros(2), torch.ones(2), ("content",), {})
+    layers = [(torch.zeros(1, 6), torch.zeros(3))]  # three depths, four numbers
+    with pytest.raises(InputError, match=r"bias \(3,\) after 4 numbers"):
+        DepthRouter(layers, "relu", torch.zeros(4), torch.ones(4), ("profile",), {}, shared=True)
     with pytest.raises(InputError, match="unknown observation block 'mood'"):
         DepthRouter([], "relu", torch.zeros(2), torch.ones(2), ("mood",), {})
 

@@ -1,6 +1,14 @@
 """GRPO for Stable-Baselines3: works on any environment of one-step episodes, discrete actions."""
 
 from agents.grpo.grpo import GRPO
-from agents.grpo.policies import GRPOPolicyNetwork, MlpPolicy, StateEncoder
+from agents.grpo.networks import SharedEncoder, StateEncoder
+from agents.grpo.policies import GRPOPolicyNetwork, MlpPolicy, SharedPolicyNetwork
 
-__all__ = ["GRPO", "GRPOPolicyNetwork", "MlpPolicy", "StateEncoder"]
+__all__ = [
+    "GRPO",
+    "GRPOPolicyNetwork",
+    "MlpPolicy",
+    "SharedEncoder",
+    "SharedPolicyNetwork",
+    "StateEncoder",
+]

@@ -44,6 +44,7 @@ from agents.grpo.policies import (
     CnnPolicy,
     MlpPolicy,
     MultiInputPolicy,
+    SharedPolicy,
     actor_critic,
     actor_log_probs,
 )
@@ -57,7 +58,8 @@ class GRPO(OnPolicyAlgorithm):
     to discount, its return is its reward.
 
     Args:
-        policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class).
+        policy: The policy model to use (MlpPolicy, SharedPolicy, CnnPolicy, MultiInputPolicy, or a
+            class).
         env: The environment to learn from (if registered in Gymnasium, can be str). For group
             advantages a VecEnv whose neighbours in groups of `group_size` share their observation.
         learning_rate: The learning rate, may be a function of the remaining progress (1 to 0).
@@ -100,6 +102,7 @@ class GRPO(OnPolicyAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
+        "SharedPolicy": SharedPolicy,
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }

@@ -1,7 +1,5 @@
 """Policies for GRPO; PPO and A2C of Stable-Baselines3 accept the same classes."""
 
-import math
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch as th
@@ -12,63 +10,11 @@ from stable_baselines3.common.policies import (
     ActorCriticPolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim
-from stable_baselines3.common.torch_layers import (
-    BaseFeaturesExtractor,
-    FlattenExtractor,
-    create_mlp,
-)
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-
-class StateEncoder(BaseFeaturesExtractor):
-    """The encoder that policy and value head share: observation -> 512 -> 256 -> 128.
-
-    Args:
-        observation_space: Any space that can be flattened (Box, Discrete, ...).
-        widths: Widths of the layers; each is followed by the activation.
-        activation_fn: Class of the activation.
-        mean: Subtracted from the flat observation (O numbers); None: nothing is.
-        scale: Multiplies the difference (O numbers); None: nothing does. Observations whose numbers
-            hardly differ between contexts teach a network little until they are standardised.
-        limit: Standardised numbers are clipped to [-limit, limit]: one outlier would drive the
-            logits so far that probability ratios overflow.
-    """
-
-    mean: th.Tensor
-    scale: th.Tensor
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        widths: tuple[int, ...] = (512, 256, 128),
-        activation_fn: type[nn.Module] = nn.ReLU,
-        mean: Sequence[float] | None = None,
-        scale: Sequence[float] | None = None,
-        limit: float = math.inf,
-    ) -> None:
-        super().__init__(observation_space, features_dim=widths[-1])
-        inputs = get_flattened_obs_dim(observation_space)
-        # output_dim < 1: no further layer after the last activation
-        layers = create_mlp(inputs, -1, list(widths), activation_fn)
-        self.layers = nn.Sequential(*layers)
-        self.limit = limit
-        self.register_buffer("mean", _numbers(mean, 0.0, inputs, "mean"))
-        self.register_buffer("scale", _numbers(scale, 1.0, inputs, "scale"))
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        """(B, *observation) float -> (B, widths[-1])."""
-        standard = (observations.flatten(1) - self.mean) * self.scale
-        return self.layers(standard.clamp(-self.limit, self.limit))
-
-
-def _numbers(values: Sequence[float] | None, default: float, size: int, name: str) -> th.Tensor:
-    if values is None:
-        return th.full((size,), default)
-    if len(values) != size:
-        raise ValueError(f"{name} has {len(values)} numbers for observations of {size}")
-    return th.tensor(values, dtype=th.float32)
+from agents.grpo.networks import ActionHead, MeanHead, SharedEncoder, StateEncoder
 
 
 class GRPOPolicyNetwork(ActorCriticPolicy):
@@ -118,8 +64,9 @@ class GRPOPolicyNetwork(ActorCriticPolicy):
         """Linear layers from the flat observation to the logits, in order.
 
         The policy is exactly these layers with `activation_name` between them (none after the
-        last), over the `(observation - mean) * scale` of a StateEncoder clipped to its limit: all
-        that is needed to export it as a plain MLP.
+        last), over the `(observation - mean) * scale` of the encoder clipped to its limit: all
+        that is needed to export it. Of a shared policy the first takes 3 F numbers of each action,
+        and the last has one row of weights and D biases.
 
         Returns:
             The layers themselves, not copies: by default obs-512, 512-256, 256-128, 128-64, 64-D.
@@ -127,18 +74,76 @@ class GRPOPolicyNetwork(ActorCriticPolicy):
         Raises:
             TypeError: The features extractor is not a plain MLP.
         """
-        if not isinstance(self.pi_features_extractor, StateEncoder | FlattenExtractor):
+        known = StateEncoder | SharedEncoder | FlattenExtractor
+        if not isinstance(self.pi_features_extractor, known):
             raise TypeError(
                 f"{type(self.pi_features_extractor).__name__} is not a plain MLP: actor_layers() "
-                "needs StateEncoder or FlattenExtractor as the features extractor"
+                "needs StateEncoder, SharedEncoder or FlattenExtractor as the features extractor"
             )
         parts = (self.pi_features_extractor, self.mlp_extractor.policy_net, self.action_net)
-        return [module for part in parts for module in part.modules() if type(module) is nn.Linear]
+        modules = [module for part in parts for module in part.modules()]
+        return [module for module in modules if isinstance(module, nn.Linear)]
 
     @property
     def activation_name(self) -> str:
         """Lower-case name of the activation between the layers: "relu" unless told otherwise."""
         return self.activation_fn.__name__.lower()
+
+
+class SharedPolicyNetwork(GRPOPolicyNetwork):
+    """Actor-critic that scores every action by one shared network (SharedEncoder).
+
+    Each action has a bias of its own, so that a constant choice can be learned too; the value is
+    linear in the mean of the actions' features.
+
+    Args:
+        observation_space: F * D numbers, see SharedEncoder.
+        action_space: Discrete, D actions.
+        lr_schedule: Learning rate as a function of the remaining progress.
+        net_arch: Further hidden widths of the two heads, applied to each action; none unless told.
+        features_extractor_class: The shared encoder.
+        features_extractor_kwargs: Its arguments besides the observation space and the actions.
+        **kwargs: The remaining arguments of GRPOPolicyNetwork.
+
+    Raises:
+        ValueError: The observation has not equally many numbers for every action.
+    """
+
+    action_space: spaces.Discrete
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        features_extractor_class: type[BaseFeaturesExtractor] = SharedEncoder,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        own = {"activation_fn": activation_fn, "actions": int(action_space.n)}
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=[] if net_arch is None else net_arch,
+            activation_fn=activation_fn,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=own | (features_extractor_kwargs or {}),
+            **kwargs,
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        self.action_net = ActionHead(self.mlp_extractor.latent_dim_pi, int(self.action_space.n))
+        self.value_net = MeanHead(self.mlp_extractor.latent_dim_vf)
+        if self.ortho_init:
+            self.init_weights(self.action_net, gain=0.01)
+            self.init_weights(self.value_net, gain=1)
+        # Again, now of the heads that are there.
+        settings = {"lr": lr_schedule(1), **self.optimizer_kwargs}
+        self.optimizer = self.optimizer_class(self.parameters(), **settings)
 
 
 def actor_log_probs(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
@@ -159,5 +164,6 @@ def actor_critic(
 
 
 MlpPolicy = GRPOPolicyNetwork
+SharedPolicy = SharedPolicyNetwork
 CnnPolicy = ActorCriticCnnPolicy
 MultiInputPolicy = MultiInputActorCriticPolicy

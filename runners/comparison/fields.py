@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from agents.networks import is_shared
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.corpora.splits import FOLDS
 from maw_gym.errors import InputError
@@ -99,6 +100,9 @@ def reference(task: RetrievalTask, settings: CommonSettings) -> Reference:
             "queries": {name: len(split.ids) for name, split in task.collection.splits.items()},
             "ranked": "whole" if task.collection.small else "candidates",
             "observation": list(settings.observation),
+            "network": "shared"
+            if is_shared(settings.network, test, settings.observation)
+            else "mlp",
             "depths": test.num_depths,
             **shared_documents(task.collection),
         },

@@ -34,6 +34,8 @@ class CompareSettings:
     """trained (on each dataset, cached), untrained, or the path of an encoder.safetensors"""
     observation: tuple[str, ...] = CommonSettings.observation
     """blocks of the observation, of: attention, profile, content, clusters"""
+    network: str = CommonSettings.network
+    """of all learners: shared, mlp or auto, see train_grpo.py"""
     alignment: str = CommonSettings.alignment
     """relevance alignment in the reward: ndcg or listwise"""
     reward_weights: tuple[float, float, float] = CommonSettings.reward_weights
@@ -109,6 +111,7 @@ class CompareSettings:
             dataset=dataset,
             encoder=self.encoder,
             observation=tuple(self.observation),
+            network=self.network,
             alignment=self.alignment,
             reward_weights=self.reward_weights,
             seed=seed,

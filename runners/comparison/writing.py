@@ -141,7 +141,7 @@ def _notes(outcome: Outcome) -> Iterator[str]:
     )
     chosen = sorted({str(fold.encoder.get("chosen")) for fold in folds})
     yield f"MAW encoder: {', '.join(chosen)}; {first['depths']} depths."
-    yield f"Observation: {', '.join(first['observation'])}."
+    yield f"Observation: {', '.join(first['observation'])}; network: {first['network']}."
     for one in outcome.results:
         facts = one.cells[0][0].facts
         if "label_histogram" in facts:

@@ -12,8 +12,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from agents.export import router_from_model
-from agents.fitting import standardisation
 from agents.grpo import GRPO, GRPOPolicyNetwork
+from agents.networks import standardisation
 from agents.ppo import PPOSettings, make_ppo
 from agents.sb3_vec_env import to_sb3
 from maw_gym.environment import GRPOEnvironment

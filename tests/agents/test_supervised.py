@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from agents.fitting import FitSettings, Judge, new_router, standardisation
+from agents.fitting import FitSettings, Judge
+from agents.networks import new_router
 from agents.supervised import (
     SupervisedClassificationRouter,
     SupervisedSettings,
@@ -73,32 +74,11 @@ def test_temperature_is_annealed_geometrically() -> None:
     assert [told.temperature(x) for x in (0.0, 0.5, 1.0)] == pytest.approx([2.0, 1.0, 0.5])
 
 
-def test_standardisation_by_hand() -> None:
-    mean, scale = standardisation([[1.0, 5.0], [3.0, 5.0]])
-    assert mean.tolist() == [2.0, 5.0]
-    assert scale.tolist() == [1.0, 1.0]
-    assert standardisation([[0.0], [4.0]])[1].tolist() == [0.5]
-
-
-def test_new_router_has_grpos_shape_and_a_nearly_uniform_policy() -> None:
-    given = np.random.default_rng(0).random((20, 6), np.float32)
-    routers = [
-        new_router(given, 5, ("content",), {}, torch.Generator().manual_seed(seed))
-        for seed in (0, 0, 1)
-    ]
-    shapes = [tuple(linear.weight.shape) for linear in routers[0].linears]
-    assert shapes == [(512, 6), (256, 512), (128, 256), (64, 128), (5, 64)]
-    logits = [router(torch.from_numpy(given)).detach() for router in routers]
-    assert torch.equal(logits[0], logits[1])
-    assert not torch.equal(logits[0], logits[2])
-    np.testing.assert_allclose(logits[0].softmax(-1), 0.2, atol=0.02)
-
-
 def test_forward_of_the_5d_tensor_is_the_observation_of_the_table(task: RetrievalTask) -> None:
     table = task.table("train")
     generator = torch.Generator().manual_seed(0)
     router = SupervisedClassificationRouter(
-        new_router(table.attention, DEPTHS, ("attention",), {}, generator)
+        new_router(table, ("attention",), "auto", {}, generator)
     )
     texts = task.collection.splits["train"].texts
     ids, mask = padded(task.embedder.query_ids(texts))
@@ -274,7 +254,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(task: RetrievalTask) -> No
 
 def test_the_network_is_grpos(task: RetrievalTask) -> None:
     """Same layers as the actor that is exported from GRPO."""
-    from agents.fitting import WIDTHS
+    from agents.networks import WIDTHS
 
     assert WIDTHS == (512, 256, 128, 64)
     router, _ = train_supervised(task, settings=FAST)

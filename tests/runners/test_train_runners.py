@@ -149,11 +149,11 @@ def models(kind: str, settings: Any) -> Any:
     """A function that makes the algorithm, and keeps it for the test."""
     kept: list[Any] = []
 
-    def make(env: Any, policy: dict[str, Any]) -> Any:
+    def make(env: Any, policy: Any, told: dict[str, Any]) -> Any:
         model = (
-            make_ppo(env, settings, policy_kwargs=policy, seed=0, device="cpu")
+            make_ppo(env, settings, policy=policy, policy_kwargs=told, seed=0, device="cpu")
             if kind == "ppo"
-            else settings.model(env, policy)
+            else settings.model(env, policy, told)
         )
         kept.append(model)
         return model

@@ -1,0 +1,120 @@
+"""Which network a learner has, and a fresh one: shared by the depths, or an MLP of everything.
+
+Notation: N queries, O observed numbers, D depths.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from maw_gym.depth_table import DepthTable, checked_blocks
+from maw_gym.errors import InputError
+from maw_gym.routing import DepthRouter
+
+NETWORKS: Final = ("auto", "shared", "mlp")
+WIDTHS: Final = (512, 256, 128, 64)  # hidden widths, those of GRPO's actor
+SHARED_WIDTHS: Final = (32, 32)  # likewise, of a network that all depths share
+LIMIT: Final = 5.0  # standardised numbers are clipped here: one outlier must not rule the logits
+SMALLEST_DEVIATION: Final = 1e-6  # numbers that vary less are taken for constant
+
+
+def is_shared(network: str, table: DepthTable, observation: Sequence[str]) -> bool:
+    """Whether one network scores every depth (True) or an MLP takes the whole observation.
+
+    Args:
+        network: "shared", "mlp", or "auto": shared where the observation allows it.
+        table: tells how wide the blocks are.
+        observation: names of the blocks.
+
+    Raises:
+        InputError: another network, or "shared" with a block that has no numbers of every depth.
+    """
+    check_network(network, observation)
+    others = [name for name in checked_blocks(observation) if not table.is_per_depth(name)]
+    if network == "shared" and others:
+        raise InputError(_not_per_depth(others[0]))
+    return network != "mlp" and not others
+
+
+def check_network(network: str, observation: Sequence[str]) -> None:
+    """Refuse what can be refused without a table.
+
+    Raises:
+        InputError: an unknown network, or "shared" with a block that never fits it.
+    """
+    if network not in NETWORKS:
+        raise InputError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")
+    for name in ("attention", "content"):
+        if network == "shared" and name in observation:
+            raise InputError(_not_per_depth(name))
+
+
+def _not_per_depth(block: str) -> str:
+    return (
+        f"a shared network wants numbers of every depth, and observation block {block!r} has none;"
+        " leave it out or take network mlp"
+    )
+
+
+def standardisation(
+    observations: ArrayLike, together: int = 1
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and reciprocal standard deviation (O,) of training observations (N, O).
+
+    A number that does not vary has scale 1: it carries nothing, and nothing must blow up.
+
+    Args:
+        observations: (N, O).
+        together: so many neighbouring numbers are standardised alike: the D of one kind for a
+            shared network, which has to see where one depth differs from the next.
+    """
+    values = np.asarray(observations)
+    kinds = values.reshape(len(values), -1, together)  # (N, O) -> (N, O / together, together)
+    mean = kinds.mean(axis=(0, 2), dtype=np.float64).repeat(together)
+    deviation = kinds.std(axis=(0, 2), dtype=np.float64).repeat(together)
+    varies = deviation > SMALLEST_DEVIATION
+    scale = np.where(varies, 1 / np.where(varies, deviation, 1.0), 1.0)
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def new_router(
+    table: DepthTable,
+    observation: Sequence[str],
+    network: str,
+    settings: dict[str, Any],
+    generator: torch.Generator,
+) -> DepthRouter:
+    """An untrained router of the shape and the initialisation of GRPO's actor.
+
+    Orthogonal weights of gain sqrt(2) inside and 0.01 on the logits, biases of 0, ReLU: the first
+    policy is close to uniform.
+
+    Args:
+        table: of the training queries, whose mean and deviation standardise.
+        observation: names of the blocks.
+        network: see `is_shared`.
+        settings: see `router_settings`.
+        generator: of the weights, on the CPU.
+
+    Raises:
+        InputError: a network that does not exist or does not fit the observation.
+    """
+    depths, shared = table.num_depths, is_shared(network, table, observation)
+    standard = standardisation(table.observation(observation), depths if shared else 1)
+    mean, scale = (torch.from_numpy(values) for values in standard)
+    hidden = SHARED_WIDTHS if shared else WIDTHS
+    inputs = 3 * len(mean) // depths if shared else len(mean)
+    widths = (inputs, *hidden, 1 if shared else depths)
+    layers = []
+    for row, (before, after) in enumerate(pairwise(widths)):
+        last = row == len(hidden)
+        weight = torch.empty(after, before)
+        nn.init.orthogonal_(weight, 0.01 if last else math.sqrt(2), generator=generator)
+        layers.append((weight, torch.zeros(depths if last else after)))
+    return DepthRouter(layers, "relu", mean, scale, observation, settings, LIMIT, shared)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from agents.networks import check_network, is_shared, new_router, standardisation
+from maw_gym.depth_table import DepthTable
+from maw_gym.errors import InputError
+
+QUERIES, DEPTHS = 20, 5
+
+
+def table(centroids: int = DEPTHS) -> DepthTable:
+    """Random columns."""
+    generator = np.random.default_rng(0)
+    ids = tuple(f"q{number}" for number in range(QUERIES))
+    widths = (64, DEPTHS, DEPTHS, DEPTHS, DEPTHS, 6, centroids)
+    return DepthTable(ids, *(generator.random((QUERIES, width), np.float32) for width in widths))
+
+
+def test_standardisation_by_hand() -> None:
+    mean, scale = standardisation([[1.0, 5.0], [3.0, 5.0]])
+    assert mean.tolist() == [2.0, 5.0]
+    assert scale.tolist() == [1.0, 1.0]
+    assert standardisation([[0.0], [4.0]])[1].tolist() == [0.5]
+
+
+def test_numbers_standardised_together_keep_what_differs_between_depths() -> None:
+    # Two depths: 0, 2, 2, 4 of the first kind (mean 2, variance 2), 7 throughout of the second.
+    mean, scale = standardisation([[0.0, 2.0, 7.0, 7.0], [2.0, 4.0, 7.0, 7.0]], together=2)
+    assert mean.tolist() == [2.0, 2.0, 7.0, 7.0]
+    np.testing.assert_allclose(scale, [2**-0.5, 2**-0.5, 1.0, 1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("network", "observation", "centroids", "expected"),
+    [
+        ("auto", ("profile",), 0, True),
+        ("auto", ("profile", "clusters"), DEPTHS, True),
+        ("auto", ("clusters",), 3, False),  # not one centroid for each depth
+        ("auto", ("profile", "attention"), 0, False),
+        ("auto", ("content",), 0, False),
+        ("mlp", ("profile",), 0, False),
+        ("shared", ("profile",), 0, True),
+    ],
+)
+def test_which_network(
+    network: str, observation: tuple[str, ...], centroids: int, expected: bool
+) -> None:
+    assert is_shared(network, table(centroids), observation) is expected
+
+
+def test_networks_that_cannot_be() -> None:
+    with pytest.raises(InputError, match="unknown network 'deep'; choose one of auto, shared, mlp"):
+        check_network("deep", ("profile",))
+    with pytest.raises(InputError, match="observation block 'content' has none; leave it out or"):
+        check_network("shared", ("profile", "content"))
+    with pytest.raises(InputError, match="observation block 'clusters' has none"):
+        is_shared("shared", table(centroids=3), ("clusters",))
+
+
+@pytest.mark.parametrize(
+    ("observation", "shapes"),
+    [
+        (("content",), [(512, 6), (256, 512), (128, 256), (64, 128), (5, 64)]),
+        # Entropy and focus of a depth, each thrice: itself, beside the mean, beside the largest.
+        (("profile",), [(32, 6), (32, 32), (1, 32)]),
+    ],
+)
+def test_new_router_has_grpos_shape_and_a_nearly_uniform_policy(
+    observation: tuple[str, ...], shapes: list[tuple[int, int]]
+) -> None:
+    given = torch.from_numpy(table().observation(observation))
+    routers = [
+        new_router(table(), observation, "auto", {}, torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    assert [tuple(linear.weight.shape) for linear in routers[0].linears] == shapes
+    logits = [router(given).detach() for router in routers]
+    assert logits[0].shape == (QUERIES, DEPTHS)
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
+    np.testing.assert_allclose(logits[0].softmax(-1), 0.2, atol=0.02)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -29,13 +29,8 @@ STATIC: Final = ("best_fixed", "best_fixed_ndcg", "rule", "nearest_cluster")
 
 
 def random_depths(queries: int, depths: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Depths (N,) drawn uniformly and independently; for means, `expected_random` is exact."""
+    """Depths (N,) drawn uniformly and independently."""
     return generator.integers(depths, size=queries)
-
-
-def expected_random(values: ArrayLike) -> NDArray[np.float64]:
-    """Expectation (N,) of values (N, D), such as rewards or nDCG@10, under uniform depths."""
-    return np.asarray(values, np.float64).mean(axis=1)
 
 
 def fixed_router(task: RetrievalTask, depth: int, learner: str = "fixed") -> DepthRouter:
@@ -134,11 +129,6 @@ def static_router(
     if name == "nearest_cluster":
         return nearest_cluster_router(task)
     raise InputError(f"unknown baseline {name!r}; choose one of {', '.join(STATIC)}")
-
-
-def depths_of(router: DepthRouter, task: RetrievalTask, split: str) -> NDArray[np.int64]:
-    """Depths (N,) that a router prefers for the queries of a split."""
-    return router.predict(task.table(split).observation(router.observation))[0]
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def fit(
                 for name in records[0]
             }
             history.append(means | {REWARD: reward})
-            bar.set_postfix({"validation reward": f"{reward:.4f}"})
+            bar.set_postfix({"validation reward": f"{reward:.4f}"}, refresh=False)
             if reward > best.score:
                 best = Best(reward, epoch, _copied(router))
             _log(writer, history[-1], epoch * len(observations))

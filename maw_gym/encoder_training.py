@@ -191,7 +191,7 @@ def train(
         for epoch in range(done + 1, epochs + 1):
             for rows, documents in _batches(pairs, settings.batch_size, generator):
                 depth = None if clusters is None else clusters[rows].to(embedder.device)
-                loss = _loss(embedder, pairs, rows, documents, depth, settings)
+                loss = batch_loss(embedder, pairs, rows, documents, depth, settings)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if not math.isfinite(loss.item()):
@@ -203,7 +203,7 @@ def train(
                 schedule.step()
                 bar.update()
             score = validation.score(embedder, clusters is not None)
-            bar.set_postfix({"validation nDCG@10": f"{score:.4f}"})
+            bar.set_postfix({"validation nDCG@10": f"{score:.4f}"}, refresh=False)
             log.info("%s, epoch %d: validation nDCG@10 %.4f", stage, epoch, score)
             if score > best.score:
                 best = Best(score, epoch, _copied(embedder))
@@ -260,7 +260,7 @@ def _batches(
         yield rows, documents
 
 
-def _loss(
+def batch_loss(
     embedder: Embedder,
     pairs: Pairs,
     rows: Tensor,
@@ -268,6 +268,16 @@ def _loss(
     depth: Tensor | None,
     settings: TrainingSettings,
 ) -> Tensor:
+    """Loss of one batch, with gradients.
+
+    Args:
+        embedder: is trained.
+        pairs: what to learn from.
+        rows: (B,) int64 of `pairs.queries`.
+        documents: B positions in `pairs.documents`, one relevant to each query.
+        depth: (B,) int64 in [0, D), the depth of each query; None is the standard attention.
+        settings: see `TrainingSettings`.
+    """
     device = embedder.device
     ids, mask = padded([pairs.queries[row][: settings.query_tokens] for row in rows.tolist()])
     queries = embedder.embed(ids.to(device), mask.to(device), depth)

@@ -1,10 +1,10 @@
 """Measure everything that is meant to be fast, each row beside what bounds it, in one process.
 
 Attention: all depths' statistics the seed's way, with the 5D tensor, with depth_statistics, and the
-floor (depth projections and torch's attention). Then depth tables, environment steps and training
-steps. A table goes to stdout and, with --out, all numbers to a JSON file. On a machine that works
-on something else too set OMP_WAIT_POLICY=passive: threads spinning at barriers steal each other's
-time.
+floor (depth projections and torch's attention). Then depth tables, environment steps, training
+steps, and the operators in which a table and the encoder's training spend their time. A table goes
+to stdout and, with --out, all numbers to a JSON file. On a machine that works on something else too
+set OMP_WAIT_POLICY=passive: threads spinning at barriers steal each other's time.
 """
 
 import platform
@@ -25,6 +25,7 @@ from maw_gym.task import resolve_device
 from maw_gym.text import padded
 from runners.benchmarks.attention_rows import Problem, attention_rows, random_problem
 from runners.benchmarks.measuring import Row, machine
+from runners.benchmarks.profiles import profile_rows
 from runners.benchmarks.stack import (
     environment_rows,
     synthetic_queries,
@@ -33,7 +34,7 @@ from runners.benchmarks.stack import (
 )
 from runners.runs import run_main, write_json
 
-PARTS = ("attention", "table", "environment", "training")
+PARTS = ("attention", "table", "environment", "training", "profile")
 SHAPES = {"4 x 128": (4, 128), "64 x 24": (64, 24), "8 x 512": (8, 512)}
 CUDA_SHAPES = {"4 x 128": (4, 128), "64 x 24": (64, 24), "256 x 128": (256, 128)}
 CUDA_SHAPES |= {"64 x 512": (64, 512)}
@@ -48,7 +49,7 @@ class BenchmarkSettings:
     """What is measured, and how often."""
 
     parts: tuple[str, ...] = PARTS
-    """of attention, table, environment, training"""
+    """of attention, table, environment, training, profile"""
     dataset: str = "pydocs"
     """whose queries make the ragged batch and the depth tables"""
     rounds: int = 9
@@ -138,6 +139,8 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
             rows += training_rows(
                 table, settings.num_envs, settings.timesteps, min(rounds, 5), device
             )
+    if "profile" in settings.parts:
+        rows += profile_rows(collection, embedder, device)
     if settings.synthetic:
         large = synthetic_queries(collection, embedder, settings.synthetic)
         rows += table_rows(large, embedder, device)[0]

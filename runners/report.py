@@ -182,5 +182,5 @@ def encoder_rows(task: RetrievalTask, split: str = "test") -> dict[str, Row]:
     standard, _ = task.evaluate(split)
     return {
         "zero-shot NON-MAW": Row(None, _chosen(zero_shot.mean)),
-        "trained NON-MAW": Row(None, _chosen(standard.mean)),
+        "standard attention": Row(None, _chosen(standard.mean)),
     }

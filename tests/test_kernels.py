@@ -135,15 +135,18 @@ def test_the_same_input_gives_the_same_bits(cuda: ModuleType) -> None:
 def test_large_texts_take_the_larger_blocks() -> None:
     from maw_gym import kernels
 
-    def blocks(bucket: int) -> list[tuple[int, int]]:
-        kept = kernels.fitting(kernels.configurations(), {}, bucket=bucket, heads=8)
+    def blocks(bucket: int, precision: str = "tf32") -> list[tuple[int, int]]:
+        told = {"bucket": bucket, "heads": 8, "precision": precision}
+        kept = kernels.fitting(kernels.configurations(), {}, **told)
         return [tuple(configuration.kwargs.values()) for configuration in kept]
 
     assert set(blocks(16)) == {(16, 16)}
     assert set(blocks(32)) == {(16, 16), (32, 32)}
     assert (64, 128) in blocks(128)
     assert (16, 16) not in blocks(128)
-    assert all(blocks(1 << power) for power in range(4, 14))
+    assert set(blocks(64, "ieee")) == {(16, 16), (32, 32)}
+    for precision in ("tf32", "ieee"):
+        assert all(blocks(1 << power, precision) for power in range(4, 14))
 
 
 def test_unknown_kernels_and_gradients_are_refused() -> None:
@@ -157,7 +160,7 @@ def test_unknown_kernels_and_gradients_are_refused() -> None:
 
 @needs_cuda
 @pytest.mark.parametrize("size", [24, 100, 128, 300])
-def test_thetuned_statistics_kernel_in_bfloat16(cuda: ModuleType, size: int) -> None:
+def test_the_tuned_kernel_in_bfloat16(cuda: ModuleType, size: int) -> None:
     inputs = random_inputs((size, size // 2, 1, 0), 4, 8, 256)
     for got, want in zip(depth_statistics(*inputs), reference(*inputs), strict=True):
         assert got.dtype == torch.float32

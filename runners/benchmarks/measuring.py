@@ -18,7 +18,7 @@ class Row:
     """One row of the table.
 
     Attributes:
-        part: attention, table, environment, training or machine.
+        part: one of `runners.benchmark.PARTS`.
         case: shape or size.
         name: what was measured.
         seconds: median of the rounds.
@@ -145,8 +145,11 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     activities = [torch.profiler.ProfilerActivity.CPU]
     with (
-        _quiet_library(),
-        torch.profiler.profile(activities=activities, profile_memory=True) as profile,
+        quiet_library(),
+        # acc_events: without it torch 2.11 warns that it might forget events.
+        torch.profiler.profile(
+            activities=activities, profile_memory=True, acc_events=True
+        ) as profile,
     ):
         function()
     held = peak = 0
@@ -159,7 +162,7 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
 
 
 @contextmanager
-def _quiet_library() -> Iterator[None]:
+def quiet_library() -> Iterator[None]:
     """Without the lines that torch's profiler writes to stderr from C++ whenever it starts."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -112,14 +112,14 @@ def test_every_weight_of_the_wide_encoder_is_trained(tiny: Collection) -> None:
     steady = replace(BRIEF, weight_decay=0.0)
     kept: dict[str, torch.Tensor] = {}
 
-    original = encoder_training._loss
+    original = encoder_training.batch_loss
 
     def watched(*arguments: Any) -> torch.Tensor:
         kept.update({n: w.detach().clone() for n, w in embedder.encoder.state_dict().items()})
         return original(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoder_training, "_loss", watched)
+        patch.setattr(encoder_training, "batch_loss", watched)
         train_without_depths(embedder, [tiny], steady)
     for name in ("query_proj", "key_proj", "value_proj", "out_proj"):
         moved = (kept[f"{name}.weight"] - before[f"{name}.weight"]).abs()

@@ -4,13 +4,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from agents.baselines import (
     STATIC,
     FullInformationSettings,
     best_fixed_router,
-    depths_of,
-    expected_random,
     fixed_router,
     full_information_terms,
     nearest_cluster_router,
@@ -27,7 +26,7 @@ from maw_gym.encoder_files import untrained_embedder
 from maw_gym.encoders import EncoderSettings
 from maw_gym.errors import InputError
 from maw_gym.evaluation import reward_summary
-from maw_gym.routing import load_router, save_router
+from maw_gym.routing import DepthRouter, load_router, save_router
 from maw_gym.task import RetrievalTask
 
 DEPTHS = 4
@@ -43,14 +42,14 @@ def task(tiny: Collection) -> RetrievalTask:
     return RetrievalTask(tiny, embedder, "cpu")
 
 
+def depths_of(router: DepthRouter, task: RetrievalTask, split: str) -> NDArray[np.int64]:
+    return router.predict(task.table(split).observation(router.observation))[0]
+
+
 def test_random_depths_are_uniform_and_seeded() -> None:
     drawn = random_depths(8000, 4, np.random.default_rng(0))
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 8000, 0.25, atol=0.02)
     np.testing.assert_array_equal(drawn, random_depths(8000, 4, np.random.default_rng(0)))
-
-
-def test_expected_random_is_the_mean_over_depths() -> None:
-    assert expected_random([[0.0, 1.0, 0.5], [0.5, 0.25, 0.0]]).tolist() == [0.5, 0.25]
 
 
 @pytest.mark.parametrize("depth", range(DEPTHS))

@@ -59,9 +59,7 @@ def test_heads_by_hand() -> None:
 
 
 def test_numbers_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match="for each of the 3; the observation has 4: take MlpPolicy"
-    ):
+    with pytest.raises(ValueError, match="of the 3; the observation has 4: take MlpPolicy"):
         SharedEncoder(BOX, actions=3)
 
 

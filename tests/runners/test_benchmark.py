@@ -141,7 +141,8 @@ def test_the_command_prints_one_table_and_writes_json(tiny_folder: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("quickest to slowest") == 1
     content = json.loads(out.read_text())
-    rows = {(one["part"], one["name"]) for one in content["rows"]}
+    profiled = [one for one in content["rows"] if one["part"] == "profile"]
+    rows = {(one["part"], one["name"]) for one in content["rows"] if one not in profiled}
     assert rows == {
         *(("attention", name) for name in (SEED, TENSOR, OURS, FLOOR)),
         *(("table", name) for name in ("documents", "tables, cold", "tables, cached")),
@@ -149,6 +150,11 @@ def test_the_command_prints_one_table_and_writes_json(tiny_folder: Path, tmp_pat
         *(("training", name) for name in ("PPO", "GRPO")),
     }
     assert "table[index]" in done.stdout
+    for case in {one["case"] for one in profiled}:
+        shares = [one["ratio"] for one in profiled if one["case"] == case]
+        assert 0.5 < sum(shares) < 1.001
+    cases = {one["case"].split(",")[0] for one in profiled}
+    assert cases == {"depth table", "attention", "depths"}
     assert content["settings"]["timesteps"] == 64
     assert set(content["machine"]) == {"copy bytes/s", "matrix FLOP/s"}
 

@@ -1,0 +1,92 @@
+"""Where the time goes inside a stage, by operator: torch's profiler, once warm."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+
+from maw_gym.corpora import Collection
+from maw_gym.embedding import Embedder
+from maw_gym.encoder_training import TrainingSettings, batch_loss, pairs_of
+from maw_gym.ranking import alignment_of_depths
+from maw_gym.task import RetrievalTask
+from runners.benchmarks.measuring import Row, quiet_library, row, synchronize
+
+QUERIES = 512  # of the stages that are profiled: one batch of training
+SHOWN = 8  # operators by name; the rest is one row
+
+
+def profile_rows(collection: Collection, embedder: Embedder, device: torch.device) -> list[Row]:
+    """Operators of building a depth table, and of a training step of either stage.
+
+    A row's ratio is its share of the stage's time. On CUDA the rows are the GPU's kernels, and one
+    more gives the time in which no kernel ran.
+    """
+    rows = []
+    for case, function in _stages(collection, embedder, device).items():
+        function()
+        rows += _operators(case, function, device)
+    return rows
+
+
+def _stages(
+    collection: Collection, embedder: Embedder, device: torch.device
+) -> dict[str, Callable[[], object]]:
+    split = max(collection.splits.values(), key=lambda queries: len(queries.ids))
+    task = RetrievalTask(collection, embedder, device)
+    ids = embedder.query_ids(split.texts[:QUERIES])
+    relevant = task.index.relevant(split)[:QUERIES]
+
+    def table() -> None:
+        for rows, statistics, _ in embedder.query_statistics(ids):
+            alignment_of_depths(
+                task.index, statistics.embeddings, [relevant[row] for row in rows.tolist()]
+            )
+
+    stages: dict[str, Callable[[], object]] = {f"depth table, {len(ids)} queries": table}
+    pairs = pairs_of([collection], embedder)
+    chosen = torch.arange(min(QUERIES, len(pairs.queries)))
+    if len(chosen):
+        settings = TrainingSettings()
+        documents = [pairs.relevant[row][0] for row in chosen.tolist()]
+        depths = (chosen % embedder.maw.depths).to(device)
+
+        def step(depth: torch.Tensor | None) -> None:
+            batch_loss(embedder, pairs, chosen, documents, depth, settings).backward()
+
+        stages[f"attention, step of {len(chosen)}"] = lambda: step(None)
+        stages[f"depths, step of {len(chosen)}"] = lambda: step(depths)
+    return stages
+
+
+def _operators(case: str, function: Callable[[], object], device: torch.device) -> list[Row]:
+    cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with (
+        quiet_library(),
+        torch.profiler.profile(activities=activities, acc_events=True) as profile,
+    ):
+        function()
+        synchronize(device)
+    wanted = DeviceType.CUDA if cuda else DeviceType.CPU
+    events: list[Any] = [one for one in profile.key_averages() if one.device_type == wanted]
+    times = {
+        one.key: (one.self_device_time_total if cuda else one.self_cpu_time_total) / 1e6
+        for one in events
+    }
+    calls = {one.key: one.count for one in events}
+    whole = profile.profiler.kineto_results
+    span = (whole.trace_start_ns(), max(one.end_ns() for one in whole.events()))
+    total = max((span[1] - span[0]) / 1e9, sum(times.values()))
+    largest = sorted(times, key=times.__getitem__, reverse=True)[:SHOWN]
+    rows = [
+        row("profile", case, name[:60], [times[name]], [total], more={"calls": calls[name]})
+        for name in largest
+    ]
+    rest = sum(times.values()) - sum(times[name] for name in largest)
+    rows.append(row("profile", case, "other operators", [rest], [total]))
+    if cuda:
+        rows.append(row("profile", case, "no kernel", [total - sum(times.values())], [total]))
+    return rows

@@ -1,4 +1,4 @@
-"""What learners without an environment share: a fresh router, and gradient descent on its logits.
+"""What learners without an environment share: gradient descent on a router's logits, its judge.
 
 Notation: N queries, B of one batch, O observed numbers, D depths.
 """

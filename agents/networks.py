@@ -19,7 +19,7 @@ from maw_gym.routing import DepthRouter
 
 NETWORKS: Final = ("auto", "shared", "mlp")
 WIDTHS: Final = (512, 256, 128, 64)  # hidden widths, those of GRPO's actor
-SHARED_WIDTHS: Final = (32, 32)  # likewise, of a network that all depths share
+SHARED_WIDTHS: Final = (32, 32)  # likewise, of a network that all depths share (a test ties both)
 LIMIT: Final = 5.0  # standardised numbers are clipped here: one outlier must not rule the logits
 SMALLEST_DEVIATION: Final = 1e-6  # numbers that vary less are taken for constant
 
@@ -38,7 +38,11 @@ def is_shared(network: str, table: DepthTable, observation: Sequence[str]) -> bo
     check_network(network, observation)
     others = [name for name in checked_blocks(observation) if not table.is_per_depth(name)]
     if network == "shared" and others:
-        raise InputError(_not_per_depth(others[0]))
+        raise InputError(
+            f"a shared network wants numbers of every depth, and observation block {others[0]!r}"
+            f" has {table.block(others[0]).shape[1]} numbers for {table.num_depths} depths; leave"
+            " it out or take network mlp"
+        )
     return network != "mlp" and not others
 
 
@@ -52,14 +56,10 @@ def check_network(network: str, observation: Sequence[str]) -> None:
         raise InputError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")
     for name in ("attention", "content"):
         if network == "shared" and name in observation:
-            raise InputError(_not_per_depth(name))
-
-
-def _not_per_depth(block: str) -> str:
-    return (
-        f"a shared network wants numbers of every depth, and observation block {block!r} has none;"
-        " leave it out or take network mlp"
-    )
+            raise InputError(
+                f"a shared network wants numbers of every depth, and observation block {name!r} has"
+                " none; leave it out or take network mlp"
+            )
 
 
 def standardisation(
@@ -99,7 +99,7 @@ def new_router(
         table: of the training queries, whose mean and deviation standardise.
         observation: names of the blocks.
         network: see `is_shared`.
-        settings: see `router_settings`.
+        settings: see `agents.fitting.router_settings`.
         generator: of the weights, on the CPU.
 
     Raises:

@@ -134,8 +134,8 @@ class Embedder:
             rows (B,) int64 of `ids`, their `DepthStatistics`, and their `content` block (B, h).
         """
         if batch_tokens is None:
-            # A GPU is waited for, a cache is filled.
-            batch_tokens = 8192 if self.device.type == "cuda" else 1024
+            # Launches rule on a GPU; on a CPU scores and projections should stay in cache.
+            batch_tokens = BATCH_TOKENS if self.device.type == "cuda" else 1024
         for rows, batch, mask in self.batches(ids, batch_tokens, progress):
             hidden = self.text.hidden(batch)
             # Exact: what a table says of a depth must hold when the query is encoded through it.

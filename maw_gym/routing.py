@@ -22,7 +22,8 @@ class DepthRouter(nn.Module):
     """A multilayer perceptron over standardised observations.
 
     It takes the whole observation and has D outputs, or is `shared` by the depths: then it takes
-    the numbers of one depth and has one output, the depth's score.
+    the features of one depth and has one output, the depth's score, to which each depth adds a bias
+    of its own.
 
     Args:
         layers: weight (out, in) and bias (out,) of each layer; the last has D outputs, or if shared
@@ -65,20 +66,26 @@ class DepthRouter(nn.Module):
         self.register_buffer("mean", mean.detach().clone())
         self.register_buffer("scale", scale.detach().clone())
         self.shared = shared
-        self.depths = len(layers[-1][1]) if layers else 0
+        self.depths = layers[-1][1].numel() if layers else 0
         modules: list[nn.Module] = []
-        # Of an observation that does not divide by D the first layer fits nothing.
-        width = 3 * (len(mean) / max(1, self.depths)) if shared else len(mean)
+        width = len(mean)
+        if shared:
+            if not self.depths or width % self.depths:
+                raise InputError(
+                    f"a shared router needs equally many numbers of each depth, got {width} for"
+                    f" {self.depths}"
+                )
+            width = 3 * width // self.depths
         for row, (weight, bias) in enumerate(layers):
             scores = shared and row == len(layers) - 1
-            outputs = 1 if scores else len(bias)
+            outputs = 1 if scores else bias.numel()
             if weight.shape != (outputs, width) or bias.ndim != 1:
                 raise InputError(
                     f"router layers do not fit: weight {tuple(weight.shape)} and bias"
-                    f" {tuple(bias.shape)} after {width:g} numbers"
+                    f" {tuple(bias.shape)} after {width} numbers"
                 )
             width = outputs
-            linear = nn.utils.skip_init(nn.Linear, weight.shape[1], width)
+            linear = nn.Linear(weight.shape[1], width, device="meta")
             linear.weight = nn.Parameter(weight.detach().clone())
             linear.bias = nn.Parameter(bias.detach().clone())
             modules += [linear, ACTIVATIONS[activation]()]
@@ -129,8 +136,8 @@ def depth_features(observation: Tensor, depths: int) -> Tensor:
     """What a shared network sees of each depth.
 
     Its own numbers, how far they are above their mean over depths, and how far below their largest:
-    a depth is good or bad beside the others. Such a network is permutation-equivariant (Zaheer et
-    al. 2017, arXiv:1703.06114).
+    a depth is good or bad beside the others. A network of these features is permutation-equivariant
+    (Zaheer et al. 2017, arXiv:1703.06114).
 
     Args:
         observation: (B, F D), the first number of every depth, the second of every depth, ...
@@ -171,7 +178,7 @@ def load_router(path: Path) -> DepthRouter:
         activation, blocks = str(settings["activation"]), list(settings["observation"])
         told = dict(settings["router"])
         limit = math.inf if settings["limit"] is None else float(settings["limit"])
-        shared = bool(settings["shared"])
+        shared = bool(settings.get("shared", False))  # older files have none
         if len(widths) < 2 or min(widths) < 1 or not limit > 0:
             raise ValueError(f"widths {widths}, limit {limit}")
     except (KeyError, TypeError, ValueError) as error:
@@ -188,4 +195,7 @@ def load_router(path: Path) -> DepthRouter:
         for row in range(len(widths) - 1)
     ]
     mean, scale = tensors["mean"], tensors["scale"]
-    return DepthRouter(layers, activation, mean, scale, blocks, told, limit, shared).eval()
+    try:
+        return DepthRouter(layers, activation, mean, scale, blocks, told, limit, shared).eval()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -1,4 +1,4 @@
-"""Change one setting of GRPO at a time: observation, advantage, alignment, reward weights, KL."""
+"""Change one setting of GRPO at a time: network, observation, advantage, alignment, weights, KL."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -22,12 +22,12 @@ from runners.train_grpo import GRPOSettings
 VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "defaults": {},
     "network: mlp": {"network": "mlp"},
-    "observation: attention": {"observation": ("attention",)},
+    "observation: attention, mlp": {"observation": ("attention",)},
     "observation: profile": {"observation": ("profile",)},
-    "observation: content": {"observation": ("content",)},
+    "observation: content, mlp": {"observation": ("content",)},
     "observation: clusters": {"observation": ("clusters",)},
     "observation: profile and clusters": {"observation": ("profile", "clusters")},
-    "observation: all four": {"observation": ("attention", "profile", "content", "clusters")},
+    "observation: all four, mlp": {"observation": ("attention", "profile", "content", "clusters")},
     "advantage: critic": {"advantage": "critic"},
     "advantage: group": {"advantage": "group"},
     "advantage: group_mean": {"advantage": "group_mean"},
@@ -168,7 +168,8 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         + "\n\nGap closed: of each variant's own reward, mean over seeds. Reward: that of the"
         " default weights and alignment. p: paired sign-flip test over test queries against the"
         " defaults, scores averaged over seeds, 100,000 draws, not corrected for the number of"
-        " variants."
+        " variants. Blocks without numbers of every depth need the MLP: see `network: mlp` beside"
+        " them."
     )
 
 

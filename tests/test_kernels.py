@@ -169,8 +169,9 @@ def test_the_tuned_kernel_in_bfloat16(cuda: ModuleType, size: int) -> None:
 
 
 @needs_cuda
-def test_plain_torch_on_the_device_equals_the_reference() -> None:
-    inputs = random_inputs((30, 7, 0), 4, 8, 64)
+@pytest.mark.parametrize("size", [30, 64, 128, 300])
+def test_exact_statistics_on_the_device_equal_the_reference(size: int) -> None:
+    inputs = random_inputs((size, 7, 0), 4, 8, 64)
     for kernel in ("torch", "exact"):
         for got, want in zip(
             depth_statistics(*inputs, kernel=kernel), reference(*inputs), strict=True

@@ -98,6 +98,29 @@ def test_a_file_gives_the_shared_router_back(tmp_path):
     assert (again.shared, again.depths) == (True, 2)
 
 
+def test_a_file_from_before_shared_networks_is_an_mlp(tmp_path):
+    path = tmp_path / "router.safetensors"
+    save_router(path, by_hand())
+    rewritten(path, lambda settings: settings.pop("shared"))
+    assert not load_router(path).shared
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shared": False}, r"layers\.0\.weight"),
+        ({"widths": [4, 2, 3]}, r"layers\.0\.weight"),
+        ({"widths": [4, 2, 0]}, "incomplete router settings"),
+    ],
+)
+def test_a_shared_file_that_contradicts_itself(tmp_path, change, message):
+    path = tmp_path / "router.safetensors"
+    save_router(path, shared_by_hand())
+    rewritten(path, lambda settings: settings.update(change))
+    with pytest.raises(InputError, match=message):
+        load_router(path)
+
+
 @pytest.mark.parametrize("limit", [float("inf"), 2.5])
 def test_a_file_gives_the_router_back(tmp_path, limit):
     router = by_hand(limit=limit)
@@ -120,9 +143,15 @@ def test_unknown_activation_and_layers_that_do_not_fit():
     layers = [(torch.zeros(3, 2), torch.zeros(2))]
     with pytest.raises(InputError, match="do not fit"):
         DepthRouter(layers, "relu", torch.zeros(2), torch.ones(2), ("content",), {})
-    layers = [(torch.zeros(1, 6), torch.zeros(3))]  # three depths, four numbers
-    with pytest.raises(InputError, match=r"bias \(3,\) after 4 numbers"):
-        DepthRouter(layers, "relu", torch.zeros(4), torch.ones(4), ("profile",), {}, shared=True)
+    four = (torch.zeros(4), torch.ones(4), ("profile",), {})
+    layers = [(torch.zeros(1, 5), torch.zeros(2))]
+    with pytest.raises(InputError, match=r"weight \(1, 5\) and bias \(2,\) after 6 numbers"):
+        DepthRouter(layers, "relu", *four, shared=True)
+    layers = [(torch.zeros(1, 4), torch.zeros(3))]
+    with pytest.raises(InputError, match="equally many numbers of each depth, got 4 for 3"):
+        DepthRouter(layers, "relu", *four, shared=True)
+    with pytest.raises(InputError, match="got 4 for 0"):
+        DepthRouter([], "relu", *four, shared=True)
     with pytest.raises(InputError, match="unknown observation block 'mood'"):
         DepthRouter([], "relu", torch.zeros(2), torch.ones(2), ("mood",), {})
 

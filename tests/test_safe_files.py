@@ -118,15 +118,16 @@ def test_impossible_headers(write: Callable[[Path], Any], reader: Reader, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("depths", [2**40, 10**30])
-def test_settings_that_claim_terabytes(depths: int, tmp_path: Path):
+def test_settings_that_claim_terabytes(depths: int, shared: bool, tmp_path: Path):
     router = {
         "activation": "relu", "observation": ["profile"], "widths": [64, depths], "router": {},
-        "limit": None,
+        "limit": None, "shared": shared,
     }  # fmt: skip
     content = json.dumps({"kind": "router", "settings": router})
     write_header(tmp_path / "r.safetensors", {"__metadata__": {"maw_gym": content}}, b"")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"tensor 'layers\.0\.bias' is gone"):
         load_router(tmp_path / "r.safetensors")
     shape = {"hidden": 256, "heads": 8, "depths": depths, "vocabulary": 32000}
     encoder = {

@@ -80,8 +80,9 @@ class SharedEncoder(Standardised):
 
     An action is seen by its own numbers, by how far they are above their mean over actions, and by
     how far they are below their largest. So what is learned of one action serves all, and the
-    order of actions does not matter: a permutation-equivariant network as in Deep Sets (Zaheer et
-    al. 2017, arXiv:1703.06114), on what Vowpal Wabbit calls action-dependent features.
+    features do not depend on the order of actions: a permutation-equivariant network as in Deep
+    Sets (Zaheer et al. 2017, arXiv:1703.06114), on what Vowpal Wabbit calls action-dependent
+    features.
 
     Args:
         observation_space: Space of F D numbers: the first of every action, the second of every

@@ -101,12 +101,14 @@ class SharedPolicyNetwork(GRPOPolicyNetwork):
         action_space: Discrete, D actions.
         lr_schedule: Learning rate as a function of the remaining progress.
         net_arch: Further hidden widths of the two heads, applied to each action; none unless told.
-        features_extractor_class: The shared encoder.
+        activation_fn: Activation of the encoder and of the heads' further layers.
+        features_extractor_class: SharedEncoder or a subclass.
         features_extractor_kwargs: Its arguments besides the observation space and the actions.
         **kwargs: The remaining arguments of GRPOPolicyNetwork.
 
     Raises:
-        ValueError: The observation has not equally many numbers for every action.
+        ValueError: The actions are not Discrete, or the observation has not equally many numbers
+            for every action.
     """
 
     action_space: spaces.Discrete
@@ -122,6 +124,8 @@ class SharedPolicyNetwork(GRPOPolicyNetwork):
         features_extractor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(action_space, spaces.Discrete):
+            raise ValueError(f"a shared network scores Discrete actions, got {action_space}")
         own = {"activation_fn": activation_fn, "actions": int(action_space.n)}
         super().__init__(
             observation_space,

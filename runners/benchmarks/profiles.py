@@ -13,21 +13,23 @@ from maw_gym.encoder_training import TrainingSettings, batch_loss, pairs_of
 from maw_gym.ranking import alignment_of_depths
 from maw_gym.task import RetrievalTask
 from runners.benchmarks.measuring import Row, quiet_library, row, synchronize
+from runners.benchmarks.stack import empty_cache
 
 QUERIES = 512  # of the stages that are profiled: one batch of training
 SHOWN = 8  # operators by name; the rest is one row
 
 
 def profile_rows(collection: Collection, embedder: Embedder, device: torch.device) -> list[Row]:
-    """Operators of building a depth table, and of a training step of either stage.
+    """Operators of building a depth table, and of loss and gradients in either stage of training.
 
-    A row's ratio is its share of the stage's time. On CUDA the rows are the GPU's kernels, and one
-    more gives the time in which no kernel ran.
+    A row's ratio is its share of the stage's time. On CUDA the rows are the GPU's kernels. The last
+    row is the time in which none of them ran: Python's and that of launches.
     """
     rows = []
-    for case, function in _stages(collection, embedder, device).items():
-        function()
-        rows += _operators(case, function, device)
+    with empty_cache():
+        for case, function in _stages(collection, embedder, device).items():
+            function()
+            rows += _operators(case, function, device)
     return rows
 
 
@@ -55,6 +57,7 @@ def _stages(
 
         def step(depth: torch.Tensor | None) -> None:
             batch_loss(embedder, pairs, chosen, documents, depth, settings).backward()
+            embedder.encoder.zero_grad(set_to_none=True)
 
         stages[f"attention, step of {len(chosen)}"] = lambda: step(None)
         stages[f"depths, step of {len(chosen)}"] = lambda: step(depths)
@@ -87,6 +90,6 @@ def _operators(case: str, function: Callable[[], object], device: torch.device) 
     ]
     rest = sum(times.values()) - sum(times[name] for name in largest)
     rows.append(row("profile", case, "other operators", [rest], [total]))
-    if cuda:
-        rows.append(row("profile", case, "no kernel", [total - sum(times.values())], [total]))
+    name = "no kernel" if cuda else "no operator"
+    rows.append(row("profile", case, name, [total - sum(times.values())], [total]))
     return rows

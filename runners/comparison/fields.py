@@ -65,11 +65,11 @@ def checked_field(dataset: str) -> Field:
 def blocks_of(task: RetrievalTask, blocks: Sequence[str]) -> tuple[str, ...]:
     """The blocks that this task's encoder can give; of an untrained one, `clusters` is left out.
 
-    Where nothing is left, `attention`.
+    Where nothing is left, `profile`.
     """
     if len(task.embedder.maw.centroids):
         return tuple(blocks)
-    return tuple(block for block in blocks if block != "clusters") or ("attention",)
+    return tuple(block for block in blocks if block != "clusters") or ("profile",)
 
 
 def reference(task: RetrievalTask, settings: CommonSettings) -> Reference:

@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from agents import GRPO, router_from_model
 from agents.networks import check_network, is_shared, new_router, standardisation
+from agents.sb3_vec_env import to_sb3
 from maw_gym.depth_table import DepthTable
 from maw_gym.errors import InputError
+from maw_gym.vector_environment import GRPOVectorEnvironment
 
 QUERIES, DEPTHS = 20, 5
 
@@ -54,21 +57,24 @@ def test_networks_that_cannot_be() -> None:
         check_network("deep", ("profile",))
     with pytest.raises(InputError, match="observation block 'content' has none; leave it out or"):
         check_network("shared", ("profile", "content"))
-    with pytest.raises(InputError, match="observation block 'clusters' has none"):
+    with pytest.raises(InputError, match="'clusters' has 3 numbers for 5 depths; leave it out"):
         is_shared("shared", table(centroids=3), ("clusters",))
 
 
 @pytest.mark.parametrize(
-    ("observation", "shapes"),
+    ("observation", "policy", "shapes"),
     [
-        (("content",), [(512, 6), (256, 512), (128, 256), (64, 128), (5, 64)]),
+        (("content",), "MlpPolicy", [(512, 6), (256, 512), (128, 256), (64, 128), (5, 64)]),
         # Entropy and focus of a depth, each thrice: itself, beside the mean, beside the largest.
-        (("profile",), [(32, 6), (32, 32), (1, 32)]),
+        (("profile",), "SharedPolicy", [(32, 6), (32, 32), (1, 32)]),
     ],
 )
 def test_new_router_has_grpos_shape_and_a_nearly_uniform_policy(
-    observation: tuple[str, ...], shapes: list[tuple[int, int]]
+    observation: tuple[str, ...], policy: str, shapes: list[tuple[int, int]]
 ) -> None:
+    env = GRPOVectorEnvironment(8, table=table(), observation=observation)
+    actor = router_from_model(GRPO(policy, to_sb3(env), device="cpu"), observation, {})
+    assert [tuple(linear.weight.shape) for linear in actor.linears] == shapes
     given = torch.from_numpy(table().observation(observation))
     routers = [
         new_router(table(), observation, "auto", {}, torch.Generator().manual_seed(seed))

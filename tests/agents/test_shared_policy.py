@@ -63,6 +63,11 @@ def test_numbers_that_do_not_divide_are_refused() -> None:
         SharedEncoder(BOX, actions=3)
 
 
+def test_actions_that_are_not_discrete_are_refused() -> None:
+    with pytest.raises(ValueError, match="scores Discrete actions, got Box"):
+        SharedPolicyNetwork(BOX, BOX, lambda _: 1e-3)
+
+
 def model(kind: str) -> OnPolicyAlgorithm:
     env = to_sb3(GroupedBanditEnv(16, 4))
     if kind == "PPO":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents.fitting import FitSettings, Judge
+from agents.fitting import Judge
 from agents.networks import new_router
 from agents.supervised import (
     SupervisedClassificationRouter,
@@ -252,12 +252,9 @@ def test_a_loss_that_is_not_finite_stops_the_training(task: RetrievalTask) -> No
         train_supervised(task, settings=settings)
 
 
-def test_the_network_is_grpos(task: RetrievalTask) -> None:
-    """Same layers as the actor that is exported from GRPO."""
-    from agents.networks import WIDTHS
-
-    assert WIDTHS == (512, 256, 128, 64)
-    router, _ = train_supervised(task, settings=FAST)
+@pytest.mark.parametrize(("network", "shared"), [("auto", True), ("mlp", False)])
+def test_the_network_is_the_one_asked_for(task: RetrievalTask, network: str, shared: bool) -> None:
+    router, _ = train_supervised(task, settings=FAST, observation=("profile",), network=network)
+    assert router.shared is shared
     assert isinstance(router.network[1], nn.ReLU)
     assert not any(weight.requires_grad for weight in router.parameters())
-    assert FitSettings().epochs >= 1

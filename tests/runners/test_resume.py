@@ -22,7 +22,7 @@ Arguments = list[object]
 @pytest.fixture(scope="module")
 def arguments(tiny_folder: Path) -> Arguments:
     return [
-        "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "attention", "profile",
+        "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
         "--timesteps", 6400, "--num-envs", 16, "--checkpoint-every", 4, "--evaluations", 3,
         "--device", "cpu",
     ]  # fmt: skip

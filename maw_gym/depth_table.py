@@ -19,6 +19,10 @@ Floats = NDArray[np.float32]
 
 BLOCKS: Final = ("attention", "profile", "content", "clusters")
 ALIGNMENTS: Final = ("ndcg", "listwise")
+NO_CENTROIDS: Final = (
+    "observation block 'clusters' needs an encoder with centroids, and this one has none; take a"
+    " trained encoder or leave the block out"
+)
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,7 @@ class DepthTable:
         if name == "profile":
             return np.concatenate([self.entropy, self.focus], axis=1)
         if name == "clusters" and self.clusters.shape[1] == 0:
-            raise InputError(
-                "observation block 'clusters' needs an encoder with centroids, and this one has"
-                " none; take a trained encoder or leave the block out"
-            )
+            raise InputError(NO_CENTROIDS)
         return getattr(self, name)
 
     def is_per_depth(self, name: str) -> bool:

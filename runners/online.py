@@ -16,6 +16,7 @@ from agents.grpo.policies import GRPOPolicyNetwork, SharedPolicyNetwork
 from agents.networks import LIMIT, is_shared, standardisation
 from agents.sb3_vec_env import to_sb3
 from maw_gym.cache import written_whole
+from maw_gym.depth_table import NO_CENTROIDS
 from maw_gym.errors import InputError
 from maw_gym.evaluation import best_fixed
 from maw_gym.routing import DepthRouter
@@ -47,8 +48,14 @@ class Trained(NamedTuple):
 
 
 def open_task(settings: CommonSettings) -> RetrievalTask:
-    """The task of a run, with its tables built."""
+    """The task of a run, with its tables built.
+
+    Raises:
+        InputError: the encoder cannot give the observation.
+    """
     task = load_task(settings.dataset, settings.encoder, settings.device, settings.fold)
+    if "clusters" in settings.observation and not len(task.embedder.maw.centroids):
+        raise InputError(NO_CENTROIDS)  # before minutes go into tables
     for split in ("train", "validation", "test"):
         task.table(split)
     return task

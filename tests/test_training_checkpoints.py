@@ -47,9 +47,9 @@ def killed_at(look):
 def steps(monkeypatch):
     """Counts the batches trained on."""
     done = []
-    original = encoder_training._loss
+    original = encoder_training.batch_loss
     monkeypatch.setattr(
-        encoder_training, "_loss", lambda *given: done.append(1) or original(*given)
+        encoder_training, "batch_loss", lambda *given: done.append(1) or original(*given)
     )
     return done
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maw_gym.attention import attention_weights, split_heads
+from maw_gym.attention import softmax_over_keys, split_heads
 from maw_gym.encoders import EncoderSettings, NonMAWEncoder, placed
 
 HEAD_WIDTH = 32
@@ -61,7 +61,7 @@ class WideEncoder(NonMAWEncoder):
             )
             for projection in (self.query_proj, self.key_proj, self.value_proj)
         )
-        row = pooling[:, None, None] @ attention_weights(query, key, mask)  # (B, H, 1, S)
+        row = pooling[:, None, None] @ softmax_over_keys(query, key, mask)  # (B, H, 1, S)
         # (B, H, 1, e) -> (B, H e) -> (B, h)
         return (row @ value).flatten(1) @ self.out_proj.weight[:, heads].T
 

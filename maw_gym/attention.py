@@ -56,11 +56,26 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B, ..., S, S). Rows sum to 1 over the real keys; a text without tokens has rows of 0.
     """
-    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-    keys = mask.view(mask.shape[0], *(1,) * (scores.ndim - 2), mask.shape[1])
+    weights = softmax_over_keys(query, key, mask)
+    return weights * _keys(mask, weights.ndim)
+
+
+def softmax_over_keys(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """`attention_weights` in two passes less, with gradients in three less.
+
+    It differs in texts without tokens alone, whose rows are uniform: enough where what follows
+    gives such texts no weight.
+    """
+    # In place: neither the division nor the filling needs its input for a gradient.
+    scores = (query @ key.transpose(-1, -2)).div_(math.sqrt(query.shape[-1]))
     # A finite floor: rows of a text without tokens are 0 / 0 with -inf, and poison gradients.
-    scores = scores.masked_fill(~keys, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1) * keys
+    scores.masked_fill_(~_keys(mask, scores.ndim), torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1)
+
+
+def _keys(mask: Tensor, dimensions: int) -> Tensor:
+    """(B, S) to (B, 1, ..., S)."""
+    return mask.view(mask.shape[0], *(1,) * (dimensions - 2), mask.shape[1])
 
 
 def depth_attention(

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from maw_gym.attention import (
     DepthStatistics,
-    attention_weights,
     depth_attention,
     depth_statistics,
     merge_heads,
+    softmax_over_keys,
     split_heads,
 )
 from maw_gym.errors import InputError
@@ -94,7 +94,7 @@ class NonMAWEncoder(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Contextual states (B, S, h) of hidden states (B, S, h) under mask (B, S)."""
         weights, value = self._standard(self.norm(hidden), mask, None)
-        return hidden + self.out_proj(merge_heads(weights @ value))
+        return hidden + self.out_proj(merge_heads(_masked(weights, mask) @ value))
 
     def _standard(self, x: Tensor, mask: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor]:
         """Attention (B, H, S, S) and V (B, H, S, e) of the standard path."""
@@ -102,8 +102,9 @@ class NonMAWEncoder(nn.Module):
         return weights, self._value(x, place)
 
     def _weights(self, query: Tensor, key: Tensor, mask: Tensor, place: Tensor | None) -> Tensor:
+        # The embedding gives a text without tokens no weight, so its rows need not be 0.
         query, key = (split_heads(placed(y, place), self.heads) for y in (query, key))
-        return attention_weights(query, key, mask)
+        return softmax_over_keys(query, key, mask)
 
     def _value(self, x: Tensor, place: Tensor | None) -> Tensor:
         return split_heads(placed(self.value_proj(x), place), self.heads)
@@ -148,6 +149,11 @@ class NonMAWEncoder(nn.Module):
         attended = self.out_proj((row @ value).flatten(1))  # (B, H, 1, e) -> (B, H e) -> (B, h)
         residual = (pooling[:, None] @ placed(hidden, place)).squeeze(1)
         return nn.functional.normalize(residual + attended, dim=-1)
+
+
+def _masked(weights: Tensor, mask: Tensor) -> Tensor:
+    """Attention (B, H, S, S) whose rows are 0 in a text without tokens."""
+    return weights * mask[:, None, None]
 
 
 def placed(rows: Tensor, place: Tensor | None) -> Tensor:
@@ -220,7 +226,8 @@ class MAWEncoder(NonMAWEncoder):
             return super().forward(hidden, mask)
         x = self.norm(hidden)
         weights = self._weights(*self._depth_projections(x, depth), mask, None)
-        return hidden + self.out_proj(merge_heads(weights @ self._value(x, None)))
+        value = self._value(x, None)
+        return hidden + self.out_proj(merge_heads(_masked(weights, mask) @ value))
 
     def _depth_projections(self, x: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """Q and K (B, S, h) of x (B, S, h), each text through its own depth (B,)."""

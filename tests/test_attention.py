@@ -15,6 +15,7 @@ from maw_gym.attention import (
     pooling_matrix,
     row_entropy,
     row_focus,
+    softmax_over_keys,
 )
 from maw_gym.encoders import EncoderSettings, MAWEncoder
 from maw_gym.statistics_cpu import distinct_rows
@@ -311,3 +312,22 @@ def test_one_depth_of_the_encoder_is_its_slice_of_the_tensor_applied_to_v() -> N
         embedded = encoder.embed(ids, hidden, mask, depth=depth)
         torch.testing.assert_close(chosen, embedded, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(4))
+
+
+def test_softmax_over_keys_and_its_gradients_are_those_of_the_plain_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(3, 2, 5, 4, generator=generator).requires_grad_() for _ in range(3)
+    )
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    # As in an embedding: a text without tokens has no weight.
+    pooling = torch.rand(3, 1, 1, 5, generator=generator) * mask[:, None, None]
+    scores = (query @ key.mT / 2)[:2].masked_fill(~mask[:2, None, None], -torch.inf)
+    plain = scores.softmax(-1)
+    found = softmax_over_keys(query, key, mask)
+    assert torch.equal(found[:2], plain)
+    assert (found[2] == 0.2).all()
+    want = torch.autograd.grad((pooling[:2] @ plain @ value[:2]).square().sum(), (query, key))
+    got = torch.autograd.grad((pooling @ found @ value).square().sum(), (query, key))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=0)

@@ -198,8 +198,8 @@ def fitting(
 ) -> list[triton.Config]:
     """Blocks that a text of the bucket's length fills; a pipeline only where a loop has turns.
 
-    Float32 products are no work for tensor cores: in registers alone, blocks above 32 x 32 spill
-    (up to 20 times slower, and 5 s to compile).
+    Float32 products are no work for tensor cores: in registers alone, blocks above 32 x 32 spill,
+    and take seconds to compile.
     """
     told = {**arguments, **others}
     bucket: int = told["bucket"]

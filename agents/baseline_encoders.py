@@ -20,13 +20,14 @@ from maw_gym.corpora.candidates import bm25_rankings
 from maw_gym.embedding import Embedder
 from maw_gym.encoder_files import load_embedder, save_embedder, untrained_embedder
 from maw_gym.encoder_selection import train_encoder
-from maw_gym.encoder_training import TrainingSettings, pairs_of, train
+from maw_gym.encoder_training import TrainingSettings, train
 from maw_gym.encoder_validation import Validation
 from maw_gym.encoders import EncoderSettings
 from maw_gym.errors import InputError
 from maw_gym.evaluation import DEPTH_OF_RANKING, Evaluation, evaluate_rankings
 from maw_gym.ranking import Ranking
 from maw_gym.task import RetrievalTask
+from maw_gym.training_pairs import pairs_of
 
 log = logging.getLogger(__name__)
 

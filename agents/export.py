@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from agents.grpo.networks import SharedEncoder, StateEncoder
+from agents.grpo.networks import SharedEncoder, Standardised
 from agents.grpo.policies import GRPOPolicyNetwork
 from maw_gym.errors import InputError
 from maw_gym.routing import DepthRouter
@@ -81,7 +81,7 @@ def _actor(model: BaseAlgorithm) -> _Actor:
     features = policy.pi_features_extractor
     inputs = layers[0][0].shape[1]
     mean, scale, limit = torch.zeros(inputs), torch.ones(inputs), math.inf
-    if isinstance(features, StateEncoder | SharedEncoder):
+    if isinstance(features, Standardised):
         mean, scale, limit = features.mean.cpu(), features.scale.cpu(), features.limit
     shared = isinstance(features, SharedEncoder)
     return _Actor(layers, policy.activation_name, mean, scale, limit, shared)

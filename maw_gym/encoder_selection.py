@@ -11,12 +11,13 @@ from maw_gym.cache import cache_home, content_key, one_builder
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.embedding import Embedder
 from maw_gym.encoder_files import load_embedder, save_embedder, untrained_embedder
-from maw_gym.encoder_training import TrainingSettings, pairs_of, specialise_depths, train
+from maw_gym.encoder_training import TrainingSettings, specialise_depths, train
 from maw_gym.encoder_validation import Validation
 from maw_gym.encoders import EncoderSettings
 from maw_gym.errors import InputError
 from maw_gym.text import WordLlama
 from maw_gym.training_checkpoints import forget_checkpoints
+from maw_gym.training_pairs import pairs_of
 
 log = logging.getLogger(__name__)
 

@@ -8,23 +8,23 @@ arXiv:1807.03748).
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from maw_gym.clusters import cluster, contents, nearest
-from maw_gym.corpora import Collection
 from maw_gym.embedding import Embedder
 from maw_gym.encoder_validation import Validation
 from maw_gym.errors import InputError
 from maw_gym.tensor_files import fingerprint
 from maw_gym.text import padded
 from maw_gym.training_checkpoints import Best, EpochCheckpoints, Progress, stage_file
+from maw_gym.training_pairs import Pairs
 
 log = logging.getLogger(__name__)
 
@@ -79,40 +79,6 @@ class TrainingSettings:
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values."""
         return asdict(self)
-
-
-class Pairs(NamedTuple):
-    """Training queries and documents, as token ids.
-
-    Attributes:
-        queries: token ids of each query.
-        documents: token ids of each document.
-        relevant: per query the positions of its relevant documents, at least one.
-    """
-
-    queries: list[list[int]]
-    documents: list[list[int]]
-    relevant: list[list[int]]
-
-
-def pairs_of(collections: Sequence[Collection], embedder: Embedder) -> Pairs:
-    """The `encoder` splits of the collections, as one set of pairs."""
-    queries: list[list[int]] = []
-    documents: list[list[int]] = []
-    relevant: list[list[int]] = []
-    for collection in collections:
-        split = collection.splits["encoder"]
-        position = {name: len(documents) + row for row, name in enumerate(collection.doc_ids)}
-        queries += embedder.text.tokenize(split.texts)
-        documents += embedder.text.tokenize(collection.doc_texts)
-        relevant += [
-            [position[name] for name, grade in grades.items() if grade > 0]
-            for grades in split.relevance
-        ]
-    # A text without tokens teaches nothing, and its gradient would be that of a zero vector.
-    relevant = [[at for at in places if documents[at]] for places in relevant]
-    kept = [row for row, ids in enumerate(queries) if ids and relevant[row]]
-    return Pairs([queries[row] for row in kept], documents, [relevant[row] for row in kept])
 
 
 def contrastive_loss(

@@ -13,7 +13,6 @@ from maw_gym.encoder_training import (
     TrainingSettings,
     contrastive_loss,
     mean_entropy,
-    pairs_of,
     specialise_depths,
     train,
 )
@@ -21,6 +20,7 @@ from maw_gym.encoder_validation import Validation
 from maw_gym.encoders import EncoderSettings
 from maw_gym.errors import InputError
 from maw_gym.text import WordLlama
+from maw_gym.training_pairs import pairs_of
 
 SHAPE = EncoderSettings(depths=3)
 QUICK = TrainingSettings(epochs=2, depth_epochs=2, batch_size=12)

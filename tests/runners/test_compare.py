@@ -81,8 +81,10 @@ def test_rewards_are_between_chance_and_oracle(finished: Path) -> None:
     assert rows["oracle"]["reward"]["gap_closed"] == pytest.approx(1, abs=1e-9)
     # The rule's label is depth 5 everywhere, and a classifier can learn nothing else.
     for path in (finished / "cells").glob("*.supervised-rule.*.json"):
-        depths = json.loads(path.read_text())["depths"]
-        assert depths.count(5) > len(depths) / 2
+        cell = json.loads(path.read_text())
+        assert cell["facts"]["label_constant"]
+        assert cell["facts"]["label_most_common"] == 5
+        assert cell["depths"].count(5) > len(cell["depths"]) / 2
     assert rows["grpo"]["seeds"] == [0, 1]
     assert rows["bm25"]["seeds"] is None
 

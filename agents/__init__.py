@@ -1,4 +1,4 @@
-"""The learners; each leaves a `maw_gym.routing.DepthRouter` and has SB3's `predict`."""
+"""The learners; each leaves a `DepthRouter` and has SB3's `predict`."""
 
 from typing import Any
 

@@ -14,20 +14,20 @@ from typing import Any, Final
 import torch
 
 from agents.wide_encoder import WideEncoder, wide_settings
-from maw_gym.cache import cache_home, content_key, one_builder
 from maw_gym.corpora import Collection, load_collection
-from maw_gym.corpora.candidates import bm25_rankings
-from maw_gym.embedding import Embedder
-from maw_gym.encoder_files import load_embedder, save_embedder, untrained_embedder
-from maw_gym.encoder_selection import train_encoder
-from maw_gym.encoder_training import TrainingSettings, train
-from maw_gym.encoder_validation import Validation
-from maw_gym.encoders import EncoderSettings
+from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.embedder import Embedder
+from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
+from maw_gym.encoders.training.pairs import pairs_of
+from maw_gym.encoders.training.selection import train_encoder
+from maw_gym.encoders.training.stages import TrainingSettings, train
+from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
-from maw_gym.evaluation import DEPTH_OF_RANKING, Evaluation, evaluate_rankings
-from maw_gym.ranking import Ranking
-from maw_gym.task import RetrievalTask
-from maw_gym.training_pairs import pairs_of
+from maw_gym.files.cache import cache_home, content_key, one_builder
+from maw_gym.retrieval.candidates import bm25_rankings
+from maw_gym.retrieval.evaluation import DEPTH_OF_RANKING, Evaluation, evaluate_rankings
+from maw_gym.retrieval.ranking import Ranking
+from maw_gym.tables.task import RetrievalTask
 
 log = logging.getLogger(__name__)
 

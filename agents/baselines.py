@@ -20,10 +20,10 @@ from agents.fitting import FitSettings, Judge, fit, router_settings
 from agents.networks import new_router
 from agents.supervised import label_facts, relevant_counts, rule_labels
 from maw_gym.errors import InputError
-from maw_gym.evaluation import best_fixed
-from maw_gym.rewards import DEFAULT_WEIGHTS
-from maw_gym.routing import DepthRouter
-from maw_gym.task import RetrievalTask
+from maw_gym.retrieval.evaluation import best_fixed
+from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.tables.rewards import DEFAULT_WEIGHTS
+from maw_gym.tables.task import RetrievalTask
 
 STATIC: Final = ("best_fixed", "best_fixed_ndcg", "rule", "nearest_cluster")
 

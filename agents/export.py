@@ -12,7 +12,7 @@ from torch import Tensor
 from agents.grpo.networks import SharedEncoder, Standardised
 from agents.grpo.policies import GRPOPolicyNetwork
 from maw_gym.errors import InputError
-from maw_gym.routing import DepthRouter
+from maw_gym.routers.depth_router import DepthRouter
 
 
 class GRPORouter(DepthRouter):
@@ -20,7 +20,7 @@ class GRPORouter(DepthRouter):
 
     In the source text a GRPORouter also holds the frozen reference policy and the environment.
     These belong to training and live in `agents.grpo.GRPO`; what is left to route with is the
-    policy. Saved and loaded again (`maw_gym.routing`) it is a plain `DepthRouter`.
+    policy. Saved and loaded again (`maw_gym.routers.depth_router`) it is a plain `DepthRouter`.
 
     Args:
         model: an algorithm of Stable-Baselines3 whose policy is a GRPOPolicyNetwork.

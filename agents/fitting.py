@@ -16,10 +16,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from maw_gym.errors import InputError
-from maw_gym.routing import DepthRouter
-from maw_gym.task import RetrievalTask
-from maw_gym.tensor_files import fingerprint
-from maw_gym.training_checkpoints import Best, EpochCheckpoints, Progress
+from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress
+from maw_gym.files.tensor_files import fingerprint
+from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.tables.task import RetrievalTask
 
 REWARD: Final = "eval/reward"  # tag of the mean validation reward
 

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from maw_gym.depth_table import DepthTable, checked_blocks
 from maw_gym.errors import InputError
-from maw_gym.routing import DepthRouter
+from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.tables.depth_table import DepthTable, checked_blocks
 
 NETWORKS: Final = ("auto", "shared", "mlp")
 WIDTHS: Final = (512, 256, 128, 64)  # hidden widths, those of GRPO's actor

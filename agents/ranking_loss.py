@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maw_gym.ranking import TEMPERATURE
-from maw_gym.task import RetrievalTask
+from maw_gym.retrieval.ranking import TEMPERATURE
+from maw_gym.tables.task import RetrievalTask
 
 # Every depth's embedding of these many queries is held: 0.5 GB with 32 depths of 256 numbers.
 MOST_QUERIES: Final = 16_384

@@ -24,12 +24,12 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.fitting import FitSettings, Judge, fit, router_settings
 from agents.networks import new_router
 from agents.ranking_loss import RankingLoss, straight_through
-from maw_gym.attention import pooled_state
+from maw_gym.attention.depth_attention import pooled_state
 from maw_gym.corpora import QuerySet
 from maw_gym.errors import InputError
-from maw_gym.rewards import DEFAULT_WEIGHTS
-from maw_gym.routing import DepthRouter
-from maw_gym.task import RetrievalTask
+from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.tables.rewards import DEFAULT_WEIGHTS
+from maw_gym.tables.task import RetrievalTask
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maw_gym.attention import softmax_over_keys, split_heads
-from maw_gym.encoders import EncoderSettings, NonMAWEncoder, placed
+from maw_gym.attention.depth_attention import softmax_over_keys, split_heads
+from maw_gym.encoders.attention_encoders import EncoderSettings, NonMAWEncoder, placed
 
 HEAD_WIDTH = 32
 HEADS_AT_ONCE = 8

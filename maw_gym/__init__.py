@@ -1,14 +1,14 @@
 """maw_gym: a Gymnasium environment for learning which attention to use."""
 
 from maw_gym.corpora import load_collection  # registers pydocs with ir_datasets
-from maw_gym.depth_table import DepthTable
-from maw_gym.encoders import MAWEncoder, NonMAWEncoder
-from maw_gym.environment import GRPOEnvironment
+from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
+from maw_gym.envs.environment import GRPOEnvironment
+from maw_gym.envs.registration import register_environments
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.registration import register_environments
-from maw_gym.routed_encoder import RoutedEncoder
-from maw_gym.task import RetrievalTask, load_task
-from maw_gym.vector_environment import GRPOVectorEnvironment
+from maw_gym.routers.routed_encoder import RoutedEncoder
+from maw_gym.tables.depth_table import DepthTable
+from maw_gym.tables.task import RetrievalTask, load_task
 
 __all__ = [
     "DepthTable",

@@ -8,15 +8,15 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from maw_gym.cache import written_whole
 from maw_gym.errors import InputError
-from maw_gym.evaluation import best_fixed, reward_summary
-from maw_gym.significance import sign_flip_test
-from maw_gym.task import RetrievalTask
-from runners.comparison.tables import markdown, number, p_value
-from runners.online import open_task, train_online
-from runners.runs import Stopwatch, new_run, run_main, write_config, write_json
-from runners.settings import CommonSettings, OnlineSettings
+from maw_gym.files.cache import written_whole
+from maw_gym.retrieval.evaluation import best_fixed, reward_summary
+from maw_gym.retrieval.significance import sign_flip_test
+from maw_gym.tables.task import RetrievalTask
+from runners.experiments.online import open_task, train_online
+from runners.experiments.runs import Stopwatch, new_run, run_main, write_config, write_json
+from runners.experiments.settings import CommonSettings, OnlineSettings
+from runners.experiments.tables import markdown, number, p_value
 from runners.train_grpo import GRPOSettings
 
 VARIANTS: Final[dict[str, dict[str, Any]]] = {

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from maw_gym.corpora import load_collection
-from maw_gym.embedding import Embedder
-from maw_gym.encoder_files import untrained_embedder
-from maw_gym.encoders import MAWEncoder
+from maw_gym.encoders.attention_encoders import MAWEncoder
+from maw_gym.encoders.embedder import Embedder
+from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.text import padded
 from maw_gym.errors import InputError
-from maw_gym.task import resolve_device
-from maw_gym.text import padded
+from maw_gym.tables.task import resolve_device
 from runners.benchmarks.attention_rows import Problem, attention_rows, random_problem
 from runners.benchmarks.measuring import Row, machine
 from runners.benchmarks.profiles import profile_rows
@@ -32,7 +32,7 @@ from runners.benchmarks.stack import (
     table_rows,
     training_rows,
 )
-from runners.runs import run_main, write_json
+from runners.experiments.runs import run_main, write_json
 
 PARTS = ("attention", "table", "environment", "training", "profile")
 SHAPES = {"4 x 128": (4, 128), "64 x 24": (64, 24), "8 x 512": (8, 512)}

@@ -11,26 +11,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maw_gym.cache import content_key, written_whole
-from maw_gym.task import RetrievalTask, load_task, resolve_device
-from maw_gym.tensor_files import fingerprint
-from runners.comparison import tables
-from runners.comparison.analysis import Results, rows_of
-from runners.comparison.cells import Cell, Reference, kept_cell, slug
-from runners.comparison.fields import Field, blocks_of, checked_field, reference
-from runners.comparison.methods import METHODS
-from runners.comparison.pictures import draw_all
-from runners.comparison.running import Place, compute
-from runners.comparison.settings import CompareSettings
-from runners.comparison.writing import (
+from maw_gym.files.cache import content_key, written_whole
+from maw_gym.files.tensor_files import fingerprint
+from maw_gym.tables.task import RetrievalTask, load_task, resolve_device
+from runners.experiments import tables
+from runners.experiments.analysis import Results, rows_of
+from runners.experiments.cells import Cell, Reference, kept_cell, slug
+from runners.experiments.comparison_settings import CompareSettings
+from runners.experiments.fields import Field, blocks_of, checked_field, reference
+from runners.experiments.methods import METHODS
+from runners.experiments.pictures import draw_all
+from runners.experiments.running import Place, compute
+from runners.experiments.runs import new_run, run_main, write_config, write_json
+from runners.experiments.settings import OnlineSettings
+from runners.experiments.writing import (
     Outcome,
     join_runs,
     reading,
     report_text,
     write_per_query,
 )
-from runners.runs import new_run, run_main, write_config, write_json
-from runners.settings import OnlineSettings
 
 FORMAT = 1  # raise when what a cell holds changes
 

@@ -12,12 +12,12 @@ import tyro
 
 from maw_gym.corpora.splits import SPLITS
 from maw_gym.errors import InputError
-from maw_gym.rewards import DEFAULT_WEIGHTS
-from maw_gym.routed_encoder import ENCODER_FILE, RoutedEncoder
-from maw_gym.task import load_task
-from runners.report import encoder_rows, judge, ordered, static_rows, table_text
-from runners.runs import Stopwatch, run_main, write_json
-from runners.settings import CommonSettings
+from maw_gym.routers.routed_encoder import ENCODER_FILE, RoutedEncoder
+from maw_gym.tables.rewards import DEFAULT_WEIGHTS
+from maw_gym.tables.task import load_task
+from runners.experiments.report import encoder_rows, judge, ordered, static_rows, table_text
+from runners.experiments.runs import Stopwatch, run_main, write_json
+from runners.experiments.settings import CommonSettings
 
 
 @dataclass(frozen=True)

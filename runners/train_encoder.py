@@ -7,14 +7,14 @@ import torch
 import tyro
 
 from maw_gym.corpora import load_collection
-from maw_gym.encoder_files import save_embedder, untrained_embedder
-from maw_gym.encoder_selection import trained_embedder
-from maw_gym.encoder_training import TrainingSettings
-from maw_gym.encoders import EncoderSettings
-from maw_gym.task import RetrievalTask, resolve_device
-from runners.report import MEASURES, Row, encoder_rows, static_rows, table_text
-from runners.runs import Stopwatch, new_run, run_main, write_config, write_json
-from runners.settings import CommonSettings
+from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
+from maw_gym.encoders.training.selection import trained_embedder
+from maw_gym.encoders.training.stages import TrainingSettings
+from maw_gym.tables.task import RetrievalTask, resolve_device
+from runners.experiments.report import MEASURES, Row, encoder_rows, static_rows, table_text
+from runners.experiments.runs import Stopwatch, new_run, run_main, write_config, write_json
+from runners.experiments.settings import CommonSettings
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.grpo import GRPO
 from agents.grpo.policies import GRPOPolicyNetwork
-from runners.runs import run_main
-from runners.settings import OnlineSettings
-from runners.training import run_online
+from runners.experiments.runs import run_main
+from runners.experiments.settings import OnlineSettings
+from runners.experiments.training import run_online
 
 
 @dataclass(frozen=True)

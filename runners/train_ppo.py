@@ -8,9 +8,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.grpo.policies import GRPOPolicyNetwork
 from agents.ppo import PPOSettings, make_ppo
-from runners.runs import run_main
-from runners.settings import OnlineSettings
-from runners.training import run_online
+from runners.experiments.runs import run_main
+from runners.experiments.settings import OnlineSettings
+from runners.experiments.training import run_online
 
 
 @dataclass(frozen=True)

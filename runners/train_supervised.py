@@ -13,14 +13,14 @@ from agents.baselines import train_full_information
 from agents.fitting import FitSettings
 from agents.supervised import LABELS, SupervisedSettings, train_supervised
 from maw_gym.errors import InputError
-from maw_gym.evaluation import best_fixed, reward_summary
-from maw_gym.routing import DepthRouter
-from maw_gym.task import RetrievalTask
-from maw_gym.training_checkpoints import forget_checkpoints, stage_file
-from runners.online import Trained
-from runners.runs import run_main
-from runners.settings import CommonSettings
-from runners.training import train_and_report
+from maw_gym.files.epoch_checkpoints import forget_checkpoints, stage_file
+from maw_gym.retrieval.evaluation import best_fixed, reward_summary
+from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.tables.task import RetrievalTask
+from runners.experiments.online import Trained
+from runners.experiments.runs import run_main
+from runners.experiments.settings import CommonSettings
+from runners.experiments.training import train_and_report
 
 ROUTER: Final = "router.safetensors"
 

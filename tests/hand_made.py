@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from maw_gym.depth_table import DepthTable
+from maw_gym.tables.depth_table import DepthTable
 
 APPLE, BERRY, CHERRY = "fruit/apple", "fruit/berry", "fruit/cherry"
 

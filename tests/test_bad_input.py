@@ -21,16 +21,16 @@ from hand_made import TABLE
 
 import maw_gym
 from maw_gym.corpora import load_collection
-from maw_gym.encoder_files import load_embedder, save_embedder, untrained_embedder
-from maw_gym.encoders import EncoderSettings
-from maw_gym.environment import GRPOEnvironment
+from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
+from maw_gym.envs.environment import GRPOEnvironment
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.rewards import attention_entropy, check_weights
-from maw_gym.routing import load_router
-from maw_gym.task import load_task
-from maw_gym.tensor_files import write_tensors
-from maw_gym.vector_environment import GRPOVectorEnvironment
-from runners.runs import run_main
+from maw_gym.files.tensor_files import write_tensors
+from maw_gym.routers.depth_router import load_router
+from maw_gym.tables.rewards import attention_entropy, check_weights
+from maw_gym.tables.task import load_task
+from runners.experiments.runs import run_main
 from runners.train_grpo import GRPOSettings
 
 assert maw_gym.__name__ == "maw_gym"  # imported for its registration

@@ -8,13 +8,13 @@ from hand_made import random_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maw_gym.attention import pooled_state
-from maw_gym.encoders import EncoderSettings, MAWEncoder
-from maw_gym.environment import GRPOEnvironment
+from maw_gym.attention.depth_attention import pooled_state
+from maw_gym.attention.pooling import pooling_matrix
+from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder
+from maw_gym.envs.environment import GRPOEnvironment
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.pooling import pooling_matrix
-from maw_gym.rewards import attention_entropy, attention_focus, blend
-from maw_gym.vector_environment import GRPOVectorEnvironment
+from maw_gym.tables.rewards import attention_entropy, attention_focus, blend
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 

@@ -19,11 +19,11 @@ from typing import Any, Final, NamedTuple
 
 from ir_datasets.formats import GenericDoc, GenericQuery
 
-from maw_gym.cache import cache_home, content_key, one_builder, written_whole
 from maw_gym.corpora import docstrings
 from maw_gym.corpora.docstrings import Docstring
 from maw_gym.corpora.near_duplicates import near_duplicates
 from maw_gym.corpora.splits import ENDS, SPLITS, fraction, normalised, side
+from maw_gym.files.cache import cache_home, content_key, one_builder, written_whole
 
 logger = logging.getLogger(__name__)
 

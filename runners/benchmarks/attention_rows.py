@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize, scaled_dot_product_attention
 
-from maw_gym.attention import (
+from maw_gym.attention.depth_attention import (
     block_statistics,
     depth_attention,
     depth_statistics,

@@ -8,11 +8,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from maw_gym.corpora import Collection
-from maw_gym.embedding import Embedder
-from maw_gym.encoder_training import TrainingSettings, batch_loss
-from maw_gym.ranking import alignment_of_depths
-from maw_gym.task import RetrievalTask
-from maw_gym.training_pairs import pairs_of
+from maw_gym.encoders.embedder import Embedder
+from maw_gym.encoders.training.pairs import pairs_of
+from maw_gym.encoders.training.stages import TrainingSettings, batch_loss
+from maw_gym.retrieval.ranking import alignment_of_depths
+from maw_gym.tables.task import RetrievalTask
 from runners.benchmarks.measuring import Row, quiet_library, row, synchronize
 from runners.benchmarks.stack import empty_cache
 

@@ -16,13 +16,13 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.grpo import GRPO
 from agents.ppo import PPOSettings, make_ppo
-from agents.sb3_vec_env import to_sb3
+from agents.sb3.vec_env import to_sb3
 from maw_gym.corpora import Collection
 from maw_gym.corpora.records import QuerySet
-from maw_gym.depth_table import DepthTable
-from maw_gym.embedding import Embedder
-from maw_gym.task import RetrievalTask
-from maw_gym.vector_environment import GRPOVectorEnvironment
+from maw_gym.encoders.embedder import Embedder
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
+from maw_gym.tables.depth_table import DepthTable
+from maw_gym.tables.task import RetrievalTask
 from runners.benchmarks.measuring import Row, interleaved, row
 
 SYNTHETIC_TOKENS = 24

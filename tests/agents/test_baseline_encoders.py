@@ -14,15 +14,15 @@ from agents.baseline_encoders import (
     widened,
 )
 from agents.wide_encoder import WideEncoder, wide_settings
-from maw_gym import encoder_training
 from maw_gym.corpora import Collection
-from maw_gym.corpora.candidates import bm25_rankings
-from maw_gym.encoder_files import untrained_embedder
-from maw_gym.encoder_training import TrainingSettings
-from maw_gym.encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
+from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
+from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.text import padded
+from maw_gym.encoders.training import stages as encoder_training
+from maw_gym.encoders.training.stages import TrainingSettings
 from maw_gym.errors import InputError
-from maw_gym.task import RetrievalTask
-from maw_gym.text import padded
+from maw_gym.retrieval.candidates import bm25_rankings
+from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
 SHAPE = EncoderSettings(depths=DEPTHS)

@@ -20,14 +20,14 @@ from agents.baselines import (
     static_router,
     train_full_information,
 )
-from maw_gym.clusters import cluster, contents, nearest
 from maw_gym.corpora import Collection
-from maw_gym.encoder_files import untrained_embedder
-from maw_gym.encoders import EncoderSettings
+from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.clusters import cluster, contents, nearest
+from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.errors import InputError
-from maw_gym.evaluation import reward_summary
-from maw_gym.routing import DepthRouter, load_router, save_router
-from maw_gym.task import RetrievalTask
+from maw_gym.retrieval.evaluation import reward_summary
+from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
+from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
 SHAPE = EncoderSettings(depths=DEPTHS)

@@ -12,9 +12,9 @@ from stable_baselines3 import PPO
 from torch import nn
 
 from agents import GRPO, GRPOPolicyNetwork, GRPORouter, router_from_model
-from agents.sb3_vec_env import to_sb3
+from agents.sb3.vec_env import to_sb3
 from maw_gym.errors import InputError
-from maw_gym.routing import DepthRouter, load_router, save_router
+from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
 
 ABOUT = {"learner": "GRPO", "seed": 7}
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.grpo import GRPO, GRPOPolicyNetwork
-from agents.sb3_vec_env import to_sb3
+from agents.sb3.vec_env import to_sb3
 
 SMALL = {"features_extractor_kwargs": {"widths": (32,)}, "net_arch": [16]}
 GROUPED = ["group", "group_mean"]

@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
 from agents.grpo import GRPO, GRPOPolicyNetwork, StateEncoder
-from agents.sb3_vec_env import to_sb3
+from agents.sb3.vec_env import to_sb3
 
 LN2 = 0.6931472
 KL = 0.1438410  # of (1/2, 1/2) to (1/4, 3/4): 1/2 ln(4/3)

@@ -4,10 +4,10 @@ import torch
 
 from agents import GRPO, router_from_model
 from agents.networks import check_network, is_shared, new_router, standardisation
-from agents.sb3_vec_env import to_sb3
-from maw_gym.depth_table import DepthTable
+from agents.sb3.vec_env import to_sb3
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.vector_environment import GRPOVectorEnvironment
+from maw_gym.tables.depth_table import DepthTable
 
 QUERIES, DEPTHS = 20, 5
 

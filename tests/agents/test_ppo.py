@@ -15,10 +15,10 @@ from agents.export import router_from_model
 from agents.grpo import GRPO, GRPOPolicyNetwork
 from agents.networks import standardisation
 from agents.ppo import PPOSettings, make_ppo
-from agents.sb3_vec_env import to_sb3
-from maw_gym.environment import GRPOEnvironment
+from agents.sb3.vec_env import to_sb3
+from maw_gym.envs.environment import GRPOEnvironment
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.vector_environment import GRPOVectorEnvironment
 
 
 def bandit_ppo(**kwargs: Any) -> PPO:

@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, is_vecenv_wrapped
 
-from agents.sb3_vec_env import SB3VecEnv, to_sb3
+from agents.sb3.vec_env import SB3VecEnv, to_sb3
 
 
 def sync(num_envs: int = 3, **kwargs: Any) -> SyncVectorEnv:

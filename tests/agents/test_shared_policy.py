@@ -11,8 +11,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents import GRPO, SharedPolicyNetwork, router_from_model
 from agents.grpo.networks import ActionHead, MeanHead, SharedEncoder
-from agents.sb3_vec_env import to_sb3
-from maw_gym.routing import depth_features
+from agents.sb3.vec_env import to_sb3
+from maw_gym.routers.depth_router import depth_features
 
 BOX = spaces.Box(-1, 1, (4,), np.float32)
 

@@ -20,13 +20,13 @@ from agents.supervised import (
     train_supervised,
 )
 from maw_gym.corpora import QuerySet
-from maw_gym.encoder_files import untrained_embedder
-from maw_gym.encoders import EncoderSettings
+from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.text import padded
 from maw_gym.errors import InputError
-from maw_gym.routing import DepthRouter, load_router, save_router
-from maw_gym.task import RetrievalTask
-from maw_gym.tensor_files import fingerprint
-from maw_gym.text import padded
+from maw_gym.files.tensor_files import fingerprint
+from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
+from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
 

@@ -254,7 +254,7 @@ SCORE = """
 import json, sys
 import ir_measures
 from maw_gym.corpora import QuerySet, load_collection
-from maw_gym.corpora.candidates import bm25_rankings
+from maw_gym.retrieval.candidates import bm25_rankings
 collection = load_collection(NAME)
 splits = collection.splits.values()
 queries = QuerySet(*(sum((split[field] for split in splits), ()) for field in range(3)))

@@ -21,11 +21,11 @@ from hand_made import random_table
 from stable_baselines3.common.logger import Logger
 
 from agents.grpo import GRPO
-from agents.sb3_vec_env import to_sb3
-from maw_gym.vector_environment import GRPOVectorEnvironment
-from runners.callbacks import SyncedTensorBoard
-from runners.checkpoints import write_checkpoint
-from runners.training_state import training_state
+from agents.sb3.callbacks import SyncedTensorBoard
+from agents.sb3.run_checkpoints import write_checkpoint
+from agents.sb3.training_state import training_state
+from agents.sb3.vec_env import to_sb3
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 
 ENVS = 64
 TRAINING = 1024  # steps of a training

@@ -15,7 +15,7 @@ from tiny_collection import PAIRS
 from maw_gym.corpora import load_collection
 from maw_gym.errors import InputError
 from runners.compare import main
-from runners.comparison.settings import CompareSettings
+from runners.experiments.comparison_settings import CompareSettings
 
 METHODS = ["bm25", "non-maw-zero-shot", "random", "best-fixed-reward", "cluster", "supervised-rule",
            "supervised-oracle", "ppo", "grpo", "oracle"]  # fmt: skip

@@ -8,13 +8,13 @@ import pytest
 from maw_gym.corpora import Collection, QuerySet
 from maw_gym.errors import InputError
 from runners.compare import command_of
-from runners.comparison.analysis import NAMES, Results, compared, rows_of, t_interval
-from runners.comparison.cells import Cell, Reference, kept_cell, slug
-from runners.comparison.fields import shared_documents
-from runners.comparison.methods import METHODS
-from runners.comparison.settings import CompareSettings
-from runners.comparison.tables import markdown, p_value, percent
-from runners.comparison.writing import join_runs
+from runners.experiments.analysis import NAMES, Results, compared, rows_of, t_interval
+from runners.experiments.cells import Cell, Reference, kept_cell, slug
+from runners.experiments.comparison_settings import CompareSettings
+from runners.experiments.fields import shared_documents
+from runners.experiments.methods import METHODS
+from runners.experiments.tables import markdown, p_value, percent
+from runners.experiments.writing import join_runs
 
 
 def cell(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from agents.grpo import losses
-from runners.checkpoints import latest_checkpoint
-from runners.runs import run_main
+from agents.sb3.run_checkpoints import latest_checkpoint
+from runners.experiments.runs import run_main
 
 # SB3 silences this one when it is imported, which pytest undoes.
 pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")

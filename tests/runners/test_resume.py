@@ -8,13 +8,13 @@ import pytest
 import torch
 from killing import command, differences, kill_until_done, killed, run, scalars
 
-from maw_gym.tensor_files import write_tensors
-from runners.checkpoints import (
+from agents.sb3.run_checkpoints import (
     checkpoint_files,
     forget_checkpoints,
     latest_checkpoint,
     write_checkpoint,
 )
+from maw_gym.files.tensor_files import write_tensors
 
 Arguments = list[object]
 

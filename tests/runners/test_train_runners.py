@@ -14,15 +14,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.grpo import GRPO
 from agents.ppo import make_ppo
-from maw_gym.environment import GRPOEnvironment
+from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.errors import InputError
-from maw_gym.routed_encoder import RoutedEncoder
-from maw_gym.task import load_task
+from maw_gym.routers.routed_encoder import RoutedEncoder
+from maw_gym.tables.task import load_task
 from runners import evaluate
 from runners.evaluate import EvaluateSettings
-from runners.online import Trained, train_online
-from runners.report import judge
-from runners.settings import OnlineSettings
+from runners.experiments.online import Trained, train_online
+from runners.experiments.report import judge
+from runners.experiments.settings import OnlineSettings
 from runners.train_grpo import GRPOSettings
 from runners.train_ppo import PPORunSettings
 from runners.train_supervised import SupervisedRunSettings, label_sentence

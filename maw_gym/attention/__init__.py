@@ -1,0 +1,1 @@
+"""Depth attention, its statistics without the 5D tensor, and pooling."""

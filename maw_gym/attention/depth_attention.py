@@ -1,0 +1,278 @@
+"""The 5D multi-attention-weight tensor, and its statistics without the tensor.
+
+Notation: B batch, H heads, S tokens, D depths, h hidden width, e head width, n <= S the number of
+real tokens of one text. All functions are pure and run on any device; masks are True on tokens.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from maw_gym.attention.pooling import POOLED, pooling_matrix
+from maw_gym.attention.statistics_cpu import cached_statistics
+from maw_gym.errors import InputError
+
+KERNELS = ("auto", "exact", "torch", "triton")
+
+
+class DepthStatistics(NamedTuple):
+    """What an environment and a ranker need to know of all D attention matrices of each text.
+
+    Attributes:
+        state: (B, 64 H), mean attention over depth, pooled to 8 x 8 per head, of unit length.
+        entropy: (B, D) in [0, 1], see `row_entropy`.
+        focus: (B, D) in [0, 1], see `row_focus`.
+        embeddings: (B, D, h), the text's embedding through each depth, of unit length.
+    """
+
+    state: Tensor
+    entropy: Tensor
+    focus: Tensor
+    embeddings: Tensor
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, S, H e) to (B, H, S, e)."""
+    batch, length, width = x.shape
+    return x.view(batch, length, heads, width // heads).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, S, e) to (B, S, H e)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over keys of the scaled dot products, padded keys left out.
+
+    Args:
+        query: (B, ..., S, e).
+        key: (B, ..., S, e).
+        mask: (B, S) bool.
+
+    Returns:
+        (B, ..., S, S). Rows sum to 1 over the real keys; a text without tokens has rows of 0.
+    """
+    weights = softmax_over_keys(query, key, mask)
+    return weights * _keys(mask, weights.ndim)
+
+
+def softmax_over_keys(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """`attention_weights` in fewer passes over the scores.
+
+    It differs in texts without tokens alone, whose rows are uniform: enough where what follows
+    gives such texts no weight.
+    """
+    # In place, since no gradient needs the scores; that of a filled score is 0 with its weight.
+    scores = (query @ key.transpose(-1, -2)).div_(math.sqrt(query.shape[-1]))
+    with torch.no_grad():
+        # A finite floor: rows of a text without tokens are 0 / 0 with -inf, and poison gradients.
+        scores.masked_fill_(~_keys(mask, scores.ndim), torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1)
+
+
+def _keys(mask: Tensor, dimensions: int) -> Tensor:
+    """(B, S) to (B, 1, ..., S)."""
+    return mask.view(mask.shape[0], *(1,) * (dimensions - 2), mask.shape[1])
+
+
+def depth_attention(
+    x: Tensor, mask: Tensor, query_weight: Tensor, key_weight: Tensor, heads: int
+) -> Tensor:
+    """The 5D tensor of SEED.md: for every depth the softmax over KEYS of ``Q_d K_d^T / sqrt(e)``.
+
+    Args:
+        x: (B, S, h), the attention's input.
+        mask: (B, S) bool.
+        query_weight: (D h, h), a Linear's weight; rows d h .. (d + 1) h belong to depth d.
+        key_weight: (D h, h), likewise.
+        heads: H.
+
+    Returns:
+        (B, H, S, S, D): query token, key token, depth. The reference for everything faster.
+    """
+    batch, length, width = x.shape
+    depths = query_weight.shape[0] // width
+    # (B, S, D h) -> (B, S, D, H, e) -> (B, H, D, S, e)
+    shape = (batch, length, depths, heads, width // heads)
+    query = (x @ query_weight.T).view(shape).permute(0, 3, 2, 1, 4)
+    key = (x @ key_weight.T).view(shape).permute(0, 3, 2, 1, 4)
+    # (B, H, D, S, S) -> (B, H, S, S, D)
+    return attention_weights(query, key, mask).permute(0, 1, 3, 4, 2)
+
+
+def row_entropy(weights: Tensor, mask: Tensor) -> Tensor:
+    """Shannon entropy of the real rows over log n, mean over rows and heads.
+
+    Args:
+        weights: (B, H, ..., S, S) with rows over the last axis.
+        mask: (B, S) bool.
+
+    Returns:
+        (B, ...) in [0, 1]; 0 for texts of fewer than two tokens.
+    """
+    # The smallest number keeps the gradient finite at 0, where xlogy's is not.
+    tiny = torch.finfo(weights.dtype).tiny
+    entropy = -(weights * weights.clamp(min=tiny).log()).sum(-1)  # (B, H, ..., S)
+    lengths = mask.sum(-1)
+    scale = lengths.clamp(min=2).log().reciprocal()
+    mean = _mean_of_rows(entropy, mask)
+    return (mean * scale.view(-1, *(1,) * (mean.ndim - 1))).clamp(0, 1)
+
+
+def row_focus(weights: Tensor, mask: Tensor) -> Tensor:
+    """Largest weight of the real rows, mean over rows and heads.
+
+    This is a head's "confidence" of Voita et al., ACL 2019 (arXiv:1905.09418), section 4.
+
+    Args:
+        weights: (B, H, ..., S, S) with rows over the last axis.
+        mask: (B, S) bool.
+
+    Returns:
+        (B, ...) in [0, 1]; 1 for a text of one token, 0 for a text without tokens.
+    """
+    return _mean_of_rows(weights.amax(-1), mask).clamp(0, 1)
+
+
+def _mean_of_rows(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, H, ..., S) to (B, ...): mean over heads and real rows; 0 where there is no real row."""
+    rows = mask.view(mask.shape[0], *(1,) * (values.ndim - 2), mask.shape[1])
+    count = mask.sum(-1).clamp(min=1).view(-1, *(1,) * (values.ndim - 3))
+    return (values * rows).sum(-1).mean(1) / count
+
+
+def pooled_state(mean_attention: Tensor, mask: Tensor) -> Tensor:
+    """The observation block `attention`: (B, H, S, S) to (B, 64 H), pooled and of unit length."""
+    pool = pooling_matrix(mask, mean_attention.dtype)[:, None]  # (B, 1, 8, S)
+    state = (pool @ mean_attention @ pool.transpose(-1, -2)).flatten(1)
+    return torch.nn.functional.normalize(state, dim=-1)
+
+
+def depth_statistics(
+    x: Tensor,
+    mask: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    value: Tensor,
+    pooling: Tensor,
+    kernel: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The statistics of every depth's attention; the 5D tensor is never held.
+
+    An embedding is a pooled sum over tokens, so of the product with V only its pooled row is ever
+    needed: ``pooling^T A_d V`` is a vector times V, not a matrix. Three ways compute the same:
+    where gradients are wanted, blocks of depths that are computed again in the backward pass;
+    on the CPU, blocks that stay in its cache; on CUDA, a fused Triton kernel with bfloat16
+    operands.
+
+    Args:
+        x: (B, S, h), the attention's input; padding is never read.
+        mask: (B, S) bool, real tokens first.
+        query_weight: (D h, h), see `depth_attention`.
+        key_weight: (D h, h).
+        value: (B, H, S, e).
+        pooling: (B, S), weights of the tokens in the embedding; 0 on padding.
+        kernel: "auto" chooses as above; "exact" too, but with float32 operands on CUDA; "torch"
+            leaves the fast paths out; "triton" insists on the fused kernel.
+
+    Returns:
+        state (B, 64 H), entropy (B, D), focus (B, D), and the pooled attention output before the
+        output projection (B, D, H e).
+
+    Raises:
+        InputError: `kernel` is unknown, or is "triton" where gradients are wanted.
+    """
+    if kernel not in KERNELS:
+        raise InputError(f"unknown kernel {kernel!r}; choose one of {', '.join(KERNELS)}")
+    inputs = (x, mask, query_weight, key_weight, value, pooling)
+    gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    if gradients and kernel == "triton":
+        raise InputError("the Triton kernel has no gradients; use kernel='auto' or torch.no_grad()")
+    fast = kernel in ("auto", "exact") and not gradients
+    if kernel == "triton" or (fast and x.is_cuda):
+        from maw_gym.attention.statistics_cuda import (
+            fused_statistics,  # CPU torch does not bring triton
+        )
+
+        return fused_statistics(
+            *inputs, dtype=torch.float32 if kernel == "exact" else torch.bfloat16
+        )
+    if fast and x.device.type == "cpu":
+        return cached_statistics(*inputs)
+    return blocked_statistics(*inputs, recompute=gradients)
+
+
+def blocked_statistics(
+    x: Tensor,
+    mask: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    value: Tensor,
+    pooling: Tensor,
+    *,
+    recompute: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The statistics in plain torch, one block of depths at a time; see `depth_statistics`.
+
+    Args:
+        x: as in `depth_statistics`, like the following.
+        mask: (B, S) bool.
+        query_weight: (D h, h).
+        key_weight: (D h, h).
+        value: (B, H, S, e).
+        pooling: (B, S).
+        recompute: compute each block again in the backward pass instead of storing its scores.
+
+    Returns:
+        As `depth_statistics`.
+    """
+    batch, heads, length, _ = value.shape
+    width = x.shape[-1]
+    depths = query_weight.shape[0] // width
+    # Blocks of depths bound the scores to some 2^22 numbers (16 MB), whatever D is.
+    block = max(1, min(depths, (1 << 22) // max(1, batch * heads * length * length)))
+    total = x.new_zeros(batch, heads, POOLED, POOLED)
+    parts = []
+    for start in range(0, depths, block):
+        rows = slice(start * width, min(start + block, depths) * width)
+        arguments = (x, mask, query_weight[rows], key_weight[rows], value, pooling)
+        if recompute:
+            result = checkpoint(
+                block_statistics, *arguments, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            result = block_statistics(*arguments)
+        total = total + result[0]
+        parts.append(result[1:])
+    entropy, focus, pooled = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    return torch.nn.functional.normalize(total.flatten(1), dim=-1), entropy, focus, pooled
+
+
+def block_statistics(
+    x: Tensor,
+    mask: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    value: Tensor,
+    pooling: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pooled attention summed over the block's d depths (B, H, 8, 8), and the rest as returned."""
+    batch, heads, length, _ = value.shape
+    width = x.shape[-1]
+    x = x.masked_fill(~mask[..., None], 0)
+    value = value.masked_fill(~mask[:, None, :, None], 0)
+    shape = (batch, length, -1, heads, width // heads)
+    # (B, S, d h) -> (B, S, d, H, e) -> (B, H, d, S, e)
+    query = (x @ query_weight.T).view(shape).permute(0, 3, 2, 1, 4)
+    key = (x @ key_weight.T).view(shape).permute(0, 3, 2, 1, 4)
+    weights = attention_weights(query, key, mask)  # (B, H, d, S, S)
+    pool = pooling_matrix(mask, x.dtype)[:, None]  # (B, 1, 8, S)
+    total = pool @ weights.sum(2) @ pool.transpose(-1, -2)  # (B, H, 8, 8)
+    # (B, 1, 1, 1, S) @ (B, H, d, S, S) -> (B, H, d, S) @ (B, H, S, e) -> (B, d, H e)
+    row = (pooling[:, None, None, None] @ weights).squeeze(-2)
+    pooled = (row @ value).transpose(1, 2).flatten(2)
+    return total, row_entropy(weights, mask), row_focus(weights, mask), pooled

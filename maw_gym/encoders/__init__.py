@@ -1,0 +1,1 @@
+"""Text encoders, attention encoders over them, and both on disk."""

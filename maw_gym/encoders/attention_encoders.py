@@ -1,0 +1,310 @@
+"""NonMAWEncoder and MAWEncoder: hidden states in, text embeddings out.
+
+Both add one attention to the residual stream and pool the tokens. LayerNorm acts on the attention's
+input only: the norms of static token embeddings carry meaning, which a normalised residual loses.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maw_gym.attention.depth_attention import (
+    DepthStatistics,
+    depth_attention,
+    depth_statistics,
+    merge_heads,
+    softmax_over_keys,
+    split_heads,
+)
+from maw_gym.errors import InputError
+
+UNTRAINED_SCALE = -0.6  # untrained tokens attend to what they are not; positive is worse
+UNTRAINED_NOISE = 0.01
+TEMPERATURE_RANGE = 8.0  # untrained depths run from temperature 1/8 to 8
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """The shape of an encoder; stored in its file.
+
+    Attributes:
+        hidden: h, width of the hidden states.
+        heads: H, number of attention heads.
+        head_width: e, width of a head; h / H where it is None.
+        depths: D, number of alternative attention matrices per head; 0 is a NON-MAW encoder.
+        vocabulary: number of token ids, each with a pooling weight.
+    """
+
+    hidden: int = 256
+    heads: int = 8
+    head_width: int | None = None
+    depths: int = 32
+    vocabulary: int = 32_000
+
+    def __post_init__(self) -> None:
+        least = {"hidden": 1, "heads": 1, "head_width": 1, "depths": 0, "vocabulary": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if name == "head_width" and value is None:
+                continue
+            if type(value) is not int or value < smallest:
+                raise InputError(
+                    f"{name} must be a whole number of at least {smallest}, got {value!r}"
+                )
+        if self.head_width is None and self.hidden % self.heads:
+            raise InputError(
+                f"hidden width {self.hidden} is not divisible by {self.heads} heads;"
+                " give head_width"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return asdict(self)
+
+
+class NonMAWEncoder(nn.Module):
+    """Standard attention over hidden states: ``x + softmax(Q K^T / sqrt(e)) V W_o``, then pooling.
+
+    A text's embedding is the average of its tokens with weights softmax(`token_weight`) over the
+    real tokens, scaled to unit length; a text without tokens has the zero vector.
+
+    Args:
+        settings: shapes; `settings.depths` is not used here.
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        hidden, heads = settings.hidden, settings.heads
+        inner = heads * (settings.head_width or hidden // heads)
+        self.heads = heads
+        self.norm = nn.LayerNorm(hidden)
+        self.query_proj = nn.Linear(hidden, inner, bias=False)
+        self.key_proj = nn.Linear(hidden, inner, bias=False)
+        self.value_proj = nn.Linear(hidden, inner, bias=False)
+        self.out_proj = nn.Linear(inner, hidden, bias=False)
+        self.token_weight = nn.Parameter(torch.zeros(settings.vocabulary))
+        with torch.no_grad():
+            for projection in (self.query_proj, self.key_proj, self.value_proj, self.out_proj):
+                nn.init.eye_(projection.weight)
+            self.query_proj.weight.mul_(UNTRAINED_SCALE)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Contextual states (B, S, h) of hidden states (B, S, h) under mask (B, S)."""
+        weights, value = self._standard(self.norm(hidden), mask, None)
+        return hidden + self.out_proj(merge_heads(_masked(weights, mask) @ value))
+
+    def _standard(self, x: Tensor, mask: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention (B, H, S, S) and V (B, H, S, e) of the standard path."""
+        weights = self._weights(self.query_proj(x), self.key_proj(x), mask, place)
+        return weights, self._value(x, place)
+
+    def _weights(self, query: Tensor, key: Tensor, mask: Tensor, place: Tensor | None) -> Tensor:
+        # The embedding gives a text without tokens no weight, so its rows need not be 0.
+        query, key = (split_heads(placed(y, place), self.heads) for y in (query, key))
+        return softmax_over_keys(query, key, mask)
+
+    def _value(self, x: Tensor, place: Tensor | None) -> Tensor:
+        return split_heads(placed(self.value_proj(x), place), self.heads)
+
+    def pooling(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Weights (B, S) of the tokens in the embedding: they sum to 1, or are 0 without tokens."""
+        logits = self.token_weight[ids].masked_fill(~mask, torch.finfo(torch.float32).min)
+        return logits.softmax(-1) * mask
+
+    def embed(
+        self, ids: Tensor, hidden: Tensor, mask: Tensor, place: Tensor | None = None
+    ) -> Tensor:
+        """Embeddings (B, h) of unit length through the standard attention.
+
+        Args:
+            ids: (B, S) int64.
+            hidden: (B, S, h); or (U, h), the states of the U different tokens of the batch, where a
+                token's state depends on nothing but its id. Then the projections are computed once
+                per token, not once per occurrence.
+            mask: (B, S) bool.
+            place: (B, S) int64, the row of each token in a `hidden` of shape (U, h).
+        """
+        weights, value = self._standard(self.norm(hidden), mask, place)
+        return self._pooled(ids, hidden, mask, weights, value, place)
+
+    def _pooled(
+        self,
+        ids: Tensor,
+        hidden: Tensor,
+        mask: Tensor,
+        weights: Tensor,
+        value: Tensor,
+        place: Tensor | None,
+    ) -> Tensor:
+        """The pooled states of unit length, from attention (B, H, S, S) and V (B, H, S, e).
+
+        Pooling and projection are linear, so the sum over query tokens comes first: a row of
+        weights per head takes the place of the product of A and V.
+        """
+        pooling = self.pooling(ids, mask)
+        row = pooling[:, None, None] @ weights  # (B, H, 1, S)
+        attended = self.out_proj((row @ value).flatten(1))  # (B, H, 1, e) -> (B, H e) -> (B, h)
+        residual = (pooling[:, None] @ placed(hidden, place)).squeeze(1)
+        return nn.functional.normalize(residual + attended, dim=-1)
+
+
+def _masked(weights: Tensor, mask: Tensor) -> Tensor:
+    """Attention (B, H, S, S) whose rows are 0 in a text without tokens."""
+    return weights * mask[:, None, None]
+
+
+def placed(rows: Tensor, place: Tensor | None) -> Tensor:
+    """Rows (U, w) of tokens at their places (B, S) in the texts: (B, S, w)."""
+    return rows if place is None else nn.functional.embedding(place, rows)
+
+
+class MAWEncoder(NonMAWEncoder):
+    """D alternative attentions beside the standard one; V and the output projection are shared.
+
+    Documents take the standard path, queries one of the D depths: one document index serves every
+    depth. Depths are ordered from focused (0) to broad (D - 1). Untrained, depth d is the standard
+    attention at temperature ``8^(2 d / (D - 1) - 1)`` plus noise.
+
+    Args:
+        settings: shapes, `depths` at least 1 and heads of width h / H.
+
+    Attributes:
+        centroids: (K, h) unit vectors, the k-means centroids of the training queries that the
+            depths were specialised on; K = 0 in an encoder without them.
+    """
+
+    centroids: Tensor
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        if settings.depths < 1:
+            raise InputError(f"a MAWEncoder needs at least 1 depth, got {settings.depths}")
+        if settings.head_width and settings.head_width * settings.heads != settings.hidden:
+            raise InputError(
+                f"a MAWEncoder has heads of width hidden / heads, got head_width"
+                f" {settings.head_width}; wider heads are for NonMAWEncoder"
+            )
+        super().__init__(settings)
+        hidden, depths = settings.hidden, settings.depths
+        self.depth_query_proj = nn.Linear(hidden, hidden * depths, bias=False)
+        self.depth_key_proj = nn.Linear(hidden, hidden * depths, bias=False)
+        self.register_buffer("centroids", torch.zeros(0, hidden))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            # A single depth is the standard attention itself.
+            exponent = torch.linspace(-1, 1, depths) if depths > 1 else torch.zeros(1)
+            temperature = TEMPERATURE_RANGE**exponent
+            for projection, standard in self._depth_and_standard():
+                shape = (depths, hidden, hidden)
+                noise = torch.randn(shape, generator=generator) * UNTRAINED_NOISE
+                scale = temperature.rsqrt()[:, None, None]
+                projection.weight.copy_((standard.weight * scale + noise).flatten(0, 1))
+
+    def _depth_and_standard(self) -> tuple[tuple[nn.Linear, nn.Linear], ...]:
+        return (
+            (self.depth_query_proj, self.query_proj),
+            (self.depth_key_proj, self.key_proj),
+        )
+
+    @property
+    def depths(self) -> int:
+        """D, the number of depths."""
+        return self.settings.depths
+
+    def forward(self, hidden: Tensor, mask: Tensor, depth: Tensor | None = None) -> Tensor:
+        """Contextual states (B, S, h) of hidden states (B, S, h).
+
+        Args:
+            hidden: (B, S, h).
+            mask: (B, S) bool.
+            depth: (B,) int64 in [0, D), one per text; None is the standard path. One attention is
+                computed either way.
+        """
+        if depth is None:
+            return super().forward(hidden, mask)
+        x = self.norm(hidden)
+        weights = self._weights(*self._depth_projections(x, depth), mask, None)
+        value = self._value(x, None)
+        return hidden + self.out_proj(merge_heads(_masked(weights, mask) @ value))
+
+    def _depth_projections(self, x: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """Q and K (B, S, h) of x (B, S, h), each text through its own depth (B,)."""
+        order = depth.argsort(stable=True)
+        used, counts = depth.unique(return_counts=True)
+        groups = x[order].split(counts.tolist())
+        back = order.argsort()
+        found = []
+        for projection in (self.depth_query_proj, self.depth_key_proj):
+            # unbind, not slices: the gradient of a slice is a zeroed copy of all D blocks.
+            blocks = projection.weight.view(self.depths, -1, x.shape[-1]).unbind(0)
+            parts = [texts @ blocks[d].T for texts, d in zip(groups, used.tolist(), strict=True)]
+            found.append(torch.cat(parts)[back])
+        query, key = found
+        return query, key
+
+    def embed(
+        self,
+        ids: Tensor,
+        hidden: Tensor,
+        mask: Tensor,
+        place: Tensor | None = None,
+        depth: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings (B, h) of unit length; `depth` as in `forward`, the rest as in NON-MAW."""
+        if depth is None:
+            return super().embed(ids, hidden, mask, place)
+        x = self.norm(hidden)
+        weights = self._weights(*self._depth_projections(placed(x, place), depth), mask, None)
+        return self._pooled(ids, hidden, mask, weights, self._value(x, place), place)
+
+    def depth_attention(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """The 5D tensor (B, H, S, S, D) of hidden states (B, S, h) under mask (B, S)."""
+        query, key = self.depth_query_proj.weight, self.depth_key_proj.weight
+        return depth_attention(self.norm(hidden), mask, query, key, self.heads)
+
+    def depth_statistics(
+        self, ids: Tensor, hidden: Tensor, mask: Tensor, kernel: str = "auto"
+    ) -> DepthStatistics:
+        """State, entropy, focus and embedding of every depth, without the 5D tensor.
+
+        Args:
+            ids: (B, S) int64, for the pooling weights.
+            hidden: (B, S, h).
+            mask: (B, S) bool.
+            kernel: see `maw_gym.attention.depth_attention.depth_statistics`.
+        """
+        x = self.norm(hidden)
+        pooling = self.pooling(ids, mask)
+        state, entropy, focus, pooled = depth_statistics(
+            x,
+            mask,
+            self.depth_query_proj.weight,
+            self.depth_key_proj.weight,
+            split_heads(self.value_proj(x), self.heads),
+            pooling,
+            kernel,
+        )
+        residual = (pooling[:, None] @ hidden).squeeze(1)
+        embeddings = nn.functional.normalize(residual[:, None] + self.out_proj(pooled), dim=-1)
+        return DepthStatistics(state, entropy, focus, embeddings)
+
+    @torch.no_grad()
+    def copy_standard_to_depths(self) -> None:
+        """Start every depth from the standard projections, as training does."""
+        for projection, standard in self._depth_and_standard():
+            projection.weight.copy_(standard.weight.repeat(self.depths, 1))
+
+    @torch.no_grad()
+    def reorder_depths(self, order: Tensor) -> None:
+        """Renumber the depths, and the centroids where each depth has one.
+
+        Args:
+            order: (D,) int64, a permutation: new depth i is old depth order[i].
+        """
+        for projection, _ in self._depth_and_standard():
+            blocks = projection.weight.view(self.depths, -1, projection.weight.shape[1])
+            projection.weight.copy_(blocks[order].flatten(0, 1))
+        if len(self.centroids) == self.depths:
+            self.centroids.copy_(self.centroids[order])

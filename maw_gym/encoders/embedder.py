@@ -1,0 +1,194 @@
+"""Embedder: a text encoder and an attention encoder together, texts to embeddings in batches."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from maw_gym.attention.depth_attention import DepthStatistics
+from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
+from maw_gym.encoders.text import TextEncoder, padded
+from maw_gym.encoders.token_statistics import mean_content
+from maw_gym.errors import InputError
+
+log = logging.getLogger(__name__)
+
+QUERY_TOKENS = 64  # longer queries are cut here
+DOCUMENT_TOKENS = 256  # longer documents are cut here
+BATCH_TOKENS = 8192  # padded tokens encoded at once
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Texts to embeddings.
+
+    Attributes:
+        text: texts to hidden states.
+        encoder: hidden states to embeddings.
+        query_tokens: queries are truncated to this many tokens.
+        document_tokens: documents are truncated to this many tokens.
+    """
+
+    text: TextEncoder
+    encoder: NonMAWEncoder
+    query_tokens: int = QUERY_TOKENS
+    document_tokens: int = DOCUMENT_TOKENS
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder lies."""
+        return self.encoder.token_weight.device
+
+    @property
+    def maw(self) -> MAWEncoder:
+        """The encoder, known to have depths."""
+        if not isinstance(self.encoder, MAWEncoder):
+            raise InputError("this encoder is NON-MAW and has no depths; load a MAW encoder")
+        return self.encoder
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything learned: the encoder's weights, and the text encoder's as ``text.*``."""
+        text = {f"text.{name}": value for name, value in self.text.trained_weights().items()}
+        return dict(self.encoder.state_dict()) | text
+
+    def to(self, device: torch.device | str) -> "Embedder":
+        """The same embedder with its encoder moved to `device`."""
+        return replace(self, encoder=self.encoder.to(device))
+
+    def query_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of queries, truncated; how many were is logged."""
+        return truncated(self.text.tokenize(texts), self.query_tokens, "queries")
+
+    def document_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of documents, truncated; how many were is logged."""
+        return truncated(self.text.tokenize(texts), self.document_tokens, "documents")
+
+    @torch.no_grad()
+    def encode_documents(self, texts: Sequence[str], *, progress: bool = False) -> Tensor:
+        """Embeddings (N, h) of documents, through the standard attention, on the encoder's device.
+
+        Args:
+            texts: N documents; an empty one has the zero vector.
+            progress: show a bar where it lasts over two seconds.
+        """
+        return self.encode_ids(self.document_ids(texts), None, "documents" if progress else None)
+
+    @torch.no_grad()
+    def encode_queries(self, texts: Sequence[str], depths: Tensor | None = None) -> Tensor:
+        """Embeddings (N, h) of queries through one chosen depth each.
+
+        Args:
+            texts: N queries.
+            depths: (N,) int64 in [0, D); None is the standard attention.
+
+        Raises:
+            InputError: a depth that does not exist, or not one for each text.
+        """
+        return self.encode_ids(self.query_ids(texts), depths)
+
+    @torch.no_grad()
+    def encode_ids(
+        self, ids: list[list[int]], depths: Tensor | None = None, progress: str | None = None
+    ) -> Tensor:
+        """Embeddings (N, h) of texts given as token ids; see `encode_queries`."""
+        if depths is not None:
+            check_depths(depths, len(ids), self.maw.depths)
+        result = torch.zeros(len(ids), self.text.width, device=self.device)
+        for rows, batch, mask in self.batches(ids, BATCH_TOKENS, progress):
+            chosen = None if depths is None else depths.to(self.device)[rows]
+            result[rows] = self.embed(batch, mask, chosen)
+        return result
+
+    def embed(self, ids: Tensor, mask: Tensor, depth: Tensor | None = None) -> Tensor:
+        """Embeddings (B, h) of one batch of token ids (B, S), with gradients.
+
+        Args:
+            ids: (B, S) int64.
+            mask: (B, S) bool.
+            depth: (B,) int64 in [0, D); None is the standard attention.
+        """
+        place = None
+        tokens = ids
+        if self.text.static:
+            tokens, place = ids.unique(return_inverse=True)
+        hidden = self.text.hidden(tokens)
+        if depth is None:
+            return self.encoder.embed(ids, hidden, mask, place)
+        return self.maw.embed(ids, hidden, mask, place, depth)
+
+    @torch.no_grad()
+    def query_statistics(
+        self, ids: list[list[int]], batch_tokens: int | None = None, progress: str | None = None
+    ) -> Iterator[tuple[Tensor, DepthStatistics, Tensor]]:
+        """Every depth's statistics in batches of similar length.
+
+        Args:
+            ids: the queries' token ids, see `query_ids`.
+            batch_tokens: padded tokens at once; None is what the device is fast with.
+            progress: label of a bar, None for no bar.
+
+        Yields:
+            rows (B,) int64 of `ids`, their `DepthStatistics`, and their `content` block (B, h).
+        """
+        if batch_tokens is None:
+            # Launches rule on a GPU; on a CPU scores and projections should stay in cache.
+            batch_tokens = BATCH_TOKENS if self.device.type == "cuda" else 1024
+        for rows, batch, mask in self.batches(ids, batch_tokens, progress):
+            hidden = self.text.hidden(batch)
+            # Exact: what a table says of a depth must hold when the query is encoded through it.
+            statistics = self.maw.depth_statistics(batch, hidden, mask, kernel="exact")
+            yield rows, statistics, mean_content(hidden, mask)
+
+    def batches(
+        self, ids: list[list[int]], batch_tokens: int, progress: str | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of similar length on the encoder's device: rows (B,), ids (B, S), mask (B, S)."""
+        groups = length_batches([len(row) for row in ids], batch_tokens)
+        # A bar only where the stage lasts over two seconds.
+        with tqdm(
+            total=len(ids), desc=progress, disable=progress is None, delay=2, leave=False
+        ) as bar:
+            for rows in groups:
+                batch, mask = padded([ids[row] for row in rows])
+                where = torch.tensor(rows)
+                yield where.to(self.device), batch.to(self.device), mask.to(self.device)
+                bar.update(len(rows))
+
+
+def check_depths(chosen: Tensor, texts: int, depths: int) -> None:
+    """Refuse a choice that is not one depth in [0, `depths`) for each of `texts` texts."""
+    if chosen.shape != (texts,):
+        raise InputError(f"depths of shape {tuple(chosen.shape)} for {texts} texts; give one each")
+    # A negative index would count from the end and pass for another depth.
+    wrong = chosen[(chosen < 0) | (chosen >= depths)]
+    if len(wrong):
+        raise InputError(f"depth {wrong[0].item()} is not one of 0 to {depths - 1}")
+
+
+def truncated(ids: list[list[int]], limit: int, what: str) -> list[list[int]]:
+    """The first `limit` tokens of each text; logs how many texts were longer."""
+    longer = sum(len(row) > limit for row in ids)
+    if longer:
+        log.info("%d of %d %s truncated at %d tokens", longer, len(ids), what, limit)
+    return [row[:limit] for row in ids]
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Rows in batches of similar length, each of at most `batch_tokens` tokens once padded.
+
+    Args:
+        lengths: tokens of each row.
+        batch_tokens: a batch holds at least one row, however long.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    batches: list[list[int]] = []
+    for row in order:
+        length = max(lengths[row], 1)
+        if batches and (len(batches[-1]) + 1) * length <= batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

@@ -1,0 +1,1 @@
+"""Contrastive training of encoders and the choice among them."""

@@ -1,0 +1,41 @@
+"""What encoders learn from: queries and their relevant documents, as token ids."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from maw_gym.corpora import Collection
+from maw_gym.encoders.embedder import Embedder
+
+
+class Pairs(NamedTuple):
+    """Training queries and documents, as token ids.
+
+    Attributes:
+        queries: token ids of each query.
+        documents: token ids of each document.
+        relevant: per query the positions of its relevant documents, at least one.
+    """
+
+    queries: list[list[int]]
+    documents: list[list[int]]
+    relevant: list[list[int]]
+
+
+def pairs_of(collections: Sequence[Collection], embedder: Embedder) -> Pairs:
+    """The `encoder` splits of the collections, as one set of pairs."""
+    queries: list[list[int]] = []
+    documents: list[list[int]] = []
+    relevant: list[list[int]] = []
+    for collection in collections:
+        split = collection.splits["encoder"]
+        position = {name: len(documents) + row for row, name in enumerate(collection.doc_ids)}
+        queries += embedder.text.tokenize(split.texts)
+        documents += embedder.text.tokenize(collection.doc_texts)
+        relevant += [
+            [position[name] for name, grade in grades.items() if grade > 0]
+            for grades in split.relevance
+        ]
+    # A text without tokens teaches nothing, and its gradient would be that of a zero vector.
+    relevant = [[at for at in places if documents[at]] for places in relevant]
+    kept = [row for row, ids in enumerate(queries) if ids and relevant[row]]
+    return Pairs([queries[row] for row in kept], documents, [relevant[row] for row in kept])

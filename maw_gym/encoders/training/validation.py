@@ -1,0 +1,47 @@
+"""Judging an encoder between epochs."""
+
+import torch
+
+from maw_gym.corpora import Collection, QuerySet
+from maw_gym.encoders.clusters import nearest
+from maw_gym.encoders.embedder import Embedder
+from maw_gym.retrieval.document_index import DocumentIndex
+from maw_gym.retrieval.ranking import alignment_of_depths
+
+DOCUMENTS_CHECKED = 5000  # an epoch is judged by ranking at most this many documents
+
+
+class Validation:
+    """Mean nDCG@10 of validation queries over the collection's documents.
+
+    Of a large collection only the relevant documents and the first of the others are ranked, so
+    that judging an epoch stays cheap.
+
+    Args:
+        collection: whose `validation` split is ranked.
+        embedder: tokenises.
+        document_tokens: documents are cut here.
+    """
+
+    def __init__(self, collection: Collection, embedder: Embedder, document_tokens: int) -> None:
+        self.queries: QuerySet = collection.splits["validation"]
+        needed = {name for grades in self.queries.relevance for name in grades}
+        rows = [row for row, name in enumerate(collection.doc_ids) if name in needed]
+        others = (row for row, name in enumerate(collection.doc_ids) if name not in needed)
+        rows += [row for row, _ in zip(others, range(DOCUMENTS_CHECKED - len(rows)), strict=False)]
+        rows.sort()
+        self.doc_ids = [collection.doc_ids[row] for row in rows]
+        tokens = embedder.text.tokenize([collection.doc_texts[row] for row in rows])
+        self.documents = [ids[:document_tokens] for ids in tokens]
+        self.query_tokens = embedder.query_ids(self.queries.texts)
+
+    @torch.no_grad()
+    def score(self, embedder: Embedder, routed: bool = False) -> float:
+        """Mean nDCG@10; `routed` sends each query through the depth of its nearest centroid."""
+        if not self.queries.ids:
+            return 0.0
+        index = DocumentIndex(self.doc_ids, embedder.encode_ids(self.documents))
+        depths = nearest(embedder, self.query_tokens) if routed else None
+        queries = embedder.encode_ids(self.query_tokens, depths)
+        relevant = index.relevant(self.queries)
+        return float(alignment_of_depths(index, queries[:, None], relevant).ndcg.mean())

@@ -1,0 +1,245 @@
+"""GRPOEnvironment: choosing an attention depth for one query at a time."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+from numpy.typing import NDArray
+
+from maw_gym.envs.bandit import TERMS, Outcome, checked_options, load_bandit
+from maw_gym.envs.rendering import Scene, attention_figure, attention_text, figure_rgb
+from maw_gym.errors import InputError
+from maw_gym.tables.depth_table import DepthTable
+from maw_gym.tables.rewards import DEFAULT_WEIGHTS
+from maw_gym.tables.task import load_task
+
+RENDER_MODES = ("rgb_array", "ansi")
+
+
+class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
+    """
+    ## Description
+
+    A multi-attention-weight (MAW) encoder has not one attention matrix per head but D alternatives,
+    called depths: a tensor of shape `(batch, heads, query tokens, key tokens, depth)`. For every
+    query one depth has to be chosen. The environment shows the query's attention, takes a depth,
+    and pays for how that depth attends and for how well the query, encoded through it, finds its
+    relevant documents.
+
+    It is a contextual bandit on real text: an episode is one query and one choice. The reward of
+    every depth of every query is known in advance (a step is a table look-up), so that regret is
+    exact and not estimated.
+
+    ## Action Space
+
+    `Discrete(D)`, D = 32 with the encoders of this package: the depth. Depths are ordered from
+    focused (0) to broad (D - 1).
+
+    ## Observation Space
+
+    A `Box` of float32, made of one or more blocks set side by side in the order asked for:
+
+    | Block       | Numbers | Min | Max | What it is                                               |
+    |-------------|---------|-----|-----|----------------------------------------------------------|
+    | `attention` | 64 * H  | 0   | 1   | attention averaged over depths, the n x n real tokens of |
+    |             |         |     |     | each of the H heads pooled to 8 x 8; of unit length      |
+    | `profile`   | 2 * D   | 0   | 1   | entropy of every depth, then focus of every depth        |
+    | `content`   | h       | -1  | 1   | mean of the token embeddings, of unit length             |
+    | `clusters`  | K       | -1  | 1   | cosine to the encoder's K query clusters, if it has any  |
+
+    With the default, `attention` and H = 8, that is 512 numbers.
+
+    ## Rewards
+
+    `0.3 * entropy + 0.3 * focus + 0.4 * alignment`; the weights are an argument. Each is in [0, 1]:
+
+    - entropy: Shannon entropy of each attention row over the real tokens divided by log n, mean
+      over heads and rows; 0 for a text of one token.
+    - focus: largest weight of each attention row, mean over heads and rows.
+    - alignment: does this depth put the relevant documents first? `ndcg` is nDCG@10 of the ranking
+      by cosine; `listwise` is the share of softmax(cosine / 0.05) that falls on relevant documents.
+
+    ## Starting State
+
+    A query of the split: drawn uniformly and independently (`query_order="random"`), or the next
+    in the split's order, starting over after the last (`"sequential"`; a reset with a seed starts
+    from the first). `reset(options={"query_id": "..."})` picks one and leaves the order alone.
+
+    ## Episode End
+
+    Every episode terminates with its first step and is never truncated. The observation returned
+    by the step is the one the choice was made on. To step again without a reset is an error.
+
+    ## Information
+
+    `reset` returns `query_id`. `step` returns `query_id`, `entropy`, `focus`, `alignment`, and
+    `regret`: the reward of the query's best depth minus the reward received.
+
+    ## Arguments
+
+    ```python
+    >>> import gymnasium as gym
+    >>> import maw_gym
+    >>> env = gym.make("MAWDepth-v0", observation=("attention", "content"))  # doctest: +SKIP
+
+    ```
+
+    | Parameter        | Type               | Default           | Description                      |
+    |------------------|--------------------|-------------------|----------------------------------|
+    | `dataset`        | **str**            | `"pydocs"`        | an ir_datasets id, or the path   |
+    |                  |                    |                   | of a folder in BEIR's layout     |
+    | `encoder`        | **str**            | `"untrained"`     | the encoder, or the path of one  |
+    | `split`          | **str**            | `"train"`         | or `"encoder"`, `"validation"`,  |
+    |                  |                    |                   | `"test"`                         |
+    | `observation`    | **str** or several | `"attention"`     | blocks, see above                |
+    | `alignment`      | **str**            | `"ndcg"`          | or `"listwise"`                  |
+    | `reward_weights` | **three floats**   | `(0.3, 0.3, 0.4)` | entropy, focus, alignment        |
+    | `query_order`    | **str**            | `"random"`        | or `"sequential"`                |
+    | `device`         | **str**            | `"auto"`          | where the encoder runs, once     |
+    | `render_mode`    | **str** or None    | `None`            | `"rgb_array"` or `"ansi"`        |
+    | `table`          | **DepthTable**     | `None`            | takes the place of `dataset`,    |
+    |                  |                    |                   | `encoder`, `split` and `device`  |
+
+    A setting that is unknown raises `maw_gym.errors.InputError`, a ValueError.
+
+    ## Vectorized environment
+
+    `gym.make_vec("MAWDepth-v0", num_envs=64, group_size=8)` gives a `GRPOVectorEnvironment`, which
+    steps all sub-environments in one look-up.
+
+    ## References
+
+    - Shao et al., "DeepSeekMath", 2024: group relative policy optimisation, the learner it is for.
+    - Voita et al., "Analyzing Multi-Head Self-Attention", ACL 2019: focus, there "confidence".
+    - Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002: nDCG.
+
+    ## Version History
+
+    * v0: Initial version.
+    """  # noqa: D212, D415 - the headings are Gymnasium's
+
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": list(RENDER_MODES),
+        "render_fps": 1,
+    }
+
+    def __init__(
+        self,
+        dataset: str = "pydocs",
+        encoder: str = "untrained",
+        split: str = "train",
+        observation: Sequence[str] | str = "attention",
+        alignment: str = "ndcg",
+        reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
+        query_order: str = "random",
+        device: str = "auto",
+        render_mode: str | None = None,
+        *,
+        table: DepthTable | None = None,
+    ) -> None:
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise InputError(
+                f"unknown render_mode {render_mode!r}; choose one of {', '.join(RENDER_MODES)}"
+            )
+        self.bandit, self._order = load_bandit(
+            dataset=dataset,
+            encoder=encoder,
+            split=split,
+            observation=observation,
+            alignment=alignment,
+            reward_weights=reward_weights,
+            query_order=query_order,
+            device=device,
+            table=table,
+        )
+        self.render_mode = render_mode
+        self.observation_space = self.bandit.observation_space
+        self.action_space = self.bandit.action_space
+        # What a task is loaded from when a frame is drawn; a table by itself has no texts.
+        self._origin = (dataset, encoder, device) if table is None else None
+        self._query: int | None = None
+        self._depth: int | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Show a query.
+
+        Args:
+            seed: seeds the random order and restarts the sequential one.
+            options: ``{"query_id": id}`` shows that query.
+
+        Returns:
+            The observation (O,) float32, and ``{"query_id": id}``.
+
+        Raises:
+            InputError: an unknown option or query.
+        """
+        asked = checked_options(options, ("query_id",)).get("query_id")
+        chosen = None if asked is None else self.bandit.query_index(asked)
+        super().reset(seed=seed)
+        if seed is not None:
+            self._order.restart()
+        self._query = int(self._order.take(1, self.np_random)[0]) if chosen is None else chosen
+        self._depth = None
+        return self._observed(self._query), {"query_id": self.bandit.query_ids[self._query]}
+
+    def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Choose the depth `action` for the query shown, which ends the episode.
+
+        Returns:
+            The observation the choice was made on, the reward, True, False, and the information
+            that the class documents.
+
+        Raises:
+            InputError: `action` is not an integer in [0, D).
+            gymnasium.error.ResetNeeded: no query is shown.
+        """
+        if self._query is None or self._depth is not None:
+            raise ResetNeeded("an episode is one step long: call reset() before each step()")
+        self._depth = self.bandit.checked_action(action)
+        outcome = self.bandit.outcome(self._query, self._depth)
+        info = {"query_id": self.bandit.query_ids[self._query]}
+        info |= {term: getattr(outcome, term) for term in TERMS}
+        return self._observed(self._query), outcome.reward, True, False, info
+
+    def render(self) -> Any:
+        """The chosen depth's attention and reward terms; before the step, what is observed.
+
+        Returns:
+            (height, width, 3) uint8 for ``"rgb_array"``, a str for ``"ansi"``, None without a
+            render mode.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no query is shown.
+            InputError: the environment was made from a table alone, which has no texts.
+        """
+        if self.render_mode is None:
+            gym.logger.warn(
+                "render() draws nothing without a render mode: give one when making the"
+                ' environment, such as gym.make("MAWDepth-v0", render_mode="rgb_array")'
+            )
+            return None
+        if self._query is None:
+            raise ResetNeeded("there is no query to draw yet: call reset() before render()")
+        scene = self._scene(self._query, self._depth)
+        if self.render_mode == "ansi":
+            return attention_text(scene)
+        return figure_rgb(attention_figure(scene))
+
+    def _observed(self, query: int) -> NDArray[np.float32]:
+        return self.bandit.observations[query].copy()
+
+    def _scene(self, query: int, depth: int | None) -> Scene:
+        query_id = self.bandit.query_ids[query]
+        if depth is None:
+            return Scene(query_id, self.bandit.pooled_attention(query))
+        if self._origin is None:
+            raise InputError(
+                "an environment made from a table has no texts to draw; make it from a dataset"
+            )
+        weights, tokens = load_task(*self._origin).attention(query_id, depth)
+        outcome: Outcome = self.bandit.outcome(query, depth)
+        return Scene(query_id, weights, tokens, depth, self.bandit.num_depths, outcome)

@@ -1,0 +1,279 @@
+"""GRPOVectorEnvironment: choosing attention depths for a batch of queries in one look-up."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from maw_gym.envs.bandit import checked_options, load_bandit
+from maw_gym.errors import InputError
+from maw_gym.tables.depth_table import DepthTable
+from maw_gym.tables.rewards import DEFAULT_WEIGHTS
+
+Floats = NDArray[np.float32]
+
+
+class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
+    """`GRPOEnvironment` many times over: same observations, actions, rewards and information.
+
+    Autoreset is SAME_STEP: as each step ends every episode, each step also shows the next queries.
+    `step` returns the observations of the next episodes, and the infos hold
+
+    - `query_id`: of the next episodes;
+    - `final_obs`: (num_envs,) object array of the finished episodes' observations, each (O,);
+    - `final_info`: `query_id`, `entropy`, `focus`, `alignment`, `regret` of the finished episodes;
+
+    each with the mask `_<name>` beside it that Gymnasium's vector environments have, all True.
+    Arrays returned are never written to again. The observations in `final_obs` and the ids are
+    read-only, which spares copying what hardly anyone changes.
+
+    One generator serves the batch, seeded by `reset(seed=...)` with one integer; the same seed
+    gives the same queries. In sequential order neighbouring sub-environments (with groups,
+    neighbouring groups) take neighbouring queries, and each step goes on where the last one ended.
+
+    Args:
+        num_envs: number of sub-environments.
+        group_size: so many neighbouring sub-environments share each query, as group-relative
+            advantages need it; a divisor of `num_envs`.
+        dataset: this and what follows as in `GRPOEnvironment`.
+        encoder: see there.
+        split: see there.
+        observation: see there.
+        alignment: see there.
+        reward_weights: see there.
+        query_order: see there.
+        device: see there.
+        render_mode: None; frames are drawn by `GRPOEnvironment`.
+        table: see there.
+
+    Raises:
+        InputError: a setting is unknown, or `group_size` does not divide `num_envs`.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": [],
+        "render_fps": 1,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        group_size: int = 1,
+        dataset: str = "pydocs",
+        encoder: str = "untrained",
+        split: str = "train",
+        observation: Sequence[str] | str = "attention",
+        alignment: str = "ndcg",
+        reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
+        query_order: str = "random",
+        device: str = "auto",
+        render_mode: str | None = None,
+        *,
+        table: DepthTable | None = None,
+    ) -> None:
+        _check_counts(num_envs, group_size)
+        if render_mode is not None:
+            raise InputError(
+                f"the vector form draws no frames, got render_mode {render_mode!r};"
+                ' use gym.make("MAWDepth-v0", render_mode=...)'
+            )
+        self.bandit, self._order = load_bandit(
+            dataset=dataset,
+            encoder=encoder,
+            split=split,
+            observation=observation,
+            alignment=alignment,
+            reward_weights=reward_weights,
+            query_order=query_order,
+            device=device,
+            table=table,
+        )
+        self.num_envs = num_envs
+        self.group_size = group_size
+        self.render_mode = None
+        self.single_observation_space = self.bandit.observation_space
+        self.single_action_space = self.bandit.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        # Terminated, truncated, and the masks of finished and of shown episodes: always the same.
+        self._flags = np.array([[True], [False], [True], [True]]).repeat(num_envs, axis=1)
+        self._queries: NDArray[np.int64] | None = None  # (num_envs,) rows shown
+        self._query_ids: NDArray[np.object_] = np.empty(num_envs, dtype=object)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Floats, dict[str, Any]]:
+        """Show new queries.
+
+        Args:
+            seed: one integer; seeds the random order and restarts the sequential one.
+            options: ``"query_id"``, one id or one for each sub-environment, shows these queries;
+                ``"reset_mask"``, (num_envs,) bool, resets only where it is True.
+
+        Returns:
+            The observations (num_envs, O) float32, and ``query_id`` with its mask ``_query_id``.
+
+        Raises:
+            InputError: an unknown option or query, a list of seeds, or a mask or list of queries
+                that does not fit the groups.
+        """
+        if seed is not None and not isinstance(seed, (int, np.integer)):
+            raise InputError(f"seed must be one integer for the whole batch; got {seed!r}")
+        given = checked_options(options, ("query_id", "reset_mask"))
+        mask = self._checked_mask(given.get("reset_mask"))
+        asked = given.get("query_id")
+        chosen = None if asked is None else self._chosen(asked)[mask]
+        if self._queries is None and not mask.all():
+            raise ResetNeeded("the first reset must be of all sub-environments")
+        # From here on nothing is refused, so that a mistake leaves everything as it was.
+        super().reset(seed=None if seed is None else int(seed))
+        if seed is not None:
+            self._order.restart()
+        queries = np.zeros(self.num_envs, np.int64) if self._queries is None else self._queries
+        queries = queries.copy()
+        queries[mask] = self._drawn(int(mask.sum())) if chosen is None else chosen
+        self._queries = queries
+        self._query_ids = self._named(self._queries)
+        shown = self._query_ids.copy()
+        shown[~mask] = None
+        return self._observed(queries), {"query_id": shown, "_query_id": mask}
+
+    def step(
+        self, actions: NDArray[np.int64]
+    ) -> tuple[Floats, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Choose a depth for each query shown, which ends all episodes, and show the next queries.
+
+        Args:
+            actions: (num_envs,) integers in [0, D).
+
+        Returns:
+            The next observations (num_envs, O) float32, the rewards (num_envs,) float64, all True,
+            all False, and the infos that the class documents.
+
+        Raises:
+            InputError: `actions` has another shape or type, or a number out of range.
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if self._queries is None:
+            raise ResetNeeded("no query is shown yet: call reset() before step()")
+        count = self.num_envs
+        outcome = self.bandit.outcome_batch(
+            self._queries, self.bandit.checked_actions(actions, count)
+        )
+        done, truncated, finished, shown = self._flags.copy()
+        final_info = {
+            "query_id": self._query_ids,
+            "_query_id": finished,
+            "entropy": outcome.entropy,
+            "_entropy": finished,
+            "focus": outcome.focus,
+            "_focus": finished,
+            "alignment": outcome.alignment,
+            "_alignment": finished,
+            "regret": outcome.regret,
+            "_regret": finished,
+        }
+        final_obs = self.bandit.observation_rows.take(self._queries)
+
+        self._queries = self._drawn(count)
+        self._query_ids = self._named(self._queries)
+        infos = {
+            "final_obs": final_obs,
+            "_final_obs": finished,
+            "final_info": final_info,
+            "_final_info": finished,
+            "query_id": self._query_ids,
+            "_query_id": shown,
+        }
+        return self._observed(self._queries), outcome.reward, done, truncated, infos
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the environment stands, as JSON values: what is shown, and what will be drawn."""
+        return {
+            "queries": None if self._queries is None else self._queries.tolist(),
+            "position": self._order.position,
+            "generator": self.np_random.bit_generator.state,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where an environment of equal settings stood.
+
+        Args:
+            state: of `get_state`, before or after it was written as JSON.
+
+        Raises:
+            InputError: the state is of another environment.
+        """
+        queries = state["queries"]
+        if queries is not None:
+            queries = np.array(queries, np.int64)
+            size = len(self.bandit)
+            if queries.shape != (self.num_envs,) or not ((queries >= 0) & (queries < size)).all():
+                raise InputError(
+                    f"the state shows {queries.size} queries, for an environment of"
+                    f" {self.num_envs} rows and {size} queries; give equal settings"
+                )
+            self._query_ids = self._named(queries)
+        self._queries = queries
+        self._order.position = int(state["position"])
+        self.np_random.bit_generator.state = state["generator"]
+
+    def _drawn(self, count: int) -> NDArray[np.int64]:
+        """The next queries (count,), one for each group."""
+        queries = self._order.take(count // self.group_size, self.np_random)
+        return queries if self.group_size == 1 else queries.repeat(self.group_size)
+
+    def _observed(self, queries: NDArray[np.int64]) -> Floats:
+        return self.bandit.observations.take(queries, axis=0)
+
+    def _named(self, queries: NDArray[np.int64]) -> NDArray[np.object_]:
+        """Ids (num_envs,) of queries; read-only, since two infos get the same array."""
+        names = self.bandit.query_ids.take(queries)
+        names.flags.writeable = False
+        return names
+
+    def _chosen(self, query_id: str | Sequence[str]) -> NDArray[np.int64]:
+        names = [query_id] * self.num_envs if isinstance(query_id, str) else list(query_id)
+        if len(names) != self.num_envs:
+            raise InputError(
+                f"options['query_id'] must be one id or {self.num_envs}, one for each"
+                f" sub-environment; got {len(names)}"
+            )
+        queries = np.array([self.bandit.query_index(name) for name in names], dtype=np.int64)
+        self._check_groups("query_id", queries)
+        return queries
+
+    def _checked_mask(self, mask: Any) -> NDArray[np.bool_]:
+        if mask is None:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        given = np.array(mask)
+        if given.shape != (self.num_envs,) or given.dtype != np.bool_ or not given.any():
+            raise InputError(
+                f"options['reset_mask'] must be {self.num_envs} bools, at least one of them True;"
+                f" got shape {given.shape} and type {given.dtype}"
+            )
+        self._check_groups("reset_mask", given)
+        return given
+
+    def _check_groups(self, option: str, values: NDArray[Any]) -> None:
+        groups = values.reshape(-1, self.group_size)
+        if (groups != groups[:, :1]).any():
+            raise InputError(
+                f"options[{option!r}] must be the same within each group of {self.group_size}"
+                " neighbouring sub-environments"
+            )
+
+
+def _check_counts(num_envs: int, group_size: int) -> None:
+    for name, value in (("num_envs", num_envs), ("group_size", group_size)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} must be an integer of 1 or more; got {value!r}")
+    if num_envs % group_size:
+        raise InputError(
+            f"group_size must divide num_envs; {group_size} does not divide {num_envs}"
+        )

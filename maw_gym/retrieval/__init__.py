@@ -1,0 +1,1 @@
+"""Document index, ranking, BM25 candidates, evaluation and significance."""

@@ -1,0 +1,200 @@
+"""Evaluation: rankings to retrieval measures through ir_measures, TREC run files, reward summaries.
+
+The measures are computed by ir_measures, never by the formulas that made the reward.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import ir_measures
+import numpy as np
+from ir_measures import AP, RR, R, Success, nDCG
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from maw_gym.corpora.records import QuerySet
+from maw_gym.files.cache import written_whole
+from maw_gym.retrieval.ranking import DocumentIndex, Integers, Ranking, rank
+
+MEASURES: Final[tuple[Any, ...]] = (nDCG @ 10, RR @ 10, AP, R @ 100, Success @ 10)
+DEPTH_OF_RANKING: Final = 100  # the deepest cutoff among the measures
+SMALLEST_GAP: Final = 1e-6  # below it, a share of the random-to-oracle gap means nothing
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures of one ranker on one query set.
+
+    Attributes:
+        per_query: measure name to values (N,) float64 in the query set's order.
+    """
+
+    per_query: dict[str, NDArray[np.float64]]
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Mean of each measure over all queries, those without a retrieved document included."""
+        return {name: float(values.mean()) for name, values in self.per_query.items()}
+
+
+def evaluate_rankings(
+    queries: QuerySet, doc_ids: Sequence[str], documents: ArrayLike
+) -> Evaluation:
+    """Measures of rankings that `maw_gym.retrieval.ranking.rank` made.
+
+    The order given is the order judged. The scores handed to ir_measures are therefore the ranks,
+    counted downwards: its providers break ties in opposite ways (pytrec_eval by document id
+    descending, the one of RR@10 ascending), and one run must not be judged in two orders.
+
+    AP is that of the list as given: over its first k documents, relevant ones below count 0.
+
+    Args:
+        queries: N queries with their relevant documents. All of these count in the ideal of nDCG
+            and in recall, retrieved or not; a query without any scores 0.
+        doc_ids: the collection's ids.
+        documents: (N, k) positions in `doc_ids`, best first; -1 fills up shorter lists.
+
+    Raises:
+        ValueError: no query, not one list per query, or a document twice in a list.
+    """
+    lists = np.asarray(documents)
+    if lists.ndim != 2 or len(lists) != len(queries.ids) or not len(lists):
+        raise ValueError(f"{len(queries.ids)} queries for rankings of shape {lists.shape}")
+    run: dict[str, dict[str, float]] = {}
+    for row, one in enumerate(lists):
+        found = one[one >= 0]
+        run[str(row)] = {doc_ids[d]: float(len(found) - at) for at, d in enumerate(found)}
+        if len(run[str(row)]) != len(found):
+            raise ValueError(f"the ranking of query {queries.ids[row]!r} names a document twice")
+    # Rows stand for query ids, so that odd ids can do no harm. trec_eval wants integer grades.
+    judged = {
+        str(row): {doc_id: max(int(grade), 0) for doc_id, grade in grades.items()}
+        for row, grades in enumerate(queries.relevance)
+        if grades
+    }
+    per_query = {str(measure): np.zeros(len(lists)) for measure in MEASURES}
+    if judged:
+        for metric in ir_measures.iter_calc(MEASURES, judged, run):
+            per_query[str(metric.measure)][int(metric.query_id)] = metric.value
+    return Evaluation(per_query)
+
+
+def evaluate_embeddings(
+    index: DocumentIndex,
+    queries: QuerySet,
+    embeddings: Tensor,
+    candidates: Sequence[Integers] | None = None,
+    k: int = DEPTH_OF_RANKING,
+) -> tuple[Evaluation, Ranking]:
+    """Rank the documents for query embeddings and measure the rankings.
+
+    Args:
+        index: the documents.
+        queries: N queries.
+        embeddings: (N, h) float32, of unit length or zero.
+        candidates: per query the positions of the documents to rank; None ranks the whole index.
+        k: length of the rankings; AP is over these k documents, R@100 needs 100.
+
+    Raises:
+        ValueError: lengths that differ, or embeddings that are not finite.
+    """
+    ranking = rank(index, embeddings, k, candidates)
+    return evaluate_rankings(queries, index.doc_ids, ranking.documents.cpu().numpy()), ranking
+
+
+def write_trec_run(
+    path: Path,
+    query_ids: Sequence[str],
+    doc_ids: Sequence[str],
+    documents: ArrayLike,
+    scores: ArrayLike,
+    tag: str,
+) -> None:
+    """Write a TREC run file: lines of ``query_id Q0 doc_id rank score tag``, ranks from 1.
+
+    Scores have 9 significant digits, which float32 survives, so trec_eval finds the same order. Its
+    columns are separated by white space: an id that contains some is percent-encoded, as is a tag
+    (``urllib.parse.unquote`` reads it back). The file appears whole or not at all.
+
+    Args:
+        path: file to write or replace.
+        query_ids: N ids.
+        doc_ids: the collection's ids.
+        documents: (N, k) positions in `doc_ids`, best first; -1 is left out.
+        scores: (N, k) float32.
+        tag: name of the run.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    lists, values = np.asarray(documents), np.asarray(scores)
+    if lists.shape != values.shape or lists.ndim != 2 or len(lists) != len(query_ids):
+        raise ValueError(
+            f"{len(query_ids)} queries, documents {lists.shape}, scores {values.shape} do not fit"
+        )
+    tag = trec_name(tag)
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for query_id, found, its_scores in zip(query_ids, lists, values, strict=True):
+            name = trec_name(query_id)
+            kept = zip(found[found >= 0], its_scores[found >= 0], strict=True)
+            for at, (document, score) in enumerate(kept, 1):
+                file.write(f"{name} Q0 {trec_name(doc_ids[document])} {at} {score:.9g} {tag}\n")
+
+
+def trec_name(name: str) -> str:
+    """`name`; its white space and percent signs percent-encoded where it has white space."""
+    if not re.search(r"\s", name):
+        return name
+    return re.sub(r"[\s%]", lambda found: quote(found.group()), name)
+
+
+def best_fixed(values: ArrayLike) -> int:
+    """The depth with the largest mean over queries; of equal ones the smallest.
+
+    Args:
+        values: (N, D), reward or nDCG@10 of every query and depth.
+    """
+    return int(np.argmax(np.asarray(values, np.float64).mean(axis=0)))
+
+
+def reward_summary(
+    reward: ArrayLike, chosen: ArrayLike, best_fixed_depth: int
+) -> dict[str, float | None]:
+    """Mean reward of the chosen depths beside what chance, one depth and hindsight would get.
+
+    Args:
+        reward: (N, D) of every query and depth.
+        chosen: (N,) depths in [0, D).
+        best_fixed_depth: chosen on other queries, see `best_fixed`.
+
+    Returns:
+        Means over queries: ``mean`` of the chosen depths, ``random`` (expected, exact),
+        ``best_fixed``, ``oracle``; and ``gap_closed``, (mean - random) / (oracle - random), None
+        where the denominator is under 1e-6.
+
+    Raises:
+        ValueError: shapes that do not fit, or a depth outside [0, D).
+    """
+    table = np.asarray(reward, np.float64)
+    depths = np.asarray(chosen)
+    if table.ndim != 2 or depths.shape != table.shape[:1] or not table.size:
+        raise ValueError(f"reward {table.shape} and chosen depths {depths.shape} do not fit")
+    used = np.append(depths, best_fixed_depth)
+    if used.min() < 0 or used.max() >= table.shape[1]:
+        raise ValueError(
+            f"depths must lie in [0, {table.shape[1]}), got {used.min()} to {used.max()}"
+        )
+    mean = float(table[np.arange(len(table)), depths].mean())
+    chance, oracle = float(table.mean()), float(table.max(axis=1).mean())
+    gap = oracle - chance
+    return {
+        "mean": mean,
+        "random": chance,
+        "best_fixed": float(table[:, best_fixed_depth].mean()),
+        "oracle": oracle,
+        "gap_closed": (mean - chance) / gap if gap >= SMALLEST_GAP else None,
+    }

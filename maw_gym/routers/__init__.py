@@ -1,0 +1,1 @@
+"""A router on its own, and with its encoder as a retriever."""

@@ -1,0 +1,1 @@
+"""Depth tables, their columns and files, and the task that builds them."""

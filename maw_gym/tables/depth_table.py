@@ -1,0 +1,129 @@
+"""DepthTable: for every query and depth the state and the reward terms.
+
+A table is independent of the observation blocks, the alignment and the reward weights: those are
+read from it. On disk it is one safetensors file, memory-mapped on loading.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from maw_gym.errors import InputError
+from maw_gym.tables.rewards import blend
+
+Floats = NDArray[np.float32]
+
+BLOCKS: Final = ("attention", "profile", "content", "clusters")
+ALIGNMENTS: Final = ("ndcg", "listwise")
+NO_CENTROIDS: Final = (
+    "observation block 'clusters' needs an encoder with centroids, and this one has none; take a"
+    " trained encoder or leave the block out"
+)
+
+
+@dataclass(frozen=True)
+class DepthTable:
+    """One row per query; D depths, H heads, h hidden width, K centroids. Arrays may be read-only.
+
+    Attributes:
+        query_ids: N ids in the split's order.
+        attention: (N, 64 H) in [0, 1], the pooled mean attention of unit length.
+        entropy: (N, D) in [0, 1].
+        focus: (N, D) in [0, 1].
+        ndcg: (N, D) in [0, 1], nDCG@10 of the candidates ranked through each depth.
+        listwise: (N, D) in [0, 1], softmax mass of the relevant documents through each depth.
+        content: (N, h) in [-1, 1], mean hidden state of unit length.
+        clusters: (N, K) in [-1, 1], cosine to the encoder's centroids; K = 0 without them.
+    """
+
+    query_ids: tuple[str, ...]
+    attention: Floats
+    entropy: Floats
+    focus: Floats
+    ndcg: Floats
+    listwise: Floats
+    content: Floats
+    clusters: Floats
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    @property
+    def num_depths(self) -> int:
+        """D."""
+        return self.entropy.shape[1]
+
+    def alignment(self, kind: str) -> Floats:
+        """Relevance alignment (N, D) in [0, 1] of the kind ``"ndcg"`` or ``"listwise"``.
+
+        Raises:
+            InputError: another kind.
+        """
+        if kind not in ALIGNMENTS:
+            raise InputError(f"unknown alignment {kind!r}; choose one of {', '.join(ALIGNMENTS)}")
+        return self.ndcg if kind == "ndcg" else self.listwise
+
+    def reward(self, weights: Sequence[float], alignment: str) -> Floats:
+        """Blended reward (N, D) of every query and depth; see `maw_gym.tables.rewards.blend`."""
+        return blend(self.entropy, self.focus, self.alignment(alignment), weights)
+
+    def block(self, name: str) -> Floats:
+        """One observation block (N, width); see `observation_space` for widths and ranges.
+
+        Raises:
+            InputError: an unknown block, or `clusters` of an encoder without centroids.
+        """
+        if name not in BLOCKS:
+            raise InputError(f"unknown observation block {name!r}; choose from {', '.join(BLOCKS)}")
+        if name == "profile":
+            return np.concatenate([self.entropy, self.focus], axis=1)
+        if name == "clusters" and self.clusters.shape[1] == 0:
+            raise InputError(NO_CENTROIDS)
+        return getattr(self, name)
+
+    def is_per_depth(self, name: str) -> bool:
+        """Whether a block has numbers of every depth, D of one kind after the other.
+
+        `profile` has; `clusters` where the encoder has one centroid per depth.
+        """
+        return name == "profile" or (
+            name == "clusters" and self.clusters.shape[1] == self.num_depths
+        )
+
+    def observation(self, blocks: Sequence[str]) -> Floats:
+        """Observations (N, O): the blocks side by side, in the order given, C-contiguous."""
+        return np.ascontiguousarray(
+            np.concatenate([self.block(name) for name in checked_blocks(blocks)], axis=1)
+        )
+
+    def observation_space(self, blocks: Sequence[str]) -> spaces.Box:
+        """Box of the observation: attention (64 H) and profile (2 D) in [0, 1], rest in [-1, 1]."""
+        names = checked_blocks(blocks)
+        low = [
+            np.full(self.block(name).shape[1], 0 if name in ("attention", "profile") else -1)
+            for name in names
+        ]
+        bound = np.concatenate(low).astype(np.float32)
+        return spaces.Box(bound, np.ones_like(bound), dtype=np.float32)
+
+
+def checked_blocks(blocks: Sequence[str] | str) -> tuple[str, ...]:
+    """Names of observation blocks as a tuple; a single name may stand alone.
+
+    Raises:
+        InputError: no block, one named twice, or an unknown one.
+    """
+    names = (blocks,) if isinstance(blocks, str) else tuple(blocks)
+    if not names or len(set(names)) != len(names):
+        raise InputError(
+            f"observation must name one or more different blocks of {', '.join(BLOCKS)};"
+            f" got {names!r}"
+        )
+    for name in names:
+        if name not in BLOCKS:
+            raise InputError(f"unknown observation block {name!r}; choose from {', '.join(BLOCKS)}")
+    return names

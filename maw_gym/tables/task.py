@@ -1,0 +1,258 @@
+"""RetrievalTask: a collection, an encoder and a device, and everything derived from the three."""
+
+import logging
+from collections.abc import Mapping
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maw_gym.attention.depth_attention import attention_weights, split_heads
+from maw_gym.corpora import Collection, load_collection
+from maw_gym.encoders.embedder import Embedder, check_depths
+from maw_gym.encoders.encoder_files import load_embedder, untrained_embedder
+from maw_gym.errors import InputError
+from maw_gym.files.cache import cache_home, content_key, one_builder
+from maw_gym.files.tensor_files import fingerprint, read_settings, read_tensors, write_tensors
+from maw_gym.retrieval.candidates import candidate_documents
+from maw_gym.retrieval.document_index import DocumentIndex
+from maw_gym.retrieval.evaluation import Evaluation, evaluate_embeddings
+from maw_gym.retrieval.ranking import Ranking, alignment_of_depths
+from maw_gym.tables.columns import observed_columns, table_column
+from maw_gym.tables.depth_table import DepthTable
+from maw_gym.tables.table_files import load_or_build
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raise when the meaning of a cached number changes
+
+
+class RetrievalTask:
+    """Depth tables, document index and evaluation of one encoder on one collection.
+
+    Args:
+        collection: documents, and queries in splits.
+        embedder: a MAW encoder for tables; a NON-MAW one can only be evaluated.
+        device: where texts are encoded and ranked.
+        encoder_provenance: JSON values: which encoder this is and how it came about.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        embedder: Embedder,
+        device: torch.device | str = "cpu",
+        encoder_provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.collection = collection
+        self.embedder = embedder.to(device)
+        self.device = torch.device(device)
+        self.encoder_provenance = dict(encoder_provenance or {})
+        self._tables: dict[str, DepthTable] = {}
+        self._candidates: dict[str, list[NDArray[np.int64]] | None] = {}
+
+    @cached_property
+    def key(self) -> str:
+        """Key of everything that a cached number depends on."""
+        return content_key(
+            {
+                "format": FORMAT,
+                "collection": self.collection.provenance["content"],
+                "text": self.embedder.text.name,
+                "encoder": fingerprint(self.embedder.tensors()),
+                "shape": self.embedder.encoder.settings.to_json(),
+                "query_tokens": self.embedder.query_tokens,
+                "document_tokens": self.embedder.document_tokens,
+                "device": self.device.type,  # devices round differently
+            }
+        )
+
+    @cached_property
+    def index(self) -> DocumentIndex:
+        """The documents, encoded through the standard attention; cached on disk."""
+        path = cache_home() / "documents" / f"{self.key}.safetensors"
+        shape = {"embeddings": (len(self.collection.doc_ids), self.embedder.text.width)}
+        with one_builder(path):
+            try:
+                read_settings(path, "documents")
+                embeddings = read_tensors(path, shape)["embeddings"]
+            except InputError:
+                texts = self.collection.doc_texts
+                embeddings = self.embedder.encode_documents(texts, progress=True)
+                write_tensors(path, {"embeddings": embeddings}, "documents", {})
+        return DocumentIndex(self.collection.doc_ids, embeddings.to(self.device))
+
+    def table(self, split: str) -> DepthTable:
+        """The depth table of a split's queries; built once, then read from disk.
+
+        Raises:
+            InputError: the encoder has no depths.
+        """
+        if split not in self._tables:
+            queries = self.collection.splits[split]
+            encoder = self.embedder.maw
+            depths, heads = encoder.depths, encoder.heads
+            widths = {
+                "attention": 64 * heads,
+                **dict.fromkeys(("entropy", "focus", "ndcg", "listwise"), depths),
+                "content": self.embedder.text.width,
+                "clusters": len(encoder.centroids),
+            }
+            path = cache_home() / "tables" / f"{self.key}-{split}.safetensors"
+            self._tables[split] = load_or_build(
+                path, queries.ids, widths, lambda rows: self._columns(split, rows)
+            )
+        return self._tables[split]
+
+    @torch.no_grad()
+    def _columns(self, split: str, rows: slice) -> Mapping[str, NDArray[np.float32]]:
+        """The table's columns for some rows of a split."""
+        queries = self.collection.splits[split].select(range(rows.start, rows.stop))
+        relevant = self.index.relevant(queries)
+        candidates = self.candidates(split)
+        count, encoder = rows.stop - rows.start, self.embedder.maw
+        found: dict[str, NDArray[np.float32]] = {}
+        label = f"depths of {split} queries {rows.start + 1} to {rows.stop}"
+        ids = self.embedder.query_ids(queries.texts)
+        for batch, statistics, content in self.embedder.query_statistics(ids, progress=label):
+            places = batch.cpu().numpy()
+            alignment = alignment_of_depths(
+                self.index,
+                statistics.embeddings,
+                [relevant[place] for place in places],
+                candidates and [candidates[rows.start + place] for place in places],
+            )
+            columns = observed_columns(statistics, content, encoder.centroids)
+            for name, values in (columns | alignment._asdict()).items():
+                whole = table_column(name, values)
+                found.setdefault(name, np.empty((count, whole.shape[1]), np.float32))
+                found[name][places] = whole
+        return found
+
+    def candidates(self, split: str) -> list[NDArray[np.int64]] | None:
+        """Positions of the documents each query is ranked over; None is the whole collection."""
+        if split not in self._candidates:
+            self._candidates[split] = candidate_documents(self.collection, split)
+        return self._candidates[split]
+
+    def evaluate(
+        self, split: str, depths: Tensor | None = None, k: int = 100
+    ) -> tuple[Evaluation, Ranking]:
+        """Retrieval with the really encoded queries, through ir_measures.
+
+        Args:
+            split: whose queries are ranked.
+            depths: (N,) int64, the depth of each query; None is the standard attention.
+            k: documents retrieved per query.
+        """
+        queries = self.collection.splits[split]
+        embeddings = self.embedder.encode_queries(queries.texts, depths)
+        return evaluate_embeddings(self.index, queries, embeddings, self.candidates(split), k)
+
+    def query_text(self, query_id: str) -> str:
+        """Text of the query called `query_id`, from whichever split.
+
+        Raises:
+            InputError: there is none.
+        """
+        for queries in self.collection.splits.values():
+            if query_id in queries.ids:
+                return queries.texts[queries.ids.index(query_id)]
+        raise InputError(f"no query {query_id!r} in {self.collection.name!r}")
+
+    @torch.no_grad()
+    def attention(self, query_id: str, depth: int) -> tuple[NDArray[np.float32], list[str]]:
+        """Attention weights (H, n, n) of one query at one depth, and its n tokens.
+
+        Raises:
+            InputError: there is no such query or depth.
+        """
+        encoder = self.embedder.maw
+        check_depths(torch.tensor([depth]), 1, encoder.depths)
+        ids = self.embedder.query_ids([self.query_text(query_id)])[0]
+        tokens = torch.tensor([ids], dtype=torch.long, device=self.device)
+        x = encoder.norm(self.embedder.text.hidden(tokens))
+        rows = slice(depth * x.shape[-1], (depth + 1) * x.shape[-1])
+        query, key = (
+            split_heads(x @ projection.weight[rows].T, encoder.heads)
+            for projection in (encoder.depth_query_proj, encoder.depth_key_proj)
+        )
+        weights = attention_weights(query, key, torch.ones_like(tokens, dtype=torch.bool))
+        return weights[0].cpu().numpy(), self.embedder.text.tokens(ids)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the GPU where there is one.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # "meta" can be created, and not be read
+    except (RuntimeError, AssertionError, ImportError, TypeError):
+        raise InputError(f"device {name!r} is not available here; use 'cpu' or 'auto'") from None
+    return device
+
+
+def load_task(dataset: str, encoder: str, device: str = "auto", fold: int = 0) -> RetrievalTask:
+    """The task of these settings; equal settings share one task in a process.
+
+    Args:
+        dataset: see `maw_gym.corpora.load_collection`.
+        encoder: "untrained", "trained" (trained on the collection at hand at first use, then read
+            from the cache), or the path of an encoder file.
+        device: "auto", "cpu" or a torch device.
+        fold: see `maw_gym.corpora.load_collection`.
+
+    Raises:
+        InputError: a setting that does not exist.
+    """
+    where = resolve_device(device)
+    version = None
+    if encoder not in ("untrained", "trained"):
+        path = Path(encoder).expanduser()
+        if not path.is_file():
+            raise InputError(
+                f"unknown encoder {encoder!r}; give 'untrained', 'trained' or the path of an"
+                " encoder.safetensors"
+            )
+        # A file that was written anew is another encoder.
+        status = path.stat()
+        version = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return _task(dataset, encoder, version, where, fold)
+
+
+# Apart from `load_task`, so that arguments by position, by name and by default are the same key.
+@cache
+def _task(
+    dataset: str,
+    encoder: str,
+    version: tuple[int, int, int] | None,
+    device: torch.device,
+    fold: int,
+) -> RetrievalTask:
+    del version  # tells one file of that name from the next
+    collection = load_collection(dataset, fold)
+    embedder, provenance = _embedder(collection, encoder, device)
+    return RetrievalTask(collection, embedder, device, provenance)
+
+
+def _embedder(
+    collection: Collection, encoder: str, device: torch.device
+) -> tuple[Embedder, dict[str, Any]]:
+    if encoder == "untrained":
+        return untrained_embedder(collection.doc_texts), {"chosen": "untrained"}
+    if encoder == "trained":
+        # Imported late: an environment with an untrained encoder needs no training code.
+        from maw_gym.encoders.training.selection import trained_embedder
+
+        return trained_embedder(collection, device)
+    embedder, provenance = load_embedder(Path(encoder).expanduser())
+    return embedder, {"chosen": encoder, "training": provenance}

@@ -1,0 +1,199 @@
+"""From cells to rows: pooling over folds, averaging over seeds, intervals and tests.
+
+Notation: N test queries of all folds, S seeds of a method, D depths.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from maw_gym.retrieval.evaluation import MEASURES, SMALLEST_GAP
+from maw_gym.retrieval.significance import (
+    bootstrap_interval,
+    holm,
+    sign_flip_test,
+    smallest_detectable_difference,
+    wins_ties_losses,
+)
+from runners.experiments.cells import Cell, Reference
+from runners.experiments.methods import METHODS
+
+MAIN: Final = "nDCG@10"
+NAMES: Final = tuple(str(measure) for measure in MEASURES)
+TERMS: Final = ("reward", "entropy", "focus", "alignment")
+ORDINARY: Final = 0.95
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells of one method on one dataset.
+
+    Attributes:
+        method: its name.
+        seeds: S of them; one where the method has none.
+        cells: per seed the cells of all folds, in the order of the folds.
+    """
+
+    method: str
+    seeds: tuple[int, ...]
+    cells: tuple[tuple[Cell, ...], ...]
+
+    def measure(self, name: str) -> Floats:
+        """Values (S, N) of a retrieval measure."""
+        return np.array(
+            [np.concatenate([cell.measures[name] for cell in row]) for row in self.cells]
+        )
+
+    @cached_property
+    def terms(self) -> dict[str, Floats] | None:
+        """Reward and its terms (S, N); None where no depth is chosen."""
+        if self.cells[0][0].terms is None:
+            return None
+        return {
+            name: np.array(
+                [np.concatenate([(cell.terms or {})[name] for cell in row]) for row in self.cells]
+            )
+            for name in TERMS
+        }
+
+    @cached_property
+    def depths(self) -> NDArray[np.int64] | None:
+        """Chosen depths (S, N)."""
+        if self.cells[0][0].depths is None:
+            return None
+        return np.array([np.concatenate([cell.depths or [] for cell in r]) for r in self.cells])
+
+    def scores(self, name: str) -> Floats:
+        """Values (N,) of a measure or "reward", averaged over seeds."""
+        values = (self.terms or {})[name] if name in TERMS else self.measure(name)
+        mean: Floats = values.mean(axis=0)
+        return mean
+
+
+def rows_of(
+    dataset: str,
+    results: Sequence[Results],
+    references: Sequence[Reference],
+    baseline: str,
+    seed_intervals: bool,
+) -> list[dict[str, Any]]:
+    """One row of results.json for every method.
+
+    Args:
+        dataset: its name.
+        results: of every method.
+        references: of every fold.
+        baseline: the method that the others are tested against.
+        seed_intervals: add intervals over seeds.
+    """
+    named = {one.method: one for one in results}
+    rows = [_row(dataset, one, references, seed_intervals) for one in results]
+    tested = [n for n in named if n != baseline and METHODS[n].kind != "oracle"]
+    tests = compared({name: named[name] for name in tested}, named[baseline], MAIN)
+    for row in rows:
+        row["test"] = tests.get(row["method"])
+        means = {name: one.scores(MAIN).mean() for name, one in named.items()}
+        row["relative"] = {
+            key: _relative(means[row["method"]], means.get(name))
+            for key, name in (("zero_shot", "non-maw-zero-shot"), ("trained", "non-maw-trained"))
+        }
+    return rows
+
+
+def compared(
+    tested: Mapping[str, Results], baseline: Results, score: str
+) -> dict[str, dict[str, Any]]:
+    """Paired tests over queries of every method against a baseline, with Holm's correction.
+
+    Args:
+        tested: by name; the family of the correction.
+        baseline: what they are tested against.
+        score: a retrieval measure, or "reward".
+    """
+    against = baseline.scores(score)
+    differences = {name: one.scores(score) - against for name, one in tested.items()}
+    p_values = [sign_flip_test(values) for values in differences.values()]
+    found = {}
+    for (name, values), p, adjusted in zip(
+        differences.items(), p_values, holm(p_values), strict=True
+    ):
+        found[name] = {
+            "baseline": baseline.method,
+            "score": score,
+            "difference": float(values.mean()),
+            "p": p,
+            "p_holm": adjusted,
+            "smallest_detectable": smallest_detectable_difference(values),
+            **wins_ties_losses(values)._asdict(),
+        }
+    return found
+
+
+def _row(
+    dataset: str, one: Results, references: Sequence[Reference], seed_intervals: bool
+) -> dict[str, Any]:
+    cells = [cell for row in one.cells for cell in row]
+    retrieval = {}
+    for name in NAMES:
+        scores, by_seed = one.scores(name), one.measure(name).mean(axis=1)
+        low, high = bootstrap_interval(scores, level=ORDINARY)
+        retrieval[name] = {"mean": float(scores.mean()), "low": low, "high": high}
+        if len(one.seeds) > 1:
+            retrieval[name]["seed_deviation"] = float(by_seed.std(ddof=1))
+            if seed_intervals:
+                retrieval[name] |= dict(
+                    zip(("seed_low", "seed_high"), t_interval(by_seed), strict=True)
+                )
+    seconds = [
+        sum(cell.training_seconds for cell in row if cell.training_seconds is not None)
+        for row in one.cells
+    ]
+    trained = any(cell.training_seconds is not None for cell in cells)
+    latencies = [cell.latency_ms for cell in cells if cell.latency_ms is not None]
+    return {
+        "dataset": dataset,
+        "method": one.method,
+        "kind": METHODS[one.method].kind,
+        "about": METHODS[one.method].about,
+        "seeds": list(one.seeds) if METHODS[one.method].seeded else None,
+        "params": cells[0].parameters,
+        "training_seconds": float(np.mean(seconds)) if trained else None,
+        "latency_ms": float(np.median(latencies)) if latencies else None,
+        "reward": _reward(one, references),
+        "retrieval": retrieval,
+        "depths_used": None if one.depths is None else len(np.unique(one.depths)),
+    }
+
+
+def _reward(one: Results, references: Sequence[Reference]) -> dict[str, float | None] | None:
+    if one.terms is None:
+        return None
+    known = {
+        name: float(np.concatenate([getattr(fold, name) for fold in references]).mean())
+        for name in ("random", "best_fixed", "oracle")
+    }
+    mean = float(one.scores("reward").mean())
+    gap = known["oracle"] - known["random"]
+    return {
+        "mean": mean,
+        **{name: float(one.scores(name).mean()) for name in TERMS[1:]},
+        **known,
+        "gap_closed": (mean - known["random"]) / gap if gap >= SMALLEST_GAP else None,
+    }
+
+
+def t_interval(values: Floats) -> tuple[float, float]:
+    """Interval of 95% of the mean of S >= 2 values, by Student's t with S - 1 degrees."""
+    half = stats.t.ppf((1 + ORDINARY) / 2, len(values) - 1) * stats.sem(values)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def _relative(value: float, other: float | None) -> float | None:
+    return None if not other else float(value / other - 1)

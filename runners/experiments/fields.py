@@ -1,0 +1,132 @@
+"""The fields of a comparison: datasets and their folds, with tasks and reference values.
+
+Notation: N test queries of the fold, D depths.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from agents.networks import is_shared
+from maw_gym.corpora import Collection, load_collection
+from maw_gym.corpora.splits import FOLDS
+from maw_gym.errors import InputError
+from maw_gym.retrieval.evaluation import best_fixed
+from maw_gym.tables.task import RetrievalTask
+from runners.experiments.cells import Reference
+from runners.experiments.running import columns
+from runners.experiments.settings import CommonSettings
+
+LEAST: Final = 2  # test and training queries, so that a variance exists
+
+
+class Field(NamedTuple):
+    """A dataset.
+
+    Attributes:
+        dataset: its name.
+        folds: 0 alone, or all of them where the dataset has no subsets of its own.
+        provenance: of the collection, of fold 0.
+    """
+
+    dataset: str
+    folds: tuple[int, ...]
+    provenance: dict[str, object]
+
+
+def checked_field(dataset: str) -> Field:
+    """A dataset that can be compared on.
+
+    Raises:
+        InputError: it does not exist, has no training queries, or too few queries for the folds.
+    """
+    collection = load_collection(dataset)
+    crossed = "fold" in collection.provenance["splits"]
+    folds = tuple(range(FOLDS)) if crossed else (0,)
+    queries = sum(len(split.ids) for split in collection.splits.values())
+    if crossed and queries < LEAST * FOLDS:
+        raise InputError(
+            f"{dataset} has {queries} judged queries, too few for {FOLDS} folds of {LEAST} or more"
+        )
+    for fold in folds:
+        one = load_collection(dataset, fold) if fold else collection
+        for split, least in (("train", LEAST), ("validation", 1), ("test", LEAST)):
+            count = len(one.splits[split].ids)
+            if count < least:
+                where = f" in fold {fold} of {FOLDS}" if crossed else ""
+                raise InputError(
+                    f"{dataset} has {count} {split} queries{where}; a comparison needs {least} or"
+                    " more: give a dataset with training queries, or with more of them"
+                )
+    return Field(dataset, folds, dict(collection.provenance))
+
+
+def blocks_of(task: RetrievalTask, blocks: Sequence[str]) -> tuple[str, ...]:
+    """The blocks that this task's encoder can give; of an untrained one, `clusters` is left out.
+
+    Where nothing is left, `profile`.
+    """
+    if len(task.embedder.maw.centroids):
+        return tuple(blocks)
+    return tuple(block for block in blocks if block != "clusters") or ("profile",)
+
+
+def reference(task: RetrievalTask, settings: CommonSettings) -> Reference:
+    """What the methods of one fold are seen against."""
+    weights, alignment = settings.reward_weights, settings.alignment
+    train, validation, test = (task.table(name) for name in ("train", "validation", "test"))
+    fixed = best_fixed(train.reward(weights, alignment))
+    reward = np.asarray(test.reward(weights, alignment), np.float64)
+    judged = np.asarray(validation.reward(weights, alignment), np.float64)
+    return Reference(
+        fold=settings.fold,
+        query_ids=list(test.query_ids),
+        random=reward.mean(axis=1).tolist(),
+        best_fixed=reward[:, fixed].tolist(),
+        oracle=reward.max(axis=1).tolist(),
+        best_fixed_depth=fixed,
+        terms_by_depth={
+            name: values.mean(axis=0).tolist() for name, values in columns(test, settings)
+        },
+        validation={
+            "random": float(judged.mean()),
+            "best_fixed": float(judged[:, fixed].mean()),
+            "oracle": float(judged.max(axis=1).mean()),
+        },
+        encoder=task.encoder_provenance,
+        facts={
+            "documents": len(task.collection.doc_ids),
+            "queries": {name: len(split.ids) for name, split in task.collection.splits.items()},
+            "ranked": "whole" if task.collection.small else "candidates",
+            "observation": list(settings.observation),
+            "network": "shared"
+            if is_shared(settings.network, test, settings.observation)
+            else "mlp",
+            "depths": test.num_depths,
+            **shared_documents(task.collection),
+        },
+    )
+
+
+def shared_documents(collection: Collection) -> dict[str, int]:
+    """How many relevant documents of test queries were a relevant document in training too.
+
+    Returns:
+        ``test_relevant``: different documents relevant to a test query;
+        ``test_relevant_seen``: those of them relevant to a query of encoder, train or validation.
+    """
+    relevant = {
+        name: {
+            document
+            for grades in split.relevance
+            for document, grade in grades.items()
+            if grade > 0
+        }
+        for name, split in collection.splits.items()
+    }
+    seen = relevant["encoder"] | relevant["train"] | relevant["validation"]
+    return {
+        "test_relevant": len(relevant["test"]),
+        "test_relevant_seen": len(relevant["test"] & seen),
+    }

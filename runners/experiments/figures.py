@@ -1,0 +1,97 @@
+"""Pictures of a run: the reward curve, which depths were chosen, the reward terms by depth."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from maw_gym.envs.rendering import COLOURS
+from maw_gym.files.cache import written_whole
+from maw_gym.retrieval.evaluation import best_fixed
+from maw_gym.tables.task import RetrievalTask
+from runners.experiments.online import Trained
+from runners.experiments.settings import CommonSettings
+
+
+def draw(
+    task: RetrievalTask,
+    settings: CommonSettings,
+    learner: str,
+    trained: Trained,
+    depths: NDArray[np.int64],
+    folder: Path,
+) -> None:
+    """Write reward_curve.png, depth_usage.png and reward_by_depth.png into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, alignment = settings.reward_weights, settings.alignment
+    fixed = best_fixed(task.table("train").reward(weights, alignment))
+    save(
+        reward_curve(task.table("validation").reward(weights, alignment), fixed, learner, trained),
+        folder / "reward_curve.png",
+    )
+    save(depth_usage(depths, task.table("test").num_depths, learner), folder / "depth_usage.png")
+    table = task.table("test")
+    terms = {
+        "entropy": table.entropy.mean(0),
+        "focus": table.focus.mean(0),
+        "alignment": table.alignment(alignment).mean(0),
+        "reward": table.reward(weights, alignment).mean(0),
+    }
+    save(reward_by_depth(terms), folder / "reward_by_depth.png")
+
+
+def reward_curve(reward: NDArray[np.float32], fixed: int, learner: str, trained: Trained) -> Figure:
+    """Mean validation reward over training, between chance, the best fixed depth and the oracle."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    steps, means = zip(*trained.history, strict=True)
+    axes.plot(steps, means, color=COLOURS["entropy"], marker="o", markersize=3, label=learner)
+    lines = {
+        "best fixed depth": (reward[:, fixed].mean(), COLOURS["focus"], "--"),
+        "random depth": (reward.mean(), COLOURS["reward"], ":"),
+    }
+    for label, (level, colour, style) in lines.items():
+        axes.axhline(level, color=colour, linestyle=style, label=f"{label}, {level:.4f}")
+    axes.axvline(trained.chosen_at, color=COLOURS["regret"], linewidth=0.8, label="kept")
+    oracle = reward.max(axis=1).mean()
+    axes.set_title(f"Validation queries; the oracle, at {oracle:.4f}, lies above the picture")
+    axes.set_xlabel("training queries seen (environment steps)")
+    axes.set_ylabel("mean reward of the greedy policy")
+    axes.legend(frameon=False)
+    return figure
+
+
+def depth_usage(depths: NDArray[np.int64], num_depths: int, learner: str) -> Figure:
+    """How many test queries were sent to each depth."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    counts = np.bincount(depths, minlength=num_depths)
+    axes.bar(np.arange(num_depths), counts, color=COLOURS["entropy"])
+    axes.set_title(f"Depths chosen by {learner}: {np.count_nonzero(counts)} of {num_depths}")
+    axes.set_xlabel("depth, from focused to broad")
+    axes.set_ylabel("test queries")
+    return figure
+
+
+def reward_by_depth(terms: dict[str, NDArray[Any]]) -> Figure:
+    """Mean of each reward term at every depth, each on a scale of its own."""
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    for axes, (name, values) in zip(
+        figure.subplots(len(terms), sharex=True), terms.items(), strict=True
+    ):
+        axes.plot(values, color=COLOURS[name], marker="o", markersize=3)
+        axes.set_ylabel(name)
+        axes.ticklabel_format(useOffset=False)
+    figure.axes[0].set_title("Mean over test queries")
+    figure.axes[-1].set_xlabel("depth, from focused to broad")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    FigureCanvasAgg(figure)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,333 @@
+"""The 5D attention and its statistics against hand-made numbers, torch's pooling and float64."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from maw_gym.attention import statistics_cpu
+from maw_gym.attention.depth_attention import (
+    attention_weights,
+    depth_attention,
+    depth_statistics,
+    pooled_state,
+    pooling_matrix,
+    row_entropy,
+    row_focus,
+    softmax_over_keys,
+)
+from maw_gym.attention.statistics_cpu import distinct_rows
+from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder
+
+LN3 = math.log(3)
+
+
+def real_tokens(*lengths: int, padded_to: int | None = None) -> Tensor:
+    size = max(lengths) if padded_to is None else padded_to
+    return torch.arange(size) < torch.tensor(lengths)[:, None]
+
+
+class Problem:
+    """Random inputs of `depth_statistics`; `x` is NaN-free garbage on padding."""
+
+    def __init__(self, lengths: tuple[int, ...], depths: int, heads: int, width: int, seed: int):
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        batch, length = len(lengths), max(max(lengths), 1)
+        self.heads = heads
+        self.mask = real_tokens(*lengths, padded_to=length)
+        self.x = normal(batch, length, width)
+        self.query = normal(depths * width, width) * 2 / width**0.5
+        self.key = normal(depths * width, width) / width**0.5
+        self.value = normal(batch, heads, length, width // heads)
+        pooling = torch.rand(batch, length, generator=generator) * self.mask
+        self.pooling = pooling / pooling.sum(-1, keepdim=True).clamp(min=1e-9)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.x, self.mask, self.query, self.key, self.value, self.pooling
+
+
+def reference(
+    x: Tensor, mask: Tensor, query: Tensor, key: Tensor, value: Tensor, pooling: Tensor
+) -> tuple[Tensor, ...]:
+    """The statistics from the whole 5D tensor in float64."""
+    x, query, key, value, pooling = (t.double() for t in (x, query, key, value, pooling))
+    weights = depth_attention(x, mask, query, key, value.shape[1])
+    by_depth = weights.movedim(-1, 2)  # (B, H, D, S, S)
+    pooled = torch.einsum("bi,bhdij,bhje->bdhe", pooling, by_depth, value).flatten(2)
+    state = pooled_state(weights.mean(-1), mask)
+    return state, row_entropy(by_depth, mask), row_focus(by_depth, mask), pooled
+
+
+# Two tokens, one head, two depths. With x the identity the scores of depth 0 are
+# diag(sqrt(2) ln 3) / sqrt(2) = diag(ln 3), so its rows are (3/4, 1/4) and (1/4, 3/4); depth 1 has
+# no query and is uniform. Mean over depth: .625 and .375.
+HAND_X = torch.eye(2)[None]
+HAND_QUERY = torch.cat([math.sqrt(2) * LN3 * torch.eye(2), torch.zeros(2, 2)])
+HAND_KEY = torch.eye(2).repeat(2, 1)
+
+
+def test_depth_attention_of_two_tokens() -> None:
+    weights = depth_attention(HAND_X, real_tokens(2), HAND_QUERY, HAND_KEY, heads=1)
+    assert weights.shape == (1, 1, 2, 2, 2)
+    expected_0 = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
+    torch.testing.assert_close(weights[0, 0, :, :, 0], expected_0)
+    torch.testing.assert_close(weights[0, 0, :, :, 1], torch.full((2, 2), 0.5))
+
+
+def test_the_softmax_is_over_keys_and_not_over_depth() -> None:
+    weights = depth_attention(HAND_X, real_tokens(2), HAND_QUERY, HAND_KEY, heads=1)
+    mean = torch.tensor([[0.625, 0.375], [0.375, 0.625]])  # 1/2 everywhere, were it over depth
+    torch.testing.assert_close(weights.mean(-1)[0, 0], mean)
+    assert weights.sum(-1).std() > 0.1
+
+
+def test_depth_statistics_of_two_tokens() -> None:
+    value = torch.eye(2)[None, None]
+    pooling = torch.tensor([[1.0, 0.0]])
+    state, entropy, focus, pooled = depth_statistics(
+        HAND_X, real_tokens(2), HAND_QUERY, HAND_KEY, value, pooling
+    )
+    # -3/4 ln 3/4 - 1/4 ln 1/4 over ln 2
+    torch.testing.assert_close(entropy, torch.tensor([[0.8112781, 1.0]]))
+    torch.testing.assert_close(focus, torch.tensor([[0.75, 0.5]]))
+    torch.testing.assert_close(pooled, torch.tensor([[[0.75, 0.25], [0.5, 0.5]]]))
+    # Each weight fills a 4 x 4 block of the 8 x 8 state; its length is sqrt(32 (.625^2 + .375^2)),
+    # the square root of 17.
+    high, low = 0.625 / math.sqrt(17), 0.375 / math.sqrt(17)
+    expected = torch.tensor([[high, low], [low, high]])
+    expected = expected.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    torch.testing.assert_close(state, expected.reshape(1, 64))
+
+
+def test_rows_sum_to_one_over_the_real_keys() -> None:
+    problem = Problem((5, 2, 0), depths=3, heads=2, width=8, seed=0)
+    weights = depth_attention(problem.x, problem.mask, problem.query, problem.key, heads=2)
+    sums = weights.sum(3)  # (B, H, S, D)
+    torch.testing.assert_close(sums[:2], torch.ones(2, 2, 5, 3))
+    assert sums[2].eq(0).all()  # a text without tokens
+    assert weights[1, :, :, 2:].eq(0).all()
+    assert weights.ge(0).all()
+
+
+def test_a_large_score_does_not_overflow() -> None:
+    query = torch.tensor([[[200.0], [-200.0]]])
+    weights = attention_weights(query, torch.tensor([[[1.0], [2.0]]]), real_tokens(2))
+    torch.testing.assert_close(weights, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 24, 65])
+def test_pooling_equals_torchs_adaptive_average_pooling(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    attention = torch.rand(1, 3, 70, 70, generator=generator)
+    mask = real_tokens(n, padded_to=70)
+    expected = torch.nn.functional.adaptive_avg_pool2d(attention[:, :, :n, :n], 8).flatten(1)
+    expected = torch.nn.functional.normalize(expected, dim=-1)
+    torch.testing.assert_close(pooled_state(attention, mask), expected)
+    torch.testing.assert_close(pooled_state(attention, mask).norm(), torch.tensor(1.0))
+
+
+def test_pooling_matrix_of_nine_tokens_and_of_none() -> None:
+    pool = pooling_matrix(real_tokens(9, 0, padded_to=9))
+    assert pool[0, 0].tolist() == [0.5, 0.5, 0, 0, 0, 0, 0, 0, 0]  # tokens 0 to ceil(9 / 8) - 1
+    assert pool[0, 7].tolist() == [0, 0, 0, 0, 0, 0, 0, 0.5, 0.5]
+    assert pool[1].eq(0).all()
+
+
+def test_entropy_and_focus_of_uniform_and_one_hot_rows() -> None:
+    mask = real_tokens(3, 3, padded_to=4)
+    uniform = torch.full((4, 4), 1 / 3)
+    one_hot = torch.eye(4)
+    weights = torch.stack([uniform, one_hot])[:, None]  # (2, 1, 4, 4)
+    weights[:, :, :, 3] = 0
+    torch.testing.assert_close(row_entropy(weights, mask), torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(row_focus(weights, mask), torch.tensor([1 / 3, 1.0]))
+
+
+def test_padded_rows_do_not_count() -> None:
+    weights = torch.tensor([[0.5, 0.5, 0], [0.75, 0.25, 0], [9.0, 9.0, 9.0]])[None, None]
+    mask = real_tokens(2, padded_to=3)
+    torch.testing.assert_close(row_focus(weights, mask), torch.tensor([0.625]))
+    torch.testing.assert_close(row_entropy(weights, mask), torch.tensor([(1 + 0.8112781) / 2]))
+
+
+def test_texts_of_one_and_of_no_token() -> None:
+    problem = Problem((1, 0), depths=3, heads=2, width=8, seed=1)
+    state, entropy, focus, pooled = depth_statistics(*problem.inputs())
+    assert entropy.tolist() == [[0, 0, 0], [0, 0, 0]]
+    torch.testing.assert_close(focus, torch.tensor([[1.0, 1, 1], [0, 0, 0]]))
+    torch.testing.assert_close(state[0], torch.full((128,), 1 / math.sqrt(128)))
+    assert state[1].eq(0).all()
+    assert pooled[1].eq(0).all()
+    token = problem.value[0, :, 0].flatten()
+    torch.testing.assert_close(pooled[0], token.expand(3, -1))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "depths", "heads", "width"),
+    [
+        ((5, 3), 3, 2, 8),
+        ((24,) * 5, 4, 8, 64),
+        ((17, 1, 0, 9, 17, 33), 5, 2, 16),
+        ((130, 129), 2, 2, 16),
+        ((7,), 1, 1, 4),
+        ((2,), 40, 1, 4),
+        ((0,), 2, 2, 4),
+    ],
+)
+def test_statistics_equal_the_float64_reference(
+    lengths: tuple[int, ...], depths: int, heads: int, width: int
+) -> None:
+    problem = Problem(lengths, depths, heads, width, seed=depths)
+    expected = reference(*problem.inputs())
+    for got, want in zip(depth_statistics(*problem.inputs()), expected, strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+
+
+def test_repeated_tokens_are_projected_once_with_the_same_results() -> None:
+    problem = Problem((9, 9, 4, 0, 1), depths=5, heads=2, width=8, seed=11)
+    generator = torch.Generator().manual_seed(12)
+    vocabulary = torch.randn(3, 8, generator=generator)
+    problem.x = vocabulary[torch.randint(3, problem.mask.shape, generator=generator)]
+    different, place = distinct_rows(problem.x[problem.mask])
+    assert different.shape == (3, 8)
+    assert place is not None
+    assert torch.equal(different[place], problem.x[problem.mask])
+    expected = reference(*problem.inputs())
+    for got, want in zip(depth_statistics(*problem.inputs()), expected, strict=True):
+        torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+
+
+def test_rows_that_seldom_repeat_are_left_alone() -> None:
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
+    assert distinct_rows(rows)[1] is None  # two of three differ
+    different, place = distinct_rows(rows[[0, 2]].double())
+    assert different.tolist() == [[1, 2]]
+    assert place is not None
+    assert place.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("limit", ["SCORES", "PROJECTED"])
+def test_small_blocks_give_the_same_results(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    problem = Problem((9, 9, 4, 0, 1, 9), depths=5, heads=4, width=16, seed=13)
+    expected = depth_statistics(*problem.inputs())
+    monkeypatch.setattr(statistics_cpu, limit, 200)
+    for got, want in zip(depth_statistics(*problem.inputs()), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+def test_statistics_of_sharp_attention_equal_the_reference() -> None:
+    problem = Problem((12, 6), depths=3, heads=2, width=16, seed=3)
+    problem.query *= 100  # scores of several hundred
+    expected = reference(*problem.inputs())
+    for got, want in zip(depth_statistics(*problem.inputs()), expected, strict=True):
+        torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=0)
+
+
+def test_statistics_in_float64_stay_in_float64() -> None:
+    problem = Problem((6, 4), depths=3, heads=2, width=8, seed=4)
+    x, mask, *rest = problem.inputs()
+    inputs = (x.double(), mask, *(t.double() for t in rest))
+    for got, want in zip(depth_statistics(*inputs), reference(*inputs), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
+
+
+def test_padding_changes_nothing() -> None:
+    problem = Problem((9, 4), depths=3, heads=2, width=8, seed=5)
+    together = depth_statistics(*problem.inputs())
+    for text, n in enumerate((9, 4)):
+        one = slice(text, text + 1)
+        alone = depth_statistics(
+            problem.x[one, :n],
+            problem.mask[one, :n],
+            problem.query,
+            problem.key,
+            problem.value[one, :, :n],
+            problem.pooling[one, :n],
+        )
+        for padded, bare in zip(together, alone, strict=True):
+            torch.testing.assert_close(padded[one], bare, atol=1e-6, rtol=1e-5)
+
+
+def test_garbage_on_padding_is_never_read() -> None:
+    problem = Problem((9, 4), depths=3, heads=2, width=8, seed=6)
+    clean = depth_statistics(*problem.inputs())
+    problem.x[1, 4:] = 1e6
+    problem.value[1, :, 4:] = 1e6
+    for before, after in zip(clean, depth_statistics(*problem.inputs()), strict=True):
+        torch.testing.assert_close(before, after, atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_equal_those_of_the_reference() -> None:
+    problem = Problem((9, 4, 0), depths=3, heads=2, width=8, seed=7)
+    x, mask, *rest = (t.double() if t.is_floating_point() else t for t in problem.inputs())
+    gradients = []
+    for function in (depth_statistics, reference):
+        leaves = [t.clone().requires_grad_() for t in (x, *rest)]
+        # Weights of padding are 0 by contract, and so is their gradient.
+        outputs = function(leaves[0], mask, *leaves[1:-1], leaves[-1] * mask)
+        generator = torch.Generator().manual_seed(8)
+        weighted = [
+            (o * torch.rand(o.shape, generator=generator, dtype=o.dtype)).sum() for o in outputs
+        ]
+        gradients.append(torch.autograd.grad(torch.stack(weighted).sum(), leaves))
+    for got, want in zip(*gradients, strict=True):
+        assert want.abs().max() > 0
+        torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-7)
+
+
+def test_the_path_with_gradients_gives_the_same_numbers() -> None:
+    problem = Problem((9, 4, 0), depths=5, heads=2, width=8, seed=9)
+    without = depth_statistics(*problem.inputs())
+    problem.query.requires_grad_()
+    for plain, tracked in zip(without, depth_statistics(*problem.inputs()), strict=True):
+        assert not plain.requires_grad
+        torch.testing.assert_close(tracked.detach(), plain, atol=1e-6, rtol=1e-5)
+
+
+def test_one_depth_of_the_encoder_is_its_slice_of_the_tensor_applied_to_v() -> None:
+    encoder = MAWEncoder(EncoderSettings(hidden=16, heads=2, depths=4, vocabulary=10))
+    generator = torch.Generator().manual_seed(10)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        hidden = torch.randn(4, 6, 16, generator=generator)
+        ids = torch.randint(10, (4, 6), generator=generator)
+        mask = real_tokens(6, 3, 1, 6)
+        depth = torch.tensor([3, 0, 2, 0])
+        weights = encoder.depth_attention(hidden, mask)
+        value = encoder.value_proj(encoder.norm(hidden)).view(4, 6, 2, 8).transpose(1, 2)
+        for text, d in enumerate(depth.tolist()):
+            mixed = weights[text, :, :, :, d] @ value[text]  # (H, S, e)
+            expected = hidden[text] + encoder.out_proj(mixed.transpose(0, 1).flatten(1))
+            actual = encoder(hidden, mask, depth)[text]
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+        statistics = encoder.depth_statistics(ids, hidden, mask)
+        chosen = statistics.embeddings[torch.arange(4), depth]
+        embedded = encoder.embed(ids, hidden, mask, depth=depth)
+        torch.testing.assert_close(chosen, embedded, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(4))
+
+
+def test_softmax_over_keys_and_its_gradients_are_those_of_the_plain_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(3, 2, 5, 4, generator=generator).requires_grad_() for _ in range(3)
+    )
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    # As in an embedding: a text without tokens has no weight.
+    pooling = torch.rand(3, 1, 1, 5, generator=generator) * mask[:, None, None]
+    scores = (query @ key.mT / 2)[:2].masked_fill(~mask[:2, None, None], -torch.inf)
+    plain = scores.softmax(-1)
+    found = softmax_over_keys(query, key, mask)
+    assert torch.equal(found[:2], plain)
+    assert (found[2] == 0.2).all()
+    want = torch.autograd.grad((pooling[:2] @ plain @ value[:2]).square().sum(), (query, key))
+    got = torch.autograd.grad((pooling @ found @ value).square().sum(), (query, key))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=0)

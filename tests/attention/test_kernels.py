@@ -1,0 +1,191 @@
+"""The Triton kernel against the float64 reference.
+
+Without a GPU it runs in Triton's interpreter, in float32 and with given block sizes; with one, it
+runs there, tuned and in bfloat16 too.
+"""
+
+import os
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from maw_gym.attention.depth_attention import (
+    depth_attention,
+    depth_statistics,
+    pooled_state,
+    row_entropy,
+    row_focus,
+)
+from maw_gym.errors import InputError
+
+CUDA = torch.cuda.is_available()
+if not CUDA:
+    # Triton reads this once, when it is imported: its own library is compiled or interpreted too.
+    os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+
+needs_cuda = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+SHAPES = [
+    # lengths, depths, heads, width, blocks
+    ((5, 3), 3, 2, 32, (16, 16)),
+    ((17, 1, 0, 9), 2, 2, 16, (16, 16)),
+    ((33, 20), 2, 1, 24, (16, 32)),
+    ((41,), 1, 3, 48, (32, 16)),
+    ((1,), 2, 1, 4, (16, 16)),
+]
+
+
+@pytest.fixture(scope="module")
+def cuda() -> ModuleType:
+    from maw_gym.attention import statistics_cuda
+
+    return statistics_cuda
+
+
+def random_inputs(lengths: tuple[int, ...], depths: int, heads: int, width: int) -> list[Tensor]:
+    """Fresh on every run: a failure shows the seed."""
+    seed = torch.seed() % 2**31
+    print("seed", seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    batch, size = len(lengths), max(lengths) + 2  # two tokens of padding everywhere
+    mask = torch.arange(size) < torch.tensor(lengths)[:, None]
+    pooling = torch.rand(batch, size, generator=generator) * mask
+    inputs = [
+        normal(batch, size, width),
+        mask,
+        normal(depths * width, width) * 2 / width**0.5,
+        normal(depths * width, width) / width**0.5,
+        normal(batch, heads, size, width // heads),
+        pooling / pooling.sum(-1, keepdim=True).clamp(min=1e-9),
+    ]
+    return [tensor.cuda() for tensor in inputs] if CUDA else inputs
+
+
+def reference(
+    x: Tensor, mask: Tensor, query: Tensor, key: Tensor, value: Tensor, pooling: Tensor
+) -> tuple[Tensor, ...]:
+    x, query, key, value, pooling = (t.double() for t in (x, query, key, value, pooling))
+    weights = depth_attention(x, mask, query, key, value.shape[1])
+    by_depth = weights.movedim(-1, 2)  # (B, H, D, S, S)
+    pooled = torch.einsum("bi,bhdij,bhje->bdhe", pooling, by_depth, value).flatten(2)
+    state = pooled_state(weights.mean(-1), mask)
+    return state, row_entropy(by_depth, mask), row_focus(by_depth, mask), pooled
+
+
+@pytest.mark.parametrize(("lengths", "depths", "heads", "width", "blocks"), SHAPES)
+def test_the_kernel_equals_the_reference_in_float32(
+    cuda: ModuleType,
+    lengths: tuple[int, ...],
+    depths: int,
+    heads: int,
+    width: int,
+    blocks: tuple[int, int],
+) -> None:
+    inputs = random_inputs(lengths, depths, heads, width)
+    found = cuda.fused_statistics(*inputs, dtype=torch.float32, blocks=blocks)
+    for got, want in zip(found, reference(*inputs), strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_the_kernel_writes_every_number(cuda: ModuleType, poison: float) -> None:
+    lengths, depths, heads, width = (17, 0, 5), 2, 2, 32
+    x, mask, query_weight, key_weight, value, pooling = random_inputs(lengths, depths, heads, width)
+    tokens = x.reshape(-1, width)
+    out = cuda.empty_partial(len(lengths), depths, heads, width // heads, x)
+    for tensor in out:
+        tensor.fill_(poison)
+    query, key = tokens @ query_weight.T, tokens @ key_weight.T
+    # Whatever lies on padding is not read either.
+    padding = ~mask.flatten()
+    query[padding], key[padding] = poison, poison
+    value = value.masked_fill(~mask[:, None, :, None], poison)
+    cuda.launch(query, key, value, pooling, mask.sum(-1), out, blocks=(16, 16))
+    for tensor in out:
+        assert tensor.isfinite().all()
+
+
+def test_depths_in_several_launches_give_the_same(
+    cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = random_inputs((6, 4), 5, 2, 32)
+    together = cuda.fused_statistics(*inputs, dtype=torch.float32, blocks=(16, 16))
+    monkeypatch.setattr(cuda, "PROJECTED", 2 * inputs[0].numel())
+    apart = cuda.fused_statistics(*inputs, dtype=torch.float32, blocks=(16, 16))
+    for one, many in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, many, atol=1e-6, rtol=1e-6)
+
+
+def test_the_same_input_gives_the_same_bits(cuda: ModuleType) -> None:
+    inputs = random_inputs((9, 7), 3, 2, 32)
+    first, second = (
+        cuda.fused_statistics(*inputs, dtype=torch.float32, blocks=(16, 16)) for _ in range(2)
+    )
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_large_texts_take_the_larger_blocks() -> None:
+    from maw_gym.attention import triton_kernels as kernels
+
+    def blocks(bucket: int, precision: str = "tf32") -> list[tuple[int, int]]:
+        told = {"bucket": bucket, "heads": 8, "precision": precision}
+        kept = kernels.fitting(kernels.configurations(), {}, **told)
+        return [tuple(configuration.kwargs.values()) for configuration in kept]
+
+    assert set(blocks(16)) == {(16, 16)}
+    assert set(blocks(32)) == {(16, 16), (32, 32)}
+    assert (64, 128) in blocks(128)
+    assert (16, 16) not in blocks(128)
+    assert set(blocks(64, "ieee")) == {(16, 16), (32, 32)}
+    for precision in ("tf32", "ieee"):
+        assert all(blocks(1 << power, precision) for power in range(4, 14))
+
+
+def test_unknown_kernels_and_gradients_are_refused() -> None:
+    inputs = random_inputs((3,), 1, 1, 16)
+    with pytest.raises(InputError, match="unknown kernel 'fast'; choose one of auto"):
+        depth_statistics(*inputs, kernel="fast")
+    inputs[2].requires_grad_()
+    with pytest.raises(InputError, match="no gradients"):
+        depth_statistics(*inputs, kernel="triton")
+
+
+@needs_cuda
+@pytest.mark.parametrize("size", [24, 100, 128, 300])
+def test_the_tuned_kernel_in_bfloat16(cuda: ModuleType, size: int) -> None:
+    inputs = random_inputs((size, size // 2, 1, 0), 4, 8, 256)
+    for got, want in zip(depth_statistics(*inputs), reference(*inputs), strict=True):
+        assert got.dtype == torch.float32
+        error = (got.double() - want).norm() / want.norm()
+        assert error < 1e-2, f"relative error {error:.1e}"
+
+
+@needs_cuda
+@pytest.mark.parametrize("size", [30, 64, 128, 300])
+def test_exact_statistics_on_the_device_equal_the_reference(size: int) -> None:
+    inputs = random_inputs((size, 7, 0), 4, 8, 64)
+    for kernel in ("torch", "exact"):
+        for got, want in zip(
+            depth_statistics(*inputs, kernel=kernel), reference(*inputs), strict=True
+        ):
+            torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+
+
+@needs_cuda
+def test_the_whole_tensor_is_never_held() -> None:
+    inputs = random_inputs((254,) * 16, 32, 8, 256)
+    depth_statistics(*inputs)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    depth_statistics(*inputs)
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak < 16 * 8 * 256 * 256 * 32 * 4 / 4

@@ -1,0 +1,353 @@
+import math
+
+import pytest
+import torch
+from tiny_collection import PAIRS
+from torch import nn
+
+from maw_gym.corpora.records import QuerySet
+from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.embedder import Embedder
+from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.text import WordLlama
+from maw_gym.encoders.training import stages as encoder_training
+from maw_gym.encoders.training.pairs import pairs_of
+from maw_gym.encoders.training.stages import (
+    TrainingSettings,
+    contrastive_loss,
+    mean_entropy,
+    specialise_depths,
+    train,
+)
+from maw_gym.encoders.training.validation import Validation
+from maw_gym.errors import InputError
+
+SHAPE = EncoderSettings(depths=3)
+QUICK = TrainingSettings(epochs=2, depth_epochs=2, batch_size=12)
+
+
+class Told:
+    """A validation of scores told in advance; remembers the weights it saw."""
+
+    def __init__(self, *scores):
+        self.scores = list(scores)
+        self.seen = []
+        self.routed = []
+
+    def score(self, embedder, routed=False):
+        self.seen.append({n: t.detach().clone() for n, t in embedder.tensors().items()})
+        self.routed.append(routed)
+        return self.scores.pop(0)
+
+
+@pytest.fixture
+def puzzle(tiny):
+    """The tiny collection with pairs that only training can know: query i belongs to document
+    i + 7. Training and validation queries are the same 24."""
+    queries = QuerySet(
+        tuple(f"q{i}" for i in range(24)),
+        tuple(query for query, _ in PAIRS),
+        tuple({f"d{(i + 7) % 24}": 1} for i in range(24)),
+    )
+    return tiny._replace(splits={**tiny.splits, "encoder": queries, "validation": queries})
+
+
+@pytest.fixture
+def embedder(tiny):
+    return untrained_embedder(tiny.doc_texts, SHAPE)
+
+
+def copies(embedder):
+    return {name: tensor.detach().clone() for name, tensor in embedder.tensors().items()}
+
+
+def equal(some, others):
+    return {name for name in some if torch.equal(some[name], others[name])}
+
+
+# --- settings --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("query_tokens", 0),
+        ("document_tokens", -1),
+        ("epochs", -1),
+        ("depth_epochs", -1),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("token_learning_rate", math.inf),
+        ("depth_learning_rate", -1.0),
+        ("temperature", 0.0),
+    ],
+)
+def test_wrong_settings(name, value):
+    with pytest.raises(InputError, match=rf"^{name} must .*{value}$"):
+        TrainingSettings(**{name: value})
+
+
+# --- pairs -----------------------------------------------------------------------------------
+
+
+def test_pairs_of_two_collections(tiny, embedder):
+    queries = QuerySet(
+        ("a", "b", "c", "d"),
+        ("bread", "", "honey", "bees"),
+        ({"x": 1, "y": 2, "z": 1}, {"x": 1}, {"y": 0, "z": 1}, {"z": 1, "x": 3}),
+    )
+    other = tiny._replace(
+        doc_ids=("x", "y", "z"),
+        doc_texts=("one", "two", " "),
+        splits={**tiny.splits, "encoder": queries},
+    )
+    pairs = pairs_of([tiny, other], embedder)
+    count = len(tiny.splits["encoder"].ids)
+    # z has no token, query b neither; c has no other relevant document. x is document 30, y 31.
+    assert pairs.relevant == [
+        *([int(query_id[1:])] for query_id in tiny.splits["encoder"].ids),
+        [30, 31],
+        [30],
+    ]
+    assert len(pairs.documents) == 33
+    assert pairs.documents[30:] == [*embedder.text.tokenize(["one", "two"]), []]
+    assert pairs.queries[count:] == embedder.text.tokenize(["bread", "bees"])
+
+
+def test_a_collection_without_an_encoder_split(tiny_folder, tiny, embedder):
+    empty = tiny._replace(splits={**tiny.splits, "encoder": QuerySet((), (), ())})
+    pairs = pairs_of([empty], embedder)
+    assert (pairs.queries, pairs.relevant, len(pairs.documents)) == ([], [], 30)
+
+
+# --- the loss --------------------------------------------------------------------------------
+
+EYE = torch.eye(2)
+
+
+@pytest.mark.parametrize(
+    ("documents", "which", "temperature", "expected"),
+    [
+        # Right answers score 1, wrong ones 0: log(1 + e^-1).
+        (EYE, [5, 6], 1.0, 0.313262),
+        # The same divided by .5: log(1 + e^-2).
+        (EYE, [5, 6], 0.5, 0.126928),
+        # The wrong way round: log(1 + e).
+        (EYE.flip(0), [5, 6], 1.0, 1.313262),
+        # Both documents are [1, 0]. Rows tie at log 2; of the columns (1, 0) the first has
+        # log(1 + e^-1) and the second log(1 + e): ((.693147) + (.813262)) / 2.
+        (torch.tensor([[1.0, 0.0], [1.0, 0.0]]), [5, 6], 1.0, 0.753204),
+        # But where they are the same document, it is not its own negative.
+        (torch.tensor([[1.0, 0.0], [1.0, 0.0]]), [5, 5], 1.0, 0.0),
+    ],
+)
+def test_loss_of_two_pairs_by_hand(documents, which, temperature, expected):
+    loss = contrastive_loss(EYE, documents, torch.tensor(which), temperature)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_twins_are_left_out_of_each_others_negatives_only():
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    # Rows 0 and 2 see themselves and row 1: log(1 + e^-1) = .313262. Row 1 sees all three:
+    # log(1 + 2 e^-1) = .551445.
+    loss = contrastive_loss(vectors, vectors, torch.tensor([8, 9, 8]), 1.0)
+    assert loss.item() == pytest.approx((0.313262 * 2 + 0.551445) / 3, abs=1e-6)
+
+
+def test_twins_have_no_gradient_nan():
+    queries = torch.eye(3)[:2].requires_grad_()
+    contrastive_loss(queries, torch.eye(3)[[0, 0]], torch.tensor([1, 1]), 0.05).backward()
+    assert queries.grad.tolist() == [[0.0] * 3] * 2
+
+
+# --- batches ---------------------------------------------------------------------------------
+
+
+def test_an_epoch_sees_every_query_once_with_a_relevant_document(tiny, embedder):
+    pairs = pairs_of([tiny], embedder)
+    pairs = pairs._replace(relevant=[[row, row + 1, row + 2] for row in range(10)])
+    drawn = set()
+    for _ in range(8):
+        seen = []
+        generator = torch.Generator().manual_seed(len(drawn))
+        batches = list(encoder_training._batches(pairs, 4, generator))
+        assert [len(rows) for rows, _ in batches] == [4, 4, 2]
+        for rows, documents in batches:
+            seen += rows.tolist()
+            for row, document in zip(rows.tolist(), documents, strict=True):
+                drawn.add(document - row)
+        assert sorted(seen) == list(range(10))
+    assert drawn == {0, 1, 2}
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+def test_training_learns_arbitrary_pairs(puzzle, embedder):
+    pairs, validation = pairs_of([puzzle], embedder), Validation(puzzle, embedder, 64)
+    before, weights = validation.score(embedder), copies(embedder)
+    best = train(embedder, pairs, validation, TrainingSettings(epochs=6, batch_size=12))
+    assert before < 0.3
+    assert best.score > 0.9
+    assert validation.score(embedder) == best.score
+    assert 1 <= best.epoch <= 6
+    # The depths and the packaged token embeddings have no part in the first stage.
+    kept = equal(weights, copies(embedder))
+    assert kept == {"depth_query_proj.weight", "depth_key_proj.weight", "centroids"}
+
+
+def test_training_lowers_the_loss(puzzle, embedder):
+    pairs = pairs_of([puzzle], embedder)
+
+    def loss():
+        queries = embedder.encode_ids(pairs.queries)
+        documents = embedder.encode_ids([pairs.documents[at] for (at,) in pairs.relevant])
+        return contrastive_loss(queries, documents, torch.arange(24), 0.05).item()
+
+    before = loss()
+    train(embedder, pairs, Told(0.0, 0.1, 0.2), QUICK)
+    assert loss() < before - 0.5
+
+
+@pytest.mark.parametrize(
+    ("scores", "epoch"),
+    [
+        ((0.5, 0.4, 0.3), 0),
+        ((0.5, 0.6, 0.3), 1),
+        ((0.5, 0.4, 0.6), 2),
+        ((0.5, 0.5, 0.5), 0),  # of equal ones the earliest
+        ((0.0, 0.0, 0.0), 0),
+    ],
+)
+def test_the_best_epoch_is_restored(tiny, embedder, scores, epoch):
+    told = Told(*scores)
+    best = train(embedder, pairs_of([tiny], embedder), told, QUICK)
+    assert (best.score, best.epoch) == (scores[epoch], epoch)
+    assert told.scores == []
+    assert told.routed == [False] * 3
+    assert equal(told.seen[epoch], embedder.tensors()) == set(embedder.tensors())
+    assert equal(told.seen[epoch], best.weights) == set(best.weights)
+    other = told.seen[2 if epoch < 2 else 0]
+    assert "query_proj.weight" not in equal(other, embedder.tensors())
+
+
+@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 64), (1, 5), (2, 2), (5, 5), (10, 64)])
+def test_any_number_of_steps(tiny, embedder, epochs, batch_size):
+    """1, 2, 10, 10 and 10 steps: OneCycleLR divides by zero where a tenth of them is one."""
+    told = Told(*range(epochs + 1))
+    settings = TrainingSettings(epochs=epochs, batch_size=batch_size)
+    assert train(embedder, pairs_of([tiny], embedder), told, settings).epoch == epochs
+    weights = [seen["out_proj.weight"] for seen in told.seen]
+    assert not torch.equal(weights[0], weights[1])
+
+
+def test_no_epoch_and_no_pair_change_nothing(tiny, embedder):
+    pairs = pairs_of([tiny], embedder)
+    before = copies(embedder)
+    none = pairs._replace(queries=[], relevant=[])
+    for some, settings in ((pairs, TrainingSettings(epochs=0)), (none, QUICK)):
+        best = train(embedder, some, Told(0.25), settings)
+        assert (best.score, best.epoch) == (0.25, 0)
+        assert equal(before, embedder.tensors()) == set(before)
+
+
+def test_the_seed_decides(tiny):
+    def trained(seed):
+        embedder = untrained_embedder(tiny.doc_texts, SHAPE)
+        settings = TrainingSettings(epochs=1, depth_epochs=1, batch_size=4, seed=seed)
+        pairs = pairs_of([tiny], embedder)
+        train(embedder, pairs, Told(0, 1), settings)
+        specialise_depths(embedder, pairs, Told(0, 1), settings)
+        return copies(embedder)
+
+    torch.manual_seed(1)
+    first = trained(0)
+    torch.manual_seed(2)
+    assert equal(first, trained(0)) == set(first)
+    other = equal(first, trained(1))
+    assert not other & {"query_proj.weight", "depth_key_proj.weight", "centroids"}
+
+
+def test_token_embeddings_are_trained_where_they_are_asked_for(tiny, embedder):
+    table = nn.Parameter(WordLlama().embedding.clone())
+    embedder = Embedder(WordLlama(table), embedder.encoder)
+    pairs = pairs_of([tiny], embedder)
+    told = Told(0.1, 0.3, 0.2)
+    best = train(embedder, pairs, told, QUICK)
+    assert best.epoch == 1
+    assert torch.equal(embedder.text.embedding, told.seen[1]["text.embedding"])
+    moved = (embedder.text.embedding != WordLlama().embedding).any(1).nonzero()[:, 0].tolist()
+    used = {token for ids in pairs.queries for token in ids}
+    used |= {token for (at,) in pairs.relevant for token in pairs.documents[at]}
+    assert set(moved) == used
+
+
+def test_a_loss_that_is_not_finite_stops_training(tiny, embedder):
+    with torch.no_grad():
+        embedder.encoder.norm.weight[0] = math.nan
+    with pytest.raises(
+        FloatingPointError, match=r"^loss nan in epoch 1 of training attention; low"
+    ):
+        train(embedder, pairs_of([tiny], embedder), Told(0.0), QUICK)
+
+
+def test_texts_are_cut_in_training(tiny, embedder):
+    lengths = []
+    embed = embedder.encoder.embed
+
+    def noted(ids, *rest):
+        lengths.append(ids.shape[1])
+        return embed(ids, *rest)
+
+    embedder.encoder.embed = noted
+    settings = TrainingSettings(epochs=1, batch_size=64, query_tokens=3, document_tokens=9)
+    train(embedder, pairs_of([tiny], embedder), Told(0.0, 1.0), settings)
+    assert lengths == [3, 9, 9, 9, 9]
+
+
+# --- depths ----------------------------------------------------------------------------------
+
+
+def test_depths_are_trained_on_their_own_queries_alone(tiny, embedder):
+    embedder.maw.copy_standard_to_depths()
+    pairs = pairs_of([tiny], embedder)
+    clusters = torch.tensor([0, 2] * 5)
+    told = Told(0.0, 1.0)
+    settings = TrainingSettings(depth_epochs=1, batch_size=64, weight_decay=0.0)
+    train(embedder, pairs, told, settings, clusters)
+    assert told.routed == [True, True]
+    for name in ("depth_query_proj.weight", "depth_key_proj.weight"):
+        before, after = (seen[name].view(3, 256, 256) for seen in told.seen)
+        changed = [not torch.equal(before[d], after[d]) for d in range(3)]
+        assert changed == [True, False, True]
+
+
+def test_specialised_depths_run_from_focused_to_broad(puzzle, embedder):
+    pairs, validation = pairs_of([puzzle], embedder), Validation(puzzle, embedder, 64)
+    settings = TrainingSettings(depth_epochs=3, batch_size=12)
+    best = specialise_depths(embedder, pairs, validation, settings)
+    assert best.epoch > 0
+    entropy = mean_entropy(embedder, pairs.queries)
+    assert entropy.tolist() == sorted(entropy.tolist())
+    assert entropy[2] > entropy[0] + 1e-3
+    assert embedder.maw.centroids.shape == (3, 256)
+    # Centroids are renumbered along: routing finds the same attention as before.
+    assert validation.score(embedder, routed=True) == pytest.approx(best.score, abs=1e-6)
+
+
+def test_mean_entropy_is_the_mean_over_queries(tiny, embedder):
+    ids = embedder.query_ids(["how bees make honey", "largest planet", "bread"])
+    alone = torch.stack([mean_entropy(embedder, [one]) for one in ids])
+    assert torch.allclose(mean_entropy(embedder, ids), alone.mean(0), atol=1e-6)
+    assert alone[2].tolist() == [0.0, 0.0, 0.0]  # a single token
+    assert mean_entropy(embedder, []).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_depths_need_a_maw_encoder_and_pairs(tiny, embedder):
+    plain = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0))
+    pairs = pairs_of([tiny], plain)
+    with pytest.raises(InputError, match="NON-MAW"):
+        specialise_depths(plain, pairs, Told(), QUICK)
+    with pytest.raises(InputError, match="no text to make 3 clusters of"):
+        specialise_depths(embedder, pairs._replace(queries=[], relevant=[]), Told(), QUICK)

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from maw_gym.corpora.records import NO_QUERIES, QuerySet
+from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.clusters import contents
+from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.training import validation as encoder_validation
+from maw_gym.encoders.training.validation import Validation
+from maw_gym.tables.task import RetrievalTask
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny):
+    return untrained_embedder(tiny.doc_texts, EncoderSettings(depths=2))
+
+
+def test_the_score_is_the_mean_of_the_evaluation(tiny, embedder):
+    evaluation, _ = RetrievalTask(tiny, embedder).evaluate("validation")
+    score = Validation(tiny, embedder, 256).score(embedder)
+    assert score == pytest.approx(evaluation.mean["nDCG@10"], abs=1e-6)
+    assert 0.5 < score < 1
+
+
+def test_routed_queries_take_the_depth_of_their_nearest_centroid(tiny):
+    routed = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=2))
+    with torch.no_grad():
+        routed.maw.value_proj.weight.mul_(-20)  # so that attention matters
+    content = contents(routed, routed.query_ids(tiny.splits["validation"].texts))
+    evaluate = RetrievalTask(tiny, routed).evaluate
+    scores = set()
+    for centroids, depths in (
+        # Cosines of the five to the last are .11, .12, -.08, -.09 and 1, to the third -.01, -.04,
+        # 1, -.01 and -.08.
+        ([content[2], content[4]], [1, 1, 0, 0, 1]),
+        ([content[4], content[2]], [0, 0, 1, 1, 0]),
+    ):
+        routed.maw.centroids = torch.stack(centroids)
+        evaluation, _ = evaluate("validation", torch.tensor(depths))
+        score = Validation(tiny, routed, 256).score(routed, routed=True)
+        assert score == pytest.approx(evaluation.mean["nDCG@10"], abs=1e-6)
+        scores.add(round(score, 3))
+    assert len(scores) > 1
+
+
+def test_of_a_large_collection_the_relevant_documents_and_some_others_are_ranked(
+    tiny, embedder, monkeypatch
+):
+    monkeypatch.setattr(encoder_validation, "DOCUMENTS_CHECKED", 8)
+    validation = Validation(tiny, embedder, 256)
+    # The validation queries q12 to q16 need d12 to d16; the first others are d0, d1 and d2.
+    assert validation.doc_ids == ["d0", "d1", "d2", "d12", "d13", "d14", "d15", "d16"]
+    monkeypatch.setattr(encoder_validation, "DOCUMENTS_CHECKED", 3)
+    assert Validation(tiny, embedder, 256).doc_ids == ["d12", "d13", "d14", "d15", "d16"]
+
+
+def test_documents_are_cut(tiny, embedder):
+    assert max(map(len, Validation(tiny, embedder, 7).documents)) == 7
+
+
+def test_no_validation_query(tiny, embedder):
+    empty = tiny._replace(splits={**tiny.splits, "validation": NO_QUERIES})
+    assert Validation(empty, embedder, 256).score(embedder) == 0.0
+
+
+def test_queries_that_are_their_documents(tiny, embedder):
+    queries = QuerySet(("a", "b"), tiny.doc_texts[3:5], ({"d3": 1}, {"d4": 2, "d5": 0}))
+    judged = tiny._replace(splits={**tiny.splits, "validation": queries})
+    assert Validation(judged, embedder, 256).score(embedder) == 1.0

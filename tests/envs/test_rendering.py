@@ -1,0 +1,153 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from maw_gym.envs.bandit import Outcome
+from maw_gym.envs.rendering import (
+    Scene,
+    attention_figure,
+    attention_text,
+    figure_rgb,
+    readable_tokens,
+)
+
+OUTCOME = Outcome(reward=0.5, entropy=0.25, focus=0.75, alignment=1.0, regret=0.125)
+
+
+def scene(tokens, **changes):
+    n = len(tokens)
+    weights = np.full((2, n, n), 1 / max(n, 1), dtype=np.float32)
+    return Scene("some query", weights, tokens, 3, 32, OUTCOME)._replace(**changes)
+
+
+def texts(figure):
+    """Every string in the figure."""
+    figure.canvas.draw()
+    found = [figure.get_suptitle()]
+    for axes in figure.axes:
+        found += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
+        labels = (*axes.get_xticklabels(), *axes.get_yticklabels(), *axes.texts)
+        found += [label.get_text() for label in labels]
+    return found
+
+
+def test_frame_is_an_image_of_fixed_size():
+    for tokens in (["a"], ["▁the", "▁cat"], [f"t{k}" for k in range(90)]):
+        frame = figure_rgb(attention_figure(scene(tokens)))
+        assert frame.shape == (600, 1100, 3)
+        assert frame.dtype == np.uint8
+        assert len(np.unique(frame)) > 10
+
+
+def test_figure_shows_tokens_terms_query_and_depth():
+    found = texts(attention_figure(scene(["▁red", "▁app", "le"])))
+    assert found.count("red") == found.count("app") == found.count("·le") == 2
+    for expected in ("Query some query", "0.500", "0.250", "0.750", "1.000", "0.125"):
+        assert expected in found
+    assert "attention of depth 3 of 32, mean over heads" in found
+
+
+def test_figure_draws_the_mean_over_heads():
+    weights = np.array([[[1, 0], [0, 1]], [[0, 1], [0, 1]]], dtype=np.float32)
+    figure = attention_figure(scene(["a", "b"], weights=weights))
+    drawn = figure.axes[0].images[0].get_array()
+    assert drawn.tolist() == [[0.5, 0.5], [0.0, 1.0]]
+
+
+def test_bars_have_the_length_of_the_terms():
+    bars = attention_figure(scene(["a", "b"])).axes[1].patches
+    assert [bar.get_width() for bar in bars] == [0.25, 0.75, 1.0, 0.5, 0.125]
+
+
+def test_long_query_is_cut_and_says_so():
+    figure = attention_figure(scene([f"t{k}" for k in range(97)]))
+    assert figure.axes[0].images[0].get_array().shape == (40, 40)
+    assert "first 40 of 97 tokens" in figure.axes[0].get_title()
+    text = attention_text(scene([f"t{k}" for k in range(97)]))
+    assert "57 more tokens" in text
+
+
+def test_labels_do_not_overlap():
+    figure = attention_figure(scene([f"▁token{k}" for k in range(40)]))
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert len(boxes) == 40
+    for upper, lower in itertools.pairwise(boxes):
+        assert upper.y0 >= lower.y1 - 1
+    edge = min(box.x0 for box in boxes)
+    assert edge > figure.axes[0].yaxis.label.get_window_extent().x1
+
+
+def test_odd_text_is_drawn_without_a_warning():
+    odd = ["▁$x^2$", "日本", "a\nb", "\ud800", "🦉", "<0x0A>", "▁", "x_{", "▁" + "long" * 9]
+    figure = attention_figure(scene(odd, query_id="id_$a_{b\n日" * 20))
+    found = texts(figure)
+    assert "$x^2$" in found
+    assert "·□□" in found
+    assert "·a␣b" in found
+    assert all("\n" not in text for text in found)
+    assert figure_rgb(figure).shape == (600, 1100, 3)
+    assert "·日本" in attention_text(scene(odd))
+
+
+def test_readable_tokens():
+    tokens = ["▁Return", "ing", "▁", "▁" * 3, "▁extraordinarily", "▁a▁b"]
+    assert readable_tokens(tokens) == ["Return", "·ing", "␣", "␣", "extraordina…", "a▁b"]
+    assert readable_tokens(["play", "##ing", "\t"]) == ["play", "##ing", "␣"]
+
+
+def test_query_without_tokens():
+    found = texts(attention_figure(scene([])))
+    assert "this query has no tokens" in found
+    assert "0.750" in found
+
+
+def test_before_a_choice_the_observed_attention_is_drawn():
+    before = Scene("some query", np.full((2, 8, 8), 0.1, dtype=np.float32))
+    found = texts(attention_figure(before))
+    assert "no depth chosen yet" in found
+    assert "eighth of the text attended to (key)" in found
+    assert figure_rgb(attention_figure(before)).shape == (600, 1100, 3)
+
+
+def test_reward_above_one_stays_inside_the_axes():
+    figure = attention_figure(scene(["a"], outcome=OUTCOME._replace(reward=2.5)))
+    assert figure.axes[1].get_xlim()[1] > 2.5
+
+
+def test_text_form():
+    weights = np.array([[[0.1, 0.9], [0.75, 0.25]]], dtype=np.float32)
+    assert attention_text(scene(["▁red", "▁apple"], weights=weights)).splitlines() == [
+        "Query some query",
+        "Depth 3 of 32 (0 is the most focused)",
+        "  red    ->  apple 0.90  red 0.10",
+        "  apple  ->  red 0.75  apple 0.25",
+        "entropy    0.250  █████",
+        "focus      0.750  ███████████████",
+        "alignment  1.000  ████████████████████",
+        "reward     0.500  ██████████",
+        "regret     0.125  ██",
+    ]
+
+
+def test_text_form_before_a_choice():
+    weights = np.zeros((1, 8, 8), dtype=np.float32)
+    weights[0, 0] = [0, 0.25, 0.5, 0.75, 1, 0, 0, 0]
+    lines = attention_text(Scene("some query", weights)).splitlines()
+    assert lines[1] == "No depth chosen yet. Observed attention, pooled to 8 x 8:"
+    assert lines[2] == "    ░░▒▒▓▓██      "
+    assert len(lines) == 10
+
+
+def test_pyplot_is_left_alone():
+    from matplotlib import pyplot
+
+    attention_figure(scene(["a", "b"]))
+    assert pyplot.get_fignums() == []
+
+
+@pytest.mark.parametrize("head_count", [1, 8])
+def test_any_number_of_heads(head_count):
+    weights = np.full((head_count, 2, 2), 0.5, dtype=np.float32)
+    assert "0.50" in attention_text(scene(["a", "b"], weights=weights))

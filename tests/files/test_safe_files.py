@@ -1,0 +1,207 @@
+"""Files from strangers: whatever is in them, nothing is run, nothing huge is allocated."""
+
+import gzip
+import hashlib
+import json
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_collection import write_tiny_collection
+
+from agents.sb3.run_checkpoints import latest_checkpoint
+from maw_gym.corpora import load_collection, pydocs
+from maw_gym.encoders.encoder_files import load_embedder
+from maw_gym.errors import InputError
+from maw_gym.routers.depth_router import load_router
+from maw_gym.routers.routed_encoder import RoutedEncoder
+from maw_gym.tables.table_files import read_table
+from runners.experiments.resuming import run_settings
+from runners.experiments.runs import new_run
+from runners.train_grpo import GRPOSettings
+
+
+class Bomb:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.fixture
+def bomb(tmp_path: Path) -> Bomb:
+    return Bomb(tmp_path / "it ran")
+
+
+def pickled(bomb: Bomb, path: Path) -> None:
+    path.write_bytes(pickle.dumps({"query_proj.weight": bomb}))
+
+
+def saved_by_torch(bomb: Bomb, path: Path) -> None:
+    torch.save({"query_proj.weight": bomb}, path)
+
+
+def behind_a_header(bomb: Bomb, path: Path) -> None:
+    """A safetensors header that says nothing, and a pickle where the numbers belong."""
+    data = pickle.dumps(bomb)
+    write_header(path, {"a": entry("U8", [len(data)], len(data))}, data)
+
+
+def in_the_metadata(bomb: Bomb, path: Path) -> None:
+    content = json.dumps({"kind": "encoder", "settings": pickle.dumps(bomb).hex()})
+    write_header(path, {"__metadata__": {"maw_gym": content}}, b"")
+
+
+def entry(dtype: str, shape: list[int], size: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
+
+
+def write_header(path: Path, header: dict[str, Any], data: bytes) -> None:
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+Reader = Callable[[Path], Any]
+READERS: dict[str, Reader] = {
+    "encoder": load_embedder,
+    "router": load_router,
+    "table": read_table,
+}
+FORMS = (pickled, saved_by_torch, behind_a_header, in_the_metadata)
+
+
+def test_the_bomb_would_go_off(bomb: Bomb, tmp_path: Path):
+    for form in (pickled, saved_by_torch):
+        form(bomb, tmp_path / "file")
+        torch.load(tmp_path / "file", weights_only=False) if form is saved_by_torch else (
+            pickle.loads((tmp_path / "file").read_bytes())
+        )
+        assert bomb.mark.exists()
+        bomb.mark.unlink()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_tensors(reader: Reader, form: Callable[[Bomb, Path], None], bomb: Bomb, tmp_path: Path):
+    path = tmp_path / "given.safetensors"
+    form(bomb, path)
+    with pytest.raises(InputError) as caught:
+        reader(path)
+    assert "\n" not in str(caught.value)
+    assert not bomb.mark.exists()
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_header(path, {"a": entry("F32", [2**40], 2**42)}, b"few"),
+        lambda path: write_header(path, {"a": entry("F32", [2**62, 2**62], 3)}, b"few"),
+        lambda path: write_header(path, {"a": entry("F32", [-1, -3], 12)}, b"0" * 12),
+        lambda path: path.write_bytes(struct.pack("<Q", 2**62) + b"{}"),
+        lambda path: path.write_bytes(struct.pack("<Q", 2_000_000) + b"[" * 2_000_000),
+    ],
+    ids=["4 TB", "overflow", "negative", "header of 4 EB", "nested"],
+)
+def test_impossible_headers(write: Callable[[Path], Any], reader: Reader, tmp_path: Path):
+    write(tmp_path / "given.safetensors")
+    with pytest.raises(InputError) as caught:
+        reader(tmp_path / "given.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("depths", [2**40, 10**30])
+def test_settings_that_claim_terabytes(depths: int, shared: bool, tmp_path: Path):
+    router = {
+        "activation": "relu", "observation": ["profile"], "widths": [64, depths], "router": {},
+        "limit": None, "shared": shared,
+    }  # fmt: skip
+    content = json.dumps({"kind": "router", "settings": router})
+    write_header(tmp_path / "r.safetensors", {"__metadata__": {"maw_gym": content}}, b"")
+    with pytest.raises(InputError, match=r"tensor 'layers\.0\.bias' is gone"):
+        load_router(tmp_path / "r.safetensors")
+    shape = {"hidden": 256, "heads": 8, "depths": depths, "vocabulary": 32000}
+    encoder = {
+        "encoder": shape, "text": "wordllama", "query_tokens": 64, "document_tokens": 256,
+        "provenance": {},
+    }  # fmt: skip
+    content = json.dumps({"kind": "encoder", "settings": encoder})
+    write_header(tmp_path / "e.safetensors", {"__metadata__": {"maw_gym": content}}, b"")
+    with pytest.raises(InputError):
+        load_embedder(tmp_path / "e.safetensors")
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
+def test_collections(name: str, bomb: Bomb, tmp_path: Path):
+    folder = write_tiny_collection(tmp_path / "data")
+    (folder / name).write_bytes(pickle.dumps(bomb))
+    with pytest.raises(InputError) as caught:
+        load_collection(str(folder))
+    assert "\n" not in str(caught.value)
+    assert not bomb.mark.exists()
+
+
+def test_documents_whose_names_are_paths_write_nothing(tmp_path: Path):
+    folder = write_tiny_collection(tmp_path / "data")
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "../../../../evil", "text": "x"}\n')
+    before = sorted(tmp_path.rglob("*"))
+    assert "../../../../evil" in load_collection(str(folder)).doc_ids
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_cache_of_documents(bomb: Bomb, tmp_path: Path):
+    data = pickle.dumps(bomb)
+    for content in (data, hashlib.sha256(data).hexdigest().encode() + b"\n" + data):
+        (tmp_path / "pydocs.json.gz").write_bytes(gzip.compress(content))
+        assert pydocs._stored(tmp_path / "pydocs.json.gz") is None
+        assert not bomb.mark.exists()
+
+
+def test_the_config_of_a_run(bomb: Bomb, tmp_path: Path):
+    for content in (pickle.dumps(bomb), b"[" * 1_000_000, b'{"settings": "__import__(\'os\')"}'):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            run_settings(GRPOSettings, tmp_path)
+        assert "\n" not in str(caught.value)
+        assert not bomb.mark.exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint(form: Callable[[Bomb, Path], None], bomb: Bomb, tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    form(bomb, tmp_path / "checkpoints" / "000000000128.safetensors")
+    assert latest_checkpoint(tmp_path) is None
+    assert not bomb.mark.exists()
+
+
+def test_model_zip_is_never_opened(bomb: Bomb, tmp_path: Path):
+    pickled(bomb, tmp_path / "model.zip")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError):
+        RoutedEncoder.from_run(tmp_path)
+    with pytest.raises(InputError):
+        run_settings(GRPOSettings, tmp_path)
+    assert latest_checkpoint(tmp_path) is None
+    assert not bomb.mark.exists()
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "..", ".", "", "a\0b"])
+def test_run_names_stay_inside(name: str, tmp_path: Path):
+    with pytest.raises(InputError):
+        new_run(tmp_path / "logs", name, "default")
+    assert not (tmp_path / "logs").exists()
+
+
+def test_names_of_datasets_stay_inside(tmp_path: Path):
+    made = new_run(tmp_path / "logs", None, "grpo-../../evil-/etc/passwd")
+    assert made.parent == tmp_path / "logs"

@@ -1,0 +1,247 @@
+import hashlib
+import json
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from maw_gym.errors import InputError
+from maw_gym.files.tensor_files import fingerprint, read_settings, read_tensors, write_tensors
+
+TENSORS = {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.zeros(0, 3)}
+SHAPES = {"a": (2, 2), "b": (None, 3)}
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_tensors(tmp_path / "file.safetensors", TENSORS, "thing", {"x": [1, "é"]})
+    return tmp_path / "file.safetensors"
+
+
+def refused(caught):
+    """The message: one line that begins with the file."""
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "file.safetensors" in message
+    return message
+
+
+def raw(header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def test_round_trip(path):
+    assert read_settings(path, "thing") == {"x": [1, "é"]}
+    found = read_tensors(path, SHAPES)
+    assert set(found) == {"a", "b"}
+    assert torch.equal(found["a"], TENSORS["a"])
+    assert found["b"].shape == (0, 3)
+
+
+def test_parameters_and_views_are_saved_as_they_look(tmp_path):
+    path = tmp_path / "file.safetensors"
+    whole = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
+    write_tensors(path, {"whole": whole, "turned": whole.T}, "thing", {})
+    found = read_tensors(path, {"whole": (2, 3), "turned": (3, 2)})
+    assert found["whole"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert found["turned"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    write_tensors(path, {"part": whole[1]}, "thing", {})
+    assert read_tensors(path, {"part": (3,)})["part"].tolist() == [3.0, 4.0, 5.0]
+
+
+def test_equal_contents_make_equal_files(path, tmp_path):
+    again = tmp_path / "again.safetensors"
+    write_tensors(again, dict(reversed(TENSORS.items())), "thing", {"x": [1, "é"]})
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_failure_leaves_the_old_file(path, monkeypatch):
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_tensors(path, {"a": torch.ones(9)}, "thing", {})
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_another_kind(path):
+    with pytest.raises(InputError) as caught:
+        read_settings(path, "router")
+    assert refused(caught).endswith("holds a 'thing', not a 'router'")
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(InputError) as caught:
+        read_settings(tmp_path / "file.safetensors", "router")
+    assert refused(caught).startswith("no router file ")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        b"\0" * 100,
+        b"not a tensor file, though it is long enough to be read as one",
+        raw({}, length=2**40),  # a header of a terabyte
+        raw({}, length=2**63),
+        raw({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
+        raw({"a": {"dtype": "F32", "shape": [2**62, 8], "data_offsets": [0, 4]}}, b"abcd"),
+        raw({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}}, b"abcdefgh"),
+        raw({"a": {"dtype": "PY", "shape": [1], "data_offsets": [0, 4]}}, b"abcd"),
+        raw(b"[" * 50_000),
+        raw(b"\xff\xfe"),
+    ],
+    ids=range(12),
+)
+def test_damaged_files(tmp_path, content):
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_settings(path, "thing")
+    assert "is not a readable safetensors file" in refused(caught)
+
+
+def test_a_file_cut_short(path):
+    content = path.read_bytes()
+    for length in (7, 20, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError) as caught:
+            read_settings(path, "thing")
+        refused(caught)
+
+
+def test_a_folder_in_place_of_the_file(tmp_path):
+    (tmp_path / "file.safetensors").mkdir()
+    with pytest.raises(InputError) as caught:
+        read_settings(tmp_path / "file.safetensors", "thing")
+    refused(caught)
+
+
+class Bomb:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch", "metadata"])
+def test_nothing_in_a_file_is_run(tmp_path, form):
+    path, target = tmp_path / "file.safetensors", tmp_path / "exploded"
+    bomb = pickle.dumps(Bomb(str(target)))
+    if form == "pickle":
+        path.write_bytes(bomb)
+    elif form == "torch":
+        torch.save({"a": Bomb(str(target))}, path)
+    else:
+        save_file({"a": torch.ones(1)}, path, {"maw_gym": bomb.decode("latin-1")})
+    with pytest.raises(InputError) as caught:
+        read_settings(path, "thing")
+    refused(caught)
+    assert not target.exists()
+    pickle.loads(bomb)  # it was a live one
+    assert target.exists()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {"format": "pt"},
+        {"maw_gym": "no JSON"},
+        {"maw_gym": "[]"},
+        {"maw_gym": "null"},
+        {"maw_gym": '{"kind": "thing"}'},
+        {"maw_gym": "[" * 100_000},
+    ],
+    ids=range(7),
+)
+def test_foreign_files(tmp_path, metadata):
+    path = tmp_path / "file.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata)
+    with pytest.raises(InputError) as caught:
+        read_settings(path, "thing")
+    assert refused(caught).endswith("was not written by maw_gym; give another thing file")
+
+
+@pytest.mark.parametrize("settings", ["[]", "1", "null", '"x"'])
+def test_settings_must_be_an_object(tmp_path, settings):
+    path = tmp_path / "file.safetensors"
+    save_file({}, path, {"maw_gym": f'{{"kind": "thing", "settings": {settings}}}'})
+    with pytest.raises(InputError) as caught:
+        read_settings(path, "thing")
+    refused(caught)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"a": (2, 2)}, "tensor 'b' is unknown"),
+        (SHAPES | {"c": (1,)}, "tensor 'c' is gone"),
+        (SHAPES | {"a": (4, 1)}, "tensor 'a' has shape (2, 2), expected (4, 1)"),
+        (SHAPES | {"a": (4,)}, "tensor 'a' has shape (2, 2), expected (4,)"),
+        (SHAPES | {"b": (None, 4)}, "tensor 'b' has shape (0, 3), expected (None, 4)"),
+        (SHAPES | {"b": (None,)}, "tensor 'b' has shape (0, 3), expected (None,)"),
+    ],
+)
+def test_other_tensors_than_expected(path, shapes, message):
+    with pytest.raises(InputError) as caught:
+        read_tensors(path, shapes)
+    assert refused(caught).endswith(message)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite(tmp_path, value):
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, {"a": torch.tensor([1.0, value])}, "thing", {})
+    with pytest.raises(InputError) as caught:
+        read_tensors(path, {"a": (2,)})
+    assert refused(caught).endswith("tensor 'a' holds values that are not finite")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_another_type_than_float32(tmp_path, dtype):
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, {"a": torch.ones(2).to(dtype)}, "thing", {})
+    with pytest.raises(InputError, match=r"tensor 'a' is \w+, expected F32$"):
+        read_tensors(path, {"a": (2,)})
+
+
+def test_the_fingerprint_covers_names_types_shapes_and_values():
+    ones = torch.ones(2, 2)
+    assert (
+        fingerprint({"a": ones})
+        == hashlib.sha256(b"a torch.float32 (2, 2);" + struct.pack("<4f", 1, 1, 1, 1)).hexdigest()
+    )
+    different = [
+        {"a": ones},
+        {"b": ones},
+        {"a": ones.view(4)},
+        {"a": ones.to(torch.int32)},
+        {"a": ones, "b": ones},
+        {"a": ones.index_put((torch.tensor([1]), torch.tensor([1])), torch.tensor(1 + 1e-7))},
+        {"a": torch.zeros(0, 2)},
+        {"a": torch.zeros(2, 0)},
+        {},
+    ]
+    assert len({fingerprint(tensors) for tensors in different}) == len(different)
+    assert fingerprint({"a": ones, "b": ones}) == fingerprint({"b": ones.clone(), "a": ones.T})
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, {"a": torch.tensor([1.0, 2.0])}, "encoder", {})
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # of the last number's exponent: still finite
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="is damaged: its checksum"):
+        read_tensors(path, {"a": (2,)})

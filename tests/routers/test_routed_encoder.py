@@ -1,0 +1,244 @@
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.baselines import fixed_router, nearest_cluster_router
+from agents.fitting import router_settings
+from agents.networks import standardisation
+from maw_gym.corpora import Collection
+from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.clusters import cluster, contents
+from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
+from maw_gym.errors import InputError
+from maw_gym.retrieval.evaluation import evaluate_rankings
+from maw_gym.routers.depth_router import DepthRouter, save_router
+from maw_gym.routers.routed_encoder import RoutedEncoder
+from maw_gym.tables.columns import table_column
+from maw_gym.tables.task import RetrievalTask
+
+DEPTHS = 4
+BLOCKS = [
+    ("attention",),
+    ("profile",),
+    ("content",),
+    ("clusters",),
+    ("clusters", "profile"),
+    ("content", "attention", "clusters"),
+]
+
+
+@pytest.fixture(scope="module")
+def task(tiny: Collection) -> RetrievalTask:
+    embedder = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=DEPTHS))
+    ids = embedder.query_ids(tiny.splits["train"].texts)
+    embedder.maw.centroids = cluster(contents(embedder, ids), DEPTHS, 0)
+    return RetrievalTask(tiny, embedder, "cpu")
+
+
+def a_router(task: RetrievalTask, blocks: tuple[str, ...]) -> DepthRouter:
+    """Random directions in standardised observations, so that several depths are used."""
+    given = task.table("test").observation(blocks)
+    mean, scale = (torch.from_numpy(values) for values in standardisation(given))
+    generator = torch.Generator().manual_seed(1)
+    layers = [(torch.randn(DEPTHS, len(mean), generator=generator), torch.zeros(DEPTHS))]
+    router = DepthRouter(layers, "relu", mean, scale, blocks, router_settings(task, "test"))
+    assert len(set(router.predict(given)[0].tolist())) > 1
+    return router.requires_grad_(False)
+
+
+def a_run(folder: Path, task: RetrievalTask, router: DepthRouter) -> Path:
+    save_embedder(folder / "encoder.safetensors", task.embedder, {})
+    save_router(folder / "router.safetensors", router)
+    return folder
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_text_gives_the_tables_rows(
+    task: RetrievalTask, tmp_path: Path, blocks: tuple[str, ...]
+) -> None:
+    router = a_router(task, blocks)
+    routed = RoutedEncoder.from_run(a_run(tmp_path, task, router), device="cpu")
+    texts = task.collection.splits["test"].texts
+    expected = task.table("test").observation(blocks)
+    np.testing.assert_allclose(routed.observe(texts), expected, atol=1e-6, rtol=0)
+    # One at a time, too: batches change nothing.
+    np.testing.assert_allclose(routed.observe(texts[2:3]), expected[2:3], atol=1e-6, rtol=0)
+    embeddings, depths = routed.encode_queries(texts)
+    np.testing.assert_array_equal(depths, router.predict(expected)[0])
+    assert depths.dtype == np.int64
+    assert embeddings.dtype == np.float32
+    really = task.embedder.encode_queries(texts, torch.from_numpy(depths))
+    np.testing.assert_allclose(embeddings, really, atol=1e-6, rtol=0)
+
+
+def test_search_ranks_as_the_evaluation_does(task: RetrievalTask, tmp_path: Path) -> None:
+    run = a_run(tmp_path, task, a_router(task, ("attention",)))
+    routed = RoutedEncoder.from_run(run, device="cpu")
+    collection, queries = task.collection, task.collection.splits["test"]
+    assert routed.fit(collection.doc_ids, collection.doc_texts) is routed
+    found = routed.search(queries.texts, k=12)
+    _, depths = routed.encode_queries(queries.texts)
+    evaluation, ranking = task.evaluate("test", torch.from_numpy(depths), k=12)
+    place = {name: row for row, name in enumerate(collection.doc_ids)}
+    documents = [[place[name] for name, _ in one] for one in found]
+    assert documents == ranking.documents.tolist()
+    scores = [[score for _, score in one] for one in found]
+    np.testing.assert_allclose(scores, ranking.scores, atol=1e-6)
+    again = evaluate_rankings(queries, collection.doc_ids, documents)
+    assert again.mean == evaluation.mean
+
+
+def test_search_of_few_documents(task: RetrievalTask) -> None:
+    routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
+    routed.fit(["bee", "tide", "empty"], ["bees make honey", "the moon lifts the sea", ""])
+    found = routed.search(["honey of bees", "sea and moon"], k=10)
+    assert [[name for name, _ in one] for one in found] == [
+        ["bee", "tide", "empty"],
+        ["tide", "bee", "empty"],
+    ]
+    assert found[0][2][1] == -2.0
+    assert 0 < found[0][0][1] <= 1.000001
+    assert [len(one) for one in routed.search(["honey"], k=1)] == [1]
+
+
+def test_documents_take_the_standard_attention(task: RetrievalTask) -> None:
+    routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
+    found = routed.encode_documents(task.collection.doc_texts)
+    assert found.dtype == np.float32
+    vectors = task.index.vectors[torch.from_numpy(task.index.vector_of)]
+    np.testing.assert_allclose(found, vectors, atol=1e-6)
+
+
+def test_empty_texts_and_no_texts(task: RetrievalTask) -> None:
+    for blocks in (("attention", "profile"), ("content",)):
+        routed = RoutedEncoder(task.embedder, a_router(task, blocks))
+        embeddings, depths = routed.encode_queries(["", "honey"])
+        assert not embeddings[0].any()
+        assert np.linalg.norm(embeddings[1]) == pytest.approx(1.0, abs=1e-6)
+        assert depths.shape == (2,)
+        embeddings, depths = routed.encode_queries([])
+        assert embeddings.shape == (0, 256)
+        assert depths.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("config", "dataset"),
+    [
+        (None, "from the router"),
+        ({"settings": {"dataset": "pydocs"}}, "pydocs"),
+        ({"settings": {}}, "from the router"),
+        ([1], "from the router"),
+    ],
+)
+def test_dataset_is_read_from_the_config(
+    task: RetrievalTask, tmp_path: Path, config: Any, dataset: str
+) -> None:
+    router = fixed_router(task, 0)
+    router.settings["dataset"] = "from the router"
+    run = a_run(tmp_path, task, router)
+    if config is not None:
+        (run / "config.json").write_text(json.dumps(config))
+    assert RoutedEncoder.from_run(run, "cpu").dataset == dataset
+    (run / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json is not readable as JSON"):
+        RoutedEncoder.from_run(run, "cpu")
+
+
+def test_a_router_of_another_encoder_is_refused(task: RetrievalTask, tmp_path: Path) -> None:
+    run = a_run(tmp_path, task, fixed_router(task, 0))
+    other = untrained_embedder(["other"], EncoderSettings(depths=DEPTHS))
+    save_embedder(run / "encoder.safetensors", other, {})
+    with pytest.raises(InputError, match="this router was trained for encoder"):
+        RoutedEncoder.from_run(run, "cpu")
+
+
+def test_a_router_that_does_not_name_its_encoder_is_refused(task: RetrievalTask) -> None:
+    router = fixed_router(task, 0)
+    del router.settings["encoder"]
+    with pytest.raises(InputError, match="this router was trained for encoder None"):
+        RoutedEncoder(task.embedder, router)
+
+
+def test_a_router_of_other_shapes_is_refused(task: RetrievalTask) -> None:
+    about = router_settings(task, "test")
+    layers = [(torch.zeros(7, 256), torch.zeros(7))]
+    wrong = DepthRouter(layers, "relu", torch.zeros(256), torch.ones(256), ("content",), about)
+    with pytest.raises(InputError, match="256 inputs and 7 depths; the encoder gives 256 and has"):
+        RoutedEncoder(task.embedder, wrong)
+
+
+def test_clusters_of_an_encoder_without_centroids_are_refused(task: RetrievalTask) -> None:
+    router = nearest_cluster_router(task)
+    bare = replace(
+        task.embedder,
+        encoder=untrained_embedder(
+            task.collection.doc_texts, EncoderSettings(depths=DEPTHS)
+        ).encoder,
+    )
+    router.settings["encoder"] = router_settings(RetrievalTask(task.collection, bare), "")[
+        "encoder"
+    ]
+    with pytest.raises(InputError, match="needs an encoder with centroids"):
+        RoutedEncoder(bare, router)
+
+
+def test_missing_folders_and_files(task: RetrievalTask, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no run folder '.*nowhere'"):
+        RoutedEncoder.from_run(tmp_path / "nowhere")
+    for name in ("encoder", "router"):
+        run = a_run(tmp_path, task, fixed_router(task, 0))
+        (run / f"{name}.safetensors").unlink()
+        with pytest.raises(InputError, match=f"no {name} file"):
+            RoutedEncoder.from_run(run, "cpu")
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("trap",)
+
+
+@pytest.mark.parametrize("name", ["encoder", "router"])
+def test_a_pickle_in_place_of_a_file_runs_nothing(
+    task: RetrievalTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = a_run(tmp_path, task, fixed_router(task, 0))
+    for write in (pickle.dump, torch.save):
+        with (run / f"{name}.safetensors").open("wb") as file:
+            write(Trap(), file)
+        with pytest.raises(InputError, match="not a readable safetensors file") as caught:
+            RoutedEncoder.from_run(run, "cpu")
+        assert "\n" not in str(caught.value)
+    assert not Path("trap").exists()
+
+
+def test_mistakes_in_calls(task: RetrievalTask) -> None:
+    routed = RoutedEncoder(task.embedder, fixed_router(task, 0))
+    with pytest.raises(InputError, match="call fit"):
+        routed.search(["honey"])
+    with pytest.raises(InputError, match="give a list of texts, not the single text 'honey'"):
+        routed.encode_queries("honey")
+    with pytest.raises(InputError, match="1 document ids for 2 texts"):
+        routed.fit(["a"], ["x", "y"])
+    with pytest.raises(InputError, match="'a' is given twice"):
+        routed.fit(["a", "b", "a"], ["x", "y", "z"])
+    with pytest.raises(InputError, match="0 document ids"):
+        routed.fit([], [])
+    with pytest.raises(InputError, match="k must be at least 1, got 0"):
+        routed.fit(["a"], ["x"]).search(["honey"], k=0)
+
+
+def test_columns_are_clamped_roundings_and_nothing_worse() -> None:
+    found = table_column("content", torch.tensor([[1.0000002, -1.0000001]]))
+    assert found.tolist() == [[1.0, -1.0]]
+    with pytest.raises(FloatingPointError, match=r"entropy outside \[0, 1\]"):
+        table_column("entropy", torch.tensor([[-0.5]]))
+    with pytest.raises(FloatingPointError, match=r"content outside \[-1, 1\]"):
+        table_column("content", torch.tensor([[float("nan")]]))

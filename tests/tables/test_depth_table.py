@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+from hand_made import REWARD, TABLE, random_table
+
+from maw_gym.errors import InputError
+from maw_gym.tables.depth_table import checked_blocks
+
+CLUSTERED = random_table(queries=4, depths=6)  # 64 + 12 + 5 + 3 observed numbers
+
+
+def test_length_and_depths():
+    assert (len(TABLE), TABLE.num_depths) == (3, 4)
+    assert (len(CLUSTERED), CLUSTERED.num_depths) == (4, 6)
+
+
+def test_reward_by_hand():
+    assert TABLE.reward((0.3, 0.3, 0.4), "ndcg") == pytest.approx(np.array(REWARD), abs=1e-6)
+    assert TABLE.reward((0, 0, 1), "listwise") == pytest.approx(TABLE.listwise, abs=1e-7)
+    # 0.2 of entropy 0.6, 0.3 of focus 0.4, 0.5 of listwise 0.3
+    assert TABLE.reward((0.2, 0.3, 0.5), "listwise")[0, 2] == pytest.approx(0.39, abs=1e-6)
+
+
+def test_alignments():
+    assert TABLE.alignment("ndcg") is TABLE.ndcg
+    assert TABLE.alignment("listwise") is TABLE.listwise
+    with pytest.raises(InputError, match=r"^unknown alignment 'map'; choose one of ndcg, listwise"):
+        TABLE.alignment("map")
+
+
+def test_blocks_stand_side_by_side_in_the_order_given():
+    assert TABLE.observation(["profile"])[0].tolist() == pytest.approx(
+        [0.0, 0.2, 0.6, 1.0, 1.0, 0.8, 0.4, 0.1]
+    )
+    found = TABLE.observation(["content", "attention"])
+    assert found.shape == (3, 66)
+    assert found[1, :2].tolist() == [-1.0, 0.0]
+    assert found[1, 2:].tolist() == np.eye(64)[1].tolist()
+    assert found.dtype == np.float32
+    assert found.flags.c_contiguous
+    every = CLUSTERED.observation(["attention", "profile", "content", "clusters"])
+    assert every.shape == (4, 84)
+    assert (every[:, -3:] == CLUSTERED.clusters).all()
+
+
+def test_the_space_holds_every_observation():
+    space = TABLE.observation_space(["content", "profile"])
+    assert space.low.tolist() == [-1.0] * 2 + [0.0] * 8
+    assert space.high.tolist() == [1.0] * 10
+    assert space.dtype == np.float32
+    blocks = ["attention", "profile", "content", "clusters"]
+    space = CLUSTERED.observation_space(blocks)
+    assert space.shape == (84,)
+    assert space.low.tolist() == [0.0] * 76 + [-1.0] * 8
+    assert all(space.contains(row) for row in CLUSTERED.observation(blocks))
+
+
+def test_a_single_name_may_stand_alone():
+    assert checked_blocks("attention") == ("attention",)
+    assert checked_blocks(["clusters", "content"]) == ("clusters", "content")
+    assert TABLE.observation_space("content").shape == (2,)
+
+
+@pytest.mark.parametrize("blocks", [(), ("content", "content"), ("content", "color"), "color", ""])
+def test_wrong_blocks(blocks):
+    with pytest.raises(InputError, match=r"attention, profile, content, clusters") as caught:
+        TABLE.observation(blocks)
+    assert "\n" not in str(caught.value)
+
+
+def test_clusters_of_an_encoder_without_centroids():
+    for ask in (TABLE.observation, TABLE.observation_space):
+        with pytest.raises(InputError, match=r"^observation block 'clusters' needs an encoder"):
+            ask(["attention", "clusters"])

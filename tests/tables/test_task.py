@@ -1,0 +1,309 @@
+import numpy as np
+import pytest
+import torch
+
+import maw_gym.tables.task
+from maw_gym.corpora import load_collection
+from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.embedder import Embedder
+from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
+from maw_gym.errors import InputError
+from maw_gym.tables.task import RetrievalTask, load_task, resolve_device
+
+SHAPE = EncoderSettings(depths=4)
+SPLITS = ("encoder", "train", "validation", "test")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty cache folder."""
+    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def clustered(tiny):
+    embedder = untrained_embedder(tiny.doc_texts, SHAPE)
+    draw = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
+    embedder.maw.centroids = torch.nn.functional.normalize(draw, dim=1)
+    with torch.no_grad():
+        embedder.maw.value_proj.weight.mul_(-4)  # so that the depths rank differently
+    return embedder
+
+
+@pytest.fixture(scope="module")
+def task(tiny):
+    return RetrievalTask(tiny, clustered(tiny))
+
+
+def assert_table_is_evaluation(task, split, choices):
+    """The table's nDCG of the chosen depths is that of really encoded queries."""
+    table = task.table(split)
+    rows = np.arange(len(table))
+    for chosen in choices:
+        evaluation, _ = task.evaluate(split, torch.tensor(chosen))
+        found = evaluation.per_query["nDCG@10"]
+        assert np.abs(found - table.ndcg[rows, chosen]).max() <= 1e-6
+
+
+# --- the table and the evaluation ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_table_is_the_evaluation(task, split):
+    count = len(task.collection.splits[split].ids)
+    fixed = [[depth] * count for depth in range(4)]
+    mixed = [row % 4 for row in range(count)]
+    assert_table_is_evaluation(task, split, [*fixed, mixed])
+
+
+def test_depths_rank_differently(task):
+    """Otherwise the comparisons say little."""
+    ndcg = task.table("test").ndcg
+    assert len(np.unique(ndcg.mean(0))) > 1
+    assert 0.3 < ndcg.mean() < 1
+
+
+def test_the_table_is_the_evaluation_on_pydocs():
+    whole = load_collection("pydocs")
+    queries = whole.splits["test"].select(range(200))
+    needed = {name for grades in queries.relevance for name in grades}
+    rows = [row for row, name in enumerate(whole.doc_ids) if name in needed or row % 8 == 0]
+    part = whole._replace(
+        doc_ids=tuple(whole.doc_ids[row] for row in rows),
+        doc_texts=tuple(whole.doc_texts[row] for row in rows),
+        splits={**whole.splits, "test": queries},
+        provenance={**whole.provenance, "content": "200 test queries of pydocs"},
+    )
+    embedder = untrained_embedder(part.doc_texts)
+    task = RetrievalTask(part, Embedder(embedder.text, embedder.encoder, 32, 48))
+    choices = [[0] * 200, [31] * 200, [row % 32 for row in range(200)]]
+    assert_table_is_evaluation(task, "test", choices)
+    assert 0.3 < task.table("test").ndcg.mean() < 0.8
+
+
+def test_columns_of_the_table(task, tiny):
+    table = task.table("test")
+    queries = tiny.splits["test"]
+    assert table.query_ids == queries.ids
+    assert table.num_depths == 4
+    assert (table.attention.shape, table.content.shape) == ((7, 512), (7, 256))
+    assert table.attention.min() >= 0
+    assert np.linalg.norm(table.attention, axis=1) == pytest.approx(np.ones(7), abs=1e-5)
+    for name in ("entropy", "focus", "ndcg", "listwise"):
+        column = getattr(table, name)
+        assert column.shape == (7, 4)
+        assert column.min() >= 0
+        assert column.max() <= 1
+    content = torch.from_numpy(np.array(table.content))
+    assert table.clusters == pytest.approx((content @ task.embedder.maw.centroids.T).numpy())
+    # From focused to broad.
+    assert (np.diff(table.entropy.mean(0)) > 0).all()
+    assert (np.diff(table.focus.mean(0)) < 0).all()
+
+
+def test_listwise_is_the_mass_of_the_relevant_documents(task, tiny):
+    table = task.table("test")
+    queries = tiny.splits["test"]
+    documents = task.embedder.encode_documents(tiny.doc_texts).double()
+    for depth in range(4):
+        embedded = task.embedder.encode_queries(queries.texts, torch.full((7,), depth)).double()
+        mass = (embedded @ documents.T / 0.05).softmax(-1)
+        for row, grades in enumerate(queries.relevance):
+            expected = sum(mass[row, int(name[1:])].item() for name, g in grades.items() if g)
+            assert table.listwise[row, depth] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_split_without_queries(tiny_folder):
+    task = RetrievalTask(load_collection(str(tiny_folder)), untrained_embedder([], SHAPE))
+    assert len(task.table("encoder")) == 0
+
+
+def test_a_large_collection_is_ranked_over_candidates(tiny, monkeypatch):
+    queries = tiny.splits["train"]
+    lists = [
+        np.array([int(name[1:]) for name in grades] + [25, 26]) for grades in queries.relevance
+    ]
+    monkeypatch.setattr(maw_gym.tables.task, "candidate_documents", lambda *_: lists)
+    other = tiny._replace(provenance={**tiny.provenance, "content": "with candidates"})
+    task = RetrievalTask(other, clustered(tiny))
+    assert task.candidates("train") is lists
+    assert task.table("train").ndcg.min() >= 0.5  # one relevant document among three
+    assert_table_is_evaluation(task, "train", [[0] * len(lists), [3] * len(lists)])
+    _, ranking = task.evaluate("train", k=5)
+    assert (ranking.documents[:, :3] >= 0).all()
+    assert (ranking.documents[:, 3:] == -1).all()
+
+
+# --- what is kept on disk --------------------------------------------------------------------
+
+
+def test_a_second_task_reads_what_the_first_has_built(home, tiny, monkeypatch):
+    first = RetrievalTask(tiny, clustered(tiny))
+    table = first.table("test")
+    assert first.table("test") is table
+
+    def encoded_again(*_, **__):
+        pytest.fail("encoded again")
+
+    monkeypatch.setattr(Embedder, "query_statistics", encoded_again)
+    monkeypatch.setattr(Embedder, "encode_documents", encoded_again)
+    second = RetrievalTask(tiny, clustered(tiny))
+    assert second.key == first.key
+    assert (second.table("test").ndcg == table.ndcg).all()
+    assert torch.equal(second.index.scores(torch.eye(256)), first.index.scores(torch.eye(256)))
+    (path,) = (home / "tables").glob("*.safetensors")
+    assert path.name == f"{first.key}-test.safetensors"
+
+
+@pytest.mark.parametrize("folder", ["documents", "tables"])
+def test_a_damaged_file_is_built_again(home, tiny, folder):
+    expected = RetrievalTask(tiny, clustered(tiny)).table("test").ndcg.tolist()
+    (path,) = (home / folder).glob("*.safetensors")
+    content = path.read_bytes()
+    for damaged in (content[:-1], b"", b"\0" * len(content), content[:8] + b"[" * 10_000):
+        path.write_bytes(damaged)
+        task = RetrievalTask(tiny, clustered(tiny))
+        assert task.table("test").ndcg.tolist() == expected
+        assert len(task.index) == 30
+        assert path.read_bytes() == content
+
+
+def test_the_key_covers_all_that_numbers_depend_on(tiny):
+    embedder = clustered(tiny)
+    tasks = [
+        RetrievalTask(tiny, embedder),
+        RetrievalTask(tiny._replace(provenance={"content": "other"}), embedder),
+        RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, SHAPE)),
+        RetrievalTask(tiny, Embedder(embedder.text, embedder.encoder, query_tokens=63)),
+        RetrievalTask(tiny, Embedder(embedder.text, embedder.encoder, document_tokens=255)),
+        RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0))),
+        RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0, heads=4))),
+    ]
+    assert len({task.key for task in tasks}) == len(tasks)
+    assert RetrievalTask(tiny._replace(name="renamed"), embedder).key == tasks[0].key
+
+
+# --- attention and texts ---------------------------------------------------------------------
+
+
+def test_attention_is_a_slice_of_the_5d_tensor(task, tiny):
+    for split, row in (("test", 0), ("train", 1), ("validation", 4)):
+        query_id, text = tiny.splits[split].ids[row], tiny.splits[split].texts[row]
+        assert task.query_text(query_id) == text
+        (ids,) = task.embedder.text.tokenize([text])
+        hidden = task.embedder.text.hidden(torch.tensor([ids]))
+        mask = torch.ones(1, len(ids), dtype=torch.bool)
+        with torch.no_grad():
+            whole = task.embedder.maw.depth_attention(hidden, mask)[0].numpy()
+        for depth in range(4):
+            weights, tokens = task.attention(query_id, depth)
+            assert weights.shape == (8, len(ids), len(ids))
+            assert weights.dtype == np.float32
+            assert weights.sum(-1) == pytest.approx(np.ones((8, len(ids))), abs=1e-5)
+            assert np.abs(weights - whole[..., depth]).max() <= 1e-6
+            assert tokens == task.embedder.text.tokens(ids)
+    assert "".join(tokens).replace("▁", " ").split() == text.split()
+
+
+def test_attention_agrees_with_the_table(task, tiny):
+    table = task.table("test")
+    for row, query_id in enumerate(table.query_ids):
+        for depth in range(4):
+            weights, _ = task.attention(query_id, depth)
+            focus = weights.max(-1).mean()
+            assert table.focus[row, depth] == pytest.approx(focus, abs=1e-5)
+
+
+def test_attention_of_a_query_without_tokens_and_of_a_long_one(tiny):
+    queries = tiny.splits["train"]._replace(texts=("", "honey " * 100))
+    task = RetrievalTask(
+        tiny._replace(splits={**tiny.splits, "train": queries}), untrained_embedder([], SHAPE)
+    )
+    weights, tokens = task.attention(queries.ids[0], 0)
+    assert (weights.shape, tokens) == ((8, 0, 0), [])
+    weights, tokens = task.attention(queries.ids[1], 0)
+    assert (weights.shape, len(tokens)) == ((8, 64, 64), 64)
+
+
+@pytest.mark.parametrize("depth", [-1, 4])
+def test_attention_of_a_depth_that_does_not_exist(task, depth):
+    with pytest.raises(InputError, match=f"^depth {depth} is not one of 0 to 3$"):
+        task.attention("q0", depth)
+
+
+def test_an_unknown_query(task, tiny):
+    for ask in (task.query_text, lambda name: task.attention(name, 0)):
+        with pytest.raises(InputError) as caught:
+            ask("q99")
+        assert str(caught.value) == f"no query 'q99' in {tiny.name!r}"
+
+
+def test_a_non_maw_encoder_is_evaluated_but_has_no_table(tiny):
+    task = RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0)))
+    evaluation, ranking = task.evaluate("test")
+    assert evaluation.mean["nDCG@10"] > 0.5
+    assert ranking.documents.shape == (7, 30)
+    for ask in (task.table, lambda split: task.evaluate(split, torch.zeros(7, dtype=torch.long))):
+        with pytest.raises(InputError, match=r"^this encoder is NON-MAW"):
+            ask("test")
+
+
+# --- load_task -------------------------------------------------------------------------------
+
+
+def test_equal_settings_share_one_task(tiny_folder):
+    name = str(tiny_folder)
+    task = load_task(name, "untrained", "cpu")
+    assert load_task(dataset=name, encoder="untrained", device="cpu", fold=0) is task
+    assert load_task(name, encoder="untrained", device="cpu") is task
+    assert task.collection.name == name
+    assert task.device == torch.device("cpu")
+    if not torch.cuda.is_available():
+        assert load_task(name, "untrained") is task
+
+
+def test_an_encoder_from_a_file(tiny_folder, tiny, tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    embedder = clustered(tiny)
+    save_embedder(path, embedder, {"seed": 1})
+    task = load_task(str(tiny_folder), str(path), "cpu")
+    assert torch.equal(task.embedder.maw.centroids, embedder.maw.centroids)
+    assert load_task(str(tiny_folder), str(path), "cpu") is task
+    # Another encoder under the same name is not the one read before.
+    save_embedder(path, untrained_embedder([], SHAPE), {})
+    assert len(load_task(str(tiny_folder), str(path), "cpu").embedder.maw.centroids) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("no/such/set", "untrained", "cpu"), "no/such/set"),
+        (("/no/such/folder", "untrained", "cpu"), "/no/such/folder"),
+        (
+            ("pydocs", "traned", "cpu"),
+            "unknown encoder 'traned'; give 'untrained', 'trained' or the path of an"
+            " encoder.safetensors",
+        ),
+        (("pydocs", "/tmp", "cpu"), "unknown encoder '/tmp'; "),
+        (("pydocs", "untrained", "gpu"), "device 'gpu' is not available here; use 'cpu' or 'auto'"),
+        (("pydocs", "untrained", "cpu", 7), "fold must be 0 to 4, got 7"),
+    ],
+)
+def test_settings_that_do_not_exist(settings, message):
+    with pytest.raises(InputError) as caught:
+        load_task(*settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "meta", "cuda:99", "hpu", "privateuseone", "vulkan"])
+def test_devices_that_are_not_here(name):
+    with pytest.raises(InputError) as caught:
+        resolve_device(name)
+    assert str(caught.value) == f"device {name!r} is not available here; use 'cpu' or 'auto'"
+
+
+def test_devices_that_are_here():
+    assert resolve_device("cpu") == torch.device("cpu")
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve_device("auto") == torch.device(expected)

@@ -10,10 +10,11 @@ train: $(VENV)/.installed  ## train the GRPO router on the default dataset
 test: $(VENV)/.installed  ## run the tests
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.installed  ## style, format and types
+lint: $(VENV)/.installed  ## style, format, types, and which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # The stamp is written last, so an interrupted installation is done again.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -10,6 +10,8 @@ from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.task import RetrievalTask, load_task
 
+__version__ = "0.2.0"
+
 __all__ = [
     "DepthTable",
     "GRPOEnvironment",
@@ -19,6 +21,7 @@ __all__ = [
     "NonMAWEncoder",
     "RetrievalTask",
     "RoutedEncoder",
+    "__version__",
     "load_collection",
     "load_task",
 ]

@@ -167,7 +167,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         markdown(head, lines)
         + "\n\nGap closed: of each variant's own reward, mean over seeds. Reward: that of the"
         " default weights and alignment. p: paired sign-flip test over test queries against the"
-        " defaults, scores averaged over seeds, 100,000 draws, not corrected for the number of"
+        " defaults, scores averaged over seeds, 10,000 draws, not corrected for the number of"
         " variants. Blocks without numbers of every depth need the MLP: see `network: mlp` beside"
         " them."
     )

@@ -19,7 +19,7 @@ def percent(value: float | None) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value; the smallest that 100,000 draws can tell is shown as a bound."""
+    """A p-value; the smallest that 10,000 draws can tell is shown as a bound."""
     return "<.0001" if value < 1e-4 else f"{value:.4f}".lstrip("0")
 
 

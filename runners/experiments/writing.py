@@ -58,7 +58,7 @@ def report_text(outcomes: Sequence[Outcome], settings: CompareSettings, command:
         f"Learners saw {settings.timesteps:,} training queries each, on the same queries, with"
         f" seeds {seeds}; scores are averaged over seeds, query by query, before they are tested."
         " Encoders have one seed. Intervals in square brackets are bootstrap 95% intervals over"
-        " test queries. p: paired sign-flip test over test queries, 100,000 draws; Holm's"
+        " test queries. p: paired sign-flip test over test queries, 10,000 draws; Holm's"
         " correction is over all methods of a dataset but the oracles, which read the answers and"
         " bound what any router could reach. `detectable` is the smallest true difference that"
         " these queries would show with power .8 at level .05. AP is over the first 100 documents.",

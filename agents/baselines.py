@@ -3,6 +3,9 @@
 The static ones are routers too (a single linear layer), so that they are saved, loaded, timed and
 evaluated like learned ones. The oracle is not among them: it reads the answers.
 
+The observed-reward rule is the one to beat by learning: where entropy and focus of every depth are
+observed, most of the reward is known before anything is learned.
+
 Notation: N queries, O observed numbers, D depths.
 """
 
@@ -19,13 +22,13 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.fitting import FitSettings, Judge, fit, router_settings
 from agents.networks import new_router
 from agents.supervised import label_facts, relevant_counts, rule_labels
+from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
-from maw_gym.retrieval.evaluation import best_fixed
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.tables.rewards import DEFAULT_WEIGHTS
+from maw_gym.tables.rewards import DEFAULT_REWARD, NDCG, RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
-STATIC: Final = ("best_fixed", "best_fixed_ndcg", "rule", "nearest_cluster")
+STATIC: Final = ("best_fixed", "best_fixed_ndcg", "observed_reward", "rule", "nearest_cluster")
 
 
 def random_depths(queries: int, depths: int, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -54,24 +57,39 @@ def fixed_router(task: RetrievalTask, depth: int, learner: str = "fixed") -> Dep
 
 
 def best_fixed_router(
-    task: RetrievalTask,
-    by: str = "reward",
-    alignment: str = "ndcg",
-    reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
+    task: RetrievalTask, reward: RewardSpec = DEFAULT_REWARD, learner: str = "best_fixed"
 ) -> DepthRouter:
-    """The depth of largest mean on training queries, by ``"reward"`` or by ``"ndcg"`` (nDCG@10).
+    """The depth of largest mean reward on training queries; with the reward `NDCG`, of nDCG@10.
 
     Raises:
-        InputError: another `by`, or no training query.
+        InputError: no training query.
     """
+    return fixed_router(task, _training_bandit(task, reward).best_fixed(), learner)
+
+
+def observed_reward_router(task: RetrievalTask, reward: RewardSpec = DEFAULT_REWARD) -> DepthRouter:
+    """The depth of largest reward, as far as it can be seen; nothing is learned.
+
+    For weights w: ``argmax over d of w_entropy entropy_d + w_focus focus_d + w_alignment a_d``, the
+    entropy and focus of the query's own attention (the block `profile`), and a_d the mean alignment
+    of depth d on training queries.
+
+    Raises:
+        InputError: no training query.
+    """
+    bandit = _training_bandit(task, reward)
+    alignment = bandit.terms["alignment"].mean(axis=0, dtype=np.float64)
+    depths = torch.eye(bandit.num_depths)
+    weight = torch.cat([reward.blend(depths, 0, 0), reward.blend(0, depths, 0)], 1)
+    bias = torch.from_numpy(reward.blend(0, 0, alignment)).float()
+    return _linear(weight, bias, "profile", router_settings(task, "observed_reward"))
+
+
+def _training_bandit(task: RetrievalTask, reward: RewardSpec) -> Bandit:
     table = task.table("train")
-    if by not in ("reward", "ndcg"):
-        raise InputError(f"unknown criterion {by!r}; choose reward or ndcg")
     if not len(table):
         raise InputError(f"{task.collection.name!r} has no training query to choose a depth on")
-    values = table.ndcg if by == "ndcg" else table.reward(reward_weights, alignment)
-    name = "best_fixed_ndcg" if by == "ndcg" else "best_fixed"
-    return fixed_router(task, best_fixed(values), name)
+    return Bandit(table, reward=reward)
 
 
 def rule_depths(task: RetrievalTask, split: str) -> NDArray[np.int64]:
@@ -111,10 +129,7 @@ def nearest_cluster_router(task: RetrievalTask) -> DepthRouter:
 
 
 def static_router(
-    name: str,
-    task: RetrievalTask,
-    alignment: str = "ndcg",
-    reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
+    name: str, task: RetrievalTask, reward: RewardSpec = DEFAULT_REWARD
 ) -> DepthRouter:
     """The static baseline called `name`, one of `STATIC`.
 
@@ -122,8 +137,9 @@ def static_router(
         InputError: another name, or a baseline that this task cannot have.
     """
     if name in ("best_fixed", "best_fixed_ndcg"):
-        by = "ndcg" if name == "best_fixed_ndcg" else "reward"
-        return best_fixed_router(task, by, alignment, reward_weights)
+        return best_fixed_router(task, NDCG if name == "best_fixed_ndcg" else reward, name)
+    if name == "observed_reward":
+        return observed_reward_router(task, reward)
     if name == "rule":
         return rule_router(task)
     if name == "nearest_cluster":
@@ -145,8 +161,7 @@ def train_full_information(
     *,
     observation: Sequence[str] = ("attention",),
     network: str = "auto",
-    alignment: str = "ndcg",
-    reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
+    reward: RewardSpec = DEFAULT_REWARD,
     settings: FullInformationSettings | None = None,
     seed: int = 0,
     writer: SummaryWriter | None = None,
@@ -163,8 +178,7 @@ def train_full_information(
         task: with a MAW encoder.
         observation: blocks of the observation.
         network: see `agents.networks.is_shared`.
-        alignment: kind of relevance alignment in the reward.
-        reward_weights: of entropy, focus and alignment.
+        reward: weights and alignment.
         settings: see `FullInformationSettings`; None are the defaults.
         seed: of weights and order.
         writer: gets ``train/loss``, ``train/expected_reward``, ``train/entropy`` and
@@ -178,26 +192,25 @@ def train_full_information(
     """
     told = settings or FullInformationSettings()
     told.check()
-    table = task.table("train")
-    if not len(table):
+    bandit = Bandit(task.table("train"), observation, reward)
+    if not len(bandit):
         raise InputError(f"{task.collection.name!r} has no training query to learn from")
     generator = torch.Generator().manual_seed(seed)
-    observations = table.observation(observation)
     about = router_settings(task, "full_information", seed=seed)
-    router = new_router(table, observation, network, about, generator)
+    router = new_router(bandit.table, observation, network, about, generator)
     router = router.to(task.device)
-    reward = torch.from_numpy(table.reward(reward_weights, alignment)).to(task.device)
-    advantage = standardised(reward)
+    rewards = torch.tensor(bandit.rewards, device=task.device)
+    advantage = standardised(rewards)
 
     def terms(rows: Tensor, logits: Tensor, progress: float) -> dict[str, Tensor]:
         del progress
-        return full_information_terms(logits, reward[rows], advantage[rows], told.ent_coef)
+        return full_information_terms(logits, rewards[rows], advantage[rows], told.ent_coef)
 
     fitted = fit(
         router,
-        torch.from_numpy(observations).to(task.device),
+        torch.tensor(bandit.observations, device=task.device),
         terms,
-        Judge(task, observation, alignment, reward_weights),
+        Judge(task, observation, reward),
         told,
         generator,
         writer,

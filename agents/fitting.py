@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress
 from maw_gym.files.tensor_files import fingerprint
 from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.tables.rewards import RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
 REWARD: Final = "eval/reward"  # tag of the mean validation reward
@@ -62,8 +64,7 @@ class Judge:
     Args:
         task: has the queries; without validation queries those of `train` are taken.
         observation: blocks that routers see.
-        alignment: kind of relevance alignment in the reward.
-        reward_weights: of entropy, focus and alignment.
+        reward: weights and alignment.
 
     Attributes:
         split: whose queries judge.
@@ -73,18 +74,15 @@ class Judge:
         self,
         task: RetrievalTask,
         observation: Sequence[str],
-        alignment: str,
-        reward_weights: Sequence[float],
+        reward: RewardSpec,
     ) -> None:
         self.split = "validation" if task.collection.splits["validation"].ids else "train"
-        table = task.table(self.split)
-        self.observations = table.observation(observation)
-        self.reward = table.reward(reward_weights, alignment)
+        self.bandit = Bandit(task.table(self.split), observation, reward)
 
     def __call__(self, router: DepthRouter) -> float:
         """Mean reward of the depths that the router prefers."""
-        depths, _ = router.predict(self.observations)
-        return float(self.reward[np.arange(len(depths)), depths].mean(dtype=np.float64))
+        depths, _ = router.predict(self.bandit.observations)
+        return self.bandit.mean(depths)
 
 
 class Fitted(NamedTuple):

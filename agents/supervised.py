@@ -26,9 +26,10 @@ from agents.networks import new_router
 from agents.ranking_loss import RankingLoss, straight_through
 from maw_gym.attention.depth_attention import pooled_state
 from maw_gym.corpora import QuerySet
+from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.tables.rewards import DEFAULT_WEIGHTS
+from maw_gym.tables.rewards import DEFAULT_REWARD, RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
 log = logging.getLogger(__name__)
@@ -143,11 +144,6 @@ def rule_labels(counts: ArrayLike, depths: int) -> NDArray[np.int64]:
     return scaled[np.searchsorted([limit for limit, _ in RULE], np.asarray(counts), side="right")]
 
 
-def oracle_labels(reward: ArrayLike) -> NDArray[np.int64]:
-    """Labels (N,): each query's depth of largest reward (N, D), of equal ones the lowest."""
-    return np.asarray(reward).argmax(axis=1).astype(np.int64)
-
-
 def label_facts(labels: NDArray[np.int64], depths: int) -> dict[str, Any]:
     """How labels (N,) are spread over D depths.
 
@@ -171,8 +167,7 @@ def train_supervised(
     labels: str = "oracle",
     observation: Sequence[str] = ("attention",),
     network: str = "auto",
-    alignment: str = "ndcg",
-    reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
+    reward: RewardSpec = DEFAULT_REWARD,
     settings: SupervisedSettings | None = None,
     seed: int = 0,
     writer: SummaryWriter | None = None,
@@ -188,8 +183,7 @@ def train_supervised(
         labels: "rule" or "oracle".
         observation: blocks of the observation.
         network: see `agents.networks.is_shared`.
-        alignment: kind of relevance alignment in the reward.
-        reward_weights: of entropy, focus and alignment.
+        reward: weights and alignment.
         settings: see `SupervisedSettings`; None are the defaults.
         seed: of weights, order, Gumbel noise and negatives.
         writer: gets ``train/loss``, ``train/cross_entropy``, ``train/ranking_loss``,
@@ -210,11 +204,11 @@ def train_supervised(
     )
     if labels not in LABELS:
         raise InputError(f"unknown labels {labels!r}; choose one of {', '.join(LABELS)}")
-    table = task.table("train")
+    bandit = Bandit(task.table("train"), observation, reward)
+    table = bandit.table
     if not len(table):
         raise InputError(f"{task.collection.name!r} has no training query to learn from")
-    reward = table.reward(reward_weights, alignment)
-    targets = oracle_labels(reward)
+    targets = bandit.oracle
     if labels == "rule":
         counts = relevant_counts(task.collection.splits["train"])
         targets = rule_labels(counts, table.num_depths)
@@ -223,7 +217,6 @@ def train_supervised(
         log.info("the %s labels of all training queries are depth %d", labels, targets[0])
 
     generator = torch.Generator().manual_seed(seed)
-    observations = table.observation(observation)
     about = router_settings(task, f"supervised-{labels}", seed=seed)
     classifier = new_router(table, observation, network, about, generator)
     model = SupervisedClassificationRouter(classifier).to(task.device)
@@ -246,9 +239,9 @@ def train_supervised(
 
     fitted = fit(
         model.classifier,
-        torch.from_numpy(observations).to(task.device),
+        torch.tensor(bandit.observations, device=task.device),
         terms,
-        Judge(task, observation, alignment, reward_weights),
+        Judge(task, observation, reward),
         told,
         generator,
         writer,

@@ -8,14 +8,15 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.files.cache import written_whole
-from maw_gym.retrieval.evaluation import best_fixed, reward_summary
 from maw_gym.retrieval.significance import sign_flip_test
+from maw_gym.tables.rewards import DEFAULT_REWARD
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.online import open_task, train_online
 from runners.experiments.runs import Stopwatch, new_run, run_main, write_config, write_json
-from runners.experiments.settings import CommonSettings, OnlineSettings
+from runners.experiments.settings import OnlineSettings
 from runners.experiments.tables import markdown, number, p_value
 from runners.train_grpo import GRPOSettings
 
@@ -90,23 +91,20 @@ def try_variant(
         ``gap_closed`` of the variant's own reward, by seed; ``default_reward`` (N,), the reward of
         the default weights, and ``ndcg`` (N,), both averaged over seeds.
     """
-    train, test = task.table("train"), task.table("test")
-    rows = np.arange(len(test))
-    ordinary = test.reward(CommonSettings.reward_weights, CommonSettings.alignment)
+    ordinary = Bandit(task.table("test"), reward=DEFAULT_REWARD)
     gaps, rewards, ndcg = [], [], []
     for seed in settings.seeds:
         told = settings.grpo(variant, seed)
         trained = train_online(task, told, "GRPO", told.model, folder / f"seed{seed}")
-        depths, _ = trained.router.predict(test.observation(told.observation))
-        own = (told.reward_weights, told.alignment)
-        found = reward_summary(test.reward(*own), depths, best_fixed(train.reward(*own)))
-        gaps.append(found["gap_closed"])
-        rewards.append(ordinary[rows, depths])
+        own = Bandit(task.table("test"), told.observation, told.reward)
+        depths, _ = trained.router.predict(own.observations)
+        gaps.append(own.gap_closed(depths))
+        rewards.append(ordinary.chosen(depths))
         evaluation, _ = task.evaluate("test", torch.from_numpy(depths))
         ndcg.append(evaluation.per_query["nDCG@10"])
     return {
         "gap_closed": gaps,
-        "default_reward": np.mean(rewards, axis=0, dtype=np.float64),
+        "default_reward": np.mean(rewards, axis=0),
         "ndcg": np.mean(ndcg, axis=0),
     }
 

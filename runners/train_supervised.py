@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.baselines import train_full_information
 from agents.fitting import FitSettings
 from agents.supervised import LABELS, SupervisedSettings, train_supervised
+from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.files.epoch_checkpoints import forget_checkpoints, stage_file
-from maw_gym.retrieval.evaluation import best_fixed, reward_summary
 from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.tables.rewards import NDCG
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.online import Trained
 from runners.experiments.runs import run_main
@@ -73,8 +73,7 @@ def train_fitted(
         arguments: dict[str, Any] = {
             "observation": common.observation,
             "network": common.network,
-            "alignment": common.alignment,
-            "reward_weights": common.reward_weights,
+            "reward": common.reward,
             "settings": settings,
             "seed": common.seed,
             "writer": writer,
@@ -98,23 +97,15 @@ def _log_choice(
     step: int,
 ) -> None:
     """Log what the chosen router does on validation queries, under the tags of online learners."""
-    table = task.table("validation")
-    if not len(table):
+    bandit = Bandit(task.table("validation"), common.observation, common.reward)
+    if not len(bandit):
         return
-    weights, alignment = common.reward_weights, common.alignment
-    reward = table.reward(weights, alignment)
-    depths, _ = router.predict(table.observation(common.observation))
-    found = reward_summary(
-        reward, depths, best_fixed(task.table("train").reward(weights, alignment))
-    )
-    mean, oracle = found["mean"], found["oracle"]
-    assert mean is not None
-    assert oracle is not None
-    writer.add_scalar("eval/regret", oracle - mean, step)
-    if found["gap_closed"] is not None:
-        writer.add_scalar("eval/gap_closed", found["gap_closed"], step)
-    ndcg = float(table.ndcg[np.arange(len(table)), depths].mean())
-    writer.add_scalar("eval/ndcg@10", ndcg, step)
+    depths, _ = router.predict(bandit.observations)
+    summary = bandit.summary(depths)
+    writer.add_scalar("eval/regret", summary.oracle - summary.mean, step)
+    if summary.gap_closed is not None:
+        writer.add_scalar("eval/gap_closed", summary.gap_closed, step)
+    writer.add_scalar("eval/ndcg@10", Bandit(bandit.table, reward=NDCG).mean(depths), step)
     writer.add_histogram("policy/depths", torch.from_numpy(depths), step)
 
 

@@ -28,7 +28,7 @@ from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
 from maw_gym.files.tensor_files import write_tensors
 from maw_gym.routers.depth_router import load_router
-from maw_gym.tables.rewards import attention_entropy, check_weights
+from maw_gym.tables.rewards import RewardSpec, attention_entropy
 from maw_gym.tables.task import load_task
 from runners.experiments.runs import run_main
 from runners.train_grpo import GRPOSettings
@@ -107,6 +107,8 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "shared attention": ("compare", "--network shared --observation attention", "a shared network wants numbers of every depth, and observation block 'attention' has none; leave it out or take network mlp"),
     "no weight": ("train_grpo", "--reward-weights 0 0 0", r"reward_weights must be three finite numbers >= 0, not all 0 .*; got \(0.0, 0.0, 0.0\)"),
     "nan weight": ("train_ppo", "--reward-weights nan 0 1", r"reward_weights must be .*; got \(nan, 0.0, 1.0\)"),
+    "huge weight": ("train_grpo", "--reward-weights 1e300 0 1", r"reward_weights must be .* the largest from 1e-06 to 1e\+06.*; got \(1e\+300, 0.0, 1.0\)"),
+    "tiny weight": ("train_ppo", "--reward-weights 5e-324 0 0", r"reward_weights must be .*; got \(5e-324, 0.0, 0.0\)"),
     "infinite weight": ("train_supervised", "--reward-weights inf 0 1", r"reward_weights must be .*; got \(inf, 0.0, 1.0\)"),
     "negative weight": ("train_grpo", "--reward-weights -1 1 1", r"reward_weights must be .*; got \(-1.0, 1.0, 1.0\)"),
     "negative seed": ("train_grpo", "--seed -1", r"seed must be from 0 to 2\^32 - 1, got -1"),
@@ -328,7 +330,7 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "device of a task": (lambda at: load_task(str(at.tiny), "untrained", "tpu9"), "device 'tpu9' is not available here; use 'cpu' or 'auto'"),
     "depth": (lambda at: load_task(str(at.tiny), "untrained", "cpu").attention("q0", 99), ".*99.*"),
     "query of a task": (lambda at: load_task(str(at.tiny), "untrained", "cpu").query_text("q99"), "no query 'q99' in .*"),
-    "weights as text": (lambda at: check_weights("abc"), "reward_weights must be three finite numbers .*; got 'abc'"),
+    "weights as text": (lambda at: RewardSpec("abc"), "reward_weights must be three finite numbers .*; got 'abc'"),
     "attention": (lambda at: attention_entropy(np.ones((2, 3))), r"attention must have shape \(..., heads, n, n\); got \(2, 3\)"),
 }  # fmt: skip
 
@@ -382,7 +384,7 @@ def test_odd_texts_and_grades_are_read(place: Place):
     assert found.provenance["dropped"] == {"judgments of missing documents": 1}
     task = load_task(str(folder), "untrained", "cpu")
     table = task.table("test")
-    reward = table.reward((0.3, 0.3, 0.4), "ndcg")
+    reward = RewardSpec().of(table)
     assert np.isfinite(reward).all()
     assert ((reward >= 0) & (reward <= 1)).all()
 

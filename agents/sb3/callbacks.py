@@ -16,13 +16,10 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.sb3.run_checkpoints import write_checkpoint
 from agents.sb3.stopping import STOP
 from agents.sb3.training_state import aliases, first_not_finite, training_state
-from maw_gym.envs.bandit import Outcome
+from maw_gym.envs.bandit import Bandit, Outcome
 from maw_gym.envs.rendering import Scene, attention_figure, figure_rgb
-from maw_gym.retrieval.evaluation import reward_summary
-from maw_gym.tables.depth_table import DepthTable
+from maw_gym.tables.rewards import NDCG, TERMS
 from maw_gym.tables.task import RetrievalTask
-
-TERMS = ("entropy", "focus", "alignment")
 
 
 class ValidationCallback(BaseCallback):
@@ -35,11 +32,7 @@ class ValidationCallback(BaseCallback):
 
     Args:
         task: draws the attention picture.
-        table: depth table of `validation`.
-        observation: blocks.
-        reward: the validation queries' reward (N, D).
-        alignment: the validation queries' relevance alignment (N, D).
-        best_fixed_depth: chosen on training queries, for the share of the gap.
+        bandit: the validation queries.
         interval: rollouts between evaluations.
 
     Attributes:
@@ -52,20 +45,12 @@ class ValidationCallback(BaseCallback):
     def __init__(
         self,
         task: RetrievalTask,
-        table: DepthTable,
-        observation: tuple[str, ...],
-        reward: np.ndarray[Any, Any],
-        alignment: np.ndarray[Any, Any],
-        best_fixed_depth: int,
+        bandit: Bandit,
         interval: int,
     ) -> None:
         super().__init__()
         self.task = task
-        self.table = table
-        self.observations = table.observation(observation)
-        self.reward = reward
-        self.alignment = alignment
-        self.best_fixed_depth = best_fixed_depth
+        self.bandit = bandit
         self.interval = interval
         self.best_reward = -np.inf
         self.best_weights: dict[str, Tensor] = {}
@@ -127,18 +112,16 @@ class ValidationCallback(BaseCallback):
 
     def evaluate(self) -> None:
         """Judge the greedy policy now."""
-        depths, _ = self.model.predict(self.observations, deterministic=True)
-        rows = np.arange(len(depths))
-        found = reward_summary(self.reward, depths, self.best_fixed_depth)
-        mean = float(self.reward[rows, depths].mean())
-        regret = self.reward.max(axis=1) - self.reward[rows, depths]
+        depths, _ = self.model.predict(self.bandit.observations, deterministic=True)
+        summary = self.bandit.summary(depths)
+        mean = summary.mean
         values: dict[str, Any] = {
             "eval/reward": mean,
-            "eval/regret": float(regret.mean()),
-            "eval/ndcg@10": float(self.table.ndcg[rows, depths].mean()),
+            "eval/regret": summary.oracle - mean,
+            "eval/ndcg@10": Bandit(self.bandit.table, reward=NDCG).mean(depths),
         }
-        if found["gap_closed"] is not None:
-            values["eval/gap_closed"] = found["gap_closed"]
+        if summary.gap_closed is not None:
+            values["eval/gap_closed"] = summary.gap_closed
         better = mean > self.best_reward
         for output in self.logger.output_formats:
             given = values
@@ -157,17 +140,10 @@ class ValidationCallback(BaseCallback):
 
     def _picture(self, depth: int) -> Image:
         """The attention of the first validation query at the depth chosen for it."""
-        query = self.table.query_ids[0]
+        query = self.bandit.query_ids[0]
         weights, tokens = self.task.attention(query, depth)
-        reward = self.reward[0]
-        outcome = Outcome(
-            float(reward[depth]),
-            float(self.table.entropy[0, depth]),
-            float(self.table.focus[0, depth]),
-            float(self.alignment[0, depth]),
-            float(reward.max() - reward[depth]),
-        )
-        scene = Scene(query, weights, tokens, depth, self.table.num_depths, outcome)
+        outcome: Outcome = self.bandit.outcome(0, depth)
+        scene = Scene(query, weights, tokens, depth, self.bandit.num_depths, outcome)
         return Image(figure_rgb(attention_figure(scene)), "HWC")
 
 

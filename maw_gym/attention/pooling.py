@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 POOLED = 8  # the state pools each head's n x n attention to POOLED x POOLED
+CELLS = POOLED**2  # numbers of one head in the state
 
 
 def pooling_matrix(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from maw_gym.attention.pooling import POOLED
+from maw_gym.attention.pooling import CELLS, POOLED
 from maw_gym.attention.triton_kernels import (
     SMALLEST,
     finish_kernel,
@@ -91,7 +91,7 @@ def launch(
 def finish(out: Partial, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Add up partial results: state (B, 64 H) of unit length, entropy (B, D), focus (B, D)."""
     batch, depths, heads = out.entropy.shape
-    numbers = heads * POOLED**2
+    numbers = heads * CELLS
     state = out.state.new_empty(batch, numbers)
     entropy, focus = out.state.new_empty(2, batch, depths)
     finish_kernel[(batch,)](

@@ -9,16 +9,16 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from maw_gym.attention.pooling import POOLED
 from maw_gym.errors import InputError
-from maw_gym.tables.depth_table import ALIGNMENTS, DepthTable, checked_blocks
-from maw_gym.tables.rewards import check_weights
+from maw_gym.tables.depth_table import DepthTable, checked_blocks
+from maw_gym.tables.rewards import DEFAULT_REWARD, TERMS, RewardSpec, gap_closed
 from maw_gym.tables.task import load_task
 
 SPLITS: Final = ("encoder", "train", "validation", "test")
 QUERY_ORDERS: Final = ("random", "sequential")
-TERMS: Final = ("entropy", "focus", "alignment", "regret")
 
 
 class Outcome(NamedTuple):
@@ -39,47 +39,72 @@ class Outcome(NamedTuple):
     regret: Any
 
 
+class RewardSummary(NamedTuple):
+    """Mean reward of depths beside what chance, one depth and hindsight would get.
+
+    Attributes:
+        mean: of the depths chosen.
+        random: of depths drawn uniformly; expected, exact.
+        best_fixed: of one depth for all queries, chosen on others; None where none was chosen.
+        oracle: of each query's best depth.
+        gap_closed: see `maw_gym.tables.rewards.gap_closed`.
+    """
+
+    mean: float
+    random: float
+    best_fixed: float | None
+    oracle: float
+    gap_closed: float | None
+
+
 class Bandit:
     """A contextual bandit with full information: N queries, D depths, O observed numbers.
 
+    The one view of rewards: environments read a choice's `outcome`, learners the rewards of every
+    depth, reports the means. Everything is computed at first use, and arrays are read-only.
+
     Args:
         table: the depth table; its arrays are only read.
-        blocks: observation blocks, in order.
-        alignment: kind of relevance alignment.
-        weights: of entropy, focus and alignment in the reward.
+        blocks: observation blocks, in order; none where nothing is to be observed.
+        reward: weights and alignment.
 
     Attributes:
-        query_ids: (N,) strings, as an object array.
-        observations: (N, O) float32 in `observation_space`, read-only.
-        outcomes: (N * D, 4) float32: reward, entropy, focus, alignment; read-only.
-        best: (N,) float32, the reward of each query's best depth.
         num_depths: D.
+        query_ids: (N,) strings, as an object array.
     """
 
     def __init__(
-        self, table: DepthTable, blocks: Sequence[str], alignment: str, weights: Sequence[float]
+        self,
+        table: DepthTable,
+        blocks: Sequence[str] | str = (),
+        reward: RewardSpec = DEFAULT_REWARD,
     ) -> None:
-        self._settings: tuple[Any, ...] = (table, tuple(blocks), alignment, tuple(weights))
+        self.table = table
+        self.blocks = (blocks,) if isinstance(blocks, str) else tuple(blocks)
+        self.reward = reward
         self.num_depths = table.num_depths
         self.query_ids = np.array(table.query_ids, dtype=object)
-        self.observation_space: spaces.Box = table.observation_space(blocks)
         self.action_space = spaces.Discrete(table.num_depths)
-        # A view: the flag must not reach an array that belongs to the table.
-        self.observations = np.asarray(table.observation(blocks)).view()
-        self.observations.flags.writeable = False
-        reward = table.reward(weights, alignment)
-        # Side by side, so that the numbers of one choice come from one cache line.
-        terms = (reward, table.entropy, table.focus, table.alignment(alignment))
-        self.outcomes = np.stack(terms, axis=-1, dtype=np.float32).reshape(-1, len(terms))
-        self.best = self.outcomes[:, 0].reshape(reward.shape).max(axis=1)
-        self.outcomes.flags.writeable = False
 
     def __reduce__(self) -> tuple[type["Bandit"], tuple[Any, ...]]:
         # Rebuilt from the table, so that copies keep the read-only arrays and their views.
-        return Bandit, self._settings
+        return Bandit, (self.table, self.blocks, self.reward)
 
     def __len__(self) -> int:
         return len(self.query_ids)
+
+    @cached_property
+    def observation_space(self) -> spaces.Box:
+        """Box of one observation (O,)."""
+        return self.table.observation_space(self.blocks)
+
+    @cached_property
+    def observations(self) -> NDArray[np.float32]:
+        """Observations (N, O) in `observation_space`, read-only."""
+        # A view: the flag must not reach an array that belongs to the table.
+        observed = np.asarray(self.table.observation(self.blocks)).view()
+        observed.flags.writeable = False
+        return observed
 
     @cached_property
     def observation_rows(self) -> NDArray[np.object_]:
@@ -88,10 +113,91 @@ class Bandit:
         rows[:] = list(self.observations)
         return rows
 
+    @cached_property
+    def terms(self) -> dict[str, NDArray[np.float32]]:
+        """`reward` and the three terms of the reward, (N, D) each, by name."""
+        table = self.table
+        columns = (table.entropy, table.focus, table.alignment(self.reward.alignment))
+        return {"reward": self.rewards, **dict(zip(TERMS, columns, strict=True))}
+
+    @cached_property
+    def rewards(self) -> NDArray[np.float32]:
+        """Reward (N, D) of every query and depth."""
+        rewards = self.reward.of(self.table)
+        rewards.flags.writeable = False
+        return rewards
+
+    @cached_property
+    def outcomes(self) -> NDArray[np.float32]:
+        """The columns of `terms` side by side, (N * D, 4): one choice is one cache line."""
+        outcomes = np.stack(list(self.terms.values()), axis=-1, dtype=np.float32)
+        outcomes = outcomes.reshape(-1, len(self.terms))
+        outcomes.flags.writeable = False
+        return outcomes
+
+    @cached_property
+    def best(self) -> NDArray[np.float32]:
+        """Reward (N,) of each query's best depth."""
+        best: NDArray[np.float32] = self.rewards.max(axis=1)
+        return best
+
+    @cached_property
+    def oracle(self) -> NDArray[np.int64]:
+        """Each query's best depth (N,), of equal ones the smallest: it reads the answers."""
+        return self.rewards.argmax(axis=1).astype(np.int64)
+
+    @cached_property
+    def random(self) -> NDArray[np.float64]:
+        """Expected reward (N,) of a depth drawn uniformly."""
+        return self.rewards.astype(np.float64).mean(axis=1)
+
+    def best_fixed(self) -> int:
+        """The depth of largest mean reward, of equal ones the smallest.
+
+        Choose it on training queries, for use on others.
+
+        Raises:
+            InputError: there is no query to choose on.
+        """
+        if not len(self):
+            raise InputError("there is no query to choose a depth on; give training queries")
+        return int(self.rewards.astype(np.float64).mean(axis=0).argmax())
+
+    def chosen(self, depths: ArrayLike) -> NDArray[np.float64]:
+        """Reward (N,) of one depth for each query, or of one for all.
+
+        Raises:
+            InputError: depths of another shape or type, or outside [0, D).
+        """
+        chosen = np.asarray(depths)
+        if chosen.ndim == 0:
+            chosen = np.full(len(self), chosen)
+        depths = self.checked_actions(chosen, len(self))
+        return self.rewards[np.arange(len(self)), depths].astype(np.float64)
+
+    def mean(self, depths: ArrayLike) -> float:
+        """Mean reward of `chosen` depths."""
+        return float(self.chosen(depths).mean())
+
+    def gap_closed(self, depths: ArrayLike) -> float | None:
+        """Share of the gap that depths (N,) close; see `maw_gym.tables.rewards.gap_closed`."""
+        return self.summary(depths).gap_closed
+
+    def summary(self, depths: ArrayLike, best_fixed_depth: int | None = None) -> RewardSummary:
+        """What depths (N,) get, and what they are measured by.
+
+        Args:
+            depths: in [0, D).
+            best_fixed_depth: chosen on other queries, see `best_fixed`.
+        """
+        mean, random = self.mean(depths), float(self.rewards.astype(np.float64).mean())
+        oracle = float(self.best.astype(np.float64).mean())
+        fixed = None if best_fixed_depth is None else self.mean(best_fixed_depth)
+        return RewardSummary(mean, random, fixed, oracle, gap_closed(mean, random, oracle))
+
     def pooled_attention(self, query: int) -> NDArray[np.float32]:
         """The query's attention averaged over depths and pooled (H, 8, 8), as observed."""
-        table: DepthTable = self._settings[0]
-        return np.asarray(table.attention[query]).reshape(-1, 8, 8)
+        return np.asarray(self.table.attention[query]).reshape(-1, POOLED, POOLED)
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -224,8 +330,7 @@ def load_bandit(
         InputError: a setting is unknown, or the split has no query.
     """
     blocks = checked_blocks(observation)
-    weights = check_weights(reward_weights)
-    _one_of("alignment", alignment, ALIGNMENTS)
+    reward = RewardSpec(reward_weights, alignment)
     _one_of("query_order", query_order, QUERY_ORDERS)
     _one_of("split", split, SPLITS)
     if table is None:
@@ -237,10 +342,10 @@ def load_bandit(
         table = task.table(split)
     if len(table) == 0:
         raise InputError("the depth table has no query; give one with at least one row")
-    key = (id(table), blocks, alignment, weights)
+    key = (id(table), blocks, reward)
     bandit = _bandits.get(key)
     if bandit is None:
-        bandit = _bandits[key] = Bandit(table, blocks, alignment, weights)
+        bandit = _bandits[key] = Bandit(table, blocks, reward)
     return bandit, QueryOrder(query_order, len(bandit))
 
 

@@ -8,11 +8,11 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from maw_gym.envs.bandit import TERMS, Outcome, checked_options, load_bandit
+from maw_gym.envs.bandit import Outcome, checked_options, load_bandit
 from maw_gym.envs.rendering import Scene, attention_figure, attention_text, figure_rgb
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import DepthTable
-from maw_gym.tables.rewards import DEFAULT_WEIGHTS
+from maw_gym.tables.rewards import DEFAULT_WEIGHTS, TERMS
 from maw_gym.tables.task import load_task
 
 RENDER_MODES = ("rgb_array", "ansi")
@@ -202,7 +202,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         self._depth = self.bandit.checked_action(action)
         outcome = self.bandit.outcome(self._query, self._depth)
         info = {"query_id": self.bandit.query_ids[self._query]}
-        info |= {term: getattr(outcome, term) for term in TERMS}
+        info |= {term: getattr(outcome, term) for term in (*TERMS, "regret")}
         return self._observed(self._query), outcome.reward, True, False, info
 
     def render(self) -> Any:

@@ -1,4 +1,4 @@
-"""Evaluation: rankings to retrieval measures through ir_measures, TREC run files, reward summaries.
+"""Evaluation: rankings to retrieval measures through ir_measures, and TREC run files.
 
 The measures are computed by ir_measures, never by the formulas that made the reward.
 """
@@ -22,7 +22,6 @@ from maw_gym.retrieval.ranking import DocumentIndex, Integers, Ranking, rank
 
 MEASURES: Final[tuple[Any, ...]] = (nDCG @ 10, RR @ 10, AP, R @ 100, Success @ 10)
 DEPTH_OF_RANKING: Final = 100  # the deepest cutoff among the measures
-SMALLEST_GAP: Final = 1e-6  # below it, a share of the random-to-oracle gap means nothing
 
 
 @dataclass(frozen=True)
@@ -150,51 +149,3 @@ def trec_name(name: str) -> str:
     if not re.search(r"\s", name):
         return name
     return re.sub(r"[\s%]", lambda found: quote(found.group()), name)
-
-
-def best_fixed(values: ArrayLike) -> int:
-    """The depth with the largest mean over queries; of equal ones the smallest.
-
-    Args:
-        values: (N, D), reward or nDCG@10 of every query and depth.
-    """
-    return int(np.argmax(np.asarray(values, np.float64).mean(axis=0)))
-
-
-def reward_summary(
-    reward: ArrayLike, chosen: ArrayLike, best_fixed_depth: int
-) -> dict[str, float | None]:
-    """Mean reward of the chosen depths beside what chance, one depth and hindsight would get.
-
-    Args:
-        reward: (N, D) of every query and depth.
-        chosen: (N,) depths in [0, D).
-        best_fixed_depth: chosen on other queries, see `best_fixed`.
-
-    Returns:
-        Means over queries: ``mean`` of the chosen depths, ``random`` (expected, exact),
-        ``best_fixed``, ``oracle``; and ``gap_closed``, (mean - random) / (oracle - random), None
-        where the denominator is under 1e-6.
-
-    Raises:
-        ValueError: shapes that do not fit, or a depth outside [0, D).
-    """
-    table = np.asarray(reward, np.float64)
-    depths = np.asarray(chosen)
-    if table.ndim != 2 or depths.shape != table.shape[:1] or not table.size:
-        raise ValueError(f"reward {table.shape} and chosen depths {depths.shape} do not fit")
-    used = np.append(depths, best_fixed_depth)
-    if used.min() < 0 or used.max() >= table.shape[1]:
-        raise ValueError(
-            f"depths must lie in [0, {table.shape[1]}), got {used.min()} to {used.max()}"
-        )
-    mean = float(table[np.arange(len(table)), depths].mean())
-    chance, oracle = float(table.mean()), float(table.max(axis=1).mean())
-    gap = oracle - chance
-    return {
-        "mean": mean,
-        "random": chance,
-        "best_fixed": float(table[:, best_fixed_depth].mean()),
-        "oracle": oracle,
-        "gap_closed": (mean - chance) / gap if gap >= SMALLEST_GAP else None,
-    }

@@ -17,7 +17,12 @@ from maw_gym.files.tensor_files import fingerprint
 from maw_gym.retrieval.document_index import DocumentIndex
 from maw_gym.retrieval.ranking import rank
 from maw_gym.routers.depth_router import DepthRouter, load_router
-from maw_gym.tables.columns import content_columns, observed_columns, table_column
+from maw_gym.tables.columns import (
+    column_widths,
+    content_columns,
+    observed_columns,
+    table_column,
+)
 from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.task import resolve_device
 
@@ -155,13 +160,10 @@ class RoutedEncoder:
     def _table(self, ids: list[list[int]]) -> DepthTable:
         """Rows of a depth table for queries without judgments: their alignment is 0."""
         encoder = self.embedder.maw
-        widths = {
-            "attention": 64 * encoder.heads,
-            **dict.fromkeys(("entropy", "focus", "ndcg", "listwise"), encoder.depths),
-            "content": self.embedder.text.width,
-            "clusters": len(encoder.centroids),
+        columns = {
+            name: np.zeros((len(ids), width), np.float32)
+            for name, width in column_widths(self.embedder).items()
         }
-        columns = {name: np.zeros((len(ids), width), np.float32) for name, width in widths.items()}
         if {"attention", "profile"} & set(self.router.observation):
             for rows, statistics, content in self.embedder.query_statistics(ids):
                 places = rows.cpu().numpy()

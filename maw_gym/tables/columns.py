@@ -1,10 +1,29 @@
-"""The columns of a depth table that need no judgments: what can be observed of any query text."""
+"""The columns of a depth table: their widths, their ranges, and those that need no judgments."""
+
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from maw_gym.attention.depth_attention import DepthStatistics
+from maw_gym.attention.pooling import CELLS
+from maw_gym.encoders.embedder import Embedder
+
+COLUMNS: Final = ("attention", "entropy", "focus", "ndcg", "listwise", "content", "clusters")
+PER_DEPTH: Final = ("entropy", "focus", "ndcg", "listwise")
+SIGNED: Final = ("content", "clusters")  # in [-1, 1]; the others in [0, 1]
+
+
+def column_widths(embedder: Embedder) -> dict[str, int]:
+    """Numbers of one query in each of `COLUMNS`, for an embedder with a MAW encoder."""
+    encoder = embedder.maw
+    return {
+        "attention": CELLS * encoder.heads,
+        **dict.fromkeys(PER_DEPTH, encoder.depths),
+        "content": embedder.text.width,
+        "clusters": len(encoder.centroids),
+    }
 
 
 def observed_columns(
@@ -38,7 +57,7 @@ def table_column(name: str, values: Tensor) -> NDArray[np.float32]:
     """
     # Cosines and unit vectors may pass 1 by a rounding; a Box would reject them.
     whole = values.float().clamp(-1, 1).cpu().numpy()
-    low = -1 if name in ("content", "clusters") else 0
+    low = -1 if name in SIGNED else 0
     if not ((whole >= low) & (whole <= 1)).all():
         raise FloatingPointError(f"{name} outside [{low}, 1]; the encoder has probably diverged")
     return whole

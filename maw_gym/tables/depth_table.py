@@ -1,7 +1,7 @@
 """DepthTable: for every query and depth the state and the reward terms.
 
-A table is independent of the observation blocks, the alignment and the reward weights: those are
-read from it. On disk it is one safetensors file, memory-mapped on loading.
+A table is independent of the observation blocks and of the reward, which are read from it: see
+`maw_gym.tables.rewards.RewardSpec`. On disk it is one safetensors file, memory-mapped on loading.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from maw_gym.errors import InputError
-from maw_gym.tables.rewards import blend
+from maw_gym.tables.columns import SIGNED
 
 Floats = NDArray[np.float32]
 
@@ -67,10 +67,6 @@ class DepthTable:
             raise InputError(f"unknown alignment {kind!r}; choose one of {', '.join(ALIGNMENTS)}")
         return self.ndcg if kind == "ndcg" else self.listwise
 
-    def reward(self, weights: Sequence[float], alignment: str) -> Floats:
-        """Blended reward (N, D) of every query and depth; see `maw_gym.tables.rewards.blend`."""
-        return blend(self.entropy, self.focus, self.alignment(alignment), weights)
-
     def block(self, name: str) -> Floats:
         """One observation block (N, width); see `observation_space` for widths and ranges.
 
@@ -103,10 +99,7 @@ class DepthTable:
     def observation_space(self, blocks: Sequence[str]) -> spaces.Box:
         """Box of the observation: attention (64 H) and profile (2 D) in [0, 1], rest in [-1, 1]."""
         names = checked_blocks(blocks)
-        low = [
-            np.full(self.block(name).shape[1], 0 if name in ("attention", "profile") else -1)
-            for name in names
-        ]
+        low = [np.full(self.block(name).shape[1], -1 if name in SIGNED else 0) for name in names]
         bound = np.concatenate(low).astype(np.float32)
         return spaces.Box(bound, np.ones_like(bound), dtype=np.float32)
 

@@ -8,6 +8,7 @@ table.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -15,52 +16,96 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
 
 from maw_gym.errors import InputError
+from maw_gym.tables.depth_table import ALIGNMENTS, DepthTable
 
+TERMS: Final = ("entropy", "focus", "alignment")
 DEFAULT_WEIGHTS: Final = (0.3, 0.3, 0.4)
 """Weights of entropy, focus and alignment."""
+LARGEST_WEIGHT: Final = (1e-6, 1e6)
+"""Range of the largest of them: squares of rewards, and sums over tables, are float32 numbers."""
+SMALLEST_GAP: Final = 1e-6  # below it, a share of the random-to-oracle gap means nothing
 
 
-def check_weights(weights: Sequence[float]) -> tuple[float, float, float]:
-    """Three finite weights >= 0, at least one of them above 0, as floats.
-
-    Raises:
-        InputError: anything else.
-    """
+def _checked(weights: Sequence[float]) -> tuple[float, ...]:
+    """`weights` as floats, if they can be weights."""
     try:
         values = tuple(float(weight) for weight in weights)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = ()
-    usable = len(values) == 3 and all(math.isfinite(value) and value >= 0 for value in values)
-    if not usable or not any(values):
+    low, high = LARGEST_WEIGHT
+    finite = len(values) == 3 and all(math.isfinite(value) and value >= 0 for value in values)
+    if not finite or not low <= max(values) <= high:
         raise InputError(
             "reward_weights must be three finite numbers >= 0, not all 0 (entropy, focus,"
-            f" alignment), such as {DEFAULT_WEIGHTS}; got {weights!r}"
+            f" alignment), the largest from {low:g} to {high:g}, such as {DEFAULT_WEIGHTS};"
+            f" got {weights!r}"
         )
-    entropy, focus, alignment = values
-    return entropy, focus, alignment
+    return values
 
 
-def blend(
-    entropy: NDArray[Any],
-    focus: NDArray[Any],
-    alignment: NDArray[Any],
-    weights: Sequence[float] = DEFAULT_WEIGHTS,
-) -> NDArray[Any]:
-    """Reward ``w0 * entropy + w1 * focus + w2 * alignment``, in the precision of the terms.
+@dataclass(frozen=True)
+class RewardSpec:
+    """Which reward: the weights of its three terms, and the kind of the third.
 
-    With the default weights the reward is in [0, 1], as each term is.
-
-    Args:
-        entropy: any shape, in [0, 1].
-        focus: same shape, in [0, 1].
-        alignment: same shape, in [0, 1].
-        weights: of the three terms, see `check_weights`.
+    Attributes:
+        weights: of entropy, focus and alignment; any sequence of three numbers, kept as a tuple.
+        alignment: ``"ndcg"`` or ``"listwise"``.
 
     Raises:
-        InputError: unusable weights.
+        InputError: weights that are not three finite numbers >= 0, that are all 0, or so large or
+            small that float32 does not hold their rewards; or another alignment.
     """
-    first, second, third = check_weights(weights)
-    return first * entropy + second * focus + third * alignment
+
+    weights: Sequence[float] = DEFAULT_WEIGHTS
+    alignment: str = "ndcg"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        object.__setattr__(self, "weights", _checked(self.weights))
+        if self.alignment not in ALIGNMENTS:
+            raise InputError(
+                f"unknown alignment {self.alignment!r}; choose one of {', '.join(ALIGNMENTS)}"
+            )
+
+    def blend(self, entropy: Any, focus: Any, alignment: Any) -> Any:
+        """Reward ``w0 * entropy + w1 * focus + w2 * alignment``, in the precision of the terms.
+
+        With the default weights the reward is in [0, 1], as each term is.
+
+        Args:
+            entropy: array of any shape, in [0, 1].
+            focus: one that broadcasts with it, in [0, 1].
+            alignment: likewise.
+        """
+        first, second, third = self.weights
+        return first * entropy + second * focus + third * alignment
+
+    def of(self, table: DepthTable) -> NDArray[np.float32]:
+        """Reward (N, D) of every query and depth of a table."""
+        reward: NDArray[np.float32] = self.blend(
+            table.entropy, table.focus, table.alignment(self.alignment)
+        )
+        return reward
+
+
+DEFAULT_REWARD: Final = RewardSpec()
+NDCG: Final = RewardSpec((0.0, 0.0, 1.0))
+"""Retrieval alone: the reward is nDCG@10."""
+
+
+def gap_closed(mean: float, random: float, oracle: float) -> float | None:
+    """Share of the gap between chance and hindsight: ``(mean - random) / (oracle - random)``.
+
+    Args:
+        mean: mean reward of the depths chosen.
+        random: expected mean reward of depths drawn uniformly.
+        oracle: mean reward of the best depths.
+
+    Returns:
+        The share, 1 for the oracle; None where the denominator is under 1e-6.
+    """
+    gap = oracle - random
+    return (mean - random) / gap if gap >= SMALLEST_GAP else None
 
 
 def attention_entropy(weights: ArrayLike) -> NDArray[np.float64]:

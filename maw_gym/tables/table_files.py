@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from maw_gym.errors import InputError
 from maw_gym.files.cache import one_builder, written_whole
+from maw_gym.tables.columns import COLUMNS, PER_DEPTH
 from maw_gym.tables.depth_table import DepthTable
 
 CHUNK = 4096  # rows built, written and counted at once
-COLUMNS = ("attention", "entropy", "focus", "ndcg", "listwise", "content", "clusters")
-PER_DEPTH = ("entropy", "focus", "ndcg", "listwise")
 UNKNOWN = "00000000"  # the checksum of an unfinished table
 
 Columns = dict[str, NDArray[Any]]

@@ -22,7 +22,7 @@ from maw_gym.retrieval.candidates import candidate_documents
 from maw_gym.retrieval.document_index import DocumentIndex
 from maw_gym.retrieval.evaluation import Evaluation, evaluate_embeddings
 from maw_gym.retrieval.ranking import Ranking, alignment_of_depths
-from maw_gym.tables.columns import observed_columns, table_column
+from maw_gym.tables.columns import column_widths, observed_columns, table_column
 from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.table_files import load_or_build
 
@@ -94,14 +94,7 @@ class RetrievalTask:
         """
         if split not in self._tables:
             queries = self.collection.splits[split]
-            encoder = self.embedder.maw
-            depths, heads = encoder.depths, encoder.heads
-            widths = {
-                "attention": 64 * heads,
-                **dict.fromkeys(("entropy", "focus", "ndcg", "listwise"), depths),
-                "content": self.embedder.text.width,
-                "clusters": len(encoder.centroids),
-            }
+            widths = column_widths(self.embedder)
             path = cache_home() / "tables" / f"{self.key}-{split}.safetensors"
             self._tables[split] = load_or_build(
                 path, queries.ids, widths, lambda rows: self._columns(split, rows)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from maw_gym.retrieval.evaluation import MEASURES, SMALLEST_GAP
+from maw_gym.retrieval.evaluation import MEASURES
 from maw_gym.retrieval.significance import (
     bootstrap_interval,
     holm,
@@ -20,12 +20,12 @@ from maw_gym.retrieval.significance import (
     smallest_detectable_difference,
     wins_ties_losses,
 )
+from maw_gym.tables.rewards import TERMS, gap_closed
 from runners.experiments.cells import Cell, Reference
 from runners.experiments.methods import METHODS
 
 MAIN: Final = "nDCG@10"
 NAMES: Final = tuple(str(measure) for measure in MEASURES)
-TERMS: Final = ("reward", "entropy", "focus", "alignment")
 ORDINARY: Final = 0.95
 
 Floats = NDArray[np.float64]
@@ -60,7 +60,7 @@ class Results:
             name: np.array(
                 [np.concatenate([(cell.terms or {})[name] for cell in row]) for row in self.cells]
             )
-            for name in TERMS
+            for name in ("reward", *TERMS)
         }
 
     @cached_property
@@ -72,7 +72,8 @@ class Results:
 
     def scores(self, name: str) -> Floats:
         """Values (N,) of a measure or "reward", averaged over seeds."""
-        values = (self.terms or {})[name] if name in TERMS else self.measure(name)
+        terms = self.terms or {}
+        values = terms[name] if name in terms else self.measure(name)
         mean: Floats = values.mean(axis=0)
         return mean
 
@@ -180,12 +181,11 @@ def _reward(one: Results, references: Sequence[Reference]) -> dict[str, float | 
         for name in ("random", "best_fixed", "oracle")
     }
     mean = float(one.scores("reward").mean())
-    gap = known["oracle"] - known["random"]
     return {
         "mean": mean,
-        **{name: float(one.scores(name).mean()) for name in TERMS[1:]},
+        **{name: float(one.scores(name).mean()) for name in TERMS},
         **known,
-        "gap_closed": (mean - known["random"]) / gap if gap >= SMALLEST_GAP else None,
+        "gap_closed": gap_closed(mean, known["random"], known["oracle"]),
     }
 
 

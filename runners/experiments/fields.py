@@ -11,11 +11,10 @@ import numpy as np
 from agents.networks import is_shared
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.corpora.splits import FOLDS
+from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
-from maw_gym.retrieval.evaluation import best_fixed
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.cells import Reference
-from runners.experiments.running import columns
 from runners.experiments.settings import CommonSettings
 
 LEAST: Final = 2  # test and training queries, so that a variance exists
@@ -74,25 +73,26 @@ def blocks_of(task: RetrievalTask, blocks: Sequence[str]) -> tuple[str, ...]:
 
 def reference(task: RetrievalTask, settings: CommonSettings) -> Reference:
     """What the methods of one fold are seen against."""
-    weights, alignment = settings.reward_weights, settings.alignment
-    train, validation, test = (task.table(name) for name in ("train", "validation", "test"))
-    fixed = best_fixed(train.reward(weights, alignment))
-    reward = np.asarray(test.reward(weights, alignment), np.float64)
-    judged = np.asarray(validation.reward(weights, alignment), np.float64)
+    train, validation, test = (
+        Bandit(task.table(split), reward=settings.reward)
+        for split in ("train", "validation", "test")
+    )
+    fixed = train.best_fixed()
     return Reference(
         fold=settings.fold,
         query_ids=list(test.query_ids),
-        random=reward.mean(axis=1).tolist(),
-        best_fixed=reward[:, fixed].tolist(),
-        oracle=reward.max(axis=1).tolist(),
+        random=test.random.tolist(),
+        best_fixed=test.chosen(fixed).tolist(),
+        oracle=test.best.tolist(),
         best_fixed_depth=fixed,
         terms_by_depth={
-            name: values.mean(axis=0).tolist() for name, values in columns(test, settings)
+            name: values.astype(np.float64).mean(axis=0).tolist()
+            for name, values in test.terms.items()
         },
         validation={
-            "random": float(judged.mean()),
-            "best_fixed": float(judged[:, fixed].mean()),
-            "oracle": float(judged.max(axis=1).mean()),
+            "random": float(validation.random.mean()),
+            "best_fixed": validation.mean(fixed),
+            "oracle": validation.mean(validation.oracle),
         },
         encoder=task.encoder_provenance,
         facts={
@@ -101,7 +101,7 @@ def reference(task: RetrievalTask, settings: CommonSettings) -> Reference:
             "ranked": "whole" if task.collection.small else "candidates",
             "observation": list(settings.observation),
             "network": "shared"
-            if is_shared(settings.network, test, settings.observation)
+            if is_shared(settings.network, test.table, settings.observation)
             else "mlp",
             "depths": test.num_depths,
             **shared_documents(task.collection),

@@ -8,9 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from maw_gym.envs.bandit import Bandit
 from maw_gym.envs.rendering import COLOURS
 from maw_gym.files.cache import written_whole
-from maw_gym.retrieval.evaluation import best_fixed
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.online import Trained
 from runners.experiments.settings import CommonSettings
@@ -26,37 +26,31 @@ def draw(
 ) -> None:
     """Write reward_curve.png, depth_usage.png and reward_by_depth.png into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights, alignment = settings.reward_weights, settings.alignment
-    fixed = best_fixed(task.table("train").reward(weights, alignment))
-    save(
-        reward_curve(task.table("validation").reward(weights, alignment), fixed, learner, trained),
-        folder / "reward_curve.png",
+    train, validation, test = (
+        Bandit(task.table(split), reward=settings.reward)
+        for split in ("train", "validation", "test")
     )
-    save(depth_usage(depths, task.table("test").num_depths, learner), folder / "depth_usage.png")
-    table = task.table("test")
-    terms = {
-        "entropy": table.entropy.mean(0),
-        "focus": table.focus.mean(0),
-        "alignment": table.alignment(alignment).mean(0),
-        "reward": table.reward(weights, alignment).mean(0),
-    }
+    curve = reward_curve(validation, train.best_fixed(), learner, trained)
+    save(curve, folder / "reward_curve.png")
+    save(depth_usage(depths, test.num_depths, learner), folder / "depth_usage.png")
+    terms = {name: values.mean(0) for name, values in test.terms.items()}
     save(reward_by_depth(terms), folder / "reward_by_depth.png")
 
 
-def reward_curve(reward: NDArray[np.float32], fixed: int, learner: str, trained: Trained) -> Figure:
+def reward_curve(validation: Bandit, fixed: int, learner: str, trained: Trained) -> Figure:
     """Mean validation reward over training, between chance, the best fixed depth and the oracle."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     steps, means = zip(*trained.history, strict=True)
     axes.plot(steps, means, color=COLOURS["entropy"], marker="o", markersize=3, label=learner)
     lines = {
-        "best fixed depth": (reward[:, fixed].mean(), COLOURS["focus"], "--"),
-        "random depth": (reward.mean(), COLOURS["reward"], ":"),
+        "best fixed depth": (validation.mean(fixed), COLOURS["focus"], "--"),
+        "random depth": (validation.random.mean(), COLOURS["reward"], ":"),
     }
     for label, (level, colour, style) in lines.items():
         axes.axhline(level, color=colour, linestyle=style, label=f"{label}, {level:.4f}")
     axes.axvline(trained.chosen_at, color=COLOURS["regret"], linewidth=0.8, label="kept")
-    oracle = reward.max(axis=1).mean()
+    oracle = validation.best.mean()
     axes.set_title(f"Validation queries; the oracle, at {oracle:.4f}, lies above the picture")
     axes.set_xlabel("training queries seen (environment steps)")
     axes.set_ylabel("mean reward of the greedy policy")

@@ -49,6 +49,11 @@ METHODS: Final[dict[str, Method]] = {
     "random": Method("static", "a depth drawn uniformly for each query", seeded=True),
     "best-fixed-reward": Method("static", "the depth of largest mean reward on training queries"),
     "best-fixed-ndcg": Method("static", "the depth of largest mean nDCG@10 on training queries"),
+    "observed-reward": Method(
+        "static",
+        "the depth of largest reward, as far as entropy, focus and the depths' mean alignment on"
+        " training queries tell",
+    ),
     "rule-constant": Method("static", "the rule's most common label of training queries"),
     "cluster": Method("static", "the depth specialised on the query's nearest cluster"),
     "supervised-rule": Method("learner", "classifier on the rule's labels", seeded=True),
@@ -73,6 +78,7 @@ ENCODERS: Final = {
 STATIC: Final = {
     "best-fixed-reward": "best_fixed",
     "best-fixed-ndcg": "best_fixed_ndcg",
+    "observed-reward": "observed_reward",
     "rule-constant": "rule",
     "cluster": "nearest_cluster",
 }

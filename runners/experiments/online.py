@@ -19,9 +19,9 @@ from agents.sb3.run_checkpoints import Checkpoint, forget_checkpoints, latest_ch
 from agents.sb3.stopping import STOP
 from agents.sb3.training_state import restore_training
 from agents.sb3.vec_env import to_sb3
+from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.files.cache import written_whole
-from maw_gym.retrieval.evaluation import best_fixed
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.tables.depth_table import NO_CENTROIDS
 from maw_gym.tables.task import RetrievalTask, load_task
@@ -96,15 +96,10 @@ def train_online(
         model = make_model(to_sb3(environment), policy, {"features_extractor_kwargs": standard})
     except ValueError as problem:  # of an algorithm that knows nothing of this package
         raise InputError(str(problem)) from None
-    validation = task.table("validation")
     rollouts = -(-settings.timesteps // (settings.num_envs * model.n_steps))
     callback = ValidationCallback(
         task,
-        validation,
-        settings.observation,
-        validation.reward(settings.reward_weights, settings.alignment),
-        validation.alignment(settings.alignment),
-        best_fixed(table.reward(settings.reward_weights, settings.alignment)),
+        Bandit(task.table("validation"), settings.observation, settings.reward),
         max(1, rollouts // settings.evaluations),
     )
     if settings.resume is None:

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.baselines import static_router
 from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
-from maw_gym.retrieval.evaluation import best_fixed, reward_summary
+from maw_gym.envs.bandit import Bandit
 from maw_gym.routers.depth_router import save_router
+from maw_gym.tables.rewards import NDCG
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments import figures
 from runners.experiments.online import Trained
@@ -26,7 +28,7 @@ class Row(NamedTuple):
     """One line of the table.
 
     Attributes:
-        reward: see `maw_gym.retrieval.evaluation.reward_summary`; None where no depth is chosen.
+        reward: see `maw_gym.envs.bandit.RewardSummary`; None where no depth is chosen.
         retrieval: mean of each measure over the test queries.
     """
 
@@ -39,21 +41,22 @@ def static_choices(
 ) -> dict[str, Depths]:
     """Depths of a split's queries (N,) by rules that need no learner; the oracles come last.
 
-    Without training queries there is no best fixed depth to choose.
+    Without training queries nothing can be chosen or averaged on them.
     """
     train, test = task.table("train"), task.table(split)
-    count, weights = len(test), settings.reward_weights
-    reward = test.reward(weights, settings.alignment)
+    count = len(test)
     generator = np.random.default_rng(settings.seed)
     choices = {"random depth": generator.integers(test.num_depths, size=count)}
     if len(train):
-        by_reward = best_fixed(train.reward(weights, settings.alignment))
-        choices["best fixed depth (reward)"] = np.full(count, by_reward)
-        choices["best fixed depth (nDCG@10)"] = np.full(count, best_fixed(train.ndcg))
+        for name, reward in (("reward", settings.reward), ("nDCG@10", NDCG)):
+            fixed = Bandit(train, reward=reward).best_fixed()
+            choices[f"best fixed depth ({name})"] = np.full(count, fixed)
+        rule = static_router("observed_reward", task, settings.reward).to(task.device)
+        choices["observed-reward rule"] = rule.predict(test.observation(rule.observation))[0]
     if test.clusters.shape[1] == test.num_depths:
         choices["cluster's own depth"] = test.clusters.argmax(axis=1)
-    choices["oracle (reward), upper bound"] = reward.argmax(axis=1)
-    choices["oracle (nDCG@10), upper bound"] = test.ndcg.argmax(axis=1)
+    choices["oracle (reward), upper bound"] = Bandit(test, reward=settings.reward).oracle
+    choices["oracle (nDCG@10), upper bound"] = Bandit(test, reward=NDCG).oracle
     return choices
 
 
@@ -77,14 +80,10 @@ def judge(
     task: RetrievalTask, settings: CommonSettings, depths: Depths, split: str = "test"
 ) -> Row:
     """Reward from the table, retrieval by ranking with the really encoded depths."""
-    train, test = task.table("train"), task.table(split)
-    weights, alignment = settings.reward_weights, settings.alignment
-    fixed = best_fixed(train.reward(weights, alignment)) if len(train) else None
-    reward = reward_summary(test.reward(weights, alignment), depths, fixed or 0)
-    if fixed is None:
-        reward["best_fixed"] = None
+    train, test = (Bandit(task.table(name), reward=settings.reward) for name in ("train", split))
+    summary = test.summary(depths, train.best_fixed() if len(train) else None)
     evaluation, _ = task.evaluate(split, torch.as_tensor(depths))
-    return Row(reward, _chosen(evaluation.mean))
+    return Row(summary._asdict(), _chosen(evaluation.mean))
 
 
 def report(

@@ -22,6 +22,7 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.training.stages import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
+from maw_gym.envs.bandit import Bandit
 from maw_gym.retrieval.evaluation import (
     DEPTH_OF_RANKING,
     Evaluation,
@@ -31,7 +32,7 @@ from maw_gym.retrieval.evaluation import (
 from maw_gym.retrieval.ranking import Ranking
 from maw_gym.routers.depth_router import DepthRouter, save_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from maw_gym.tables.depth_table import DepthTable
+from maw_gym.tables.rewards import NDCG
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.cells import Cell
 from runners.experiments.latency import Encode, added_latency
@@ -79,18 +80,18 @@ def compute(task: RetrievalTask, settings: OnlineSettings, method: str, place: P
         if kind == "learner":
             router = _learner(task, settings, method, place, cell)
         elif method in STATIC:
-            alignment, weights = settings.alignment, settings.reward_weights
-            router = static_router(STATIC[method], task, alignment, weights)
+            router = static_router(STATIC[method], task, settings.reward)
         depths = _depths(task, settings, method, router)
         cell.depths = depths.tolist()
-        cell.terms = _terms(task.table("test"), settings, depths)
+        bandit = Bandit(task.table("test"), reward=settings.reward)
+        cell.terms = _terms(bandit, depths)
         cell.parameters = _size(task.embedder.encoder)
         if kind == "learner" and router is not None:
             cell.parameters += _size(router)
         if kind != "oracle":
             cell.latency_ms = _latency(task, _encode(task, router, depths))
         if method == "random":
-            cell.terms = _expected_terms(task.table("test"), settings)
+            cell.terms = _expected_terms(bandit)
         found = task.evaluate("test", torch.from_numpy(depths))
     evaluation, ranking = found
     cell.measures = {name: values.tolist() for name, values in evaluation.per_query.items()}
@@ -186,33 +187,20 @@ def _depths(
     if method == "random":
         generator = np.random.default_rng(settings.seed)
         return random_depths(len(table), table.num_depths, generator)
-    oracle = table.ndcg
-    if method == "oracle":
-        oracle = table.reward(settings.reward_weights, settings.alignment)
-    return oracle.argmax(axis=1)
+    return Bandit(table, reward=settings.reward if method == "oracle" else NDCG).oracle
 
 
-def _terms(
-    table: DepthTable, settings: CommonSettings, depths: NDArray[np.int64]
-) -> dict[str, list[float]]:
-    rows = np.arange(len(table))
-    return {name: values[rows, depths].tolist() for name, values in columns(table, settings)}
+def _terms(bandit: Bandit, depths: NDArray[np.int64]) -> dict[str, list[float]]:
+    rows = np.arange(len(bandit))
+    return {name: values[rows, depths].tolist() for name, values in bandit.terms.items()}
 
 
-def _expected_terms(table: DepthTable, settings: CommonSettings) -> dict[str, list[float]]:
+def _expected_terms(bandit: Bandit) -> dict[str, list[float]]:
     """Of a uniform depth: exact, where the ranking is that of one draw."""
-    return {name: values.mean(axis=1).tolist() for name, values in columns(table, settings)}
-
-
-def columns(table: DepthTable, settings: CommonSettings) -> list[tuple[str, NDArray[np.float64]]]:
-    """The reward and its three terms (N, D) by name."""
-    found = {
-        "reward": table.reward(settings.reward_weights, settings.alignment),
-        "entropy": table.entropy,
-        "focus": table.focus,
-        "alignment": table.alignment(settings.alignment),
+    return {
+        name: values.astype(np.float64).mean(axis=1).tolist()
+        for name, values in bandit.terms.items()
     }
-    return [(name, np.asarray(values, np.float64)) for name, values in found.items()]
 
 
 def _encode(task: RetrievalTask, router: DepthRouter | None, depths: NDArray[np.int64]) -> Encode:

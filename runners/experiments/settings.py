@@ -5,8 +5,8 @@ from pathlib import Path
 
 from agents.networks import check_network
 from maw_gym.errors import InputError
-from maw_gym.tables.depth_table import ALIGNMENTS, checked_blocks
-from maw_gym.tables.rewards import DEFAULT_WEIGHTS, check_weights
+from maw_gym.tables.depth_table import checked_blocks
+from maw_gym.tables.rewards import DEFAULT_WEIGHTS, RewardSpec
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class CommonSettings:
     fold: int = 0
     """which of 5 folds is the test split, for datasets without subsets"""
 
+    @property
+    def reward(self) -> RewardSpec:
+        """Weights and alignment as one."""
+        return RewardSpec(self.reward_weights, self.alignment)
+
     def check(self) -> None:
         """Refuse what can be refused before any work starts.
 
@@ -45,11 +50,7 @@ class CommonSettings:
         """
         checked_blocks(self.observation)
         check_network(self.network, self.observation)
-        check_weights(self.reward_weights)
-        if self.alignment not in ALIGNMENTS:
-            raise InputError(
-                f"unknown alignment {self.alignment!r}; choose one of {', '.join(ALIGNMENTS)}"
-            )
+        RewardSpec(self.reward_weights, self.alignment)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be from 0 to 2^32 - 1, got {self.seed}")
 

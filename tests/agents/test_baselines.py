@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hand_made import TABLE
 from numpy.typing import NDArray
 
 from agents.baselines import (
@@ -13,6 +14,7 @@ from agents.baselines import (
     fixed_router,
     full_information_terms,
     nearest_cluster_router,
+    observed_reward_router,
     random_depths,
     rule_depths,
     rule_router,
@@ -24,9 +26,10 @@ from maw_gym.corpora import Collection
 from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.clusters import cluster, contents, nearest
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
-from maw_gym.retrieval.evaluation import reward_summary
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
+from maw_gym.tables.rewards import RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
@@ -66,16 +69,42 @@ def test_fixed_router_refuses_depths_that_do_not_exist(task: RetrievalTask) -> N
 
 def test_best_fixed_is_chosen_on_training_queries(task: RetrievalTask) -> None:
     table = task.table("train")
-    by_entropy = best_fixed_router(task, "reward", reward_weights=(1.0, 0.0, 0.0))
+    by_entropy = best_fixed_router(task, RewardSpec((1, 0, 0)))
     assert by_entropy.settings["depth"] == int(table.entropy.mean(0).argmax())
-    by_focus = best_fixed_router(task, "reward", reward_weights=(0.0, 1.0, 0.0))
+    by_focus = best_fixed_router(task, RewardSpec((0, 1, 0)))
     assert by_focus.settings["depth"] == int(table.focus.mean(0).argmax())
     assert by_entropy.settings["depth"] != by_focus.settings["depth"]
-    by_ndcg = best_fixed_router(task, "ndcg", reward_weights=(1.0, 0.0, 0.0))
+    by_ndcg = static_router("best_fixed_ndcg", task, RewardSpec((1, 0, 0)))
     assert by_ndcg.settings["depth"] == int(table.ndcg.mean(0).argmax())
     assert by_ndcg.settings["learner"] == "best_fixed_ndcg"
-    with pytest.raises(InputError, match="unknown criterion 'luck'"):
-        best_fixed_router(task, "luck")
+
+
+def test_observed_reward_rule_by_hand(task: RetrievalTask, monkeypatch: Any) -> None:
+    # Mean alignments of the depths: 1/3, 1/3, 1/3, 1/4. The first query has entropies 0, .2, .6, 1
+    # and focuses 1, .8, .4, .1; the third the same of every depth, so that alignment decides.
+    tables = {"train": TABLE, "test": TABLE}
+    monkeypatch.setattr(task, "table", tables.__getitem__)
+    rule = observed_reward_router(task, RewardSpec((0.5, 0.3, 0.2)))
+    logits = rule(torch.from_numpy(TABLE.observation(["profile"])))
+    expected = [0.3 + 0.2 / 3, 0.34 + 0.2 / 3, 0.42 + 0.2 / 3, 0.53 + 0.2 / 4]
+    np.testing.assert_allclose(logits[0], expected, rtol=1e-6)
+    assert depths_of(rule, task, "test").tolist() == [3, 3, 0]
+    by_focus = observed_reward_router(task, RewardSpec((0, 1, 0)))
+    assert depths_of(by_focus, task, "test").tolist() == [0, 0, 0]
+    by_alignment = observed_reward_router(task, RewardSpec((0, 0, 1), "listwise"))
+    # Means .5333, .2333, .2667, .3
+    assert depths_of(by_alignment, task, "test").tolist() == [0, 0, 0]
+    assert rule.settings["learner"] == "observed_reward"
+
+
+@pytest.mark.parametrize("name", ["best_fixed", "best_fixed_ndcg", "observed_reward"])
+def test_what_is_averaged_on_training_queries_needs_some(
+    tiny: Collection, task: RetrievalTask, name: str
+) -> None:
+    splits = {**tiny.splits, "train": tiny.splits["train"].select([])}
+    bare = RetrievalTask(tiny._replace(splits=splits), task.embedder, "cpu")
+    with pytest.raises(InputError, match="has no training query to choose a depth on"):
+        static_router(name, bare)
 
 
 def test_rule_of_few_relevant_documents(task: RetrievalTask) -> None:
@@ -118,8 +147,6 @@ def test_static_baselines_are_routers_with_files(
     expected = depths_of(router, task, "test")
     np.testing.assert_array_equal(depths_of(again, task, "test"), expected)
     assert again.settings["learner"] == name
-    summary = reward_summary(task.table("test").reward((0.3, 0.3, 0.4), "ndcg"), expected, 0)
-    assert summary["mean"] is not None
 
 
 def test_unknown_static_baseline(task: RetrievalTask) -> None:
@@ -161,10 +188,10 @@ def test_full_information_learns_training_queries_by_heart(task: RetrievalTask) 
         task, observation=("content",), settings=told, writer=writer
     )
     table = task.table("train")
-    reward = table.reward((0.3, 0.3, 0.4), "ndcg")
+    reward = RewardSpec().of(table)
     assert rewards[-1] == pytest.approx(reward.max(1).mean(), abs=0.003)
     assert facts["judged_on"] == "validation"
     validation = task.table("validation")
     chosen = depths_of(router, task, "validation")
-    mean = validation.reward((0.3, 0.3, 0.4), "ndcg")[np.arange(len(chosen)), chosen].mean()
-    assert facts["validation_reward"] == pytest.approx(float(mean), abs=1e-6)
+    mean = Bandit(validation).mean(chosen)
+    assert facts["validation_reward"] == pytest.approx(mean, abs=1e-6)

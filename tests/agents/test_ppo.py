@@ -19,6 +19,7 @@ from agents.sb3.vec_env import to_sb3
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
+from maw_gym.tables.rewards import RewardSpec
 
 
 def bandit_ppo(**kwargs: Any) -> PPO:
@@ -134,7 +135,7 @@ def test_router_has_the_mean_reward_that_sb3_measures() -> None:
     model.learn(4096)
     router = router_from_model(model, ("attention",), {})
     depths, _ = router.predict(table.observation(("attention",)))
-    reward = table.reward((0.3, 0.3, 0.4), "ndcg")[np.arange(40), depths]
+    reward = RewardSpec().of(table)[np.arange(40), depths]
     env = Monitor(GRPOEnvironment(table=table, query_order="sequential"))
     measured, _ = evaluate_policy(model, env, n_eval_episodes=40, deterministic=True)
     assert measured == pytest.approx(float(reward.mean(dtype=np.float64)), abs=1e-6)

@@ -14,7 +14,6 @@ from agents.supervised import (
     SupervisedClassificationRouter,
     SupervisedSettings,
     label_facts,
-    oracle_labels,
     relevant_counts,
     rule_labels,
     train_supervised,
@@ -26,6 +25,7 @@ from maw_gym.encoders.text import padded
 from maw_gym.errors import InputError
 from maw_gym.files.tensor_files import fingerprint
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
+from maw_gym.tables.rewards import RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
@@ -53,10 +53,6 @@ def test_rule_labels_scale_with_the_number_of_depths(depths: int, expected: list
 def test_relevant_counts_leave_grade_0_out() -> None:
     queries = QuerySet(("a", "b"), ("x", "y"), ({"d1": 1, "d2": 0, "d3": 2}, {"d1": 1}))
     assert relevant_counts(queries).tolist() == [2, 1]
-
-
-def test_oracle_labels_take_the_lowest_of_equal_depths() -> None:
-    assert oracle_labels([[0.1, 0.5, 0.5], [0.2, 0.2, 0.2], [0.0, 0.1, 0.3]]).tolist() == [1, 0, 2]
 
 
 def test_label_facts_tell_a_constant() -> None:
@@ -159,7 +155,7 @@ def test_validation_reward_is_that_of_the_router_returned(task: RetrievalTask) -
     router, facts = train_supervised(task, settings=FAST, observation=("content", "profile"))
     table = task.table("validation")
     depths, _ = router.predict(table.observation(("content", "profile")))
-    reward = table.reward((0.3, 0.3, 0.4), "ndcg")[np.arange(len(table)), depths]
+    reward = RewardSpec().of(table)[np.arange(len(table)), depths]
     assert facts["validation_reward"] == pytest.approx(float(reward.mean()), abs=1e-6)
 
 
@@ -176,7 +172,7 @@ def test_oracle_labels_can_be_learned_by_heart(task: RetrievalTask) -> None:
     _, facts = train_supervised(
         task, labels="oracle", observation=("content",), settings=settings, writer=writer
     )
-    reward = task.table("train").reward((0.3, 0.3, 0.4), "ndcg")
+    reward = RewardSpec().of(task.table("train"))
     expected = np.bincount(reward.argmax(1), minlength=DEPTHS)
     assert facts["label_histogram"] == expected.tolist()
     assert seen[0] > 0.5

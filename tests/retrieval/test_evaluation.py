@@ -10,10 +10,8 @@ from ir_measures import AP, RR, nDCG
 from maw_gym.corpora.records import QuerySet
 from maw_gym.retrieval.document_index import DocumentIndex
 from maw_gym.retrieval.evaluation import (
-    best_fixed,
     evaluate_embeddings,
     evaluate_rankings,
-    reward_summary,
     trec_name,
     write_trec_run,
 )
@@ -157,32 +155,3 @@ def test_bad_rankings_are_refused(tmp_path):
         evaluate_rankings(query_set({"a": 1}), ("a",), [[0, 0]])
     with pytest.raises(ValueError, match="do not fit"):
         write_trec_run(tmp_path / "x", ["q"], ["a"], [[0]], [[1.0, 2.0]], "tag")
-
-
-def test_reward_summary_by_hand():
-    reward = [[0.0, 0.5, 1.0], [0.4, 0.2, 0.0]]
-    summary = reward_summary(reward, [1, 0], 2)
-    # random (1.5 + .6) / 6 = .35; oracle (1 + .4) / 2 = .7; chosen (.5 + .4) / 2 = .45
-    assert list(summary) == ["mean", "random", "best_fixed", "oracle", "gap_closed"]
-    assert list(summary.values()) == pytest.approx([0.45, 0.35, 0.5, 0.7, 0.1 / 0.35])
-    assert reward_summary(reward, [2, 0], 2)["gap_closed"] == pytest.approx(1)
-
-
-def test_no_gap_is_none():
-    assert reward_summary(np.full((4, 3), 0.3), [0, 1, 2, 0], 1)["gap_closed"] is None
-
-
-@pytest.mark.parametrize("depths", [[0, 3], [-1, 0]])
-def test_depths_outside_are_refused(depths):
-    with pytest.raises(ValueError, match=r"depths must lie in \[0, 3\)"):
-        reward_summary(np.zeros((2, 3)), depths, 0)
-
-
-def test_chosen_depths_must_fit_the_queries():
-    with pytest.raises(ValueError, match="do not fit"):
-        reward_summary(np.zeros((2, 3)), [0], 0)
-
-
-def test_best_fixed_takes_the_smallest_of_equal_depths():
-    assert best_fixed([[0.0, 1.0, 0.5], [0.2, 0.0, 0.5]]) == 1
-    assert best_fixed(np.ones((5, 4))) == 0

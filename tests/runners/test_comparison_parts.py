@@ -156,7 +156,7 @@ def test_settings_fill_in_what_is_not_told() -> None:
     assert whole.seeds == (0, 1, 2)
     assert whole.baseline == "non-maw-trained"
     assert whole.methods is not None
-    assert len(whole.methods) == 18
+    assert len(whole.methods) == 19
     assert "non-maw-wide" not in whole.methods  # an hour without a GPU
     assert CompareSettings(methods=("all",)).filled().methods == tuple(METHODS)
     told = CompareSettings(methods=("grpo", "bm25"), baseline="ppo").filled()

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hand_made import REWARD, TABLE, random_table
+from hand_made import TABLE, random_table
 
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import checked_blocks
@@ -11,13 +11,6 @@ CLUSTERED = random_table(queries=4, depths=6)  # 64 + 12 + 5 + 3 observed number
 def test_length_and_depths():
     assert (len(TABLE), TABLE.num_depths) == (3, 4)
     assert (len(CLUSTERED), CLUSTERED.num_depths) == (4, 6)
-
-
-def test_reward_by_hand():
-    assert TABLE.reward((0.3, 0.3, 0.4), "ndcg") == pytest.approx(np.array(REWARD), abs=1e-6)
-    assert TABLE.reward((0, 0, 1), "listwise") == pytest.approx(TABLE.listwise, abs=1e-7)
-    # 0.2 of entropy 0.6, 0.3 of focus 0.4, 0.5 of listwise 0.3
-    assert TABLE.reward((0.2, 0.3, 0.5), "listwise")[0, 2] == pytest.approx(0.39, abs=1e-6)
 
 
 def test_alignments():

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from maw_gym.errors import InputError
 from maw_gym.tables import table_files
-from maw_gym.tables.table_files import COLUMNS, load_or_build, read_table
+from maw_gym.tables.columns import COLUMNS
+from maw_gym.tables.table_files import load_or_build, read_table
 
 IDS = ("q0", "q/1 é", "q2", "q3", "q4")
 WIDTHS = {

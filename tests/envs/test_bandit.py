@@ -1,0 +1,80 @@
+"""The bandit over a depth table: what each choice is worth, worked out by hand."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hand_made import REWARD, TABLE, random_table
+
+from maw_gym.envs.bandit import Bandit
+from maw_gym.errors import InputError
+from maw_gym.tables.rewards import RewardSpec
+
+BANDIT = Bandit(TABLE, ("profile",))
+
+
+def test_what_it_owns():
+    assert len(BANDIT) == 3
+    assert BANDIT.num_depths == 4
+    assert BANDIT.rewards == pytest.approx(np.array(REWARD), abs=1e-6)
+    assert BANDIT.random.tolist() == pytest.approx([0.4825, 0.4575, 0.35], abs=1e-6)
+    assert BANDIT.best.tolist() == pytest.approx([0.7, 0.7, 0.5], abs=1e-6)
+    assert BANDIT.oracle.tolist() == [2, 0, 3]
+    assert BANDIT.observations.tolist() == TABLE.observation(["profile"]).tolist()
+    assert list(BANDIT.terms) == ["reward", "entropy", "focus", "alignment"]
+    assert BANDIT.terms["alignment"].tolist() == TABLE.ndcg.tolist()
+
+
+def test_of_equal_depths_the_smallest_is_best():
+    listwise = Bandit(TABLE, reward=RewardSpec((0, 0, 1), "listwise"))
+    # Rows .1 .2 .3 .4; .5 .5 .5 .5; 1 0 0 0.
+    assert listwise.oracle.tolist() == [3, 0, 0]
+    entropy = Bandit(random_table(2, 3), reward=RewardSpec((1, 0, 0)))
+    entropy.rewards = np.array([[0.0, 1.0, 0.5], [0.2, 0.0, 0.5]], np.float32)  # means .1 .5 .5
+    assert entropy.best_fixed() == 1
+
+
+def test_the_best_fixed_depth_by_hand():
+    # Mean rewards of the depths: 1.3 / 3, 1.3 / 3, 1.3 / 3, 1.26 / 3; entropy alone: depth 3.
+    assert BANDIT.best_fixed() in (0, 1, 2)
+    assert Bandit(TABLE, reward=RewardSpec((1, 0, 0))).best_fixed() == 3
+    with pytest.raises(InputError, match=r"^there is no query to choose a depth on"):
+        Bandit(random_table(0, 4)).best_fixed()
+
+
+def test_summary_by_hand():
+    summary = BANDIT.summary([1, 0, 3], best_fixed_depth=3)
+    assert summary._fields == ("mean", "random", "best_fixed", "oracle", "gap_closed")
+    # Chosen .5 .7 .5; random (1.93 + 1.83 + 1.4) / 12; depth 3 gets .43 .33 .5; best .7 .7 .5.
+    expected = [1.7 / 3, 0.43, 0.42, 1.9 / 3, (1.7 / 3 - 0.43) / (1.9 / 3 - 0.43)]
+    assert list(summary) == pytest.approx(expected, abs=1e-6)
+    assert BANDIT.mean([1, 0, 3]) == pytest.approx(1.7 / 3, abs=1e-6)
+    assert BANDIT.mean(3) == pytest.approx(0.42, abs=1e-6)
+    assert BANDIT.gap_closed(BANDIT.oracle) == pytest.approx(1)
+    assert BANDIT.summary(BANDIT.oracle).best_fixed is None
+
+
+def test_without_a_gap_there_is_no_share_of_it():
+    constant = Bandit(TABLE, reward=RewardSpec((1, 0, 0)))
+    constant.rewards = np.full((3, 4), 0.3, np.float32)
+    assert constant.gap_closed([0, 1, 2]) is None
+
+
+@pytest.mark.parametrize("depths", [[0, 0, 4], [-1, 0, 0], [0, 0], [0.5, 0, 0], 4, [[0, 0, 0]]])
+def test_depths_that_do_not_fit_are_refused(depths):
+    with pytest.raises(InputError, match=r"^actions must be "):
+        BANDIT.summary(depths)
+
+
+def test_a_bandit_without_blocks_has_rewards_and_no_observations():
+    bare = Bandit(TABLE)
+    assert bare.mean(0) == pytest.approx(1.3 / 3, abs=1e-6)
+    with pytest.raises(InputError, match="observation must name one or more"):
+        _ = bare.observations
+
+
+def test_arrays_are_read_only_in_copies_too():
+    for bandit in (BANDIT, pickle.loads(pickle.dumps(BANDIT))):
+        assert bandit.blocks == ("profile",)
+        for array in (bandit.rewards, bandit.observations, bandit.outcomes):
+            assert not array.flags.writeable

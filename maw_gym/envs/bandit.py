@@ -4,8 +4,7 @@ import difflib
 import operator
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Final, NamedTuple
-from weakref import WeakValueDictionary
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -13,12 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from maw_gym.attention.pooling import POOLED
 from maw_gym.errors import InputError
-from maw_gym.tables.depth_table import DepthTable, checked_blocks
+from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.rewards import DEFAULT_REWARD, TERMS, RewardSpec, gap_closed
-from maw_gym.tables.task import load_task
-
-SPLITS: Final = ("encoder", "train", "validation", "test")
-QUERY_ORDERS: Final = ("random", "sequential")
 
 
 class Outcome(NamedTuple):
@@ -272,98 +267,6 @@ class Bandit:
                 f" sub-environment {place} got {given[place]}"
             )
         return depths
-
-
-class QueryOrder:
-    """The order in which queries come.
-
-    Args:
-        kind: ``"random"`` draws uniformly and independently; ``"sequential"`` walks through the
-            queries in order and starts over after the last.
-        size: number of queries.
-
-    Attributes:
-        position: the query that a sequential order shows next.
-    """
-
-    def __init__(self, kind: str, size: int) -> None:
-        self.kind = kind
-        self.size = size
-        self.position = 0
-
-    def restart(self) -> None:
-        """Begin the walk anew; a random order has nothing to restart but its generator."""
-        self.position = 0
-
-    def take(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
-        """The next `count` queries (count,)."""
-        if self.kind == "random":
-            # Half the time of generator.integers, and 2^53 is far above any number of queries; a
-            # product of a double below 1 and an integer rounds to below that integer.
-            return (generator.random(count) * self.size).astype(np.int64)
-        start = self.position
-        self.position = (start + count) % self.size
-        return (start + np.arange(count)) % self.size
-
-
-_bandits: WeakValueDictionary[tuple[Any, ...], Bandit] = WeakValueDictionary()
-
-
-def load_bandit(
-    *,
-    dataset: str,
-    encoder: str,
-    split: str,
-    observation: Sequence[str] | str,
-    alignment: str,
-    reward_weights: Sequence[float],
-    query_order: str,
-    device: str,
-    table: DepthTable | None,
-) -> tuple[Bandit, QueryOrder]:
-    """Check the settings of an environment, then load what it reads.
-
-    Environments with equal settings share one `Bandit` in a process. A `table` given stands for
-    whatever `dataset`, `encoder`, `split` and `device` would have loaded.
-
-    Raises:
-        InputError: a setting is unknown, or the split has no query.
-    """
-    blocks = checked_blocks(observation)
-    reward = RewardSpec(reward_weights, alignment)
-    _one_of("query_order", query_order, QUERY_ORDERS)
-    _one_of("split", split, SPLITS)
-    if table is None:
-        task = load_task(dataset, encoder, device)
-        queries = task.collection.splits
-        if not queries[split].ids:
-            counts = ", ".join(f"{name} {len(queries[name].ids)}" for name in SPLITS)
-            raise InputError(f"split {split!r} of {dataset!r} has no query; there are: {counts}")
-        table = task.table(split)
-    if len(table) == 0:
-        raise InputError("the depth table has no query; give one with at least one row")
-    key = (id(table), blocks, reward)
-    bandit = _bandits.get(key)
-    if bandit is None:
-        bandit = _bandits[key] = Bandit(table, blocks, reward)
-    return bandit, QueryOrder(query_order, len(bandit))
-
-
-def checked_options(options: dict[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
-    """Options of a reset.
-
-    Raises:
-        InputError: an option that is not `known`, which would otherwise be dropped unseen.
-    """
-    for name in options or {}:
-        if name not in known:
-            raise InputError(f"unknown reset option {name!r}; there is {' and '.join(known)}")
-    return options or {}
-
-
-def _one_of(setting: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InputError(f"unknown {setting} {value!r}; choose one of {', '.join(known)}")
 
 
 def _shown(value: object) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from maw_gym.envs.bandit import Outcome, checked_options, load_bandit
+from maw_gym.envs.bandit import Outcome
+from maw_gym.envs.queries import checked_options, load_bandit
 from maw_gym.envs.rendering import Scene, attention_figure, attention_text, figure_rgb
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import DepthTable

@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from maw_gym.envs.bandit import checked_options, load_bandit
+from maw_gym.envs.queries import checked_options, load_bandit
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.rewards import DEFAULT_WEIGHTS

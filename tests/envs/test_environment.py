@@ -12,8 +12,8 @@ from gymnasium.utils import env_checker
 from hand_made import APPLE, BERRY, CHERRY, REGRET, REWARD, TABLE, HandMadeTask, random_table
 from stable_baselines3.common import env_checker as sb3_env_checker
 
-import maw_gym.envs.bandit
 import maw_gym.envs.environment
+import maw_gym.envs.queries
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.registration import register_environments
 from maw_gym.errors import InputError
@@ -31,7 +31,7 @@ def loaded(monkeypatch):
         asked.append(settings)
         return task
 
-    monkeypatch.setattr(maw_gym.envs.bandit, "load_task", load_task)
+    monkeypatch.setattr(maw_gym.envs.queries, "load_task", load_task)
     monkeypatch.setattr(maw_gym.envs.environment, "load_task", load_task)
     return asked
 

@@ -11,7 +11,7 @@ from hand_made import APPLE, BERRY, CHERRY, REGRET, REWARD, TABLE, HandMadeTask,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import maw_gym.envs.bandit
+import maw_gym.envs.queries
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.registration import register_environments
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
@@ -370,7 +370,7 @@ def test_reset_mask_resets_some():
 @pytest.fixture
 def served(monkeypatch):
     task = HandMadeTask()
-    monkeypatch.setattr(maw_gym.envs.bandit, "load_task", lambda *settings: task)
+    monkeypatch.setattr(maw_gym.envs.queries, "load_task", lambda *settings: task)
 
 
 @pytest.mark.usefixtures("served")

@@ -4,16 +4,16 @@ Group Relative Policy Optimization, after Shao et al. 2024 (DeepSeekMath, arXiv:
 form this project started from: a ratio to a frozen reference policy, a critic, an entropy bonus.
 
 Kept of DeepSeekMath: advantages relative to a group that answers the same observation
-(`advantage="group"`), the ratio to the policy that acted, clipped (`ratio="old", clip_range=0.2`),
-the KL penalty to a reference policy as a term of the loss (`kl="k3"`), several passes over a
-rollout (`n_epochs`).
+(`advantage="group"`, the default), the ratio to the policy that acted, clipped if asked for
+(`ratio="old", clip_range=0.2`), the KL penalty to a reference policy as a term of the loss
+(`kl="k3"`), several passes over a rollout (`n_epochs`).
 Left out: everything about sequences (token-level ratios, averaging over lengths, process rewards):
 here an answer is one action. The reference is renewed every few rollouts, not once per outer
 iteration with a new reward model.
-Kept of the form it started from, and the default: the critic's baseline (`advantage="critic"`), a
-reference renewed every 5 rollouts, KL 0.1, value 0.5, entropy 0.01. Its unclipped ratio to the
-reference (`ratio="reference"`) is an option and not the default: with group advantages on
-MAWDepth-v0 it stopped with an infinite gradient after some 300,000 steps (learning rate 1e-3),
+Kept of the form it started from: a reference renewed every 5 rollouts and KL 0.1, which are
+defaults, and the critic's baseline (`advantage="critic"`, which needs no groups). Its unclipped
+ratio to the reference (`ratio="reference"`) is an option and not the default: with group advantages
+on MAWDepth-v0 it stopped with an infinite gradient after some 300,000 steps (learning rate 1e-3),
 since an action that the reference all but excludes has an unbounded ratio.
 Changed: the KL is summed over all actions (`kl="exact"`), since with discrete actions nothing has
 to be estimated, and its sampled mean of log-ratios (`kl="k1"`) has a gradient that is zero on
@@ -48,6 +48,7 @@ from agents.grpo.policies import (
     actor_critic,
     actor_log_probs,
 )
+from agents.grpo.settings import DEFAULTS
 
 
 class GRPO(OnPolicyAlgorithm):
@@ -67,9 +68,9 @@ class GRPO(OnPolicyAlgorithm):
         batch_size: Samples per gradient step; None: the whole rollout at once. Batches need not
             respect groups: advantages belong to the rollout and are never normalised per batch.
         n_epochs: Passes over each rollout.
-        advantage: "critic": reward minus the value head's estimate, needs no groups. "group":
-            reward minus the mean of its group, over the group's standard deviation (DeepSeekMath).
-            "group_mean": without the division (Dr. GRPO). Without the critic the value head is not
+        advantage: "group": reward minus the mean of its group, over the group's standard deviation
+            (DeepSeekMath). "group_mean": without the division (Dr. GRPO). "critic": reward minus
+            the value head's estimate, needs no groups. Without the critic the value head is not
             trained, and no value loss is logged.
         group_size: Environments per group, at least 2; only for group advantages.
         ratio: Denominator of the probability ratio: "reference", the frozen policy, or "old", the
@@ -113,21 +114,21 @@ class GRPO(OnPolicyAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 1e-3,
-        n_steps: int = 8,
-        batch_size: int | None = None,
-        n_epochs: int = 1,
-        advantage: str = "critic",
-        group_size: int = 8,
-        ratio: str = "old",
-        clip_range: float | None = None,
-        clip_range_high: float | None = None,
-        kl: str = "exact",
-        kl_coef: float = 0.1,
-        reference_interval: int | None = 5,
-        ent_coef: float = 0.01,
-        vf_coef: float = 0.5,
-        max_grad_norm: float = 0.5,
+        learning_rate: float | Schedule = DEFAULTS.learning_rate,
+        n_steps: int = DEFAULTS.n_steps,
+        batch_size: int | None = DEFAULTS.batch_size,
+        n_epochs: int = DEFAULTS.n_epochs,
+        advantage: str = DEFAULTS.advantage,
+        group_size: int = DEFAULTS.group_size,
+        ratio: str = DEFAULTS.ratio,
+        clip_range: float | None = DEFAULTS.clip_range,
+        clip_range_high: float | None = DEFAULTS.clip_range_high,
+        kl: str = DEFAULTS.kl,
+        kl_coef: float = DEFAULTS.kl_coef,
+        reference_interval: int | None = DEFAULTS.reference_interval,
+        ent_coef: float = DEFAULTS.ent_coef,
+        vf_coef: float = DEFAULTS.vf_coef,
+        max_grad_norm: float = DEFAULTS.max_grad_norm,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,

@@ -4,15 +4,11 @@ Notation: T rollout steps, E environments, G environments per group, B samples, 
 pi the policy, q the policy in the ratio's denominator, p the frozen reference.
 """
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
 from numpy.typing import NDArray
-
-ADVANTAGES: Final = ("critic", "group", "group_mean")
-RATIOS: Final = ("reference", "old")
-KLS: Final = ("exact", "k1", "k2", "k3")
 
 
 class GroupAdvantages(NamedTuple):

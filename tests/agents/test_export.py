@@ -22,7 +22,7 @@ ABOUT = {"learner": "GRPO", "seed": 7}
 def trained(**kwargs: Any) -> GRPO:
     """A few updates make weights, biases and reference differ from how they began."""
     env = to_sb3(GroupedBanditEnv(16, 4))
-    model = GRPO("MlpPolicy", env, n_steps=4, seed=0, device="cpu", **kwargs)
+    model = GRPO("MlpPolicy", env, n_steps=4, group_size=4, seed=0, device="cpu", **kwargs)
     return model.learn(512)
 
 

@@ -22,7 +22,8 @@ def two_armed(**settings: Any) -> GRPO:
     """Policy (1/2, 1/2), reference (1/4, 3/4), value 1/4, whatever the observation."""
     env = GroupedBanditEnv(4, 4)
     env.single_action_space = spaces.Discrete(2)
-    model = GRPO("MlpPolicy", to_sb3(env), n_steps=1, device="cpu", learning_rate=1e-9, **settings)
+    ordinary = {"advantage": "critic", "group_size": 4, "ent_coef": 0.01, "learning_rate": 1e-9}
+    model = GRPO("MlpPolicy", to_sb3(env), n_steps=1, device="cpu", **ordinary | settings)
     model.set_logger(configure(None, []))
     for policy, probabilities in ((model.policy, (0.5, 0.5)), (model.reference_policy, (1.0, 3.0))):
         with th.no_grad():
@@ -253,7 +254,7 @@ def test_dropout_is_off_in_the_loss() -> None:
 
 
 def test_actor_layers_are_the_policy() -> None:
-    model = GRPO("MlpPolicy", make_vec_env(BanditEnv, 2), device="cpu")
+    model = GRPO("MlpPolicy", make_vec_env(BanditEnv, 2), advantage="critic", device="cpu")
     policy = model.policy
     assert isinstance(policy, GRPOPolicyNetwork)
     layers = policy.actor_layers()

@@ -72,7 +72,7 @@ def model(kind: str) -> OnPolicyAlgorithm:
     env = to_sb3(GroupedBanditEnv(16, 4))
     if kind == "PPO":
         return PPO(SharedPolicyNetwork, env, n_steps=4, batch_size=64, seed=0, device="cpu")
-    return GRPO("SharedPolicy", env, n_steps=4, seed=0, device="cpu")
+    return GRPO("SharedPolicy", env, advantage="critic", n_steps=4, seed=0, device="cpu")
 
 
 @pytest.mark.parametrize("kind", ["GRPO", "PPO"])

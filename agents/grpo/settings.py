@@ -1,0 +1,66 @@
+"""What GRPO can be told, with its defaults: the one place for both the class and command lines."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+Count = Annotated[int, Field(ge=1, le=2**24)]
+Coefficient = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Above0 = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, config=ConfigDict(use_attribute_docstrings=True))
+class GRPOSettings:
+    """Settings of GRPO; `agents.grpo.GRPO` says more about each.
+
+    Raises:
+        pydantic.ValidationError: a setting is out of its range (a ValueError).
+    """
+
+    learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 1e-3
+    """of Adam"""
+    n_steps: Count = 8
+    """steps of every sub-environment per rollout"""
+    batch_size: Count | None = None
+    """samples per gradient step; None is the whole rollout"""
+    n_epochs: Count = 1
+    """passes over each rollout"""
+    advantage: Literal["critic", "group", "group_mean"] = "group"
+    """reward minus a value head's estimate, or minus its group's mean, over its deviation or not"""
+    group_size: Count = 8
+    """neighbouring sub-environments that share each query"""
+    ratio: Literal["reference", "old"] = "old"
+    """of the policy to the reference or the old policy"""
+    clip_range: Above0 | None = None
+    """clipping of the ratio; None is none"""
+    clip_range_high: Above0 | None = None
+    """upper clipping where it differs"""
+    kl: Literal["exact", "k1", "k2", "k3"] = "exact"
+    """penalty to the reference: over all actions, or a sampled estimate"""
+    kl_coef: Coefficient = 0.1
+    """weight of the KL penalty"""
+    reference_interval: Count | None = 5
+    """rollouts after which the reference policy is renewed; None keeps the first"""
+    ent_coef: Coefficient = 0.0
+    """weight of the entropy bonus"""
+    vf_coef: Coefficient = 0.5
+    """weight of the value loss (advantage critic)"""
+    max_grad_norm: Above0 = 0.5
+    """largest norm of the gradient"""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "GRPOSettings":
+        if self.clip_range is None and self.clip_range_high is not None:
+            raise ValueError(
+                f"clip_range_high={self.clip_range_high!r} without clip_range: give both or none"
+            )
+        if self.advantage != "critic" and self.group_size < 2:
+            raise ValueError(
+                f"group_size={self.group_size!r}: advantage={self.advantage!r} compares the members"
+                " of a group, which needs a whole number from 2"
+            )
+        return self
+
+
+DEFAULTS = GRPOSettings()

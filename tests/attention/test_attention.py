@@ -177,6 +177,9 @@ def test_texts_of_one_and_of_no_token() -> None:
         ((7,), 1, 1, 4),
         ((2,), 40, 1, 4),
         ((0,), 2, 2, 4),
+        # the width and heads of MiniLM
+        ((32, 17, 32), 3, 12, 384),
+        ((128, 77), 2, 12, 384),
     ],
 )
 def test_statistics_equal_the_float64_reference(

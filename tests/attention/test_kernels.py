@@ -34,6 +34,9 @@ SHAPES = [
     ((33, 20), 2, 1, 24, (16, 32)),
     ((41,), 1, 3, 48, (32, 16)),
     ((1,), 2, 1, 4, (16, 16)),
+    # the width and heads of MiniLM
+    ((32, 20), 2, 12, 384, (32, 32)),
+    ((128, 64), 1, 12, 384, (64, 64)),
 ]
 
 
@@ -159,9 +162,10 @@ def test_unknown_kernels_and_gradients_are_refused() -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("size", [24, 100, 128, 300])
-def test_the_tuned_kernel_in_bfloat16(cuda: ModuleType, size: int) -> None:
-    inputs = random_inputs((size, size // 2, 1, 0), 4, 8, 256)
+@pytest.mark.parametrize(("heads", "width"), [(8, 256), (12, 384)])
+@pytest.mark.parametrize("size", [24, 32, 100, 128, 300])
+def test_the_tuned_kernel_in_bfloat16(cuda: ModuleType, size: int, heads: int, width: int) -> None:
+    inputs = random_inputs((size, size // 2, 1, 0), 4, heads, width)
     for got, want in zip(depth_statistics(*inputs), reference(*inputs), strict=True):
         assert got.dtype == torch.float32
         error = (got.double() - want).norm() / want.norm()
@@ -169,9 +173,12 @@ def test_the_tuned_kernel_in_bfloat16(cuda: ModuleType, size: int) -> None:
 
 
 @needs_cuda
+@pytest.mark.parametrize(("heads", "width"), [(8, 64), (12, 384)])
 @pytest.mark.parametrize("size", [30, 64, 128, 300])
-def test_exact_statistics_on_the_device_equal_the_reference(size: int) -> None:
-    inputs = random_inputs((size, 7, 0), 4, 8, 64)
+def test_exact_statistics_on_the_device_equal_the_reference(
+    size: int, heads: int, width: int
+) -> None:
+    inputs = random_inputs((size, 7, 0), 4, heads, width)
     for kernel in ("torch", "exact"):
         for got, want in zip(
             depth_statistics(*inputs, kernel=kernel), reference(*inputs), strict=True

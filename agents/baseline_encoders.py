@@ -24,7 +24,6 @@ from maw_gym.encoders.training.stages import TrainingSettings, train
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
 from maw_gym.files.cache import cache_home, content_key, one_builder
-from maw_gym.retrieval.candidates import bm25_rankings
 from maw_gym.retrieval.evaluation import DEPTH_OF_RANKING, Evaluation, evaluate_rankings
 from maw_gym.retrieval.ranking import Ranking
 from maw_gym.tables.task import RetrievalTask
@@ -212,14 +211,10 @@ def evaluate_encoder(
 
 
 def evaluate_bm25(
-    collection: Collection, split: str, k: int = DEPTH_OF_RANKING
+    task: RetrievalTask, split: str, k: int = DEPTH_OF_RANKING
 ) -> tuple[Evaluation, Ranking]:
-    """Retrieval of BM25 over the whole collection; see `bm25_rankings`."""
-    queries = collection.splits[split]
-    scores = torch.full((len(queries.ids), k), -torch.inf)
-    documents = torch.full((len(queries.ids), k), -1)
-    for row, (found, its_scores) in enumerate(bm25_rankings(collection, queries, k)):
-        documents[row, : len(found)] = torch.from_numpy(found)
-        scores[row, : len(found)] = torch.from_numpy(its_scores)
-    evaluation = evaluate_rankings(queries, collection.doc_ids, documents.numpy())
-    return evaluation, Ranking(scores, documents)
+    """Retrieval of BM25 over the whole collection, equal scores in trec_eval's order."""
+    queries = task.collection.splits[split]
+    ranking = task.bm25.rank(queries.texts, k)
+    documents = ranking.documents.numpy()
+    return evaluate_rankings(queries, task.collection.doc_ids, documents), ranking

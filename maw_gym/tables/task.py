@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from maw_gym.retrieval.ranking import Ranking, alignment_of_depths
 from maw_gym.tables.columns import column_widths, observed_columns, table_column
 from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.table_files import load_or_build
+
+if TYPE_CHECKING:
+    from maw_gym.retrieval.bm25 import BM25
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +89,23 @@ class RetrievalTask:
                 write_tensors(path, {"embeddings": embeddings}, "documents", {})
         return DocumentIndex(self.collection.doc_ids, embeddings.to(self.device))
 
+    @cached_property
+    def bm25(self) -> "BM25":
+        """BM25 over the documents; cached on disk."""
+        # Imported late: most tables need no words.
+        from maw_gym.retrieval.bm25 import BM25
+
+        content = {"format": FORMAT, "collection": self.collection.provenance["content"]}
+        path = cache_home() / "bm25" / f"{content_key(content)}.safetensors"
+        with one_builder(path):
+            try:
+                return BM25.load(path, self.collection.doc_ids)
+            except InputError:
+                ids, texts = self.collection.doc_ids, self.collection.doc_texts
+                bm25 = BM25.of(ids, texts, progress=True)
+                bm25.save(path)
+        return bm25
+
     def table(self, split: str) -> DepthTable:
         """The depth table of a split's queries; built once, then read from disk.
 
@@ -129,7 +149,10 @@ class RetrievalTask:
     def candidates(self, split: str) -> list[NDArray[np.int64]] | None:
         """Positions of the documents each query is ranked over; None is the whole collection."""
         if split not in self._candidates:
-            self._candidates[split] = candidate_documents(self.collection, split)
+            small = self.collection.small
+            self._candidates[split] = (
+                None if small else candidate_documents(self.collection, split, self.bm25)
+            )
         return self._candidates[split]
 
     def evaluate(

@@ -26,7 +26,6 @@ from maw_gym.envs.bandit import Bandit
 from maw_gym.retrieval.evaluation import (
     DEPTH_OF_RANKING,
     Evaluation,
-    evaluate_rankings,
     write_trec_run,
 )
 from maw_gym.retrieval.ranking import Ranking
@@ -68,7 +67,7 @@ def compute(task: RetrievalTask, settings: OnlineSettings, method: str, place: P
     cell = Cell(method, settings.seed, settings.fold, {})
     kind = METHODS[method].kind
     if method == "bm25":
-        found = _bm25(task)
+        found = evaluate_bm25(task, "test")
     elif method == "standard-attention":
         cell.parameters = _size(task.embedder.encoder, but="depth_")
         cell.latency_ms = 0.0
@@ -97,18 +96,6 @@ def compute(task: RetrievalTask, settings: OnlineSettings, method: str, place: P
     cell.measures = {name: values.tolist() for name, values in evaluation.per_query.items()}
     _write_run(task, method, ranking, place.trec)
     return cell
-
-
-def _bm25(task: RetrievalTask) -> tuple[Evaluation, Ranking]:
-    """BM25 with equal scores in trec_eval's order, so that the run file is judged alike by all."""
-    _, ranking = evaluate_bm25(task.collection, "test")
-    scores, documents = ranking.scores.numpy(), ranking.documents.numpy()
-    order = np.lexsort((task.index.tie_of[documents], -scores))  # -1 has a score of -inf
-    scores, documents = (np.take_along_axis(values, order, 1) for values in (scores, documents))
-    evaluation = evaluate_rankings(
-        task.collection.splits["test"], task.collection.doc_ids, documents
-    )
-    return evaluation, Ranking(torch.from_numpy(scores), torch.from_numpy(documents))
 
 
 def _encoder(task: RetrievalTask, method: str, cell: Cell) -> tuple[Evaluation, Ranking]:

@@ -254,15 +254,18 @@ SCORE = """
 import json, sys
 import ir_measures
 from maw_gym.corpora import QuerySet, load_collection
-from maw_gym.retrieval.candidates import bm25_rankings
+from maw_gym.retrieval.bm25 import BM25
 collection = load_collection(NAME)
 splits = collection.splits.values()
 queries = QuerySet(*(sum((split[field] for split in splits), ()) for field in range(3)))
 if NAME == "beir/scifact":
     queries = collection.splits["test"]
+ranking = BM25.of(collection.doc_ids, collection.doc_texts).rank(queries.texts, 100)
 run = {
-    query_id: {collection.doc_ids[row]: float(score) for row, score in zip(*ranking)}
-    for query_id, ranking in zip(queries.ids, bm25_rankings(collection, queries, 100))
+    query_id: {collection.doc_ids[row]: score for row, score in zip(rows, scores) if row >= 0}
+    for query_id, rows, scores in zip(
+        queries.ids, ranking.documents.tolist(), ranking.scores.tolist()
+    )
 }
 measured = ir_measures.calc_aggregate(
     [ir_measures.nDCG @ 10], dict(zip(queries.ids, queries.relevance)), run

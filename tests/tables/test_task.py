@@ -124,6 +124,7 @@ def test_a_large_collection_is_ranked_over_candidates(tiny, monkeypatch):
         np.array([int(name[1:]) for name in grades] + [25, 26]) for grades in queries.relevance
     ]
     monkeypatch.setattr(maw_gym.tables.task, "candidate_documents", lambda *_: lists)
+    monkeypatch.setattr("maw_gym.corpora.records.SMALL", 5)
     other = tiny._replace(provenance={**tiny.provenance, "content": "with candidates"})
     task = RetrievalTask(other, clustered(tiny))
     assert task.candidates("train") is lists

@@ -1,0 +1,172 @@
+"""Dense retrieval and BM25 together: one list of candidates, scored by both, fused by two rules.
+
+Notation: B queries, k documents of each of the two rankings, C <= 2k candidates of a query.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maw_gym.corpora.records import QuerySet
+from maw_gym.retrieval.bm25 import BM25, best_matches
+from maw_gym.retrieval.document_index import DocumentIndex, Integers
+from maw_gym.retrieval.ranking import Ranking, ideal_dcg, ndcg_of_scores, rank
+
+Floats = NDArray[np.float64]
+
+WEIGHTS: Final = tuple(round(0.1 * step, 1) for step in range(11))
+WEIGHT: Final = 0.5  # where no query can choose one
+RANK_CONSTANT: Final = 60  # of reciprocal rank fusion, as in its source
+
+
+class Candidates(NamedTuple):
+    """The documents of each query that both rankers score, in trec_eval's order of equal scores.
+
+    Attributes:
+        documents: (B, C) positions in the index, -1 at the end of shorter lists.
+        dense: (B, C) cosines, -inf where there is no document.
+        lexical: (B, C) BM25 scores, 0 for a document without a word of the query, -inf likewise.
+    """
+
+    documents: Integers
+    dense: Floats
+    lexical: Floats
+
+
+def scored_candidates(
+    index: DocumentIndex,
+    bm25: BM25,
+    embeddings: Tensor,
+    texts: Sequence[str],
+    candidates: Sequence[Integers] | None = None,
+    k: int = 100,
+) -> Candidates:
+    """Candidates of every query: the k best by cosine and the k best by BM25, or those given.
+
+    Args:
+        index: the documents.
+        bm25: of the same documents in the same order.
+        embeddings: (B, h) float32, of unit length or zero.
+        texts: B queries.
+        candidates: per query the positions of the documents to score; None takes both rankings'.
+        k: documents of each of the two rankings.
+    """
+    given = candidates
+    if given is None:
+        given = list(rank(index, embeddings, k).documents.cpu().numpy())
+    lists, lexical = [], []
+    for text, chosen in zip(texts, given, strict=True):
+        scores = bm25.scores(text)
+        if candidates is None:
+            chosen = np.concatenate([chosen, best_matches(scores, index.tie_of, k)])
+        chosen = index.tie_order[np.unique(index.tie_of[chosen])]
+        lists.append(chosen)
+        lexical.append(scores[chosen])
+    width = max(map(len, lists), default=0)
+    shape = (len(lists), width)
+    result = Candidates(np.full(shape, -1), np.full(shape, -np.inf), np.full(shape, -np.inf))
+    ranked = rank(index, embeddings, max(width, 1), lists)
+    for row, (chosen, scores, documents, cosines) in enumerate(
+        zip(
+            lists, lexical, ranked.documents.cpu().numpy(), ranked.scores.cpu().numpy(), strict=True
+        )
+    ):
+        count = len(chosen)
+        result.documents[row, :count] = chosen
+        result.lexical[row, :count] = scores
+        in_tie_order = np.argsort(index.tie_of[documents[:count]])
+        result.dense[row, :count] = cosines[:count][in_tie_order]
+    return result
+
+
+def standardised(scores: Floats) -> Floats:
+    """Scores (B, C) of mean 0 and deviation 1 in every row, all 0 where they are equal.
+
+    -inf stays -inf and counts for nothing.
+    """
+    real = np.isfinite(scores)
+    count = np.maximum(real.sum(1, keepdims=True), 1)
+    centred = np.where(real, scores, 0.0)
+    centred = np.where(real, centred - centred.sum(1, keepdims=True) / count, 0.0)
+    deviation = np.sqrt((centred**2).sum(1, keepdims=True) / count)
+    # Rounding leaves a little where all scores are equal.
+    flat = deviation <= 1e-9 * np.abs(np.where(real, scores, 0.0)).max(1, keepdims=True, initial=0)
+    return np.where(real, np.where(flat, 0.0, centred / np.where(flat, 1.0, deviation)), -np.inf)
+
+
+def weighted_sum(candidates: Candidates, weight: float) -> Floats:
+    """Fused scores (B, C): `weight` of the standardised cosines, the rest of BM25's.
+
+    Source: Bruch, Gai and Ingber, An Analysis of Fusion Functions for Hybrid Retrieval, ACM TOIS
+    42(1), 2023, arXiv:2210.11934 (a convex combination of normalised scores).
+
+    Args:
+        candidates: see `scored_candidates`.
+        weight: of the cosines, in [0, 1].
+
+    Raises:
+        ValueError: a weight outside [0, 1].
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"need a weight in [0, 1], got {weight}")
+    real = candidates.documents >= 0
+    dense, lexical = (
+        np.where(real, standardised(scores), 0) for scores in (candidates.dense, candidates.lexical)
+    )
+    return np.where(real, weight * dense + (1 - weight) * lexical, -np.inf)
+
+
+def reciprocal_ranks(candidates: Candidates, constant: float = RANK_CONSTANT) -> Floats:
+    """Fused scores (B, C): the sum of 1 / (constant + rank) over the two rankings of candidates.
+
+    A document without a word of the query has no rank in BM25's.
+
+    Source: Cormack, Clarke and Büttcher, Reciprocal Rank Fusion, SIGIR 2009.
+    """
+    fused = np.zeros(candidates.documents.shape)
+    matched = candidates.lexical > 0
+    for scores, ranked in ((candidates.dense, True), (candidates.lexical, matched)):
+        order = np.argsort(-scores, axis=1, kind="stable")  # columns are in tie order
+        fused += np.where(ranked, 1 / (constant + 1 + np.argsort(order, axis=1)), 0)
+    return np.where(candidates.documents >= 0, fused, -np.inf)
+
+
+def fused_ranking(candidates: Candidates, scores: Floats, k: int) -> Ranking:
+    """The k best candidates of every query by fused scores (B, C), on the CPU."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return Ranking(
+        torch.from_numpy(np.take_along_axis(scores, order, 1).astype(np.float32)),
+        torch.from_numpy(np.take_along_axis(candidates.documents, order, 1)),
+    )
+
+
+def best_weight(index: DocumentIndex, queries: QuerySet, candidates: Candidates) -> float:
+    """The weight of `WEIGHTS` with the highest mean nDCG@10, of equal ones the nearest to 0.5.
+
+    Args:
+        index: the documents.
+        queries: judges, usually the validation queries; without any the weight is 0.5.
+        candidates: of these queries.
+    """
+    if not queries.ids:
+        return WEIGHT
+    gains = np.zeros(candidates.documents.shape, np.float32)
+    relevant = index.relevant(queries)
+    for row, (documents, grades) in enumerate(relevant):
+        _, columns, judged = np.intersect1d(
+            candidates.documents[row], documents, return_indices=True
+        )
+        gains[row, columns] = grades[judged]
+    ideals = [ideal_dcg(one.grades) for one in relevant]
+    ties = torch.arange(candidates.documents.shape[1])
+
+    def quality(weight: float) -> float:
+        scores = torch.from_numpy(weighted_sum(candidates, weight))
+        ndcg = ndcg_of_scores(scores[:, None], ties, torch.from_numpy(gains), ideals)
+        return float(ndcg.double().mean())
+
+    return max(sorted(WEIGHTS, key=lambda weight: abs(weight - WEIGHT)), key=quality)

@@ -4,7 +4,7 @@ import difflib
 import operator
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -14,6 +14,8 @@ from maw_gym.attention.pooling import POOLED
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.rewards import DEFAULT_REWARD, TERMS, RewardSpec, gap_closed
+
+RECORD: Final = 8  # numbers in a record of `Bandit.outcomes`
 
 
 class Outcome(NamedTuple):
@@ -101,9 +103,22 @@ class Bandit:
         observed.flags.writeable = False
         return observed
 
+    # "clip" below spares a check of each query; those an environment shows all exist.
+
+    def observations_of(self, queries: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Observations (B, O) of queries (B,), a copy."""
+        return self.observations.take(queries, axis=0, mode="clip")
+
+    def rows_of(self, queries: NDArray[np.int64]) -> NDArray[np.object_]:
+        """Observations of queries (B,) as B arrays (O,), read-only: pointers, no copies."""
+        return self._rows.take(queries, mode="clip")
+
+    def ids_of(self, queries: NDArray[np.int64]) -> NDArray[np.object_]:
+        """Ids (B,) of queries (B,)."""
+        return self.query_ids.take(queries, mode="clip")
+
     @cached_property
-    def observation_rows(self) -> NDArray[np.object_]:
-        """(N,) read-only rows of `observations`: taking one moves a pointer, not O numbers."""
+    def _rows(self) -> NDArray[np.object_]:
         rows = np.empty(len(self), dtype=object)
         rows[:] = list(self.observations)
         return rows
@@ -124,9 +139,14 @@ class Bandit:
 
     @cached_property
     def outcomes(self) -> NDArray[np.float32]:
-        """The columns of `terms` side by side, (N * D, 4): one choice is one cache line."""
-        outcomes = np.stack(list(self.terms.values()), axis=-1, dtype=np.float32)
-        outcomes = outcomes.reshape(-1, len(self.terms))
+        """The numbers of each `Outcome` side by side, (N * D, 8) of which the last three are 0.
+
+        A choice is one record of 32 bytes, so that it is read from one cache line or two.
+        """
+        regret = self.best[:, None] - self.rewards
+        columns = [*self.terms.values(), regret]
+        outcomes = np.zeros((self.rewards.size, RECORD), np.float32)
+        outcomes[:, : len(columns)] = np.stack(columns, axis=-1).reshape(-1, len(columns))
         outcomes.flags.writeable = False
         return outcomes
 
@@ -217,14 +237,18 @@ class Bandit:
 
     def outcome(self, query: int, depth: int) -> Outcome:
         """Outcome of one depth for one query, as floats."""
-        reward, entropy, focus, alignment = self.outcomes[query * self.num_depths + depth].tolist()
-        return Outcome(reward, entropy, focus, alignment, float(self.best[query]) - reward)
+        numbers = self.outcomes[query * self.num_depths + depth].tolist()
+        return Outcome(*numbers[: len(Outcome._fields)])
 
     def outcome_batch(self, queries: NDArray[np.int64], depths: NDArray[np.int64]) -> Outcome:
-        """Outcomes of a batch: five contiguous float64 arrays shaped like `queries`."""
-        chosen = self.outcomes.take(queries * self.num_depths + depths, axis=0)
-        reward, entropy, focus, alignment = chosen.T.astype(np.float64, order="C")
-        return Outcome(reward, entropy, focus, alignment, self.best.take(queries) - reward)
+        """Outcomes of a batch: five contiguous float64 arrays shaped like `queries`.
+
+        Args:
+            queries: (B,) in [0, N). Not checked, nor are depths: numbers outside are cut.
+            depths: (B,) in [0, D), see `checked_actions`.
+        """
+        records = self.outcomes.take(queries * self.num_depths + depths, axis=0, mode="clip")
+        return Outcome(*records.T[: len(Outcome._fields)].astype(np.float64, order="C"))
 
     def checked_action(self, action: Any) -> int:
         """`action` as an int in [0, D).

@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from maw_gym.envs.infos import LazyInfos
 from maw_gym.envs.queries import checked_options, load_bandit
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import DepthTable
@@ -28,8 +29,8 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
     - `final_info`: `query_id`, `entropy`, `focus`, `alignment`, `regret` of the finished episodes;
 
     each with the mask `_<name>` beside it that Gymnasium's vector environments have, all True.
-    Arrays returned are never written to again. The observations in `final_obs` and the ids are
-    read-only, which spares copying what hardly anyone changes.
+    Arrays returned are never written to again. The observations in `final_obs` are read-only, which
+    spares copying what hardly anyone changes; they and the ids are gathered when they are read.
 
     One generator serves the batch, seeded by `reset(seed=...)` with one integer; the same seed
     gives the same queries. In sequential order neighbouring sub-environments (with groups,
@@ -103,7 +104,6 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         # Terminated, truncated, and the masks of finished and of shown episodes: always the same.
         self._flags = np.array([[True], [False], [True], [True]]).repeat(num_envs, axis=1)
         self._queries: NDArray[np.int64] | None = None  # (num_envs,) rows shown
-        self._query_ids: NDArray[np.object_] = np.empty(num_envs, dtype=object)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -138,10 +138,9 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         queries = queries.copy()
         queries[mask] = self._drawn(int(mask.sum())) if chosen is None else chosen
         self._queries = queries
-        self._query_ids = self._named(self._queries)
-        shown = self._query_ids.copy()
+        shown = self.bandit.ids_of(queries)
         shown[~mask] = None
-        return self._observed(queries), {"query_id": shown, "_query_id": mask}
+        return self.bandit.observations_of(queries), {"query_id": shown, "_query_id": mask}
 
     def step(
         self, actions: NDArray[np.int64]
@@ -161,13 +160,10 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         """
         if self._queries is None:
             raise ResetNeeded("no query is shown yet: call reset() before step()")
-        count = self.num_envs
-        outcome = self.bandit.outcome_batch(
-            self._queries, self.bandit.checked_actions(actions, count)
-        )
+        bandit, before = self.bandit, self._queries
+        outcome = bandit.outcome_batch(before, bandit.checked_actions(actions, self.num_envs))
         done, truncated, finished, shown = self._flags.copy()
         final_info = {
-            "query_id": self._query_ids,
             "_query_id": finished,
             "entropy": outcome.entropy,
             "_entropy": finished,
@@ -178,19 +174,19 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             "regret": outcome.regret,
             "_regret": finished,
         }
-        final_obs = self.bandit.observation_rows.take(self._queries)
-
-        self._queries = self._drawn(count)
-        self._query_ids = self._named(self._queries)
+        queries = self._queries = self._drawn(self.num_envs)
         infos = {
-            "final_obs": final_obs,
             "_final_obs": finished,
-            "final_info": final_info,
+            "final_info": LazyInfos(final_info, {"query_id": lambda: bandit.ids_of(before)}),
             "_final_info": finished,
-            "query_id": self._query_ids,
             "_query_id": shown,
         }
-        return self._observed(self._queries), outcome.reward, done, truncated, infos
+        later = {
+            "final_obs": lambda: bandit.rows_of(before),
+            "query_id": lambda: bandit.ids_of(queries),
+        }
+        observations = bandit.observations_of(queries)
+        return observations, outcome.reward, done, truncated, LazyInfos(infos, later)
 
     def get_state(self) -> dict[str, Any]:
         """Where the environment stands, as JSON values: what is shown, and what will be drawn."""
@@ -218,7 +214,6 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
                     f"the state shows {queries.size} queries, for an environment of"
                     f" {self.num_envs} rows and {size} queries; give equal settings"
                 )
-            self._query_ids = self._named(queries)
         self._queries = queries
         self._order.position = int(state["position"])
         self.np_random.bit_generator.state = state["generator"]
@@ -227,15 +222,6 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         """The next queries (count,), one for each group."""
         queries = self._order.take(count // self.group_size, self.np_random)
         return queries if self.group_size == 1 else queries.repeat(self.group_size)
-
-    def _observed(self, queries: NDArray[np.int64]) -> Floats:
-        return self.bandit.observations.take(queries, axis=0)
-
-    def _named(self, queries: NDArray[np.int64]) -> NDArray[np.object_]:
-        """Ids (num_envs,) of queries; read-only, since two infos get the same array."""
-        names = self.bandit.query_ids.take(queries)
-        names.flags.writeable = False
-        return names
 
     def _chosen(self, query_id: str | Sequence[str]) -> NDArray[np.int64]:
         names = [query_id] * self.num_envs if isinstance(query_id, str) else list(query_id)

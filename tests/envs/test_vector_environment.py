@@ -240,10 +240,39 @@ def test_what_a_caller_changes_stays_with_the_caller():
     assert infos["final_info"]["query_id"].tolist() == [APPLE, BERRY, CHERRY]
     assert np.stack(infos["final_obs"]).max() == 1
     rewards += 9
-    for frozen in (infos["final_obs"][0], infos["query_id"]):
-        with pytest.raises(ValueError, match="read-only"):
-            frozen[0] = 0
-    assert envs.step(np.zeros(3, dtype=int))[1] == pytest.approx([0.3, 0.7, 0.3], abs=1e-7)
+    with pytest.raises(ValueError, match="read-only"):
+        infos["final_obs"][0][0] = 0
+    infos["query_id"][:] = "changed"
+    infos["final_info"]["query_id"][:] = "changed"
+    _, rewards, _, _, infos = envs.step(np.zeros(3, dtype=int))
+    assert rewards == pytest.approx([0.3, 0.7, 0.3], abs=1e-7)
+    assert infos["final_info"]["query_id"].tolist() == [APPLE, BERRY, CHERRY]
+
+
+def test_infos_read_later_are_those_of_their_own_step():
+    envs = walking(2)
+    envs.reset()
+    infos = [envs.step([0, 0])[4] for _ in range(3)]
+    envs.reset(seed=0)
+    shown = [one["query_id"].tolist() for one in infos]
+    assert shown == [[CHERRY, APPLE], [BERRY, CHERRY], [APPLE, BERRY]]
+    finished = [one["final_info"]["query_id"].tolist() for one in infos]
+    assert finished == [[APPLE, BERRY], *shown[:2]]
+    assert [row.argmax() for row in infos[1]["final_obs"]] == [2, 0]
+
+
+def test_ids_that_nobody_reads_are_not_gathered(monkeypatch):
+    envs = walking(2)
+    envs.reset()
+    gathered = []
+    ids_of = envs.bandit.ids_of
+    monkeypatch.setattr(envs.bandit, "ids_of", lambda rows: gathered.append(1) or ids_of(rows))
+    infos = envs.step([0, 0])[4]
+    assert set(infos) > {"query_id", "final_obs", "final_info"}
+    assert "query_id" in infos["final_info"]
+    assert gathered == []
+    assert infos["query_id"].tolist() == infos["query_id"].tolist() == [CHERRY, APPLE]
+    assert gathered == [1]
     assert TABLE.attention.flags.writeable
 
 

@@ -23,7 +23,7 @@ from maw_gym.encoders.training.selection import train_encoder
 from maw_gym.encoders.training.stages import TrainingSettings, train
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
-from maw_gym.files.cache import cache_home, content_key, one_builder
+from maw_gym.files.cache import cache_home, content_key, kept_or_built
 from maw_gym.retrieval.evaluation import DEPTH_OF_RANKING, Evaluation, evaluate_rankings
 from maw_gym.retrieval.ranking import Ranking
 from maw_gym.tables.task import RetrievalTask
@@ -95,22 +95,23 @@ def baseline_encoder(
         }
     )
     path = cache_home() / "encoders" / f"{name}-{key}.safetensors"
-    with one_builder(path):
-        try:
-            embedder, provenance = load_embedder(path)
-        except InputError as problem:
-            log.info("training encoder %s (%s)", name, problem)
-            began = time.perf_counter()
-            if name == "single_depth":
-                one = replace(maw, depths=1)
-                embedder, provenance = train_encoder(sources, sources[0], device, settings, one)
-            else:
-                start = untrained_embedder(sources[0].doc_texts, ordinary)
-                start = widened(start, wide_settings(maw)) if name == "wide_non_maw" else start
-                embedder, provenance = train_without_depths(start.to(device), sources, settings)
-            seconds = round(time.perf_counter() - began, 1)
-            provenance = {"baseline": name, "seconds": seconds, **provenance}
-            save_embedder(path, embedder, provenance)
+
+    def build() -> tuple[Embedder, dict[str, Any]]:
+        log.info("training encoder %s", name)
+        began = time.perf_counter()
+        if name == "single_depth":
+            one = replace(maw, depths=1)
+            embedder, provenance = train_encoder(sources, sources[0], device, settings, one)
+        else:
+            start = untrained_embedder(sources[0].doc_texts, ordinary)
+            start = widened(start, wide_settings(maw)) if name == "wide_non_maw" else start
+            embedder, provenance = train_without_depths(start.to(device), sources, settings)
+        seconds = round(time.perf_counter() - began, 1)
+        provenance = {"baseline": name, "seconds": seconds, **provenance}
+        save_embedder(path, embedder, provenance)
+        return embedder, provenance
+
+    embedder, provenance = kept_or_built(path, load_embedder, build)
     if name == "wide_non_maw":
         embedder = widened(embedder, embedder.encoder.settings)
     return embedder.to(device), provenance

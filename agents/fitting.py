@@ -115,7 +115,7 @@ def router_settings(task: RetrievalTask, learner: str, **facts: Any) -> dict[str
     return {
         "learner": learner,
         "dataset": task.collection.name,
-        "encoder": fingerprint(task.embedder.tensors()),
+        "encoder": task.embedder.fingerprint(),
         **facts,
     }
 
@@ -146,8 +146,8 @@ def fit(
         writer: gets every term as ``train/<name>``, its mean over an epoch, and ``eval/reward``;
             its steps count training queries, as an environment's timesteps do.
         label: of the progress bar.
-        checkpoint: file of the last finished epoch. Where it is there the fit goes on after that
-            epoch, and tells the writer of those before; None keeps nothing.
+        checkpoint: folder of the last finished epochs. The fit goes on after the last of them,
+            and tells the writer of those before; None keeps nothing.
 
     Raises:
         FloatingPointError: the loss is not finite.

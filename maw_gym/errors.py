@@ -1,8 +1,16 @@
-"""The one exception for mistakes of the caller."""
+"""The exceptions for what the caller can mend."""
 
 
 class InputError(ValueError):
     """A user's mistake: one line that shows the value found and the way out.
 
     The runners print the message on stderr and exit with status 2; in a program it is a ValueError.
+    """
+
+
+class DamagedFileError(InputError):
+    """A file that was read whole and does not hold what was once written.
+
+    What is kept for speed is then made anew. A file that could not be read, is of another kind or
+    of a newer version is none of these: that is an InputError and nothing more.
     """

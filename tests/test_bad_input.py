@@ -26,7 +26,7 @@ from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrain
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import write_tensors
+from maw_gym.files.tensor_files import read_tensors, write_tensors
 from maw_gym.routers.depth_router import load_router
 from maw_gym.tables.rewards import RewardSpec, attention_entropy
 from maw_gym.tables.task import load_task
@@ -264,11 +264,7 @@ def collection(at: Place, name: str, content: bytes, add: bool = True) -> Any:
 
 def encoder_file(at: Place, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Any:
     """Load a copy of an encoder file whose tensors or settings were changed."""
-    from safetensors import safe_open
-
-    with safe_open(at.encoder, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        settings = json.loads(file.metadata()["maw_gym"])["settings"]
+    settings, tensors = read_tensors(at.encoder, "encoder")
     change(tensors, settings)
     write_tensors(at.tmp / "encoder.safetensors", tensors, "encoder", settings)
     return load_embedder(at.tmp / "encoder.safetensors")

@@ -13,11 +13,11 @@ from stable_baselines3.common.logger import Image, KVWriter, TensorBoardOutputFo
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.sb3.run_checkpoints import write_checkpoint
 from agents.sb3.stopping import STOP
 from agents.sb3.training_state import aliases, first_not_finite, training_state
 from maw_gym.envs.bandit import Bandit, Outcome
 from maw_gym.envs.rendering import Scene, attention_figure, figure_rgb
+from maw_gym.files.checkpoints import Checkpoints
 from maw_gym.tables.rewards import NDCG, TERMS
 from maw_gym.tables.task import RetrievalTask
 
@@ -154,7 +154,7 @@ class CheckpointCallback(BaseCallback):
     part of the checkpoint.
 
     Args:
-        run: folder of the run.
+        checkpoints: where they go.
         validation: its state is saved along.
         every: rollouts between checkpoints. One is written at the end of the training besides, and
             one when a signal has asked for the end.
@@ -164,9 +164,11 @@ class CheckpointCallback(BaseCallback):
         queries: ids of the queries of the rollout in progress, or of the last one.
     """
 
-    def __init__(self, run: Path, validation: ValidationCallback, every: int) -> None:
+    def __init__(
+        self, checkpoints: Checkpoints, validation: ValidationCallback, every: int
+    ) -> None:
         super().__init__()
-        self.run = run
+        self.checkpoints = checkpoints
         self.validation = validation
         self.every = every
         self.last: Path | None = None
@@ -203,8 +205,8 @@ class CheckpointCallback(BaseCallback):
                 output.sync()
         tensors, state = training_state(self.model)  # type: ignore[arg-type]
         best, validation = self.validation.get_state()
-        self.last = write_checkpoint(
-            self.run, self.num_timesteps, tensors | best, state | {"validation": validation}
+        self.last = self.checkpoints.write(
+            self.num_timesteps, tensors | best, state | {"validation": validation}
         )
 
 

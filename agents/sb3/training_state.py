@@ -15,7 +15,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
 
-from agents.sb3.run_checkpoints import Checkpoint
+from maw_gym.files.checkpoints import Checkpoint, optimizer_state, restore_optimizer
 
 # Counters of the algorithms; GRPO's reference policy is renewed by the second.
 COUNTERS = ("_n_updates", "_rollouts_since_renewal", "_episode_num", "_current_progress_remaining")
@@ -37,8 +37,8 @@ def training_state(model: OnPolicyAlgorithm) -> tuple[dict[str, Tensor], dict[st
         weights = getattr(model, network).state_dict()
         kept = {name: weights[name] for name in set(aliases(weights).values())}
         tensors |= {f"{network}/{name}": value for name, value in kept.items()}
-    for row, entries in model.policy.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{row}/{name}": value for name, value in entries.items()}
+    gathered, groups = optimizer_state(model.policy.optimizer)
+    tensors |= gathered
     episodes = list(model.ep_info_buffer)
     arrays = {
         "last/observations": model._last_obs,
@@ -55,7 +55,7 @@ def training_state(model: OnPolicyAlgorithm) -> tuple[dict[str, Tensor], dict[st
     state = {
         "num_timesteps": model.num_timesteps,
         "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
-        "learning_rates": [group["lr"] for group in model.policy.optimizer.param_groups],
+        "groups": groups,
         "environment": model.get_env().env_method("get_state")[0],  # type: ignore[union-attr]
         "episode_count": monitor.episode_count,
         "generators": generators,
@@ -80,16 +80,7 @@ def restore_training(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
             weights = getattr(model, network).state_dict()
             for name in set(aliases(weights).values()):
                 weights[name].copy_(tensors[f"{network}/{name}"])
-    optimizer = model.policy.optimizer
-    found = optimizer.state_dict()
-    found["state"] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, row, entry = name.split("/")
-            found["state"].setdefault(int(row), {})[entry] = value
-    for group, rate in zip(found["param_groups"], state["learning_rates"], strict=True):
-        group["lr"] = rate
-    optimizer.load_state_dict(found)
+    restore_optimizer(model.policy.optimizer, tensors, state["groups"])
 
     model.num_timesteps = state["num_timesteps"]
     for name, value in state["counters"].items():

@@ -1,5 +1,6 @@
 """Embedder: a text encoder and an attention encoder together, texts to embeddings in batches."""
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.text import TextEncoder, padded
 from maw_gym.encoders.token_statistics import mean_content
 from maw_gym.errors import InputError
+from maw_gym.files.cache import canonical
+from maw_gym.files.tensor_files import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,20 @@ class Embedder:
         """Everything learned: the encoder's weights, and the text encoder's as ``text.*``."""
         text = {f"text.{name}": value for name, value in self.text.trained_weights().items()}
         return dict(self.encoder.state_dict()) | text
+
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of all that decides an embedding: weights, shapes, cuts, text encoder.
+
+        Depths of one encoder mean nothing in another: routers name theirs by it.
+        """
+        content = {
+            "tensors": fingerprint(self.tensors()),
+            "shape": self.encoder.settings.to_json(),
+            "text": self.text.name,
+            "query_tokens": self.query_tokens,
+            "document_tokens": self.document_tokens,
+        }
+        return hashlib.sha256(canonical(content).encode()).hexdigest()
 
     def to(self, device: torch.device | str) -> "Embedder":
         """The same embedder with its encoder moved to `device`."""

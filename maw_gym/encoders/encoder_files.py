@@ -12,7 +12,7 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import WordLlama, load_text_encoder
 from maw_gym.encoders.token_statistics import idf_token_weights
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import read_settings, read_tensors, write_tensors
+from maw_gym.files.tensor_files import check_tensors, read_tensors, write_tensors
 
 
 def untrained_embedder(
@@ -59,7 +59,7 @@ def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
     Raises:
         InputError: the file is missing, damaged, foreign, or of other shapes than it says.
     """
-    settings = read_settings(path, "encoder")
+    settings, tensors = read_tensors(path, "encoder")
     try:
         known = {field.name for field in fields(EncoderSettings)}
         shape = {name: value for name, value in settings["encoder"].items() if name in known}
@@ -91,7 +91,7 @@ def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
         expected["centroids"] = (None, encoder_settings.hidden)
     if settings.get("trained_embedding"):
         expected["text.embedding"] = (text.vocabulary, text.width)
-    tensors = read_tensors(path, expected)
+    check_tensors(path, tensors, expected)
     if "text.embedding" in tensors:
         text = WordLlama(tensors.pop("text.embedding"))
     if "centroids" in tensors:

@@ -15,12 +15,11 @@ import numpy as np
 import Stemmer
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import read_settings, write_tensors
+from maw_gym.errors import DamagedFileError
+from maw_gym.files.tensor_files import read_tensors, write_tensors
 from maw_gym.retrieval.document_index import Integers, trec_order
 from maw_gym.retrieval.ranking import Ranking
 
@@ -130,16 +129,16 @@ class BM25:
         """The index of these documents that `save` has written.
 
         Raises:
-            InputError: the file is missing or damaged, or of other documents.
+            DamagedFileError: the file is damaged, or of other documents.
+            InputError: it is not there, or cannot be read.
         """
-        settings = read_settings(path, KIND)
+        settings, weights = read_tensors(path, KIND)
         if settings.get("documents") != len(doc_ids):
-            raise InputError(f"{path} is of other documents than these {len(doc_ids)}")
+            raise DamagedFileError(f"{path} is of other documents than these {len(doc_ids)}")
         words = settings.get("words")
         words = words if isinstance(words, list) else []
-        weights = load_file(path)
         if not _is_whole(weights, len(doc_ids), len(words)):
-            raise InputError(f"{path} is damaged: it is not a whole BM25 index")
+            raise DamagedFileError(f"{path} is damaged: it is not a whole BM25 index")
         return cls(doc_ids, {str(word): number for number, word in enumerate(words)}, weights)
 
 

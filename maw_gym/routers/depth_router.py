@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import read_settings, read_tensors, write_tensors
+from maw_gym.files.tensor_files import check_tensors, read_tensors, write_tensors
 from maw_gym.tables.depth_table import checked_blocks
 
 ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -172,7 +172,7 @@ def load_router(path: Path) -> DepthRouter:
     Raises:
         InputError: the file is missing, damaged, foreign, or of other shapes than it says.
     """
-    settings = read_settings(path, "router")
+    settings, tensors = read_tensors(path, "router")
     try:
         widths = [int(width) for width in settings["widths"]]
         activation, blocks = str(settings["activation"]), list(settings["observation"])
@@ -189,7 +189,7 @@ def load_router(path: Path) -> DepthRouter:
             inputs = 3 * inputs // widths[-1]
         rows = 1 if shared and row == len(widths) - 2 else outputs
         shapes |= {f"layers.{row}.weight": (rows, inputs), f"layers.{row}.bias": (outputs,)}
-    tensors = read_tensors(path, shapes)
+    check_tensors(path, tensors, shapes)
     layers = [
         (tensors[f"layers.{row}.weight"], tensors[f"layers.{row}.bias"])
         for row in range(len(widths) - 1)

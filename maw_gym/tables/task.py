@@ -16,8 +16,8 @@ from maw_gym.corpora import Collection, load_collection
 from maw_gym.encoders.embedder import Embedder, check_depths
 from maw_gym.encoders.encoder_files import load_embedder, untrained_embedder
 from maw_gym.errors import InputError
-from maw_gym.files.cache import cache_home, content_key, one_builder
-from maw_gym.files.tensor_files import fingerprint, read_settings, read_tensors, write_tensors
+from maw_gym.files.cache import cache_home, content_key, expanded, kept_or_built
+from maw_gym.files.tensor_files import check_tensors, read_tensors, write_tensors
 from maw_gym.retrieval.candidates import candidate_documents
 from maw_gym.retrieval.document_index import DocumentIndex
 from maw_gym.retrieval.evaluation import Evaluation, evaluate_embeddings
@@ -65,11 +65,7 @@ class RetrievalTask:
             {
                 "format": FORMAT,
                 "collection": self.collection.provenance["content"],
-                "text": self.embedder.text.name,
-                "encoder": fingerprint(self.embedder.tensors()),
-                "shape": self.embedder.encoder.settings.to_json(),
-                "query_tokens": self.embedder.query_tokens,
-                "document_tokens": self.embedder.document_tokens,
+                "encoder": self.embedder.fingerprint(),
                 "device": self.device.type,  # devices round differently
             }
         )
@@ -79,14 +75,18 @@ class RetrievalTask:
         """The documents, encoded through the standard attention; cached on disk."""
         path = cache_home() / "documents" / f"{self.key}.safetensors"
         shape = {"embeddings": (len(self.collection.doc_ids), self.embedder.text.width)}
-        with one_builder(path):
-            try:
-                read_settings(path, "documents")
-                embeddings = read_tensors(path, shape)["embeddings"]
-            except InputError:
-                texts = self.collection.doc_texts
-                embeddings = self.embedder.encode_documents(texts, progress=True)
-                write_tensors(path, {"embeddings": embeddings}, "documents", {})
+
+        def read(path: Path) -> Tensor:
+            tensors = read_tensors(path, "documents").tensors
+            check_tensors(path, tensors, shape)
+            return tensors["embeddings"]
+
+        def build() -> Tensor:
+            embeddings = self.embedder.encode_documents(self.collection.doc_texts, progress=True)
+            write_tensors(path, {"embeddings": embeddings}, "documents", {})
+            return embeddings
+
+        embeddings = kept_or_built(path, read, build)
         return DocumentIndex(self.collection.doc_ids, embeddings.to(self.device))
 
     @cached_property
@@ -97,14 +97,14 @@ class RetrievalTask:
 
         content = {"format": FORMAT, "collection": self.collection.provenance["content"]}
         path = cache_home() / "bm25" / f"{content_key(content)}.safetensors"
-        with one_builder(path):
-            try:
-                return BM25.load(path, self.collection.doc_ids)
-            except InputError:
-                ids, texts = self.collection.doc_ids, self.collection.doc_texts
-                bm25 = BM25.of(ids, texts, progress=True)
-                bm25.save(path)
-        return bm25
+        ids, texts = self.collection.doc_ids, self.collection.doc_texts
+
+        def build() -> BM25:
+            bm25 = BM25.of(ids, texts, progress=True)
+            bm25.save(path)
+            return bm25
+
+        return kept_or_built(path, lambda path: BM25.load(path, ids), build)
 
     def table(self, split: str) -> DepthTable:
         """The depth table of a split's queries; built once, then read from disk.
@@ -233,7 +233,7 @@ def load_task(dataset: str, encoder: str, device: str = "auto", fold: int = 0) -
     where = resolve_device(device)
     version = None
     if encoder not in ("untrained", "trained"):
-        path = Path(encoder).expanduser()
+        path = expanded(encoder)
         if not path.is_file():
             raise InputError(
                 f"unknown encoder {encoder!r}; give 'untrained', 'trained' or the path of an"
@@ -270,5 +270,5 @@ def _embedder(
         from maw_gym.encoders.training.selection import trained_embedder
 
         return trained_embedder(collection, device)
-    embedder, provenance = load_embedder(Path(encoder).expanduser())
+    embedder, provenance = load_embedder(expanded(encoder))
     return embedder, {"chosen": encoder, "training": provenance}

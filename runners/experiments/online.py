@@ -1,6 +1,7 @@
 """Training a learner that acts in the environment; what GRPO's and PPO's runners share."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +16,13 @@ from agents.fitting import router_settings
 from agents.grpo.policies import GRPOPolicyNetwork, SharedPolicyNetwork
 from agents.networks import LIMIT, is_shared, standardisation
 from agents.sb3.callbacks import CheckpointCallback, SyncedTensorBoard, ValidationCallback
-from agents.sb3.run_checkpoints import Checkpoint, forget_checkpoints, latest_checkpoint
 from agents.sb3.stopping import STOP
 from agents.sb3.training_state import restore_training
 from agents.sb3.vec_env import to_sb3
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.files.cache import written_whole
+from maw_gym.files.checkpoints import Checkpoint, Checkpoints
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.tables.depth_table import NO_CENTROIDS
 from maw_gym.tables.task import RetrievalTask, load_task
@@ -102,10 +103,10 @@ def train_online(
         Bandit(task.table("validation"), settings.observation, settings.reward),
         max(1, rollouts // settings.evaluations),
     )
+    checkpoints = Checkpoints(folder / "checkpoints", _identity(task, settings, learner))
     if settings.resume is None:
-        forget_checkpoints(folder)
-    checkpoint = None if settings.resume is None else latest_checkpoint(folder)
-    _learn(model, callback, settings, folder, checkpoint)
+        checkpoints.forget()
+    _learn(model, callback, settings, folder, checkpoints)
     with written_whole(folder / "model.zip") as temporary:
         model.save(temporary)
     model.policy.load_state_dict(callback.best_weights)
@@ -114,24 +115,40 @@ def train_online(
     return Trained(router, callback.history, callback.best_step)
 
 
+def _identity(task: RetrievalTask, settings: OnlineSettings, learner: str) -> dict[str, Any]:
+    """What tells the checkpoints of this run from those of another; where it lies is no part."""
+    places = ("logdir", "run_name", "resume")
+    return {
+        "learner": learner,
+        "settings": {name: v for name, v in asdict(settings).items() if name not in places},
+        "collection": task.collection.provenance["content"],
+        "encoder": task.embedder.fingerprint(),
+    }
+
+
 def _learn(
     model: OnPolicyAlgorithm,
     validation: ValidationCallback,
     settings: OnlineSettings,
     folder: Path,
-    checkpoint: Checkpoint | None,
+    kept: Checkpoints,
 ) -> None:
-    """Train from the beginning, or from a checkpoint, to the end."""
+    """Train from the beginning, or in a run that goes on from a checkpoint, to the end."""
+    checkpoints = CheckpointCallback(kept, validation, settings.checkpoint_every)
+    logger = Logger(str(folder), [])
+    model.set_logger(logger)
+
+    def take(found: Checkpoint) -> None:
+        model._setup_learn(0)  # makes the buffers that are filled now
+        restore_training(model, found)
+        validation.set_state(model.policy, found.tensors, found.state["validation"])
+        checkpoints.last = found.path
+
+    checkpoint = None if settings.resume is None else kept.restore(take)
     # Events of the checkpoint's own step were written before it was.
     resumed = 0 if settings.resume is not None else None
     events = SyncedTensorBoard(folder, checkpoint.step + 1 if checkpoint else resumed)
-    model.set_logger(Logger(str(folder), [events]))
-    checkpoints = CheckpointCallback(folder, validation, settings.checkpoint_every)
-    if checkpoint is not None:
-        model._setup_learn(0)  # makes the buffers that are filled now
-        restore_training(model, checkpoint)
-        validation.set_state(model.policy, checkpoint.tensors, checkpoint.state["validation"])
-        checkpoints.last = checkpoint.path
+    logger.output_formats.append(events)
     if model.num_timesteps >= settings.timesteps:
         return  # only the report was missing
     bar = ProgressBarCallback()

@@ -1,4 +1,3 @@
-import json
 import math
 import os
 import pickle
@@ -12,6 +11,7 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
 from maw_gym.encoders.text import WordLlama
 from maw_gym.errors import InputError
+from maw_gym.files.tensor_files import read_tensors, write_tensors
 
 SMALL = EncoderSettings(depths=2)
 TEXTS = ["how bees make honey", "", "bread"]
@@ -114,13 +114,10 @@ def test_packaged_token_embeddings_stay_at_home(original):
 
 def changed(original, path, tensors=lambda found: None, settings=lambda found: None):
     """The file with other tensors or settings, still well-formed."""
-    found = load_file(original)
+    told, found = read_tensors(original, "encoder")
     tensors(found)
-    with original.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    content = json.loads(header["__metadata__"]["maw_gym"])
-    settings(content["settings"])
-    save_file(found, path, {"maw_gym": json.dumps(content)})
+    settings(told)
+    write_tensors(path, found, "encoder", told)
 
 
 def test_an_unchanged_copy_loads(original, path):
@@ -155,7 +152,7 @@ TENSORS = {
     ),
     "type": (
         lambda found: found.update({"norm.weight": torch.ones(256, dtype=torch.int64)}),
-        "tensor 'norm.weight' is I64, expected F32",
+        "tensor 'norm.weight' is torch.int64, expected torch.float32",
     ),
 }
 

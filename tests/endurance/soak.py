@@ -22,10 +22,10 @@ from stable_baselines3.common.logger import Logger
 
 from agents.grpo import GRPO
 from agents.sb3.callbacks import SyncedTensorBoard
-from agents.sb3.run_checkpoints import write_checkpoint
 from agents.sb3.training_state import training_state
 from agents.sb3.vec_env import to_sb3
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
+from maw_gym.files.checkpoints import Checkpoints
 
 ENVS = 64
 TRAINING = 1024  # steps of a training
@@ -65,7 +65,8 @@ def train(number: int, folder: Path) -> None:
     events = SyncedTensorBoard(folder / f"run-{number % 5}", None)
     model.set_logger(Logger(str(folder), [events]))
     model.learn(TRAINING)
-    write_checkpoint(folder / f"run-{number % 5}", number, *training_state(model))
+    run = folder / f"run-{number % 5}" / "checkpoints"
+    Checkpoints(run, {"number": number % 5}).write(number, *training_state(model))
     events.close()
     environment.close()
 

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from maw_gym.files.cache import cache_home, content_key, one_builder, written_whole
+from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.files.cache import (
+    cache_home,
+    content_key,
+    kept_or_built,
+    one_builder,
+    sweep,
+    written_whole,
+)
 
 
 def test_the_home_is_where_the_variables_say(monkeypatch):
@@ -74,8 +82,11 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"), written_whole(path) as temporary:
+    with pytest.raises(InputError) as caught, written_whole(path) as temporary:
         temporary.write_text("new")
+    assert str(caught.value) == (
+        f"{path} cannot be written: No space left on device; make room for it or name another place"
+    )
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -103,3 +114,113 @@ def test_a_killed_builder_does_not_block_the_next(tmp_path):
     assert done.returncode == -9
     with FileLock(f"{path}.lock", timeout=0):
         pass
+
+
+@pytest.mark.parametrize("place", ["/dev/null/folder/file", "/proc/file"])
+def test_a_place_that_cannot_be_written_is_named(place):
+    with pytest.raises(InputError) as caught, written_whole(Path(place)):
+        pass
+    assert str(caught.value).startswith(f"{place} cannot be written: ")
+    with pytest.raises(InputError) as caught, one_builder(Path(place)):
+        pass
+    message = str(caught.value)
+    assert message.startswith(f"the cache {Path(place).parent} cannot be written: ")
+    assert message.endswith("; set MAW_GYM_HOME to a folder that can")
+
+
+def test_an_error_of_another_file_is_passed_on(tmp_path):
+    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "file"):
+        (tmp_path / "another").read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_home_folders_are_said_in_one_line(monkeypatch):
+    monkeypatch.setenv("MAW_GYM_HOME", "~nosuchuser/x")
+    with pytest.raises(InputError) as caught:
+        cache_home()
+    assert str(caught.value) == (
+        "no home folder is known for '~nosuchuser/x'; give the whole path of the cache in"
+        " MAW_GYM_HOME"
+    )
+
+
+def read(path):
+    text = path.read_text()
+    if text == "damaged":
+        raise DamagedFileError(f"{path} is damaged")
+    return text
+
+
+def test_what_is_missing_or_damaged_is_built_and_kept(tmp_path, caplog):
+    path = tmp_path / "folder" / "file"
+
+    def build():
+        with written_whole(path) as temporary:
+            temporary.write_text("built")
+        return "built"
+
+    assert kept_or_built(path, read, build) == "built"
+    assert caplog.messages == []
+    path.write_text("older")
+    assert kept_or_built(path, read, build) == "older"
+    path.write_text("damaged")
+    assert kept_or_built(path, read, build) == "built"
+    # Once without the lock and once under it.
+    assert caplog.messages == [f"{path} is damaged; it is made anew"] * 2
+    assert path.read_text() == "built"
+
+
+def test_what_cannot_be_read_is_left_alone(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("whole")
+
+    def refuse(path):
+        raise InputError(f"{path} cannot be read: Permission denied")
+
+    with pytest.raises(InputError, match="Permission denied"):
+        kept_or_built(path, refuse, pytest.fail)
+    assert path.read_text() == "whole"
+
+
+def test_what_is_there_is_read_without_a_lock(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("whole")
+    before = list(tmp_path.iterdir())
+    with one_builder(path):  # as if another process was building
+        assert kept_or_built(path, read, pytest.fail) == "whole"
+    path.with_name("file.lock").unlink()
+    assert kept_or_built(path, read, pytest.fail) == "whole"
+    assert list(tmp_path.iterdir()) == before
+
+
+KILLED = """
+import os, sys, pathlib
+from maw_gym.files.cache import written_whole
+with written_whole(pathlib.Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_sweep_takes_what_the_dead_have_left_and_nothing_else(tmp_path):
+    below = tmp_path / "checkpoints"
+    below.mkdir()
+    for path in (tmp_path / "metrics.json", below / "000000000128.safetensors"):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+        assert done.returncode == -9
+    left = sorted(path.name.rsplit(".", 2)[0] for path in tmp_path.rglob(".*"))
+    assert left == [".000000000128.safetensors", ".metrics.json"]
+    others = [tmp_path / ".config.json", tmp_path / "a.writing", below / ".x.writing.txt"]
+    for path in others:
+        path.write_text("mine")
+    with written_whole(tmp_path / "written now") as temporary:
+        temporary.write_text("half")
+        sweep(tmp_path)
+        assert temporary.read_text() == "half"
+        others.append(temporary)
+        assert sorted(tmp_path.rglob("*.*")) == sorted(others)
+    assert (tmp_path / "written now").read_text() == "half"
+
+
+def test_a_sweep_of_no_folder_finds_nothing(tmp_path):
+    sweep(tmp_path / "nowhere")

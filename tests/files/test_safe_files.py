@@ -13,10 +13,10 @@ import pytest
 import torch
 from tiny_collection import write_tiny_collection
 
-from agents.sb3.run_checkpoints import latest_checkpoint
 from maw_gym.corpora import load_collection, pydocs
 from maw_gym.encoders.encoder_files import load_embedder
 from maw_gym.errors import InputError
+from maw_gym.files.checkpoints import Checkpoints
 from maw_gym.routers.depth_router import load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.table_files import read_table
@@ -178,9 +178,8 @@ def test_the_config_of_a_run(bomb: Bomb, tmp_path: Path):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_checkpoint(form: Callable[[Bomb, Path], None], bomb: Bomb, tmp_path: Path):
-    (tmp_path / "checkpoints").mkdir()
-    form(bomb, tmp_path / "checkpoints" / "000000000128.safetensors")
-    assert latest_checkpoint(tmp_path) is None
+    form(bomb, tmp_path / "000000000128.safetensors")
+    assert Checkpoints(tmp_path, {}).restore(pytest.fail) is None
     assert not bomb.mark.exists()
 
 
@@ -191,7 +190,7 @@ def test_model_zip_is_never_opened(bomb: Bomb, tmp_path: Path):
         RoutedEncoder.from_run(tmp_path)
     with pytest.raises(InputError):
         run_settings(GRPOSettings, tmp_path)
-    assert latest_checkpoint(tmp_path) is None
+    assert Checkpoints(tmp_path, {}).restore(pytest.fail) is None
     assert not bomb.mark.exists()
 
 

@@ -3,13 +3,20 @@ import json
 import os
 import pickle
 import struct
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import fingerprint, read_settings, read_tensors, write_tensors
+from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.files.tensor_files import (
+    check_readable,
+    check_tensors,
+    fingerprint,
+    read_tensors,
+    write_tensors,
+)
 
 TENSORS = {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.zeros(0, 3)}
 SHAPES = {"a": (2, 2), "b": (None, 3)}
@@ -35,8 +42,9 @@ def raw(header, data=b"", length=None):
 
 
 def test_round_trip(path):
-    assert read_settings(path, "thing") == {"x": [1, "é"]}
-    found = read_tensors(path, SHAPES)
+    settings, found = read_tensors(path, "thing")
+    assert settings == {"x": [1, "é"]}
+    check_tensors(path, found, SHAPES)
     assert set(found) == {"a", "b"}
     assert torch.equal(found["a"], TENSORS["a"])
     assert found["b"].shape == (0, 3)
@@ -46,11 +54,11 @@ def test_parameters_and_views_are_saved_as_they_look(tmp_path):
     path = tmp_path / "file.safetensors"
     whole = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
     write_tensors(path, {"whole": whole, "turned": whole.T}, "thing", {})
-    found = read_tensors(path, {"whole": (2, 3), "turned": (3, 2)})
+    found = read_tensors(path, "thing").tensors
     assert found["whole"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     assert found["turned"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
     write_tensors(path, {"part": whole[1]}, "thing", {})
-    assert read_tensors(path, {"part": (3,)})["part"].tolist() == [3.0, 4.0, 5.0]
+    assert read_tensors(path, "thing").tensors["part"].tolist() == [3.0, 4.0, 5.0]
 
 
 def test_equal_contents_make_equal_files(path, tmp_path):
@@ -66,7 +74,7 @@ def test_a_failure_leaves_the_old_file(path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match=r"file\.safetensors cannot be written: No space left"):
         write_tensors(path, {"a": torch.ones(9)}, "thing", {})
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
@@ -74,13 +82,13 @@ def test_a_failure_leaves_the_old_file(path, monkeypatch):
 
 def test_another_kind(path):
     with pytest.raises(InputError) as caught:
-        read_settings(path, "router")
+        read_tensors(path, "router")
     assert refused(caught).endswith("holds a 'thing', not a 'router'")
 
 
 def test_no_file(tmp_path):
     with pytest.raises(InputError) as caught:
-        read_settings(tmp_path / "file.safetensors", "router")
+        read_tensors(tmp_path / "file.safetensors", "router")
     assert refused(caught).startswith("no router file ")
 
 
@@ -106,7 +114,7 @@ def test_damaged_files(tmp_path, content):
     path = tmp_path / "file.safetensors"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        read_settings(path, "thing")
+        read_tensors(path, "thing")
     assert "is not a readable safetensors file" in refused(caught)
 
 
@@ -115,14 +123,14 @@ def test_a_file_cut_short(path):
     for length in (7, 20, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
         with pytest.raises(InputError) as caught:
-            read_settings(path, "thing")
+            read_tensors(path, "thing")
         refused(caught)
 
 
 def test_a_folder_in_place_of_the_file(tmp_path):
     (tmp_path / "file.safetensors").mkdir()
     with pytest.raises(InputError) as caught:
-        read_settings(tmp_path / "file.safetensors", "thing")
+        read_tensors(tmp_path / "file.safetensors", "thing")
     refused(caught)
 
 
@@ -145,7 +153,7 @@ def test_nothing_in_a_file_is_run(tmp_path, form):
     else:
         save_file({"a": torch.ones(1)}, path, {"maw_gym": bomb.decode("latin-1")})
     with pytest.raises(InputError) as caught:
-        read_settings(path, "thing")
+        read_tensors(path, "thing")
     refused(caught)
     assert not target.exists()
     pickle.loads(bomb)  # it was a live one
@@ -169,7 +177,7 @@ def test_foreign_files(tmp_path, metadata):
     path = tmp_path / "file.safetensors"
     save_file({"a": torch.ones(1)}, path, metadata)
     with pytest.raises(InputError) as caught:
-        read_settings(path, "thing")
+        read_tensors(path, "thing")
     assert refused(caught).endswith("was not written by maw_gym; give another thing file")
 
 
@@ -178,7 +186,7 @@ def test_settings_must_be_an_object(tmp_path, settings):
     path = tmp_path / "file.safetensors"
     save_file({}, path, {"maw_gym": f'{{"kind": "thing", "settings": {settings}}}'})
     with pytest.raises(InputError) as caught:
-        read_settings(path, "thing")
+        read_tensors(path, "thing")
     refused(caught)
 
 
@@ -194,8 +202,8 @@ def test_settings_must_be_an_object(tmp_path, settings):
     ],
 )
 def test_other_tensors_than_expected(path, shapes, message):
-    with pytest.raises(InputError) as caught:
-        read_tensors(path, shapes)
+    with pytest.raises(DamagedFileError) as caught:
+        check_tensors(path, read_tensors(path, "thing").tensors, shapes)
     assert refused(caught).endswith(message)
 
 
@@ -203,8 +211,8 @@ def test_other_tensors_than_expected(path, shapes, message):
 def test_values_that_are_not_finite(tmp_path, value):
     path = tmp_path / "file.safetensors"
     write_tensors(path, {"a": torch.tensor([1.0, value])}, "thing", {})
-    with pytest.raises(InputError) as caught:
-        read_tensors(path, {"a": (2,)})
+    with pytest.raises(DamagedFileError) as caught:
+        check_tensors(path, read_tensors(path, "thing").tensors, {"a": (2,)})
     assert refused(caught).endswith("tensor 'a' holds values that are not finite")
 
 
@@ -212,8 +220,9 @@ def test_values_that_are_not_finite(tmp_path, value):
 def test_another_type_than_float32(tmp_path, dtype):
     path = tmp_path / "file.safetensors"
     write_tensors(path, {"a": torch.ones(2).to(dtype)}, "thing", {})
-    with pytest.raises(InputError, match=r"tensor 'a' is \w+, expected F32$"):
-        read_tensors(path, {"a": (2,)})
+    with pytest.raises(DamagedFileError) as caught:
+        check_tensors(path, read_tensors(path, "thing").tensors, {"a": (2,)})
+    assert refused(caught).endswith(f"tensor 'a' is {dtype}, expected torch.float32")
 
 
 def test_the_fingerprint_covers_names_types_shapes_and_values():
@@ -237,11 +246,130 @@ def test_the_fingerprint_covers_names_types_shapes_and_values():
     assert fingerprint({"a": ones, "b": ones}) == fingerprint({"b": ones.clone(), "a": ones.T})
 
 
-def test_a_flipped_bit_is_noticed(tmp_path):
+def content_of(path):
+    """The JSON entry of a file, and all that stands around it."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    return json.loads(header["__metadata__"]["maw_gym"]), header, data[8 + length :]
+
+
+def with_content(path, content):
+    """Write the file anew with another JSON entry."""
+    _, header, data = content_of(path)
+    header["__metadata__"]["maw_gym"] = json.dumps(content)
+    path.write_bytes(raw(header, data))
+
+
+def test_the_checksum_covers_format_kind_settings_and_tensors(path):
+    content, _, _ = content_of(path)
+    assert content == {
+        "format": 1,
+        "kind": "thing",
+        "settings": {"x": [1, "é"]},
+        "checksum": content["checksum"],
+    }
+    covered = (
+        '{"format":1,"kind":"thing","settings":{"x":[1,"\\u00e9"]},"tensors":"'
+        + fingerprint(TENSORS)
+        + '"}'
+    )
+    assert content["checksum"] == hashlib.sha256(covered.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"x": [2, "é"]}},
+        {"settings": {}},
+        {"kind": "router"},
+        {"format": 0},
+        {"format": None},
+        {"checksum": None},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_whatever_is_changed_by_hand_is_noticed(path, change):
+    content, _, _ = content_of(path)
+    with_content(path, content | change)
+    for kind in ("thing", "router"):
+        with pytest.raises(DamagedFileError) as caught:
+            read_tensors(path, kind)
+        assert refused(caught).endswith("is damaged: its checksum is not that of its content")
+
+
+def test_every_flipped_bit_is_refused_or_changes_nothing(path):
+    content = path.read_bytes()
+    before = read_tensors(path, "thing")
+    refusals = 0
+    for bit in range(8 * len(content)):
+        data = bytearray(content)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            found = read_tensors(path, "thing")
+        except InputError:
+            refusals += 1
+            continue
+        assert found.settings == before.settings
+        assert set(found.tensors) == set(before.tensors)
+        assert all(torch.equal(found.tensors[name], before.tensors[name]) for name in TENSORS)
+    assert refusals > 0.99 * 8 * len(content)
+
+
+def test_a_newer_version_is_no_damage(path):
+    content, _, _ = content_of(path)
+    with_content(path, content | {"format": 2})
+    with pytest.raises(InputError) as caught:
+        read_tensors(path, "thing")
+    assert not isinstance(caught.value, DamagedFileError)
+    assert refused(caught).endswith("was written by a newer version of maw_gym; update maw_gym")
+
+
+def test_files_of_earlier_versions_are_read(path):
+    with_content(path, {"kind": "thing", "settings": {"y": 2}, "sha256": fingerprint(TENSORS)})
+    assert read_tensors(path, "thing").settings == {"y": 2}
+    with_content(path, {"kind": "thing", "settings": {"y": 3}})
+    assert read_tensors(path, "thing").settings == {"y": 3}
+    with_content(path, {"kind": "thing", "settings": {}, "sha256": fingerprint({})})
+    with pytest.raises(DamagedFileError, match="is damaged"):
+        read_tensors(path, "thing")
+
+
+def test_settings_are_read_as_json_has_them(tmp_path):
     path = tmp_path / "file.safetensors"
-    write_tensors(path, {"a": torch.tensor([1.0, 2.0])}, "encoder", {})
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1  # of the last number's exponent: still finite
-    path.write_bytes(data)
-    with pytest.raises(InputError, match="is damaged: its checksum"):
-        read_tensors(path, {"a": (2,)})
+    write_tensors(path, {}, "thing", {"pair": (1, 2), "numbers": {10: "a", 2: "b"}, "x": 1e-310})
+    assert read_tensors(path, "thing").settings == {
+        "pair": [1, 2],
+        "numbers": {"10": "a", "2": "b"},
+        "x": 1e-310,
+    }
+
+
+def test_pipes_and_devices_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "file.safetensors")  # reading it would wait for ever
+    for path in (tmp_path / "file.safetensors", Path("/dev/zero")):
+        with pytest.raises(InputError, match="is not a regular file; give the path of"):
+            read_tensors(path, "thing")
+
+
+def test_sizes_are_checked_before_reading(tmp_path):
+    path = tmp_path / "file.json"
+    with path.open("wb") as file:
+        file.truncate(3 * 2**30)  # takes no room on the disk
+    with pytest.raises(InputError) as caught:
+        check_readable(path, "config", 10_000)
+    assert str(caught.value) == (
+        f"{path} has 3221225472 bytes, and a config at most 10000; give another"
+    )
+
+
+def test_a_file_that_cannot_be_opened_is_no_damage(path, monkeypatch):
+    def refuse(*_):
+        raise OSError(24, "Too many open files", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match="cannot be read: Too many open files") as caught:
+        read_tensors(path, "thing")
+    assert not isinstance(caught.value, DamagedFileError)

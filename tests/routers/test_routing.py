@@ -1,12 +1,12 @@
-import json
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from maw_gym.errors import InputError
+from maw_gym.files.tensor_files import read_tensors, write_tensors
 from maw_gym.routers.depth_router import DepthRouter, depth_features, load_router, save_router
 
 TELLS = {"learner": "by hand", "seed": 3}
@@ -158,15 +158,12 @@ def test_unknown_activation_and_layers_that_do_not_fit():
 
 def rewritten(path, change_settings=None, change_tensors=None):
     """Write a router's file anew with other settings or tensors."""
-    tensors = load_file(path)
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        content = json.loads(json.loads(file.read(length))["__metadata__"]["maw_gym"])
+    settings, tensors = read_tensors(path, "router")
     if change_settings:
-        change_settings(content["settings"])
+        change_settings(settings)
     if change_tensors:
         change_tensors(tensors)
-    save_file(tensors, path, {"maw_gym": json.dumps(content)})
+    write_tensors(path, tensors, "router", settings)
 
 
 @pytest.mark.parametrize(

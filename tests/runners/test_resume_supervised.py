@@ -26,7 +26,7 @@ def test_a_killed_run_ends_like_the_whole_one(
     done = run([*line, "whole"], maw_gym_home)
     assert done.returncode == 0, done.stderr
 
-    checkpoint = killed / "router.training.checkpoint"
+    checkpoint = killed / "router.checkpoints"
     with subprocess.Popen(
         [*line, "killed"], env=environment(maw_gym_home),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

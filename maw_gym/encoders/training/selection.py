@@ -1,5 +1,6 @@
 """The trained encoder of a collection: candidates chosen on validation queries, cached."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,7 @@ from maw_gym.encoders.text import WordLlama
 from maw_gym.encoders.training.pairs import pairs_of
 from maw_gym.encoders.training.stages import TrainingSettings, specialise_depths, train
 from maw_gym.encoders.training.validation import Validation
-from maw_gym.errors import InputError
-from maw_gym.files.cache import cache_home, content_key, one_builder
+from maw_gym.files.cache import cache_home, content_key, kept_or_built
 from maw_gym.files.epoch_checkpoints import forget_checkpoints
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,14 @@ def trained_embedder(
         how it was trained.
     """
     settings = settings or TrainingSettings()
-    with one_builder(_path("chosen", [collection], device, settings)) as path:
-        try:
-            embedder, provenance = load_embedder(path)
-        except InputError:
-            embedder, provenance = _choose(collection, device, settings)
-            save_embedder(path, embedder, provenance)
+    path = _path("chosen", [collection], device, settings)
+
+    def build() -> tuple[Embedder, dict[str, Any]]:
+        embedder, provenance = _choose(collection, device, settings)
+        save_embedder(path, embedder, provenance)
+        return embedder, provenance
+
+    embedder, provenance = kept_or_built(path, load_embedder, build)
     return embedder.to(device), provenance
 
 
@@ -110,17 +112,18 @@ def _trained(
     settings: TrainingSettings,
 ) -> tuple[Embedder, dict[str, Any]]:
     """The embedder trained on `sources` and judged on the first of them; read if it was built."""
-    with one_builder(_path("trained", sources, device, settings)) as path:
-        try:
-            embedder, provenance = load_embedder(path)
-            forget_checkpoints(path)
-            return embedder.to(device), provenance
-        except InputError as problem:
-            log.info("training an encoder on %s (%s)", [s.name for s in sources], problem)
+    path = _path("trained", sources, device, settings)
+
+    def build() -> tuple[Embedder, dict[str, Any]]:
+        log.info("training an encoder on %s", [source.name for source in sources])
         embedder, provenance = train_encoder(sources, sources[0], device, settings, checkpoint=path)
         save_embedder(path, embedder, provenance)
+        return embedder, provenance
+
+    embedder, provenance = kept_or_built(path, load_embedder, build)
+    with contextlib.suppress(OSError):  # left by a kill after the end; the cache may be read-only
         forget_checkpoints(path)
-    return embedder, provenance
+    return embedder.to(device), provenance
 
 
 def train_encoder(
@@ -140,7 +143,7 @@ def train_encoder(
         settings: see `TrainingSettings`.
         shape: of the encoder; None is the default MAW encoder. NON-MAW encoders and a training
             without depth epochs have no second stage.
-        checkpoint: the file that the encoder is trained for; its epochs are kept beside it, and a
+        checkpoint: the file that the encoder is trained for; epochs are kept beside it, and a
             training that was stopped goes on after its last one. None keeps nothing.
 
     Returns:

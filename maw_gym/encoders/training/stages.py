@@ -23,7 +23,7 @@ from maw_gym.encoders.text import padded
 from maw_gym.encoders.training.pairs import Pairs
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
-from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress, stage_file
+from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress, stage_folder
 from maw_gym.files.tensor_files import fingerprint
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def train(
         "pairs": [len(pairs.queries), len(pairs.documents)],
         "clusters": None if clusters is None else fingerprint({"clusters": clusters}),
     }
-    place = None if checkpoint is None else stage_file(checkpoint, stage)
+    place = None if checkpoint is None else stage_folder(checkpoint, stage)
     kept = EpochCheckpoints(place, about, embedder.tensors(), optimizer, generator, schedule)
     done, best, _ = kept.restore(Progress(0, best, []))
     with tqdm(total=steps, desc=f"training {stage}", delay=2, leave=False) as bar:

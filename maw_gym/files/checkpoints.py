@@ -1,0 +1,175 @@
+"""Where a training stands: one checksummed file for each step kept, in a folder of its own.
+
+A checkpoint holds tensors and JSON and nothing else, so that going on with a training never runs
+what is in a file. It says what it is a checkpoint of: one of something else is not taken.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.files.cache import content_key, sweep
+from maw_gym.files.tensor_files import read_tensors, write_tensors
+
+log = logging.getLogger(__name__)
+
+KIND: Final = "checkpoint"
+OPTIMIZER: Final = "optimizer"
+
+# What a state of another version of the code, or of other shapes, does to the one who takes it up.
+UNUSABLE: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class Checkpoint(NamedTuple):
+    """The state of a training between two steps.
+
+    Attributes:
+        path: the file.
+        step: how far the training is, counted in what it counts.
+        tensors: by name.
+        state: JSON values.
+    """
+
+    path: Path
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one training.
+
+    Args:
+        folder: holds them and nothing else.
+        about: JSON values that tell this training from all others.
+        kept: of the newest checkpoints; those before are deleted.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], kept: int = 2) -> None:
+        self.folder = folder
+        self.kept = kept
+        self.identity = content_key(about)
+
+    def files(self) -> list[Path]:
+        """The files, oldest first."""
+        return sorted(self.folder.glob("[0-9]*.safetensors"))
+
+    def write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint, then delete those that are no longer kept.
+
+        Whatever goes wrong, a full disk included, the checkpoints before are left whole.
+
+        Args:
+            step: names the file.
+            tensors: by name, of any type, none sharing memory with another.
+            state: JSON values.
+
+        Returns:
+            The file.
+        """
+        path = self.folder / f"{step:012d}.safetensors"
+        settings = {"identity": self.identity, "step": step, "state": state}
+        write_tensors(path, tensors, KIND, settings)
+        # The new name must outlive a power cut before the old file goes.
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        for old in self.files()[: -self.kept]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def restore(self, take: Callable[[Checkpoint], None]) -> Checkpoint | None:
+        """Let `take` put a training where the newest usable checkpoint says.
+
+        One that is damaged is deleted, one of another training is passed over, and one whose state
+        `take` cannot use gives way to the one before. All of it is logged.
+
+        Returns:
+            The checkpoint taken; None where there is none, and then nothing was touched.
+
+        Raises:
+            InputError: a file cannot be read, is of another version, or `take` could use none.
+        """
+        unusable = None
+        for path in reversed(self.files()):
+            try:
+                settings, tensors = read_tensors(path, KIND)
+            except DamagedFileError as problem:
+                log.warning("checkpoint deleted: %s", problem)
+                path.unlink(missing_ok=True)
+                continue
+            if "identity" not in settings:
+                raise InputError(
+                    f"{path} was written by an earlier version of maw_gym; delete it and start anew"
+                )
+            if settings["identity"] != self.identity or int(path.stem) != settings["step"]:
+                log.warning("checkpoint left out: %s is of another training or step", path)
+                continue
+            checkpoint = Checkpoint(path, settings["step"], tensors, settings["state"])
+            try:
+                take(checkpoint)
+                return checkpoint
+            except UNUSABLE as problem:
+                unusable = f"{path} cannot be used ({type(problem).__name__}: {problem})"
+                log.warning("checkpoint left out: %s", unusable)
+        if unusable is not None:
+            raise InputError(f"{unusable}; start the training anew")
+        return None
+
+    def forget(self) -> None:
+        """Delete all, of a training that is done or that begins anew."""
+        for path in self.files():
+            path.unlink(missing_ok=True)
+        sweep(self.folder)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any]:
+    """What an optimizer has gathered, as tensors by name, and its settings as JSON values."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{OPTIMIZER}/{row}/{name}": value
+        for row, entries in state["state"].items()
+        for name, value in entries.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: Any
+) -> None:
+    """Put an optimizer of the same parameters where `optimizer_state` found one.
+
+    Args:
+        optimizer: is changed.
+        tensors: those of the optimizer, among others.
+        groups: its settings.
+    """
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith(f"{OPTIMIZER}/"):
+            _, row, entry = name.split("/")
+            entries.setdefault(int(row), {})[entry] = value
+    plain = optimizer.state_dict()["param_groups"]
+    # Lists in JSON are tuples in some settings.
+    groups = [
+        {name: tuple(v) if isinstance(own.get(name), tuple) else v for name, v in group.items()}
+        for own, group in zip(plain, groups, strict=True)
+    ]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})

@@ -23,7 +23,13 @@ from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.text import padded
 from maw_gym.errors import InputError
 from maw_gym.tables.task import resolve_device
-from runners.benchmarks.attention_rows import Problem, attention_rows, random_problem
+from runners.benchmarks.attention_rows import (
+    CPU_SHAPES,
+    CUDA_SHAPES,
+    QUICK_SHAPES,
+    Problem,
+    attention_rows,
+)
 from runners.benchmarks.measuring import Row, machine
 from runners.benchmarks.profiles import profile_rows
 from runners.benchmarks.stack import (
@@ -35,12 +41,7 @@ from runners.benchmarks.stack import (
 from runners.experiments.runs import run_main, write_json
 
 PARTS = ("attention", "table", "environment", "training", "profile")
-SHAPES = {"4 x 128": (4, 128), "64 x 24": (64, 24), "8 x 512": (8, 512)}
-CUDA_SHAPES = {"4 x 128": (4, 128), "64 x 24": (64, 24), "256 x 128": (256, 128)}
-CUDA_SHAPES |= {"64 x 512": (64, 512)}
-QUICK_SHAPES = {"2 x 9": (2, 9)}
 SIZES = (1, 64, 1024, 8192)
-HEADS, DEPTHS, WIDTH = 8, 32, 256
 RAGGED_QUERIES = 64
 
 
@@ -119,16 +120,13 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
     embedder = untrained_embedder(collection.doc_texts).to(device)
     rows: list[Row] = []
     if "attention" in settings.parts:
-        shapes = QUICK_SHAPES if settings.quick else CUDA_SHAPES if cuda else SHAPES
-        problems = {
-            name: random_problem([size] * batch, HEADS, DEPTHS, WIDTH, device)
-            for name, (batch, size) in shapes.items()
-        }
+        shapes = QUICK_SHAPES if settings.quick else CUDA_SHAPES if cuda else CPU_SHAPES
+        limits = (rounds, settings.budget, with_compiled)
+        for shape in shapes:
+            rows += attention_rows(str(shape), shape.problem(device), *limits)
         texts = max((queries.texts for queries in collection.splits.values()), key=len)
-        problems[f"queries of {collection.name}"] = ragged_problem(embedder, texts)
-        for case in list(problems):
-            problem = problems.pop(case)  # a large one is gone before the next
-            rows += attention_rows(case, problem, rounds, settings.budget, with_compiled)
+        ragged = ragged_problem(embedder, texts)
+        rows += attention_rows(f"queries of {collection.name}", ragged, *limits)
     if {"table", "environment", "training"} & set(settings.parts):
         found, table = table_rows(collection, embedder, device)
         if "table" in settings.parts:

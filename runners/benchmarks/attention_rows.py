@@ -21,6 +21,44 @@ from runners.benchmarks.measuring import Row, interleaved, peak_memory, row
 SEED, TENSOR, OURS, FLOOR = "the seed's way", "5D tensor", "depth_statistics", "floor"
 COMPILED = "torch.compile"
 COMPILED_DEPTHS = 4  # depths at once: all of them do not fit at the larger shapes
+DEPTHS = 32
+
+
+class Shape(NamedTuple):
+    """A batch of texts of equal length, and the width and heads of their hidden states.
+
+    The default is that of static embeddings; `MINILM` is that of MiniLM and its like.
+    """
+
+    texts: int
+    tokens: int
+    heads: int = 8
+    width: int = 256
+
+    def __str__(self) -> str:
+        width = "" if self.width == Shape._field_defaults["width"] else f", h = {self.width}"
+        return f"{self.texts} x {self.tokens}{width}"
+
+    def problem(self, device: torch.device) -> "Problem":
+        """Random inputs of this shape for 32 depths."""
+        return random_problem([self.tokens] * self.texts, self.heads, DEPTHS, self.width, device)
+
+
+MINILM = {"heads": 12, "width": 384}
+CPU_SHAPES = (
+    Shape(4, 128),
+    Shape(4, 128, **MINILM),
+    Shape(64, 24),
+    Shape(64, 32, **MINILM),
+    Shape(8, 512),
+)
+CUDA_SHAPES = (
+    *CPU_SHAPES[:-1],
+    Shape(256, 128),
+    Shape(256, 128, **MINILM),
+    Shape(64, 512),
+)
+QUICK_SHAPES = (Shape(2, 9),)
 
 
 class Problem(NamedTuple):

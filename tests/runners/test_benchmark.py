@@ -17,9 +17,11 @@ from maw_gym.errors import InputError
 from runners.benchmark import BenchmarkSettings
 from runners.benchmarks.attention_rows import (
     FLOOR,
+    MINILM,
     OURS,
     SEED,
     TENSOR,
+    Shape,
     attention_rows,
     random_problem,
     seeds_way,
@@ -57,6 +59,15 @@ def test_all_ways_compute_the_same() -> None:
             assert one == pytest.approx(entropy[text, d].item(), abs=1e-5)
             assert other == pytest.approx(focus[text, d].item(), abs=1e-5)
             torch.testing.assert_close(embedding.flatten(), pooled[text, d], atol=1e-5, rtol=1e-5)
+
+
+def test_shapes_say_their_width_where_it_is_another() -> None:
+    assert (str(Shape(4, 128)), str(Shape(2, 3, **MINILM))) == ("4 x 128", "2 x 3, h = 384")
+    problem = Shape(2, 3, **MINILM).problem(CPU)
+    assert problem.x.shape == (2, 3, 384)
+    assert problem.value.shape == (2, 12, 3, 32)
+    assert problem.query_weight.shape == (32 * 384, 384)
+    assert problem.lengths == [3, 3]
 
 
 def test_rows_of_one_problem() -> None:

@@ -1,6 +1,7 @@
 """RoutedEncoder: a trained encoder and a trained router together, texts in, rankings out."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -9,11 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from maw_gym.checks import checked_int, checked_texts
 from maw_gym.encoders.clusters import contents
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import fingerprint
+from maw_gym.files.cache import expanded
+from maw_gym.files.tensor_files import check_readable, fingerprint
 from maw_gym.retrieval.document_index import DocumentIndex
 from maw_gym.retrieval.ranking import rank
 from maw_gym.routers.depth_router import DepthRouter, load_router
@@ -28,6 +31,7 @@ from maw_gym.tables.task import resolve_device
 
 ENCODER_FILE = "encoder.safetensors"
 ROUTER_FILE = "router.safetensors"
+LARGEST_CONFIG = 50_000_000  # bytes; runs write some 10,000
 
 
 class RoutedEncoder:
@@ -84,7 +88,7 @@ class RoutedEncoder:
         Raises:
             InputError: a file is missing, damaged or foreign, or the two do not belong together.
         """
-        folder = Path(path).expanduser()
+        folder = expanded(path)
         if not folder.is_dir():
             raise InputError(f"no run folder {str(folder)!r}; give the folder of a training run")
         embedder, _ = load_embedder(folder / ENCODER_FILE)
@@ -94,7 +98,7 @@ class RoutedEncoder:
 
     def encode_queries(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Embeddings (N, h) of unit length, and the depths (N,) that they were routed through."""
-        ids = self.embedder.query_ids(_texts(texts))
+        ids = self.embedder.query_ids(checked_texts(texts))
         table = self._table(ids)
         depths, _ = self.router.predict(table.observation(self.router.observation))
         embeddings = self.embedder.encode_ids(ids, torch.from_numpy(depths))
@@ -102,11 +106,11 @@ class RoutedEncoder:
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings (N, h) of unit length; a text without tokens has the zero vector."""
-        return self.embedder.encode_documents(_texts(texts)).cpu().numpy()
+        return self.embedder.encode_documents(checked_texts(texts)).cpu().numpy()
 
     def observe(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Observations (N, O) of the router, as a depth table has them."""
-        ids = self.embedder.query_ids(_texts(texts))
+        ids = self.embedder.query_ids(checked_texts(texts))
         return self._table(ids).observation(self.router.observation)
 
     def fit(self, doc_ids: Sequence[str], doc_texts: Sequence[str]) -> Self:
@@ -119,12 +123,13 @@ class RoutedEncoder:
         Raises:
             InputError: no document, an id given twice, or lengths that differ.
         """
-        names, texts = _texts(doc_ids), _texts(doc_texts)
+        names = checked_texts(doc_ids, "document ids")
+        texts = checked_texts(doc_texts)
         if not names or len(names) != len(texts):
             raise InputError(f"{len(names)} document ids for {len(texts)} texts; give one each")
-        if len(set(names)) != len(names):
-            twice = next(name for row, name in enumerate(names) if name in names[:row])
-            raise InputError(f"document ids must differ; {twice!r} is given twice")
+        name, count = Counter(names).most_common(1)[0]
+        if count > 1:
+            raise InputError(f"document ids must differ; {name!r} is given {count} times")
         vectors = self.embedder.encode_documents(texts, progress=True)
         self.index = DocumentIndex(names, vectors)
         return self
@@ -145,8 +150,7 @@ class RoutedEncoder:
         """
         if self.index is None:
             raise InputError("there is nothing to search yet; call fit(doc_ids, doc_texts) first")
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
+        k = checked_int(k, "k", 1)
         embeddings, _ = self.encode_queries(queries)
         found = rank(self.index, torch.from_numpy(embeddings).to(self.index.device), k)
         names = self.index.doc_ids
@@ -178,18 +182,13 @@ class RoutedEncoder:
         return DepthTable(tuple(str(row) for row in range(len(ids))), **columns)
 
 
-def _texts(texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise InputError(f"give a list of texts, not the single text {texts[:60]!r}")
-    return list(texts)
-
-
 def _dataset(path: Path) -> str | None:
     """The dataset named in a run's config.json; None without the file or the name."""
+    if not path.exists():
+        return None
+    check_readable(path, "config.json of a run", LARGEST_CONFIG)
     try:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable as JSON: {error}") from None
     settings = config.get("settings") if isinstance(config, dict) else None

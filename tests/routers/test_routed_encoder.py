@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.clusters import cluster, contents
 from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
 from maw_gym.errors import InputError
+from maw_gym.files.tensor_files import fingerprint
 from maw_gym.retrieval.evaluation import evaluate_rankings
 from maw_gym.routers.depth_router import DepthRouter, save_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
@@ -227,12 +229,94 @@ def test_mistakes_in_calls(task: RetrievalTask) -> None:
         routed.encode_queries("honey")
     with pytest.raises(InputError, match="1 document ids for 2 texts"):
         routed.fit(["a"], ["x", "y"])
-    with pytest.raises(InputError, match="'a' is given twice"):
+    with pytest.raises(InputError, match="document ids must differ; 'a' is given 2 times"):
         routed.fit(["a", "b", "a"], ["x", "y", "z"])
     with pytest.raises(InputError, match="0 document ids"):
         routed.fit([], [])
-    with pytest.raises(InputError, match="k must be at least 1, got 0"):
+    with pytest.raises(InputError, match="k must be a whole number of 1 or more, got 0"):
         routed.fit(["a"], ["x"]).search(["honey"], k=0)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (None, "give a list of texts, not None"),
+        (3, "give a list of texts, not 3"),
+        (b"honey", "texts must be strings; number 0 is 104 of type int"),
+        (["honey", None], "texts must be strings; number 1 is None of type NoneType"),
+        ([b"honey"], "texts must be strings; number 0 is b'honey' of type bytes"),
+        ([["honey"]], "texts must be strings; number 0 is ['honey'] of type list"),
+        ([1.5], "texts must be strings; number 0 is 1.5 of type float"),
+    ],
+)
+def test_what_is_no_text_is_refused(task: RetrievalTask, texts: Any, message: str) -> None:
+    routed = RoutedEncoder(task.embedder, fixed_router(task, 0)).fit(["a"], ["x"])
+    calls = [routed.encode_queries, routed.encode_documents, routed.observe, routed.search]
+    for call in (*calls, lambda given: routed.fit(["a"], given)):
+        with pytest.raises(InputError) as caught:
+            call(texts)
+        assert str(caught.value) == message
+
+
+def test_ids_are_checked_before_documents_are_encoded(
+    task: RetrievalTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routed = RoutedEncoder(task.embedder, fixed_router(task, 0))
+    monkeypatch.setattr(type(task.embedder), "encode_documents", pytest.fail)
+    with pytest.raises(InputError, match="document ids must be strings; number 1 is 7 of type int"):
+        routed.fit(["a", 7], ["x", "y"])  # type: ignore[list-item]
+    many = [str(number) for number in range(200_000)]
+    start = time.perf_counter()
+    with pytest.raises(InputError, match="document ids must differ; '199999' is given 2 times"):
+        routed.fit([*many, "199999"], [*many, ""])
+    assert time.perf_counter() - start < 10  # over a minute where each id is sought in a list
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, "3", None, True])
+def test_k_is_a_whole_number(task: RetrievalTask, k: Any) -> None:
+    routed = RoutedEncoder(task.embedder, fixed_router(task, 0)).fit(["a"], ["x"])
+    with pytest.raises(InputError) as caught:
+        routed.search(["honey"], k)
+    assert str(caught.value) == f"k must be a whole number of 1 or more, got {k!r}"
+
+
+def test_a_pipe_or_a_huge_config_is_not_read(task: RetrievalTask, tmp_path: Path) -> None:
+    run = a_run(tmp_path, task, fixed_router(task, 0))
+    os.mkfifo(run / "config.json")
+    with pytest.raises(InputError, match=r"config\.json is not a regular file"):
+        RoutedEncoder.from_run(run, "cpu")
+    (run / "config.json").unlink()
+    with (run / "config.json").open("wb") as file:
+        file.truncate(2**32)
+    with pytest.raises(InputError, match=r"has 4294967296 bytes, and a config\.json of a run at"):
+        RoutedEncoder.from_run(run, "cpu")
+
+
+def test_the_folder_of_an_unknown_user() -> None:
+    with pytest.raises(InputError) as caught:
+        RoutedEncoder.from_run("~nosuchuser/run")
+    assert str(caught.value) == "no home folder is known for '~nosuchuser/run'; give the whole path"
+
+
+def test_a_router_that_knows_its_encoder_by_the_weights_alone(task: RetrievalTask) -> None:
+    """As routers of versions before 0.2 do."""
+    router = fixed_router(task, 0)
+    router.settings["encoder"] = fingerprint(task.embedder.tensors())
+    assert RoutedEncoder(task.embedder, router).encode_queries(["honey"])[1].tolist() == [0]
+
+
+def test_heads_and_cuts_are_part_of_the_encoder(task: RetrievalTask) -> None:
+    router = fixed_router(task, 0)
+    fewer = untrained_embedder(task.collection.doc_texts, EncoderSettings(depths=DEPTHS, heads=4))
+    fewer.encoder.load_state_dict(
+        {name: w for name, w in task.embedder.tensors().items() if name != "centroids"},
+        strict=False,
+    )
+    fewer.maw.centroids = task.embedder.maw.centroids
+    assert fingerprint(fewer.tensors()) == fingerprint(task.embedder.tensors())
+    for other in (fewer, replace(task.embedder, query_tokens=8)):
+        with pytest.raises(InputError, match="this router was trained for encoder"):
+            RoutedEncoder(other, router)
 
 
 def test_columns_are_clamped_roundings_and_nothing_worse() -> None:

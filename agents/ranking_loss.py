@@ -6,7 +6,6 @@ Notation: N training queries, B of one batch, D depths, h embedding width, M doc
 import math
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,9 +80,9 @@ class RankingLoss:
         self.generator = generator
         self.index = task.index
         queries = task.collection.splits["train"]
+        self.first_of = torch.from_numpy(task.index.first_of)
         self.relevant = [
-            torch.from_numpy(np.unique(task.index.vector_of[one.documents]))
-            for one in task.index.relevant(queries)
+            self.first_of[one.documents].unique() for one in task.index.relevant(queries)
         ]
         count = len(queries.ids)
         rows = torch.arange(count)
@@ -102,8 +101,8 @@ class RankingLoss:
             return choice.sum() * 0
         device = choice.device
         relevant = [self.relevant[row] for row in rows.cpu()[held].tolist()]
-        total = len(self.index.vectors)
-        drawn = torch.randint(total, (self.negatives,), generator=self.generator)
+        total = len(self.index)
+        drawn = self.first_of[torch.randint(total, (self.negatives,), generator=self.generator)]
         documents = torch.cat([*relevant, drawn]).unique()
         judged = torch.zeros(len(relevant), len(documents), dtype=torch.bool)
         for row, found in enumerate(relevant):

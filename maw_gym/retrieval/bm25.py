@@ -21,7 +21,7 @@ from tqdm import tqdm
 from maw_gym.errors import DamagedFileError
 from maw_gym.files.tensor_files import read_tensors, write_tensors
 from maw_gym.retrieval.document_index import Integers, trec_order
-from maw_gym.retrieval.ranking import Ranking
+from maw_gym.retrieval.search import Ranking
 
 CHUNK: Final = 8192  # documents whose words are held at once
 KIND: Final = "BM25 index"

@@ -1,12 +1,13 @@
-"""DocumentIndex: documents to rank, equal ones scored once, in trec_eval's order of equal scores.
+"""DocumentIndex: documents to rank, equal ones with equal scores, in trec_eval's order of those.
 
-Notation: N documents, U distinct vectors of theirs, h embedding width, R rows of queries.
+Notation: N documents, h embedding width, R rows of queries, C documents listed for a query.
 
-trec_eval orders by score descending, then by document id DEscending (strcmp on UTF-8 bytes). A
-`tie_rank` is a document's place in that second order: of equal scores the smaller goes first.
+trec_eval orders by score descending, then by document id DEscending (strcmp on UTF-8 bytes).
+`tie_of` is a document's place in that second order: of equal scores the smaller goes first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ from maw_gym.corpora.records import QuerySet
 
 EMPTY_SCORE: Final = -2.0  # of a document without text: below every cosine, and finite
 SAME: Final = 1e-6  # documents nearer than this are one vector: rounding must not order equal texts
+BLOCK_ROWS: Final = 16_384  # of embeddings looked at at once
+GATHERED: Final = 2**18  # numbers of embeddings gathered at once: what stays in a cache
 
 Integers = NDArray[np.int64]
 
@@ -35,11 +38,15 @@ class DocumentIndex:
     """Documents to be ranked whole or in candidate lists, with ties broken as trec_eval does.
 
     Equal documents must tie exactly, but matrix products round differently by column, and encoders
-    by batch. So vectors within 1e-6 of each other (L2) are one vector, scored once.
+    by batch. So vectors within 1e-6 of each other (L2) have the score of the first of them.
+
+    The embeddings are held as they are given, once: they may be a map of a file, and float16. What
+    is kept beside them is some numbers per document.
 
     Args:
         doc_ids: N different ids.
-        embeddings: (N, h) float32, rows of unit length, or zero for a document without text.
+        embeddings: (N, h) float32 or float16, rows of unit length, or zero for a document without
+            text.
         device: where scores are computed; None is where `embeddings` lies.
 
     Raises:
@@ -53,29 +60,31 @@ class DocumentIndex:
             raise ValueError(
                 f"{len(doc_ids)} ids for embeddings of shape {tuple(embeddings.shape)}"
             )
-        check_finite(embeddings, "document")
         self.doc_ids = tuple(doc_ids)
-        self.positions = {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
-        if len(self.positions) != len(self.doc_ids):
+        if len(set(self.doc_ids)) != len(self.doc_ids):
             raise ValueError("document ids must differ; one is given twice")
+        self.vectors = embeddings.detach()  # (N, h)
         self.device = torch.device(device) if device is not None else embeddings.device
         self.tie_order = trec_order(self.doc_ids)  # (N,) documents
         self.tie_of = np.argsort(self.tie_order)  # (N,) by document
-        # + 0.0 turns -0.0 into 0.0, which has other bytes.
-        rows = embeddings.detach().to("cpu", torch.float32).numpy() + np.float32(0)
-        first, self.vector_of = distinct_rows(rows, SAME)  # by document
-        self.vectors = torch.from_numpy(rows[first]).to(self.device)  # (U, h)
-        self.empty = (self.vectors == 0).all(1)  # (U,), at most one is True
-        # Columns of the whole collection: each distinct vector's first document, then the copies.
-        copies = np.setdiff1d(np.arange(len(rows)), first)
-        columns = np.concatenate([first, copies])
-        self.column_of = np.argsort(columns)  # (N,) by document
-        self.columns = torch.from_numpy(columns).to(self.device)  # (N,) documents
-        self.tie_rank = torch.from_numpy(self.tie_of[columns]).to(self.device)  # (N,) by column
-        self.copied = torch.from_numpy(self.vector_of[copies]).to(self.device)  # (N - U,)
+        self.first_of, empty = first_of_equals(self.vectors, SAME)  # (N,) the document it equals
+        self.empty = torch.from_numpy(empty).to(self.device)  # (E,) documents
+        copies = np.flatnonzero(self.first_of != np.arange(len(self)))
+        self._copies = torch.from_numpy(copies).to(self.device)
+        self._firsts = torch.from_numpy(self.first_of[copies]).to(self.device)
 
     def __len__(self) -> int:
         return len(self.doc_ids)
+
+    @cached_property
+    def tie_rank(self) -> Tensor:
+        """`tie_of` (N,) on the index's device."""
+        return torch.from_numpy(self.tie_of).to(self.device)
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Position of each id."""
+        return {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
 
     def relevant(self, queries: QuerySet) -> list[Relevant]:
         """The relevant documents of every query: graded above 0 and in this index."""
@@ -90,35 +99,58 @@ class DocumentIndex:
         return found
 
     def scores(self, queries: Tensor) -> Tensor:
-        """Cosines (R, N) of queries (R, h) on this device; `columns` names the documents."""
-        distinct = len(self.vectors)
-        scores = torch.empty(len(queries), len(self), device=self.device)
-        torch.mm(queries, self.vectors.T, out=scores[:, :distinct])
-        scores[:, self.empty.nonzero()[:, 0]] = EMPTY_SCORE
-        if distinct < len(self):
-            scores[:, distinct:] = scores[:, self.copied]
+        """Cosines (R, N) of queries (R, h) on the index's device with all documents."""
+        scores = queries @ self.vectors.to(self.device, queries.dtype).T
+        scores[:, self.empty] = EMPTY_SCORE
+        if len(self._copies):
+            scores[:, self._copies] = scores[:, self._firsts]
         return scores
 
     def candidate_scores(self, queries: Tensor, documents: Integers) -> Tensor:
-        """Cosines (b, D, C) of queries (b, D, h) on this device with their own lists of documents.
+        """Cosines (b, D, C) of queries (b, D, h) on the index's device with their own documents.
 
         Args:
             queries: D embeddings of each of b queries.
             documents: (b, C), -1 where a list is shorter: scored -inf.
         """
-        vectors = self.vector_of[documents]
-        # Equal vectors take the score of the first of them, see the class.
-        firsts = np.empty_like(documents)
-        for row, one in enumerate(vectors):
-            _, first, place = np.unique(one, return_index=True, return_inverse=True)
-            firsts[row] = first[place]
-        chosen = torch.from_numpy(vectors).to(self.device)
-        source = torch.from_numpy(firsts).to(self.device)[:, None].expand(-1, queries.shape[1], -1)
-        scores = torch.bmm(queries, self.vectors[chosen].mT).gather(2, source)
-        scores.masked_fill_(self.empty[chosen][:, None], EMPTY_SCORE)
-        return scores.masked_fill_(
-            torch.from_numpy(documents < 0).to(self.device)[:, None], -torch.inf
-        )
+        vectors = self.first_of[documents]
+        # Equal vectors take the score of the first of them in the list, see the class.
+        sources = np.empty_like(documents)
+        for row, listed in enumerate(vectors):
+            _, first, inverse = np.unique(listed, return_index=True, return_inverse=True)
+            sources[row] = first[inverse]
+        source = torch.from_numpy(sources).to(self.device)[:, None].expand(-1, queries.shape[1], -1)
+        scores = torch.bmm(queries, self._rows(vectors).mT).gather(2, source)
+        return self._marked(scores, documents)
+
+    def exact_scores(self, queries: Tensor, documents: Integers) -> Tensor:
+        """Cosines (b, C) of queries (b, h) with their own documents, by sums in float64.
+
+        Unlike those of a matrix product, they do not depend on what else is computed beside them:
+        the order they make is the same in blocks, parts and processes of any number.
+
+        Args:
+            queries: on the index's device.
+            documents: (b, C), -1 where a list is shorter: scored -inf.
+        """
+        vectors = self._rows(self.first_of[documents]).double()
+        scores = (vectors * queries[:, None].double()).sum(-1).float()
+        return self._marked(scores[:, None], documents)[:, 0]
+
+    def gathered(self, listed: int, count: int) -> Iterator[slice]:
+        """Portions of `count` lists whose `listed` embeddings each fit into memory."""
+        return steps(count, GATHERED // max(listed * self.vectors.shape[1], 1))
+
+    def _rows(self, documents: Integers) -> Tensor:
+        """Vectors (*, h) float32 of documents (*) on the index's device."""
+        chosen = torch.from_numpy(documents).to(self.vectors.device)
+        return self.vectors[chosen].to(self.device, torch.float32)
+
+    def _marked(self, scores: Tensor, documents: Integers) -> Tensor:
+        """`scores` (b, D, C) with those of empty documents, and of none at all, put right."""
+        listed = torch.from_numpy(documents).to(self.device)[:, None]
+        scores.masked_fill_(torch.isin(listed, self.empty), EMPTY_SCORE)
+        return scores.masked_fill_(listed < 0, -torch.inf)
 
 
 def trec_order(doc_ids: Sequence[str]) -> Integers:
@@ -128,34 +160,84 @@ def trec_order(doc_ids: Sequence[str]) -> Integers:
     return np.array(sorted(range(len(keys)), key=keys.__getitem__, reverse=True), np.int64)
 
 
-def distinct_rows(rows: NDArray[np.float32], tolerance: float) -> tuple[Integers, Integers]:
-    """Rows that differ by more than `tolerance` (L2), and which of them stands for each row.
+def first_of_equals(vectors: Tensor, tolerance: float) -> tuple[Integers, Integers]:
+    """For each row the first of the rows that equal it, and which rows are zero.
+
+    Rows within `tolerance` (L2) are equal, and what is equal to the same row. Looked at block by
+    block: beside the rows themselves no more than some numbers of each are held.
+
+    Args:
+        vectors: (N, h).
+        tolerance: at least 0.
 
     Returns:
-        first: (U,) the first row of each group, ascending.
-        group: (N,) in [0, U); rows that are equal or near are of one group.
+        first: (N,) at most the row itself.
+        empty: the rows that are zero, ascending.
+
+    Raises:
+        ValueError: a value that is not finite.
     """
-    as_bytes = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.itemsize * rows.shape[1])))
-    _, first, inverse = np.unique(as_bytes[:, 0], return_index=True, return_inverse=True)
-    different = rows[first]
-    # Near rows lie near on any line: sort along a random one, compare neighbours only.
-    line = np.random.default_rng(0).standard_normal(rows.shape[1])
-    place = different.astype(np.float64) @ (line / np.linalg.norm(line))
-    order = np.argsort(place)
-    pairs = [np.empty((2, 0), np.int64)]
-    for shift in range(1, len(order)):
-        near = np.flatnonzero(place[order[shift:]] - place[order[:-shift]] <= tolerance)
-        if not len(near):
-            break
-        one, other = order[near], order[near + shift]
-        same = np.linalg.norm(different[one] - different[other], axis=1) <= tolerance
-        pairs.append(np.stack([one[same], other[same]]))
-    one, other = np.concatenate(pairs, axis=1)
-    graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(order), len(order)))
+    count, width = vectors.shape
+    # Equal rows have equal places on any line, near ones near places; three lines part the rest.
+    lines = np.random.default_rng(0).standard_normal((3, width))
+    lines /= np.linalg.norm(lines, axis=1, keepdims=True)
+    place = np.empty((3, count))
+    empty = [np.zeros(0, np.int64)]
+    for some in steps(count, BLOCK_ROWS):
+        block = vectors[some].to("cpu", torch.float32)
+        check_finite(block, "document")
+        values = block.numpy().astype(np.float64)
+        for line, places in zip(lines, place, strict=True):
+            places[some] = (values * line).sum(1)
+        empty.append(some.start + np.flatnonzero(~values.any(1)))
+    order = np.lexsort(place)
+    apart = (np.diff(place[:, order]) != 0).any(0)
+    group = np.cumsum(np.concatenate([[False], apart]))  # of rows that are the same bit for bit
+    # A stable sort: the first of each group is the first of its rows.
+    leaders = order[np.flatnonzero(np.concatenate([[True], apart]))]
+    one, other = _near_pairs(vectors, leaders, place[:, leaders], tolerance)
+    graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(leaders), len(leaders)))
     _, labels = connected_components(graph, directed=False)
-    _, first, group = np.unique(labels[inverse], return_index=True, return_inverse=True)
-    by_row = np.argsort(first)
-    return first[by_row], np.argsort(by_row)[group]
+    by_label = np.full(len(leaders), count)
+    np.minimum.at(by_label, labels, leaders)
+    first = np.empty(count, np.int64)
+    first[order] = by_label[labels[group]]
+    return first, np.concatenate(empty)
+
+
+def _near_pairs(
+    vectors: Tensor, rows: Integers, place: NDArray[np.float64], tolerance: float
+) -> tuple[Integers, Integers]:
+    """Pairs of positions in `rows` (U,) whose vectors are within `tolerance`.
+
+    Args:
+        vectors: (N, h).
+        rows: different rows of these, in the order of the last line.
+        place: (3, U) of the rows on three lines, the last ascending.
+        tolerance: see `first_of_equals`.
+    """
+    pairs = [np.empty((2, 0), np.int64)]
+    left = np.arange(len(rows) - 1)
+    shift = 1
+    while len(left):
+        # Who is too far on the sorted line from the next is so from all behind it.
+        left = left[left + shift < len(rows)]
+        left = left[place[2, left + shift] - place[2, left] <= tolerance]
+        near = left[(np.abs(place[:, left + shift] - place[:, left]) <= tolerance).all(0)]
+        for some in steps(len(near), BLOCK_ROWS):
+            one = near[some]
+            ends = [vectors[torch.from_numpy(rows[at])].double() for at in (one, one + shift)]
+            same = ((ends[0] - ends[1]).norm(dim=1) <= tolerance).cpu().numpy()
+            pairs.append(np.stack([one[same], one[same] + shift]))
+        shift += 1
+    one, other = np.concatenate(pairs, axis=1)
+    return one, other
+
+
+def steps(count: int, step: int) -> Iterator[slice]:
+    """`count` things in portions of at most `step`, at least one each."""
+    for start in range(0, count, max(1, step)):
+        yield slice(start, min(start + max(1, step), count))
 
 
 def check_finite(embeddings: Tensor, what: str) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from maw_gym.corpora.records import QuerySet
 from maw_gym.files.cache import written_whole
-from maw_gym.retrieval.ranking import DocumentIndex, Integers, Ranking, rank
+from maw_gym.retrieval.document_index import DocumentIndex, Integers
+from maw_gym.retrieval.search import Ranking, rank
 
 MEASURES: Final[tuple[Any, ...]] = (nDCG @ 10, RR @ 10, AP, R @ 100, Success @ 10)
 DEPTH_OF_RANKING: Final = 100  # the deepest cutoff among the measures

@@ -14,7 +14,8 @@ from torch import Tensor
 from maw_gym.corpora.records import QuerySet
 from maw_gym.retrieval.bm25 import BM25, best_matches
 from maw_gym.retrieval.document_index import DocumentIndex, Integers
-from maw_gym.retrieval.ranking import Ranking, ideal_dcg, ndcg_of_scores, rank
+from maw_gym.retrieval.ranking import ideal_dcg, ndcg_of_scores
+from maw_gym.retrieval.search import Ranking, rank
 
 Floats = NDArray[np.float64]
 
@@ -66,20 +67,15 @@ def scored_candidates(
         chosen = index.tie_order[np.unique(index.tie_of[chosen])]
         lists.append(chosen)
         lexical.append(scores[chosen])
-    width = max(map(len, lists), default=0)
-    shape = (len(lists), width)
+    shape = (len(lists), max(map(len, lists), default=0))
     result = Candidates(np.full(shape, -1), np.full(shape, -np.inf), np.full(shape, -np.inf))
-    ranked = rank(index, embeddings, max(width, 1), lists)
-    for row, (chosen, scores, documents, cosines) in enumerate(
-        zip(
-            lists, lexical, ranked.documents.cpu().numpy(), ranked.scores.cpu().numpy(), strict=True
-        )
-    ):
-        count = len(chosen)
-        result.documents[row, :count] = chosen
-        result.lexical[row, :count] = scores
-        in_tie_order = np.argsort(index.tie_of[documents[:count]])
-        result.dense[row, :count] = cosines[:count][in_tie_order]
+    for row, (chosen, scores) in enumerate(zip(lists, lexical, strict=True)):
+        result.documents[row, : len(chosen)] = chosen
+        result.lexical[row, : len(chosen)] = scores
+    queries = embeddings.to(index.device, torch.float32)
+    for some in index.gathered(shape[1], len(queries)):
+        cosines = index.exact_scores(queries[some], result.documents[some])
+        result.dense[some] = cosines.cpu().numpy()
     return result
 
 

@@ -1,4 +1,4 @@
-"""Ranking by cosine under trec_eval's tie rule: rankings, nDCG@10 and listwise mass of depths.
+"""Rankings through every depth, under trec_eval's tie rule: nDCG@10 and listwise mass.
 
 Notation: N documents, B queries, D depths, h embedding width, C columns of scores (the documents of
 the whole collection, or one query's candidates), b queries of one block.
@@ -32,16 +32,6 @@ class Alignment(NamedTuple):
 
     ndcg: Tensor
     listwise: Tensor
-
-
-class Ranking(NamedTuple):
-    """Top of a ranking: scores (B, k) descending, and documents (B, k) as positions in the index.
-
-    Where a query has fewer than k candidates, the rest is -inf and -1.
-    """
-
-    scores: Tensor
-    documents: Tensor
 
 
 @torch.no_grad()
@@ -79,38 +69,6 @@ def alignment_of_depths(
         ndcg[block.queries] = ndcg_of_scores(block.scores, block.tie_rank, gains, ideals)
         listwise[block.queries] = listwise_of_scores(block.scores, gains > 0, temperature)
     return Alignment(ndcg, listwise)
-
-
-@torch.no_grad()
-def rank(
-    index: DocumentIndex, queries: Tensor, k: int, candidates: Sequence[Integers] | None = None
-) -> Ranking:
-    """The k best documents of every query, in the order in which trec_eval puts them.
-
-    Args:
-        index: the documents.
-        queries: (B, h) float32, of unit length; a zero vector ties with all documents at 0.
-        k: at least 1; cut to the number of documents.
-        candidates: per query the positions of the documents to rank; None ranks the whole index.
-
-    Returns:
-        `Ranking` on the index's device.
-
-    Raises:
-        ValueError: lengths that differ, embeddings that are not finite, or k < 1.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    _check_lengths(queries[:, None], None, candidates)
-    shape = (len(queries), min(k, len(index)))
-    scores = torch.full(shape, -torch.inf, device=index.device)
-    documents = torch.full(shape, -1, dtype=torch.int64, device=index.device)
-    for block in _blocks(index, queries[:, None], candidates):
-        best, columns = top_in_tie_order(block.scores[:, 0], block.tie_rank, shape[1])
-        width = best.shape[1]
-        scores[block.queries, :width] = best
-        documents[block.queries, :width] = block.documents.expand(len(best), -1).gather(1, columns)
-    return Ranking(scores, documents)
 
 
 def ndcg_of_scores(
@@ -188,7 +146,6 @@ class _Block(NamedTuple):
     queries: slice
     scores: Tensor
     tie_rank: Tensor  # (C,)
-    documents: Tensor  # (1, C) or (b, C), -1 where a list is shorter
     lists: list[Integers] | None  # per query its documents in tie order; None is the whole index
 
 
@@ -208,7 +165,7 @@ def _blocks(
         check_finite(block, "query")
         if candidates is None:
             scores = index.scores(block.reshape(-1, width)).view(len(block), depths, -1)
-            yield _Block(some, scores, index.tie_rank, index.columns[None], None)
+            yield _Block(some, scores, index.tie_rank, None)
             continue
         # np.unique: each candidate once, in tie order, so that columns break ties by themselves.
         lists = [index.tie_order[np.unique(index.tie_of[one])] for one in candidates[some]]
@@ -217,7 +174,7 @@ def _blocks(
             documents[row, : len(one)] = one
         scores = index.candidate_scores(block, documents)
         ties = torch.arange(documents.shape[1], device=index.device)
-        yield _Block(some, scores, ties, torch.from_numpy(documents).to(index.device), lists)
+        yield _Block(some, scores, ties, lists)
 
 
 def _gains(index: DocumentIndex, block: _Block, relevant: Sequence[Relevant]) -> Tensor:
@@ -225,7 +182,7 @@ def _gains(index: DocumentIndex, block: _Block, relevant: Sequence[Relevant]) ->
     gains = np.zeros((len(relevant), block.scores.shape[2]), np.float32)
     for row, (documents, grades) in enumerate(relevant):
         if block.lists is None:
-            gains[row, index.column_of[documents]] = grades
+            gains[row, documents] = grades
         else:
             listed = block.lists[row]
             _, columns, judged = np.intersect1d(listed, documents, return_indices=True)

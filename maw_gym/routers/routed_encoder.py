@@ -18,7 +18,7 @@ from maw_gym.errors import InputError
 from maw_gym.files.cache import expanded
 from maw_gym.files.tensor_files import check_readable, fingerprint
 from maw_gym.retrieval.document_index import DocumentIndex
-from maw_gym.retrieval.ranking import rank
+from maw_gym.retrieval.search import rank
 from maw_gym.routers.depth_router import DepthRouter, load_router
 from maw_gym.tables.columns import (
     column_widths,

@@ -15,7 +15,7 @@ from maw_gym.retrieval.fusion import (
     scored_candidates,
     weighted_sum,
 )
-from maw_gym.retrieval.ranking import Ranking
+from maw_gym.retrieval.search import Ranking
 from maw_gym.tables.task import RetrievalTask
 
 FUSIONS: Final = ("sum", "ranks")

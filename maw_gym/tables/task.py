@@ -21,7 +21,8 @@ from maw_gym.files.tensor_files import check_tensors, read_tensors, write_tensor
 from maw_gym.retrieval.candidates import candidate_documents
 from maw_gym.retrieval.document_index import DocumentIndex
 from maw_gym.retrieval.evaluation import Evaluation, evaluate_embeddings
-from maw_gym.retrieval.ranking import Ranking, alignment_of_depths
+from maw_gym.retrieval.ranking import alignment_of_depths
+from maw_gym.retrieval.search import Ranking
 from maw_gym.tables.columns import column_widths, observed_columns, table_column
 from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.table_files import load_or_build

@@ -28,7 +28,7 @@ from maw_gym.retrieval.evaluation import (
     Evaluation,
     write_trec_run,
 )
-from maw_gym.retrieval.ranking import Ranking
+from maw_gym.retrieval.search import Ranking
 from maw_gym.routers.depth_router import DepthRouter, save_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.rewards import NDCG

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import pytrec_eval
 import torch
+from lattice import Lattice
 
 import maw_gym.retrieval.ranking
 from maw_gym.corpora.records import QuerySet
 from maw_gym.retrieval.document_index import (
-    EMPTY_SCORE,
     DocumentIndex,
     Relevant,
-    distinct_rows,
     trec_order,
 )
 from maw_gym.retrieval.ranking import (
@@ -19,9 +18,9 @@ from maw_gym.retrieval.ranking import (
     ideal_dcg,
     listwise_of_scores,
     ndcg_of_scores,
-    rank,
     top_in_tie_order,
 )
+from maw_gym.retrieval.search import rank
 
 
 def judged(**grades):
@@ -36,30 +35,6 @@ def trec_ndcg(scores, doc_ids, relevant):
     evaluator = pytrec_eval.RelevanceEvaluator({"q": grades}, ["ndcg_cut_10"])
     run = {"q": dict(zip(doc_ids, map(float, scores), strict=True))}
     return evaluator.evaluate(run)["q"]["ndcg_cut_10"]
-
-
-class Lattice:
-    """Vectors of few values: scores are exact, most of them tied, and many documents are equal."""
-
-    def __init__(self, seed, queries=12, depths=5, documents=83):
-        rng = np.random.default_rng(seed)
-        self.docs = rng.integers(-1, 2, (documents, 3)).astype(np.float32) / 2
-        self.docs[[4, 40]] = 0
-        self.queries = rng.integers(-1, 2, (queries, depths, 3)).astype(np.float32) / 2
-        self.queries[0] = 0
-        # "9" before "83": the order of strings is not that of numbers
-        self.ids = [str(n) for n in rng.permutation(200)[:documents]]
-        self.relevant = []
-        for _ in range(queries):
-            found = rng.choice(documents, rng.integers(1, 30), replace=False)
-            self.relevant.append(Relevant(found, rng.integers(1, 4, len(found)).astype(np.float32)))
-        self.scores = self.queries @ self.docs.T
-        self.scores[:, :, (self.docs == 0).all(1)] = EMPTY_SCORE
-        self.index = DocumentIndex(self.ids, torch.from_numpy(self.docs))
-        self.lists = [
-            rng.choice(documents, size, replace=False)
-            for size in [0, 1, 5, 10, 11, *rng.integers(1, documents, queries - 5)]
-        ]
 
 
 def test_trec_order_is_descending_by_utf8_bytes():
@@ -175,52 +150,6 @@ def test_block_size_changes_nothing(monkeypatch):
         torch.testing.assert_close(before.listwise, after.listwise)
 
 
-@pytest.mark.parametrize("k", [1, 7, 83, 500])
-def test_rank_is_by_score_then_id_descending(k):
-    data = Lattice(5)
-    queries = torch.from_numpy(data.queries[:, 0])
-    scores, documents = rank(data.index, queries, k)
-    listed_scores, listed = rank(data.index, queries, k, data.lists)
-    width = min(k, 83)
-    assert documents.shape == listed.shape == (12, width)
-    for row in range(12):
-        by_id = sorted(range(83), key=lambda d: data.ids[d], reverse=True)
-        order = sorted(by_id, key=lambda d: -data.scores[row, 0, d])
-        assert documents[row].tolist() == order[:width]
-        assert scores[row].tolist() == [data.scores[row, 0, d] for d in order[:width]]
-        inside = [d for d in order if d in data.lists[row]][:width]
-        assert listed[row].tolist() == inside + [-1] * (width - len(inside))
-        assert listed_scores[row, len(inside) :].tolist() == [-math.inf] * (width - len(inside))
-
-
-def test_equal_documents_tie_exactly_wherever_they_stand():
-    generator = torch.Generator().manual_seed(0)
-    docs = torch.nn.functional.normalize(torch.randn(1003, 256, generator=generator), dim=1)
-    equal = torch.arange(3, 1003, 50)
-    docs[equal] = docs[3].clone()
-    docs[equal[::2]] += 2e-9  # as if encoded in another batch
-    index = DocumentIndex([f"{n:04}" for n in range(1003)], docs)
-    assert len(index.vectors) == 1003 - 19
-    query = torch.nn.functional.normalize(docs[3] + 0.01 * torch.randn(7, 256), dim=1)
-    scores, documents = rank(index, query, 20)
-    for row in range(7):
-        assert documents[row].tolist() == equal.tolist()[::-1]
-        assert len(set(scores[row].tolist())) == 1
-    lists = [np.random.default_rng(row).permutation(1003)[:900] for row in range(7)]
-    scores, documents = rank(index, query, 10, lists)
-    for row in range(7):
-        expected = [d for d in equal.tolist()[::-1] if d in lists[row]][:10]
-        assert documents[row].tolist() == expected
-        assert len(set(scores[row].tolist())) == 1
-
-
-def test_distinct_rows_groups_near_rows_in_the_order_of_rows():
-    rows = np.array([[1, 0], [0, 1], [1, 0], [0, 1 + 2**-23], [0.5, 0], [1, 1e-4]], np.float32)
-    first, group = distinct_rows(rows, 1e-6)
-    assert first.tolist() == [0, 1, 4, 5]
-    assert group.tolist() == [0, 1, 0, 1, 2, 3]
-
-
 def test_empty_documents_rank_last_and_an_empty_query_ranks_by_id():
     docs = torch.tensor([[0.0, 0.0], [-1.0, 0.0], [-0.0, 0.0], [1.0, 0.0]])
     index = DocumentIndex(["d", "c", "b", "a"], docs)
@@ -262,6 +191,8 @@ def test_bad_input_is_refused():
         rank(index, torch.eye(2), 0)
     with pytest.raises(ValueError, match="1 lists of candidates for 2 queries"):
         rank(index, torch.eye(2), 1, [np.array([0])])
+    with pytest.raises(ValueError, match="1 lists of candidates for 2 queries"):
+        alignment_of_depths(index, torch.eye(2)[:, None], [judged()] * 2, [np.array([0])])
     with pytest.raises(ValueError, match="0 lists of relevant for 2 queries"):
         alignment_of_depths(index, torch.eye(2)[:, None], [])
 

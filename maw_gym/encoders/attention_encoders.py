@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from maw_gym.attention.depth_attention import (
     DepthStatistics,
     depth_attention,
     depth_statistics,
     merge_heads,
-    softmax_over_keys,
     split_heads,
 )
 from maw_gym.errors import InputError
@@ -93,21 +93,21 @@ class NonMAWEncoder(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Contextual states (B, S, h) of hidden states (B, S, h) under mask (B, S)."""
-        weights, value = self._standard(self.norm(hidden), mask, None)
-        return hidden + self.out_proj(merge_heads(_masked(weights, mask) @ value))
+        x = self.norm(hidden)
+        heads = self._heads_output(self.query_proj(x), self.key_proj(x), self.value_proj(x), mask)
+        return hidden + self.out_proj(merge_heads(heads))
 
-    def _standard(self, x: Tensor, mask: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Attention (B, H, S, S) and V (B, H, S, e) of the standard path."""
-        weights = self._weights(self.query_proj(x), self.key_proj(x), mask, place)
-        return weights, self._value(x, place)
+    def _heads_output(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """Softmax(Q K^T / sqrt(e)) V (B, H, S, e) of Q, K and V (B, S, H e).
 
-    def _weights(self, query: Tensor, key: Tensor, mask: Tensor, place: Tensor | None) -> Tensor:
-        # The embedding gives a text without tokens no weight, so its rows need not be 0.
-        query, key = (split_heads(placed(y, place), self.heads) for y in (query, key))
-        return softmax_over_keys(query, key, mask)
-
-    def _value(self, x: Tensor, place: Tensor | None) -> Tensor:
-        return split_heads(placed(self.value_proj(x), place), self.heads)
+        A text without tokens has rows of 0.
+        """
+        some = mask.any(-1, keepdim=True)
+        # A row without any key is 0 / 0 in some of torch's kernels: such texts attend to padding.
+        keys = (mask | ~some)[:, None, None]
+        query, key, value = (split_heads(y, self.heads) for y in (query, key, value))
+        heads = scaled_dot_product_attention(query, key, value, attn_mask=keys)
+        return heads * some[:, None, None]
 
     def pooling(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Weights (B, S) of the tokens in the embedding: they sum to 1, or are 0 without tokens."""
@@ -127,33 +127,23 @@ class NonMAWEncoder(nn.Module):
             mask: (B, S) bool.
             place: (B, S) int64, the row of each token in a `hidden` of shape (U, h).
         """
-        weights, value = self._standard(self.norm(hidden), mask, place)
-        return self._pooled(ids, hidden, mask, weights, value, place)
+        x = self.norm(hidden)
+        query, key, value = (
+            placed(projection(x), place)
+            for projection in (self.query_proj, self.key_proj, self.value_proj)
+        )
+        heads = self._heads_output(query, key, value, mask)
+        return self._pooled(ids, hidden, mask, place, heads)
 
     def _pooled(
-        self,
-        ids: Tensor,
-        hidden: Tensor,
-        mask: Tensor,
-        weights: Tensor,
-        value: Tensor,
-        place: Tensor | None,
+        self, ids: Tensor, hidden: Tensor, mask: Tensor, place: Tensor | None, heads: Tensor
     ) -> Tensor:
-        """The pooled states of unit length, from attention (B, H, S, S) and V (B, H, S, e).
-
-        Pooling and projection are linear, so the sum over query tokens comes first: a row of
-        weights per head takes the place of the product of A and V.
-        """
-        pooling = self.pooling(ids, mask)
-        row = pooling[:, None, None] @ weights  # (B, H, 1, S)
-        attended = self.out_proj((row @ value).flatten(1))  # (B, H, 1, e) -> (B, H e) -> (B, h)
-        residual = (pooling[:, None] @ placed(hidden, place)).squeeze(1)
+        """The pooled states of unit length, from the heads' output (B, H, S, e)."""
+        pooling = self.pooling(ids, mask)[:, None]  # (B, 1, S)
+        # Pooling and projection are linear, so one row per text is projected, not every token's.
+        attended = self.out_proj((pooling[:, None] @ heads).flatten(1))  # (B, H, 1, e) -> (B, h)
+        residual = (pooling @ placed(hidden, place)).squeeze(1)
         return nn.functional.normalize(residual + attended, dim=-1)
-
-
-def _masked(weights: Tensor, mask: Tensor) -> Tensor:
-    """Attention (B, H, S, S) whose rows are 0 in a text without tokens."""
-    return weights * mask[:, None, None]
 
 
 def placed(rows: Tensor, place: Tensor | None) -> Tensor:
@@ -225,22 +215,33 @@ class MAWEncoder(NonMAWEncoder):
         if depth is None:
             return super().forward(hidden, mask)
         x = self.norm(hidden)
-        weights = self._weights(*self._depth_projections(x, depth), mask, None)
-        value = self._value(x, None)
-        return hidden + self.out_proj(merge_heads(_masked(weights, mask) @ value))
+        query, key = self._depth_projections(x, mask, None, depth)
+        heads = self._heads_output(query, key, self.value_proj(x), mask)
+        return hidden + self.out_proj(merge_heads(heads))
 
-    def _depth_projections(self, x: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        """Q and K (B, S, h) of x (B, S, h), each text through its own depth (B,)."""
-        order = depth.argsort(stable=True)
-        used, counts = depth.unique(return_counts=True)
-        groups = x[order].split(counts.tolist())
-        back = order.argsort()
+    def _depth_projections(
+        self, x: Tensor, mask: Tensor, place: Tensor | None, depth: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Q and K (B, S, h) of x (B, S, h) or (U, h), each text through its own depth (B,).
+
+        Those of padding are those of any token.
+        """
+        if place is None:
+            place = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
+        # Real tokens alone, those of one depth side by side: one product per depth.
+        depths = depth[:, None].expand_as(mask)[mask]  # (T,)
+        order = depths.argsort(stable=True)
+        used, counts = depths.unique(return_counts=True)
+        tokens = x.flatten(0, -2)[place[mask][order]].split(counts.tolist())
+        back = torch.zeros_like(place)
+        back[mask] = order.argsort()
         found = []
         for projection in (self.depth_query_proj, self.depth_key_proj):
             # unbind, not slices: the gradient of a slice is a zeroed copy of all D blocks.
             blocks = projection.weight.view(self.depths, -1, x.shape[-1]).unbind(0)
-            parts = [texts @ blocks[d].T for texts, d in zip(groups, used.tolist(), strict=True)]
-            found.append(torch.cat(parts)[back])
+            parts = [some @ blocks[d].T for some, d in zip(tokens, used.tolist(), strict=True)]
+            rows = torch.cat(parts) if parts else x.new_zeros(1, x.shape[-1])
+            found.append(placed(rows, back))
         query, key = found
         return query, key
 
@@ -256,8 +257,9 @@ class MAWEncoder(NonMAWEncoder):
         if depth is None:
             return super().embed(ids, hidden, mask, place)
         x = self.norm(hidden)
-        weights = self._weights(*self._depth_projections(placed(x, place), depth), mask, None)
-        return self._pooled(ids, hidden, mask, weights, self._value(x, place), place)
+        query, key = self._depth_projections(x, mask, place, depth)
+        heads = self._heads_output(query, key, placed(self.value_proj(x), place), mask)
+        return self._pooled(ids, hidden, mask, place, heads)
 
     def depth_attention(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """The 5D tensor (B, H, S, S, D) of hidden states (B, S, h) under mask (B, S)."""

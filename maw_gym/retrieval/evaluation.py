@@ -3,8 +3,9 @@
 The measures are computed by ir_measures, never by the formulas that made the reward.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -60,6 +61,7 @@ def evaluate_rankings(
 
     Raises:
         ValueError: no query, not one list per query, or a document twice in a list.
+        FloatingPointError: ir_measures gave a value that the ranking cannot have.
     """
     lists = np.asarray(documents)
     if lists.ndim != 2 or len(lists) != len(queries.ids) or not len(lists):
@@ -80,7 +82,34 @@ def evaluate_rankings(
     if judged:
         for metric in ir_measures.iter_calc(MEASURES, judged, run):
             per_query[str(metric.measure)][int(metric.query_id)] = metric.value
+    for row, query_id in enumerate(queries.ids):
+        _check_measured(query_id, queries.relevance[row], list(run[str(row)]), per_query, row)
     return Evaluation(per_query)
+
+
+def _check_measured(
+    query_id: str,
+    grades: Mapping[str, int],
+    ranked: Sequence[str],
+    per_query: Mapping[str, NDArray[np.float64]],
+    row: int,
+) -> None:
+    """Compare what the measures of a query must be with what they are.
+
+    trec_eval is written in C: out of memory it gives zeros, and says nothing.
+
+    Raises:
+        FloatingPointError: they differ; the provider has failed.
+    """
+    first = next((at for at, doc_id in enumerate(ranked) if grades.get(doc_id, 0) > 0), math.inf)
+    for measure in MEASURES:
+        value = per_query[str(measure)][row]
+        reached = first < measure.params.get("cutoff", math.inf)
+        if not 0 <= value <= 1 or (value > 0) != reached:
+            raise FloatingPointError(
+                f"{measure} of query {query_id!r} came out as {value}: what computes it has failed,"
+                " perhaps for want of memory"
+            )
 
 
 def evaluate_embeddings(

@@ -155,3 +155,31 @@ def test_bad_rankings_are_refused(tmp_path):
         evaluate_rankings(query_set({"a": 1}), ("a",), [[0, 0]])
     with pytest.raises(ValueError, match="do not fit"):
         write_trec_run(tmp_path / "x", ["q"], ["a"], [[0]], [[1.0, 2.0]], "tag")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("nDCG@10", 0.0), ("R@100", 2.0), ("AP", math.nan), ("RR@10", -1.0)]
+)
+def test_a_measure_that_cannot_be_ends_the_evaluation(name, value, monkeypatch):
+    whole = ir_measures.iter_calc
+
+    def failing(measures, judged, run):
+        for metric in whole(measures, judged, run):
+            fails = str(metric.measure) == name and metric.query_id == "1"
+            yield metric._replace(value=value) if fails else metric
+
+    monkeypatch.setattr(ir_measures, "iter_calc", failing)
+    with pytest.raises(FloatingPointError) as caught:
+        evaluate_rankings(query_set({"a": 1}, {"b": 1}), ("a", "b"), [[0, 1], [0, 1]])
+    assert str(caught.value) == (
+        f"{name} of query 'q1' came out as {value}: what computes it has failed, perhaps for want"
+        " of memory"
+    )
+
+
+def test_a_measure_that_is_not_given_ends_the_evaluation(monkeypatch):
+    monkeypatch.setattr(ir_measures, "iter_calc", lambda *_: iter(()))
+    with pytest.raises(FloatingPointError, match=r"nDCG@10 of query 'q0' came out as 0\.0"):
+        evaluate_rankings(query_set({"a": 1}), ("a",), [[0]])
+    # Of a query without a relevant document in its list, 0 is right.
+    assert evaluate_rankings(query_set({"b": 1}), ("a",), [[0]]).mean["nDCG@10"] == 0

@@ -5,13 +5,9 @@ et al. 2019, arXiv:1909.09436) pairs docstrings and code the same way.
 """
 
 import functools
-import gzip
-import hashlib
 import importlib.metadata
-import json
 import logging
 import platform
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +19,9 @@ from maw_gym.corpora import docstrings
 from maw_gym.corpora.docstrings import Docstring
 from maw_gym.corpora.near_duplicates import near_duplicates
 from maw_gym.corpora.splits import ENDS, SPLITS, fraction, normalised, side
-from maw_gym.files.cache import cache_home, content_key, one_builder, written_whole
+from maw_gym.errors import InputError
+from maw_gym.files.cache import cache_home, content_key, kept_or_built
+from maw_gym.files.tensor_files import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -116,18 +114,19 @@ def read_pydocs(roots: Mapping[str, Path], versions: Mapping[str, str]) -> Pydoc
         "near_duplicate": NEAR_DUPLICATE,
         "ends": ENDS,
     }
-    path = cache_home() / NAME / f"{content_key(settings)}.json.gz"
-    content = _stored(path)
-    if content is None:
-        try:
-            with one_builder(path):
-                content = _stored(path)
-                if content is None:
-                    content = _from_sources(roots, files, versions)
-                    _store(path, content)
-        except OSError as error:
-            logger.warning("pydocs cannot be cached in %s: %s", path.parent, error)
-            content = content or _from_sources(roots, files, versions)
+    path = cache_home() / NAME / f"{content_key(settings)}.safetensors"
+    built: list[dict[str, Any]] = []
+
+    def build() -> dict[str, Any]:
+        built.append(_from_sources(roots, files, versions))
+        write_tensors(path, {}, NAME, built[0])
+        return built[0]
+
+    try:
+        content = kept_or_built(path, lambda path: read_tensors(path, NAME).settings, build)
+    except InputError as problem:
+        logger.warning("pydocs is not cached: %s", problem)
+        content = built[0] if built else _from_sources(roots, files, versions)
     return Pydocs(
         {doc_id: GenericDoc(doc_id, text) for doc_id, text in content["docs"]},
         {query[0]: GenericQuery(*query[:2]) for query in content["queries"]},
@@ -152,33 +151,6 @@ def _from_sources(
         "documents": len(content["docs"]),
         "queries": {split: sides[split] for split in SPLITS},
     }
-    return content
-
-
-def _store(path: Path, content: Mapping[str, Any]) -> None:
-    data = json.dumps(content, separators=(",", ":")).encode()
-    checksum = hashlib.sha256(data).hexdigest().encode()
-    with written_whole(path) as temporary:
-        temporary.write_bytes(gzip.compress(checksum + b"\n" + data, compresslevel=6, mtime=0))
-
-
-def _stored(path: Path) -> dict[str, Any] | None:
-    """The content of a cache file; None where there is none, or a damaged one."""
-    try:
-        checksum, _, data = gzip.decompress(path.read_bytes()).partition(b"\n")
-    except FileNotFoundError:
-        return None
-    except (OSError, EOFError, zlib.error) as error:
-        logger.warning("%s is damaged and read anew: %s", path, error)
-        return None
-    if hashlib.sha256(data).hexdigest().encode() != checksum:
-        logger.warning("%s is damaged and read anew: its checksum differs", path)
-        return None
-    try:
-        content: dict[str, Any] = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        logger.warning("%s is damaged and read anew: %s", path, error)
-        return None
     return content
 
 

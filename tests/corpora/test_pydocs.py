@@ -104,7 +104,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def cache_files(tmp_path):
-    return sorted((tmp_path / "home" / "pydocs").glob("*.json.gz"))
+    return sorted((tmp_path / "home" / "pydocs").glob("*.safetensors"))
 
 
 def test_reading_and_the_cache(tree, tmp_path, monkeypatch):
@@ -144,29 +144,33 @@ def test_versions_sources_and_settings_are_the_key(tree, tmp_path, monkeypatch):
     assert len(cache_files(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "foreign", "checksum"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "foreign", "checksum", "gzip bomb"])
 def test_a_damaged_cache_is_noticed_and_built_anew(tree, tmp_path, caplog, damage):
     first = read_pydocs({"pkg": tree}, {"pkg": "1"})
     (path,) = cache_files(tmp_path)
     whole = path.read_bytes()
-    text = gzip.decompress(whole)
     path.write_bytes(
         {
             "empty": b"",
             "truncated": whole[: len(whole) // 2],
-            "foreign": b"not gzip",
-            "checksum": gzip.compress(text.replace(b"Open", b"Shut")),
+            "foreign": b"no container",
+            "checksum": whole.replace(b"Open", b"Shut"),
+            "gzip bomb": gzip.compress(bytes(10**7)),
         }[damage]
     )
     assert read_pydocs({"pkg": tree}, {"pkg": "1"}) == first
     assert path.read_bytes() == whole
-    assert "damaged" in caplog.text
+    assert f"{path} " in caplog.text
+    assert "it is made anew" in caplog.text
 
 
 def test_without_a_place_for_the_cache_it_is_read_all_the_same(tree, tmp_path, caplog):
     (tmp_path / "home").write_text("a file, not a folder")
     assert len(read_pydocs({"pkg": tree}, {"pkg": "1"}).docs) == 2
-    assert "cannot be cached" in caplog.text
+    assert caplog.messages == [
+        f"pydocs is not cached: the cache {tmp_path / 'home' / 'pydocs'} cannot be written: Not a"
+        " directory; set MAW_GYM_HOME to a folder that can"
+    ]
 
 
 def test_the_installed_collection():

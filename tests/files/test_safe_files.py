@@ -1,7 +1,5 @@
 """Files from strangers: whatever is in them, nothing is run, nothing huge is allocated."""
 
-import gzip
-import hashlib
 import json
 import pickle
 import struct
@@ -13,7 +11,7 @@ import pytest
 import torch
 from tiny_collection import write_tiny_collection
 
-from maw_gym.corpora import load_collection, pydocs
+from maw_gym.corpora import load_collection
 from maw_gym.encoders.encoder_files import load_embedder
 from maw_gym.errors import InputError
 from maw_gym.files.checkpoints import Checkpoints
@@ -157,14 +155,6 @@ def test_documents_whose_names_are_paths_write_nothing(tmp_path: Path):
     before = sorted(tmp_path.rglob("*"))
     assert "../../../../evil" in load_collection(str(folder)).doc_ids
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_cache_of_documents(bomb: Bomb, tmp_path: Path):
-    data = pickle.dumps(bomb)
-    for content in (data, hashlib.sha256(data).hexdigest().encode() + b"\n" + data):
-        (tmp_path / "pydocs.json.gz").write_bytes(gzip.compress(content))
-        assert pydocs._stored(tmp_path / "pydocs.json.gz") is None
-        assert not bomb.mark.exists()
 
 
 def test_the_config_of_a_run(bomb: Bomb, tmp_path: Path):

@@ -1,14 +1,16 @@
 """Collections of texts, queries and judgments, divided into the four splits."""
 
+import contextlib
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from maw_gym.corpora import pydocs_dataset
+from maw_gym.checks import checked_int, shown
 from maw_gym.corpora.beir_folder import read_beir_folder
 from maw_gym.corpora.ir_dataset import HINT, read_ir_dataset
 from maw_gym.corpora.records import Collection, QuerySet, content_hash
+from maw_gym.corpora.registry import registry
 from maw_gym.corpora.splits import FOLDS, divide
 from maw_gym.errors import InputError
 
@@ -16,7 +18,8 @@ __all__ = ["Collection", "QuerySet", "load_collection"]
 
 logger = logging.getLogger(__name__)
 
-pydocs_dataset.register()
+with contextlib.suppress(InputError):  # said again where a dataset is asked for
+    registry()
 
 
 def load_collection(name_or_path: str, fold: int = 0) -> Collection:
@@ -31,8 +34,9 @@ def load_collection(name_or_path: str, fold: int = 0) -> Collection:
         InputError: there is no such collection, it cannot be read or downloaded, it has no query
             with a relevant document, or no such fold.
     """
-    if not 0 <= fold < FOLDS:
-        raise InputError(f"fold must be 0 to {FOLDS - 1}, got {fold}")
+    if not isinstance(name_or_path, str):
+        raise InputError(f"a dataset is named by a text, not by {shown(name_or_path)}")
+    fold = checked_int(fold, "fold", 0, FOLDS - 1)
     folder = os.path.expanduser(name_or_path)
     if name_or_path and os.path.isfile(os.path.join(folder, "corpus.jsonl")):
         source = read_beir_folder(Path(folder))

@@ -7,6 +7,7 @@ line of headings or none.
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,15 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from maw_gym.corpora.records import Source, encodable, judged_queries
+from maw_gym.corpora.records import (
+    LARGEST_GRADE,
+    Source,
+    check_id,
+    encodable,
+    judged_queries,
+)
 from maw_gym.errors import InputError
+from maw_gym.files.tensor_files import check_readable
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +33,7 @@ PARTS: Final = {
     "validation.tsv": "validation",
     "test.tsv": "test",
 }
-LARGEST_GRADE: Final = 2**31 - 1  # what trec_eval can hold
+LONGEST_LINE: Final = 2**28  # bytes; a document of that length is a mistake
 HEADINGS: Final = ("query-id", "query_id", "qid")
 
 
@@ -49,6 +57,12 @@ def read_beir_folder(folder: Path) -> Source:
         judged = {query_id for query_id, _, _ in judgments}
         texts = ((query_id, text) for query_id, text in queries.items() if query_id in judged)
         parts[part] = judged_queries(texts, judgments, documents, dropped)
+        if not parts[part].ids:
+            # Left out, another file would silently be taken for the test queries.
+            raise InputError(
+                f"{path} has no query with a relevant document in the collection; mend it or take"
+                " it away"
+            )
     provenance: dict[str, Any] = {
         "source": "BEIR folder",
         "subsets": {part: f"qrels/{path.name}" for part, path in files.items()},
@@ -76,10 +90,12 @@ def _texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
             raise InputError(
                 f"{where}: _id must be a text without white space, got {record.get('_id')!r}"
             )
-        text_id = encodable(text_id)
+        text_id = check_id(encodable(text_id), f"{where},")
         if text_id in texts:
             raise InputError(f"{where}: _id {text_id!r} was there before; make ids unique")
-        values = [record.get(field) or "" for field in fields]
+        # null is an empty text; 0 and [] are none.
+        given = [record.get(field) for field in fields]
+        values = ["" if value is None else value for value in given]
         if "text" not in record or not all(isinstance(value, str) for value in values):
             raise InputError(f"{where}: {' and '.join(fields)} must be texts in {line[:60]!r}")
         texts[text_id] = encodable(" ".join(values).strip())
@@ -92,7 +108,7 @@ def _qrels_files(folder: Path) -> dict[str, Path]:
     files = {
         part: folder / "qrels" / name
         for name, part in reversed(PARTS.items())
-        if (folder / "qrels" / name).is_file()
+        if os.path.lexists(folder / "qrels" / name)
     }
     if files:
         return files
@@ -111,13 +127,13 @@ def _judgments(path: Path) -> Iterator[tuple[str, str, int]]:
             cells = line.decode("utf-8-sig").strip("\r\n").split("\t")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
-        if number == 1 and cells[0].strip().lower() in HEADINGS:
-            continue
         if len(cells) != 3:
             raise InputError(
                 f"{path}, line {number}: expected query id, document id and grade separated by"
                 f" tabs, got {line[:60]!r}"
             )
+        if number == 1 and cells[0].strip().lower() in HEADINGS:
+            continue
         query_id, doc_id, grade = (cell.strip() for cell in cells)
         try:
             value = int(grade)
@@ -135,10 +151,16 @@ def _judgments(path: Path) -> Iterator[tuple[str, str, int]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbers, from 1, and bytes of the lines that are not blank."""
+    if not path.exists():
+        raise InputError(f"{path} cannot be read: No such file")
+    check_readable(path, "file of a collection")
     try:
         with path.open("rb") as file:
-            lines = tqdm(file, f"reading {path.name}", unit="line", delay=2, leave=False)
+            stream = iter(lambda: file.readline(LONGEST_LINE), b"")
+            lines = tqdm(stream, f"reading {path.name}", unit="line", delay=2, leave=False)
             for number, line in enumerate(lines, 1):
+                if len(line) == LONGEST_LINE:
+                    raise InputError(f"{path}, line {number}: longer than {LONGEST_LINE} bytes")
                 if line.strip():
                     yield number, line
     except OSError as error:

@@ -13,11 +13,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
-import ir_datasets
-from ir_datasets.util import Download, LocalDownload
 from tqdm import tqdm
 
-from maw_gym.corpora.records import QuerySet, Source, encodable, judged_queries
+from maw_gym.corpora.records import QuerySet, Source, check_id, encodable, judged_queries
+from maw_gym.corpora.registry import registry
 from maw_gym.errors import InputError
 
 # Subsets `x/<name>` of a collection `x`, in the order in which they are looked for.
@@ -50,7 +49,7 @@ def read_ir_dataset(name: str) -> Source:
     dataset = _registered(name)
     if dataset is None:
         # Ids are long paths: a file name alone should find them too.
-        known = sorted(ir_datasets.registry)
+        known = sorted(registry().registry)
         close = [other for other in known if other.split("/")[-1] == name]
         close += difflib.get_close_matches(name, known, n=3)
         close = list(dict.fromkeys(close))[:3]
@@ -68,7 +67,7 @@ def _read(name: str, dataset: Any) -> Source:
             subsets[part] = f"{name}/{suffix}", subset
     if not subsets:
         if lacks := _lacks(dataset):
-            below = [other for other in ir_datasets.registry if other.startswith(f"{name}/")]
+            below = [other for other in registry().registry if other.startswith(f"{name}/")]
             judged = [other for other in sorted(below) if not _lacks(_registered(other))][:3]
             instead = f"try {' or '.join(map(repr, judged))}" if judged else HINT
             raise InputError(f"dataset {name!r} has no {' or '.join(lacks)}: {instead}")
@@ -83,7 +82,7 @@ def _read(name: str, dataset: Any) -> Source:
     stream = itertools.chain(first, stream)
     with tqdm(stream, name, whole.docs_count(), unit="doc", delay=2, leave=False) as docs:
         for doc in docs:
-            doc_id = encodable(doc.doc_id)
+            doc_id = check_id(encodable(doc.doc_id), f"a document of {name!r}")
             if doc_id in documents:
                 dropped["documents with an id seen before"] += 1
             else:
@@ -98,6 +97,12 @@ def _read(name: str, dataset: Any) -> Source:
     if hasattr(whole, "provenance"):
         provenance["collection"] = whole.provenance()
     parts = {part: _queries(subset, documents, dropped) for part, (_, subset) in subsets.items()}
+    if "test" in parts and not parts["test"].ids:
+        # Another subset would silently be taken for the test queries.
+        raise InputError(
+            f"dataset {subsets['test'][0]!r} has no query with a relevant document among its"
+            " documents"
+        )
     provenance["dropped"] = {what: count for what, count in dropped.items() if count}
     return Source(tuple(documents), tuple(documents.values()), parts, provenance)
 
@@ -126,7 +131,7 @@ def _query_text(query: Any) -> str:
 
 def _registered(name: str) -> Any:
     try:
-        return ir_datasets.load(name)
+        return registry().load(name)
     except KeyError:
         return None
 
@@ -144,7 +149,7 @@ def _lacks(dataset: Any) -> list[str]:
 def _quiet_downloads() -> Iterator[None]:
     """Fewer retries, unless the user set them, and no chatter in the log."""
     ours = {name: value for name, value in DOWNLOAD.items() if name not in os.environ}
-    log = ir_datasets.log.easy().logger()
+    log = registry().log.easy().logger()
 
     def telling(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(CHATTER)
@@ -162,6 +167,8 @@ def _quiet_downloads() -> Iterator[None]:
 @contextlib.contextmanager
 def _one_line_errors(name: str) -> Iterator[None]:
     """Turn what ir_datasets raises about its files into an InputError that says what to do."""
+    from ir_datasets.util import LocalDownload
+
     try:
         yield
     except InputError:
@@ -185,8 +192,10 @@ def _one_line_errors(name: str) -> Iterator[None]:
         raise InputError(f"dataset {name!r} needs {wanted}: {put}") from e
 
 
-def _failed_download(error: BaseException) -> Download | None:
-    """The download that was under way where `error` was raised, with its address and place."""
+def _failed_download(error: BaseException) -> Any:
+    """The ir_datasets `Download` that was under way where `error` was raised, or None."""
+    from ir_datasets.util import Download
+
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if isinstance(frame.f_locals.get("self"), Download):

@@ -5,6 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from maw_gym.errors import InputError
+
+LARGEST_GRADE = 1_000_000  # trec_eval takes 8 bytes for every grade up to the largest
 # Below this many documents every query ranks the whole collection.
 SMALL = 50_000
 
@@ -86,6 +89,17 @@ def encodable(text: str) -> str:
     return text
 
 
+def check_id(doc_id: str, of: str) -> str:
+    """The id of a document, unless it ends in the middle for trec_eval, which is written in C.
+
+    Raises:
+        InputError: it has a NUL character.
+    """
+    if "\0" in doc_id:
+        raise InputError(f"the id of {of} has a NUL character, got {doc_id[:60]!r}")
+    return doc_id
+
+
 def judged_queries(
     queries: Iterable[tuple[str, str]],
     judgments: Iterable[tuple[str, str, int]],
@@ -101,6 +115,9 @@ def judged_queries(
         documents: what knows the ids in the collection.
         dropped: is added to: judgments of missing queries or documents, queries without a relevant
             document, queries whose id came twice.
+
+    Raises:
+        InputError: a grade is larger than trec_eval can bear.
     """
     texts: dict[str, str] = {}
     for query_id, text in queries:
@@ -115,6 +132,11 @@ def judged_queries(
         elif doc_id not in documents:
             dropped["judgments of missing documents"] += 1
         else:
+            if grade > LARGEST_GRADE:
+                raise InputError(
+                    f"the grade of document {doc_id!r} for query {query_id!r} must be at most"
+                    f" {LARGEST_GRADE}, got {grade}"
+                )
             relevance[query_id][doc_id] = max(grade, 0)
     kept = [query_id for query_id in texts if any(relevance[query_id].values())]
     dropped["queries without a relevant document"] += len(texts) - len(kept)

@@ -1,8 +1,9 @@
 import json
+import os
 
 import pytest
 
-from maw_gym.corpora import load_collection
+from maw_gym.corpora import beir_folder, load_collection
 from maw_gym.corpora.beir_folder import read_beir_folder
 from maw_gym.corpora.records import QuerySet
 from maw_gym.errors import InputError
@@ -107,6 +108,14 @@ def expect(folder, *parts):
         ("corpus.jsonl", b'{"_id": "d1", "text": "x"}', 5, ["'d1'", "unique"]),
         ("corpus.jsonl", b'{"_id": "d5"}', 5, ["text"]),
         ("corpus.jsonl", b'{"_id": "d5", "text": 3}', 5, ["text"]),
+        ("corpus.jsonl", b'{"_id": "d5", "text": 0}', 5, ["title and text must be texts"]),
+        ("corpus.jsonl", b'{"_id": "d5", "text": false}', 5, ["title and text must be texts"]),
+        ("corpus.jsonl", b'{"_id": "d5", "title": [], "text": "x"}', 5, ["must be texts"]),
+        ("corpus.jsonl", b'{"_id": "d5", "title": {}, "text": "x"}', 5, ["must be texts"]),
+        ("corpus.jsonl", b'{"_id": "d\\u00005", "text": "x"}', 5, ["NUL character, got 'd\\x005'"]),
+        ("queries.jsonl", b'{"_id": "q7", "text": 0.0}', 7, ["text must be texts"]),
+        ("qrels/train.tsv", b"q0\td1\t1000001", 4, ["from -1000000 to 1000000, got '1000001'"]),
+        ("qrels/train.tsv", b"q0\td1\t2147483647", 4, ["got '2147483647'"]),
         ("queries.jsonl", b'{"_id": "q1", "text": "x"}', 7, ["'q1'", "unique"]),
         ("queries.jsonl", b"x", 7, ["not JSON"]),
         ("qrels/train.tsv", b"q0\td1\t1.5", 4, ["integer", "'1.5'"]),
@@ -134,3 +143,43 @@ def test_missing_and_empty_files(folder):
     expect(folder, str(folder / "qrels"), "test.tsv")
     (folder / "corpus.jsonl").unlink()
     expect(folder, "no corpus.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "test.tsv has no query with a relevant document in the collection"),
+        (HEAD.encode(), "test.tsv has no query with a relevant document in the collection"),
+        (b"q4\td1\t0\nq5\td1\t-1\n", "test.tsv has no query with a relevant document"),
+        (b"q4\tgone\t1\n", "test.tsv has no query with a relevant document"),
+        (HEAD.replace("\n", "\r").encode() + b"q4\td1\t1\r", "line 1: expected query id, document"),
+    ],
+    ids=["empty", "headings alone", "no grade above 0", "of other documents", "carriage returns"],
+)
+def test_judgments_that_read_as_none_are_no_reason_to_test_on_others(folder, content, message):
+    (folder / "qrels" / "test.tsv").write_bytes(content)
+    expect(folder, str(folder / "qrels" / "test.tsv"), message)
+
+
+def test_a_folder_or_a_broken_link_in_place_of_judgments(folder):
+    path = folder / "qrels" / "test.tsv"
+    path.unlink()
+    path.mkdir()
+    expect(folder, f"{path} is not a regular file")
+    path.rmdir()
+    path.symlink_to("nowhere")
+    expect(folder, f"{path} cannot be read: No such file")
+
+
+@pytest.mark.parametrize("name", ["queries.jsonl", "qrels/dev.tsv"])
+def test_a_pipe_is_not_waited_for(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    expect(folder, f"{folder / name} is not a regular file")
+
+
+def test_a_line_without_end_is_not_read_whole(folder, monkeypatch):
+    monkeypatch.setattr(beir_folder, "LONGEST_LINE", 1000)
+    with (folder / "corpus.jsonl").open("ab") as file:
+        file.truncate(2**30)  # takes no room on the disk
+    expect(folder, f"{folder / 'corpus.jsonl'}, line 5: longer than 1000 bytes")

@@ -230,6 +230,73 @@ def test_settings_of_downloads_and_the_log_are_restored(register, monkeypatch):
     assert logging.getLogger("ir_datasets").filters == filters
 
 
+def test_a_test_subset_without_a_relevant_document_is_no_reason_to_test_on_another(register):
+    register("x", DOCS)
+    register("x/dev", DOCS, *judged("a"))
+    register("x/test", DOCS, *judged("b", grade=0))
+    with pytest.raises(InputError) as caught:
+        load_collection("x")
+    assert str(caught.value) == (
+        "dataset 'x/test' has no query with a relevant document among its documents"
+    )
+
+
+def test_what_trec_eval_cannot_bear_is_refused(register):
+    register("x/test", DOCS, *judged("a", grade=400_000_000))
+    with pytest.raises(InputError) as caught:
+        load_collection("x/test")
+    assert str(caught.value) == (
+        "the grade of document '1' for query 'q-a' must be at most 1000000, got 400000000"
+    )
+    register("y/test", Docs([GenericDoc("1", "one"), GenericDoc("2\0", "two")]), *judged("a"))
+    with pytest.raises(InputError) as caught:
+        load_collection("y/test")
+    assert str(caught.value) == (
+        "the id of a document of 'y/test' has a NUL character, got '2\\x00'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "fold", "message"),
+    [
+        (None, 0, "a dataset is named by a text, not by None"),
+        (["pydocs"], 0, "a dataset is named by a text, not by ['pydocs']"),
+        (b"pydocs", 0, "a dataset is named by a text, not by b'pydocs'"),
+        ("pydocs", "1", "fold must be a whole number from 0 to 4, got '1'"),
+        ("pydocs", 1.0, "fold must be a whole number from 0 to 4, got 1.0"),
+        ("pydocs", None, "fold must be a whole number from 0 to 4, got None"),
+        ("pydocs", True, "fold must be a whole number from 0 to 4, got True"),
+    ],
+)
+def test_arguments_of_other_types(name, fold, message):
+    with pytest.raises(InputError) as caught:
+        load_collection(name, fold)
+    assert str(caught.value) == message
+
+
+HOMELESS = """
+import maw_gym
+from maw_gym.corpora import load_collection
+collection = load_collection(FOLDER)
+try:
+    load_collection("cranfield")
+except maw_gym.InputError as problem:
+    message = str(problem)
+import json
+print(json.dumps([collection.provenance, message]))
+"""
+
+
+@pytest.mark.parametrize("home", ["/dev/null/home", "/proc/home", "/etc/hostname"])
+def test_without_a_home_for_ir_datasets_folders_can_be_used(tiny_folder, home):
+    (provenance, message), _ = run(
+        f"FOLDER = {str(tiny_folder)!r}\n{HOMELESS}", {"IR_DATASETS_HOME": home}
+    )
+    assert provenance["documents"] == 30
+    assert message.startswith("ir_datasets cannot make its folder ([Errno ")
+    assert message.endswith(f"'{home}'); set IR_DATASETS_HOME to one that can be written")
+
+
 FILES = {
     "beir/scifact": ["beir/scifact/source.zip"],
     "cranfield": [f"cranfield/{name}.txt" for name in ("docs", "queries", "qrels")],

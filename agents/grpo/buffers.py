@@ -62,8 +62,8 @@ def _at(observations: PyTorchObs, rows: th.Tensor) -> PyTorchObs:
 
 def _runs(arrays: Iterable[np.ndarray]) -> NDArray[np.int64]:
     """Number of the run of equal neighbours to which each of the N entries belongs, from 0."""
-    changes = [(array[1:] != array[:-1]).reshape(len(array) - 1, -1) for array in arrays]
-    return np.concatenate([[0], np.hstack(changes).any(axis=1).cumsum()])
+    changed = [(array[1:] != array[:-1]).any(axis=tuple(range(1, array.ndim))) for array in arrays]
+    return np.concatenate([[0], np.logical_or.reduce(changed).cumsum()])
 
 
 class GRPORolloutBuffer(RolloutBuffer):
@@ -72,12 +72,17 @@ class GRPORolloutBuffer(RolloutBuffer):
     Args:
         *args: Positional arguments of SB3's RolloutBuffer.
         advantage: "critic", "group" or "group_mean".
-        group_size: Neighbouring environments that share their observation at each step.
+        group_size: Neighbouring environments that share their observation at each step; needed
+            for advantages within groups.
         **kwargs: Keyword arguments of SB3's RolloutBuffer. gamma and gae_lambda do nothing here.
     """
 
     def __init__(
-        self, *args: Any, advantage: str = "critic", group_size: int = 8, **kwargs: Any
+        self,
+        *args: Any,
+        advantage: str = "critic",
+        group_size: int | None = None,
+        **kwargs: Any,
     ) -> None:
         self.advantage = advantage
         self.group_size = group_size
@@ -104,10 +109,11 @@ class GRPORolloutBuffer(RolloutBuffer):
         if self.advantage == "critic":
             self.advantages = self.rewards - self.values
             return
+        assert self.group_size is not None
         self.advantages, self.zero_std_groups = group_advantages(
             self.rewards, self.group_size, divide=self.advantage == "group"
         )
-        self._require_equal_observations()
+        self._require_equal_observations(self.group_size)
 
     def tensors(self) -> Rollout:
         """The whole rollout; on the CPU no number is copied that need not be.
@@ -159,21 +165,22 @@ class GRPORolloutBuffer(RolloutBuffer):
                 f"{self.rewards[step, env]}"
             )
 
-    def _require_equal_observations(self) -> None:
+    def _require_equal_observations(self, size: int) -> None:
         observations = self.observations
         arrays = observations if isinstance(observations, dict) else {"": observations}
         for key, array in arrays.items():
             steps, envs = array.shape[:2]
-            grouped = array.reshape(steps, envs // self.group_size, self.group_size, -1)
+            grouped = array.reshape(steps, envs // size, size, -1)
             same = (grouped == grouped[:, :, :1]).all(axis=(2, 3))
             if not same.all():
                 step, group = np.argwhere(~same)[0]
-                first = group * self.group_size
+                first = group * size
                 raise ValueError(
                     f"advantage={self.advantage!r} compares rewards for one observation, but "
-                    f"environments {first} to {first + self.group_size - 1} differ at step {step} "
-                    f"of the rollout{f' in {key!r}' if key else ''}: give such groups the same "
-                    "observation, or use advantage='critic'"
+                    f"environments {first} to {first + size - 1} differ at step {step} of the "
+                    f"rollout{f' in {key!r}' if key else ''}: give such groups the same "
+                    "observation, as to_sb3(gym.make_vec(..., group_size=8)) does, or use "
+                    "advantage='critic'"
                 )
 
 

@@ -1,25 +1,21 @@
 """GRPO as a Stable-Baselines3 algorithm, for environments whose episodes last one step.
 
-Group Relative Policy Optimization, after Shao et al. 2024 (DeepSeekMath, arXiv:2402.03300), in the
-form this project started from: a ratio to a frozen reference policy, a critic, an entropy bonus.
+Group Relative Policy Optimization, after Shao et al. 2024 (DeepSeekMath, arXiv:2402.03300).
 
-Kept of DeepSeekMath: advantages relative to a group that answers the same observation
-(`advantage="group"`, the default), the ratio to the policy that acted, clipped if asked for
-(`ratio="old", clip_range=0.2`), the KL penalty to a reference policy as a term of the loss
-(`kl="k3"`), several passes over a rollout (`n_epochs`).
-Left out: everything about sequences (token-level ratios, averaging over lengths, process rewards):
-here an answer is one action. The reference is renewed every few rollouts, not once per outer
-iteration with a new reward model.
-Kept of the form it started from: a reference renewed every 5 rollouts and KL 0.1, which are
-defaults, and the critic's baseline (`advantage="critic"`, which needs no groups). Its unclipped
-ratio to the reference (`ratio="reference"`) is an option and not the default: with group advantages
-on MAWDepth-v0 it stopped with an infinite gradient after some 300,000 steps (learning rate 1e-3),
-since an action that the reference all but excludes has an unbounded ratio.
-Changed: the KL is summed over all actions (`kl="exact"`), since with discrete actions nothing has
-to be estimated, and its sampled mean of log-ratios (`kl="k1"`) has a gradient that is zero on
-average: as a penalty it only adds noise.
+Kept: advantages relative to a group that answers the same observation, the clipped ratio to the
+policy that acted, several passes over a rollout, the KL to a reference as a term of the loss.
+Left out: all about sequences (token ratios, lengths, process rewards): an answer is one action.
+Different from DeepSeekMath: the reference is renewed every few rollouts (`reference_interval=None`
+keeps the first), and the KL is summed over all actions (`kl="exact"`; theirs is `kl="k3"`): with
+discrete actions nothing has to be estimated. The sampled mean of log-ratios (`kl="k1"`) has a
+gradient that is zero on average: as a penalty it only adds noise.
+Different from TRL's GRPOTrainer: the deviation that divides a group's advantages has ddof 0 and
+1e-8 added to it (TRL: ddof 1 and 1e-4), so groups of 8 have advantages 1.07 times as large; there
+is an entropy bonus; the KL is in the loss by default (TRL's `beta` is 0).
 Added: the mean-only advantage of Dr. GRPO (Liu et al. 2025), asymmetric clipping of DAPO (Yu et al.
-2025).
+2025), a critic's baseline where there are no groups (`advantage="critic"`). The ratio to the
+reference (`ratio="reference"`) is what this project started from: an action that the reference all
+but excludes has an unbounded ratio, which unclipped ends in infinite gradients.
 """
 
 import math
@@ -34,12 +30,18 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
 from agents.grpo import losses
 from agents.grpo.buffers import GRPODictRolloutBuffer, GRPORolloutBuffer, Rollout
-from agents.grpo.checks import check_settings
+from agents.grpo.checks import (
+    check_network,
+    check_settings,
+    settle_groups,
+    warn_if_unclipped,
+)
 from agents.grpo.policies import (
     CnnPolicy,
     MlpPolicy,
@@ -55,14 +57,15 @@ class GRPO(OnPolicyAlgorithm):
     """Group Relative Policy Optimization for one-step episodes and discrete actions.
 
     The loss of a batch is policy loss + kl_coef * KL + vf_coef * value loss - ent_coef * entropy.
-    gamma and gae_lambda of other algorithms are not offered: an episode of one step has no future
-    to discount, its return is its reward.
+    gamma and gae_lambda are not offered: the return of one step is its reward. Defaults were chosen
+    on the bandits of runners/bandits.py (see docs/grpo.md).
 
     Args:
-        policy: The policy model to use (MlpPolicy, SharedPolicy, CnnPolicy, MultiInputPolicy, or a
-            class).
-        env: The environment to learn from (if registered in Gymnasium, can be str). For group
-            advantages a VecEnv whose neighbours in groups of `group_size` share their observation.
+        policy: The policy model to use (MlpPolicy, MultiInputPolicy, CnnPolicy, SharedPolicy, or a
+            class; agents.grpo.policies says how wide each is).
+        env: The environment to learn from (if registered in Gymnasium, can be str). For advantages
+            within groups, one whose neighbours in groups share their observation, such as
+            `to_sb3(gym.make_vec(..., group_size=8))`.
         learning_rate: The learning rate, may be a function of the remaining progress (1 to 0).
         n_steps: Steps of each environment per rollout; a rollout has n_steps * n_envs samples.
         batch_size: Samples per gradient step; None: the whole rollout at once. Batches need not
@@ -70,20 +73,23 @@ class GRPO(OnPolicyAlgorithm):
         n_epochs: Passes over each rollout.
         advantage: "group": reward minus the mean of its group, over the group's standard deviation
             (DeepSeekMath). "group_mean": without the division (Dr. GRPO). "critic": reward minus
-            the value head's estimate, needs no groups. Without the critic the value head is not
-            trained, and no value loss is logged.
-        group_size: Environments per group, at least 2; only for group advantages.
-        ratio: Denominator of the probability ratio: "reference", the frozen policy, or "old", the
-            policy that acted in the rollout.
-        clip_range: Ratios are clipped to [1 - clip_range, 1 + clip_range]; None: not at all.
-        clip_range_high: Upper range where it differs from the lower (DAPO); None: it does not.
+            the value head's estimate, needs no groups. "auto": "group" where there are groups, else
+            "critic", with a warning. Only "critic" trains the value head and logs a value loss.
+        group_size: Environments per group, at least 2; None: what the environment says by an
+            attribute of that name.
+        ratio: Denominator of the probability ratio: "old", the policy that acted in the rollout, or
+            "reference", the frozen policy.
+        clip_range: Ratios are clipped to [1 - clip_range, 1 + clip_range]; may be a function of the
+            remaining progress; None: not at all.
+        clip_range_high: Upper range where it differs from the lower (DAPO), also as a function;
+            None: it does not.
         kl: Penalty to the reference: "exact", over all actions, or a sampled estimate "k1", "k2",
             "k3" (see losses.sampled_kl for what their gradients do).
         kl_coef: Coefficient of the KL penalty.
         reference_interval: Rollouts after which the reference becomes a copy of the policy; 1
             makes it the policy that acted; None keeps the initial policy for ever.
         ent_coef: Coefficient of the entropy bonus.
-        vf_coef: Coefficient of the value loss; without effect on group advantages.
+        vf_coef: Coefficient of the value loss ("critic").
         max_grad_norm: Largest norm of the gradient, which is scaled down to it.
         stats_window_size: Episodes in the mean reward that is logged.
         tensorboard_log: Log location for TensorBoard (None: no logging).
@@ -94,9 +100,10 @@ class GRPO(OnPolicyAlgorithm):
         _init_setup_model: Whether to build the network at the creation of the instance.
 
     Raises:
-        ValueError: A setting out of its range, an action space that is not Discrete from 0, or a
-            number of environments that groups do not divide; when learning: episodes of several
-            steps, or differing observations in a group.
+        ValueError: A setting of another type or out of its range, a rollout beyond the machine's
+            memory, an action space that is not Discrete from 0, a policy with batch normalisation,
+            or groups that are missing or do not divide the environments; when learning: episodes
+            of several steps, or differing observations in a group.
         FloatingPointError: When learning: a reward, loss or gradient is not finite. The policy
             keeps the parameters from before that gradient step.
     """
@@ -119,10 +126,10 @@ class GRPO(OnPolicyAlgorithm):
         batch_size: int | None = DEFAULTS.batch_size,
         n_epochs: int = DEFAULTS.n_epochs,
         advantage: str = DEFAULTS.advantage,
-        group_size: int = DEFAULTS.group_size,
+        group_size: int | None = None,
         ratio: str = DEFAULTS.ratio,
-        clip_range: float | None = DEFAULTS.clip_range,
-        clip_range_high: float | None = DEFAULTS.clip_range_high,
+        clip_range: float | Schedule | None = DEFAULTS.clip_range,
+        clip_range_high: float | Schedule | None = DEFAULTS.clip_range_high,
         kl: str = DEFAULTS.kl,
         kl_coef: float = DEFAULTS.kl_coef,
         reference_interval: int | None = DEFAULTS.reference_interval,
@@ -176,10 +183,13 @@ class GRPO(OnPolicyAlgorithm):
         # Checked here, not in __init__: load() first builds the algorithm with its defaults and
         # perhaps without an environment, and only then puts the saved settings in place.
         check_settings(self)
+        settle_groups(self)
+        warn_if_unclipped(self)
         is_dict = isinstance(self.observation_space, spaces.Dict)
         self.rollout_buffer_class = GRPODictRolloutBuffer if is_dict else GRPORolloutBuffer
         self.rollout_buffer_kwargs = {"advantage": self.advantage, "group_size": self.group_size}
         super()._setup_model()
+        check_network(self.policy)
         self.reference_policy = deepcopy(self.policy).requires_grad_(False)
         self.reference_policy.set_training_mode(False)
 
@@ -193,17 +203,20 @@ class GRPO(OnPolicyAlgorithm):
         """Collect one rollout as SB3 does; see OnPolicyAlgorithm."""
         completed = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         if not completed:
-            # A callback stopped SB3 between the step and the update of _last_obs. Learning on
-            # from there would pair the old observations with rewards for the new ones: reset.
+            # A callback stopped SB3 before it updated _last_obs: learning on from there would pair
+            # old observations with rewards for new ones.
             self._last_obs = None
         return completed
 
     def train(self) -> None:
         """Update the policy with the current rollout, and the reference when its time has come."""
-        # Eval mode, as in acting: dropout between sampling and the loss would change the
-        # probabilities of the very same parameters, and the ratios would explode.
+        # Eval mode, as in acting: with dropout the ratios would explode.
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
+        low, high = (
+            None if schedule is None else FloatSchedule(schedule)(self._current_progress_remaining)
+            for schedule in (self.clip_range, self.clip_range_high)
+        )
         rollout = self.rollout_buffer.tensors()
         with th.no_grad():  # nothing changes the reference in here: once serves all epochs
             reference = actor_log_probs(self.reference_policy, rollout.observations)
@@ -211,7 +224,8 @@ class GRPO(OnPolicyAlgorithm):
 
         history = []
         for _ in range(self.n_epochs):
-            history += [self._update(batch) for batch in rollout.batches(self.batch_size)]
+            for batch in rollout.batches(self.batch_size):
+                history.append(self._update(batch, low, high))
             self._n_updates += 1
         self._rollouts_since_renewal += 1
         if self._rollouts_since_renewal == self.reference_interval:
@@ -223,10 +237,12 @@ class GRPO(OnPolicyAlgorithm):
         self.logger.record("policy/entropy", -np.mean([x["entropy_loss"] for x in history]))
         if self.advantage != "critic":
             self.logger.record("train/zero_std_groups", self.rollout_buffer.zero_std_groups)
+        if low is not None:
+            self.logger.record("train/clip_range", low)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _update(self, batch: Rollout) -> dict[str, float]:
-        """One gradient step; returns what is logged of it."""
+    def _update(self, batch: Rollout, low: float | None, high: float | None) -> dict[str, float]:
+        """One gradient step with these clip ranges; returns what is logged of it."""
         terms: dict[str, th.Tensor] = {}
         if self.advantage == "critic":
             log_probs, values = actor_critic(self.policy, batch.observations)
@@ -240,9 +256,7 @@ class GRPO(OnPolicyAlgorithm):
         reference_log_prob = reference_log_probs.gather(1, action)[:, 0]
         base = reference_log_prob if self.ratio == "reference" else batch.log_probs
         ratio = (log_prob - base).exp()
-        terms["policy_loss"] = losses.policy_loss(
-            ratio, batch.advantages, self.clip_range, self.clip_range_high
-        )
+        terms["policy_loss"] = losses.policy_loss(ratio, batch.advantages, low, high)
         # Logged exactly whatever the penalty is, so that runs of different kinds compare
         terms["kl_reference"] = losses.exact_kl(log_probs, reference_log_probs).mean()
         penalty = terms["kl_reference"]
@@ -253,10 +267,8 @@ class GRPO(OnPolicyAlgorithm):
         if "value_loss" in terms:
             loss = loss + self.vf_coef * terms["value_loss"]
         terms["loss"] = loss
-        if self.clip_range is not None:
-            terms["clip_fraction"] = losses.clip_fraction(
-                ratio, self.clip_range, self.clip_range_high
-            )
+        if low is not None:
+            terms["clip_fraction"] = losses.clip_fraction(ratio, low, high)
 
         # one transfer from the device for all of them
         record = dict(zip(terms, th.stack(list(terms.values())).tolist(), strict=True))

@@ -1,4 +1,15 @@
-"""Policies for GRPO; PPO and A2C of Stable-Baselines3 accept the same classes."""
+"""Policies for GRPO; PPO and A2C of Stable-Baselines3 accept the same classes.
+
+- MlpPolicy: Stable-Baselines3's own, two tanh layers of 64 units for the actor and two for the
+  critic.
+- MultiInputPolicy: the same layers over the parts of a dictionary, flattened side by side (images
+  through a convolutional network of 256 features first); Stable-Baselines3's own.
+- CnnPolicy: the convolutional network of Mnih et al. 2015 with 512 features and ReLU, and linear
+  heads; Stable-Baselines3's own.
+- GRPOPolicyNetwork: ReLU layers of 512, 256 and 128 units that actor and critic share, then 64 for
+  each.
+- SharedPolicy: one small ReLU network (32, 32) that scores every action by its own numbers.
+"""
 
 from typing import Any, cast
 
@@ -167,7 +178,7 @@ def actor_critic(
     return policy.action_net(latent_pi).log_softmax(-1), policy.value_net(latent_vf).flatten()
 
 
-MlpPolicy = GRPOPolicyNetwork
+MlpPolicy = ActorCriticPolicy
 SharedPolicy = SharedPolicyNetwork
 CnnPolicy = ActorCriticCnnPolicy
 MultiInputPolicy = MultiInputActorCriticPolicy

@@ -10,9 +10,11 @@ Coefficient = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True, config=ConfigDict(use_attribute_docstrings=True))
+@dataclass(frozen=True, config=ConfigDict(use_attribute_docstrings=True, strict=True))
 class GRPOSettings:
     """Settings of GRPO; `agents.grpo.GRPO` says more about each.
+
+    Defaults were chosen on the bandits of runners/bandits.py, see docs/grpo.md.
 
     Raises:
         pydantic.ValidationError: a setting is out of its range (a ValueError).
@@ -22,17 +24,17 @@ class GRPOSettings:
     """of Adam"""
     n_steps: Count = 8
     """steps of every sub-environment per rollout"""
-    batch_size: Count | None = None
+    batch_size: Count | None = 128
     """samples per gradient step; None is the whole rollout"""
-    n_epochs: Count = 1
+    n_epochs: Count = 4
     """passes over each rollout"""
-    advantage: Literal["critic", "group", "group_mean"] = "group"
+    advantage: Literal["auto", "critic", "group", "group_mean"] = "auto"
     """reward minus a value head's estimate, or minus its group's mean, over its deviation or not"""
     group_size: Count = 8
     """neighbouring sub-environments that share each query"""
     ratio: Literal["reference", "old"] = "old"
     """of the policy to the reference or the old policy"""
-    clip_range: Above0 | None = None
+    clip_range: Above0 | None = 0.2
     """clipping of the ratio; None is none"""
     clip_range_high: Above0 | None = None
     """upper clipping where it differs"""
@@ -42,7 +44,7 @@ class GRPOSettings:
     """weight of the KL penalty"""
     reference_interval: Count | None = 5
     """rollouts after which the reference policy is renewed; None keeps the first"""
-    ent_coef: Coefficient = 0.0
+    ent_coef: Coefficient = 0.01
     """weight of the entropy bonus"""
     vf_coef: Coefficient = 0.5
     """weight of the value loss (advantage critic)"""
@@ -55,7 +57,7 @@ class GRPOSettings:
             raise ValueError(
                 f"clip_range_high={self.clip_range_high!r} without clip_range: give both or none"
             )
-        if self.advantage != "critic" and self.group_size < 2:
+        if self.advantage in ("group", "group_mean") and self.group_size < 2:
             raise ValueError(
                 f"group_size={self.group_size!r}: advantage={self.advantage!r} compares the members"
                 " of a group, which needs a whole number from 2"

@@ -22,7 +22,7 @@ ABOUT = {"learner": "GRPO", "seed": 7}
 def trained(**kwargs: Any) -> GRPO:
     """A few updates make weights, biases and reference differ from how they began."""
     env = to_sb3(GroupedBanditEnv(16, 4))
-    model = GRPO("MlpPolicy", env, n_steps=4, group_size=4, seed=0, device="cpu", **kwargs)
+    model = GRPO(GRPOPolicyNetwork, env, n_steps=4, seed=0, device="cpu", **kwargs)
     return model.learn(512)
 
 
@@ -102,7 +102,7 @@ def test_other_policies_and_activations_are_refused() -> None:
     other = PPO("MlpPolicy", env, n_steps=4, batch_size=64, device="cpu")
     with pytest.raises(InputError, match="ActorCriticPolicy cannot be exported as a router"):
         router_from_model(other, ("attention",), ABOUT)
-    model = GRPO("MlpPolicy", env, device="cpu", policy_kwargs={"activation_fn": nn.ELU})
+    model = GRPO(GRPOPolicyNetwork, env, device="cpu", policy_kwargs={"activation_fn": nn.ELU})
     with pytest.raises(InputError, match="unknown activation 'elu'"):
         router_from_model(model, ("attention",), ABOUT)
 

@@ -11,10 +11,19 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecMonitor
 
-from agents.grpo import GRPO, GRPOPolicyNetwork
+from agents.grpo import (
+    GRPO,
+    CnnPolicy,
+    GRPOPolicyNetwork,
+    MlpPolicy,
+    MultiInputPolicy,
+    StateEncoder,
+)
 from agents.sb3.vec_env import to_sb3
 
 SMALL = {"features_extractor_kwargs": {"widths": (32,)}, "net_arch": [16]}
@@ -25,10 +34,13 @@ def grouped(num_envs: int = 16, group_size: int = 4, cycle: bool = False) -> Vec
     return to_sb3(GroupedBanditEnv(num_envs, group_size, cycle))
 
 
+# One step of plain gradient descent on the critic's advantages
+PLAIN = {"advantage": "critic", "n_epochs": 1, "batch_size": None, "clip_range": None}
+
+
 def small(env: Any = None, **settings: Any) -> GRPO:
-    ordinary = {"policy_kwargs": SMALL, "advantage": "critic", "group_size": 4, "n_steps": 4}
-    settings = ordinary | {"seed": 0} | settings
-    return GRPO("MlpPolicy", grouped() if env is None else env, device="cpu", **settings)
+    settings = PLAIN | {"policy_kwargs": SMALL, "group_size": 4, "n_steps": 4, "seed": 0} | settings
+    return GRPO(GRPOPolicyNetwork, grouped() if env is None else env, device="cpu", **settings)
 
 
 def weights(policy: ActorCriticPolicy) -> np.ndarray:
@@ -42,9 +54,11 @@ def test_solves_the_bandit(advantage: str, ratio: str) -> None:
     model = GRPO(
         "MlpPolicy", env, advantage=advantage, ratio=ratio, seed=0, device="cpu", learning_rate=3e-3
     )
-    model.learn(40 * 512)
+    model.learn((10 if ratio == "old" else 20) * 512)
     mean, std = evaluate_policy(model, make_vec_env(BanditEnv, 1, seed=1), n_eval_episodes=40)
     assert (mean, std) == (1.0, 0.0)
+    if ratio == "reference":
+        return  # whose clipping holds the policy near the reference
     # and it is nearly sure of it
     best = model.policy.get_distribution(th.eye(CONTEXTS)).distribution.probs.diagonal()
     assert best.min().item() > 0.95
@@ -53,15 +67,17 @@ def test_solves_the_bandit(advantage: str, ratio: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"advantage": "group", "ratio": "old", "clip_range": 0.2, "clip_range_high": 0.28}
-        | {"n_epochs": 4, "batch_size": 128, "kl": "k3"},
-        {"kl": "k1", "advantage": "critic", "ent_coef": 0.01},
+        {"clip_range": 0.2, "clip_range_high": 0.28, "kl": "k3"},
+        {"clip_range": LinearSchedule(0.3, 0.0, 1.0), "learning_rate": lambda left: 6e-3 * left},
+        {"clip_range": lambda left: 0.2, "clip_range_high": ConstantSchedule(0.3)},
+        {"kl": "k1", "advantage": "critic"},
         {"kl": "k2", "advantage": "group_mean"},
     ],
 )
 def test_solves_the_bandit_with_further_options(settings: dict[str, Any]) -> None:
-    model = GRPO("MlpPolicy", grouped(64, 8), learning_rate=3e-3, seed=0, device="cpu", **settings)
-    model.learn(40 * 512)
+    settings = {"learning_rate": 3e-3} | settings
+    model = GRPO("MlpPolicy", grouped(64, 8), seed=0, device="cpu", **settings)
+    model.learn(10 * 512)
     actions, _ = model.predict(np.eye(CONTEXTS, dtype=np.float32), deterministic=True)
     assert actions.tolist() == [0, 1, 2, 3]
 
@@ -79,7 +95,8 @@ def test_critic_learns_the_value_and_groups_leave_it_alone() -> None:
 
 def test_same_seed_same_weights() -> None:
     first, second, other = (
-        weights(small(seed=seed, batch_size=24, n_epochs=2).learn(320).policy) for seed in (3, 3, 4)
+        weights(small(seed=seed, batch_size=24, clip_range=0.2).learn(320).policy)
+        for seed in (3, 3, 4)
     )
     assert np.array_equal(first, second)
     assert not np.array_equal(first, other)
@@ -105,9 +122,41 @@ def test_reference_may_stay_for_ever() -> None:
 
 
 def test_reference_of_every_rollout_is_the_old_policy() -> None:
-    renewed = small(ratio="reference", reference_interval=1, n_epochs=3, seed=5).learn(64)
-    old = small(ratio="old", reference_interval=1, n_epochs=3, seed=5).learn(64)
+    kind = {"reference_interval": 1, "n_epochs": 3, "clip_range": 0.2, "seed": 5}
+    renewed, old = small(ratio="reference", **kind).learn(64), small(ratio="old", **kind).learn(64)
     np.testing.assert_allclose(weights(renewed.policy), weights(old.policy), atol=1e-5)
+
+
+def test_advantages_are_those_of_groups_where_the_environment_gives_groups() -> None:
+    model = GRPO("MlpPolicy", grouped(16, 4), n_steps=4, device="cpu")
+    assert (model.advantage, model.group_size) == ("group", 4)
+    assert "train/value_loss" not in logged_by(model)
+    # groups that only the user knows of
+    env = make_vec_env(BanditEnv, 8, seed=0)
+    assert GRPO("MlpPolicy", env, group_size=4, device="cpu").advantage == "group"
+    # the kind is the user's, the size the environment's
+    model = GRPO("MlpPolicy", grouped(16, 8), advantage="group_mean", device="cpu")
+    assert (model.advantage, model.group_size) == ("group_mean", 8)
+
+
+def logged_by(model: GRPO) -> dict[str, Any]:
+    """What one rollout and its update log."""
+    model.set_logger(configure(None, []))
+    model.learn(model.n_steps * model.n_envs)
+    return dict(model.logger.name_to_value)
+
+
+@pytest.mark.parametrize("env", [BanditEnv(), make_vec_env(BanditEnv, 16), grouped(16, 1)])
+def test_an_environment_without_groups_gets_a_critic_and_the_user_a_hint(env: Any) -> None:
+    hint = (
+        r"no groups: advantage='critic' is taken; to_sb3\(gym\.make_vec\(\.\.\., group_size=8\)\)"
+    )
+    with pytest.warns(UserWarning, match=hint) as warned:
+        model = GRPO("MlpPolicy", env, n_steps=4, batch_size=2, device="cpu")
+    assert "\n" not in str(warned[0].message)
+    assert "train/value_loss" in logged_by(model)
+    with pytest.raises(ValueError, match=r"'group' needs groups .* names none: make it by"):
+        GRPO("MlpPolicy", env, advantage="group", device="cpu")
 
 
 def test_a_scalar_environment_needs_no_groups() -> None:
@@ -119,10 +168,16 @@ def test_a_scalar_environment_needs_no_groups() -> None:
         device="cpu",
         learning_rate=3e-3,
     )
-    model.learn(60 * 128)
+    model.learn(15 * 128)
     assert evaluate_policy(model, model.get_env(), n_eval_episodes=40)[0] == 1.0
-    alone = GRPO("MlpPolicy", BanditEnv(), advantage="critic", device="cpu")
-    assert alone.learn(16).num_timesteps == 16
+
+
+def test_rollouts_of_a_single_sample() -> None:
+    env = BanditEnv()
+    model = GRPO("MlpPolicy", env, n_steps=1, advantage="critic", seed=0, device="cpu")
+    before = weights(model.policy)
+    assert model.learn(3).num_timesteps == 3
+    assert not np.array_equal(weights(model.policy), before)
 
 
 @pytest.mark.parametrize("advantage", GROUPED)
@@ -166,7 +221,7 @@ def test_a_truncated_episode_counts_its_reward_only() -> None:
     [
         (
             {"advantage": "gae"},
-            "advantage='gae': Input should be 'critic', 'group' or 'group_mean'",
+            "advantage='gae': Input should be 'auto', 'critic', 'group' or 'group_mean'",
         ),
         ({"ratio": "new"}, "ratio='new': Input should be 'reference' or 'old'"),
         ({"kl": "k4"}, "kl='k4': Input should be 'exact', 'k1', 'k2' or 'k3'"),
@@ -178,9 +233,32 @@ def test_a_truncated_episode_counts_its_reward_only() -> None:
         ({"max_grad_norm": None}, "max_grad_norm=None"),
         ({"reference_interval": 0}, "reference_interval=0"),
         ({"n_steps": 0}, "n_steps=0"),
+        ({"n_steps": 10**12}, "n_steps=1000000000000: Input should be less"),
+        ({"n_steps": True}, "n_steps=True: Input should be a valid integer"),
+        (
+            {"learning_rate": 1e30},
+            r"learning_rate=1e\+30: Input should be less than or equal to 10",
+        ),
+        ({"learning_rate": "1e-3"}, "learning_rate='1e-3': Input should be a valid number"),
+        ({"learning_rate": lambda left: -left}, r"learning_rate is -1\.0 where 1 of the training"),
+        ({"learning_rate": LinearSchedule(0.1, 99, 1.0)}, r"learning_rate is 99\.0 where 0 of the"),
+        ({"kl_coef": "0.1"}, "kl_coef='0.1': Input should be a valid number"),
+        ({"ent_coef": [0.1]}, r"ent_coef=\[0\.1\]: Input should be a valid number"),
+        ({"vf_coef": True}, "vf_coef=True: Input should be a valid number"),
+        ({"max_grad_norm": "1"}, "max_grad_norm='1': Input should be a valid number"),
+        ({"clip_range": "0.2"}, "clip_range='0.2': Input should be a valid number"),
+        ({"clip_range": lambda left: "wide"}, "clip_range is 'wide' where 1 of the training"),
+        (
+            {"clip_range": 0.2, "clip_range_high": float("inf")},
+            "clip_range_high=inf: Input should be",
+        ),
         ({"n_epochs": None}, "n_epochs=None"),
         ({"batch_size": 2.5}, "batch_size=2.5"),
-        ({"advantage": "group", "group_size": 1}, "group_size=1"),
+        (
+            {"advantage": "group", "group_size": 1},
+            "group_size=1: advantage='group' compares the members",
+        ),
+        ({"group_size": 2.0}, r"group_size=2\.0: Input should be a valid integer"),
         ({"advantage": "group_mean", "group_size": 5}, "16 environments .* groups of 5"),
     ],
 )
@@ -188,6 +266,51 @@ def test_bad_settings_are_refused_at_set_up(settings: dict[str, Any], message: s
     with pytest.raises(ValueError, match=message) as error:
         small(**settings)
     assert "\n" not in str(error.value)
+
+
+def test_rollouts_beyond_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 16 environments, 4 numbers of 4 bytes: 256 bytes a step
+    monkeypatch.setattr("agents.grpo.checks._memory", lambda: 0.5)
+    small(n_steps=16)
+    message = r"n_steps=4194304: rollouts of 16 environments with 4 numbers each need 1 GiB, and"
+    with pytest.raises(ValueError, match=message):
+        small(n_steps=2**22)
+
+
+@pytest.mark.parametrize("settings", [{"n_epochs": 2}, {"batch_size": 32}])
+def test_several_gradient_steps_without_clipping_are_warned_of(settings: dict[str, Any]) -> None:
+    with pytest.warns(UserWarning, match="2 gradient steps on each rollout of 64 samples without"):
+        small(**settings)
+    small(**settings, clip_range=0.2)  # and this is not
+
+
+def test_the_clip_range_follows_its_schedule() -> None:
+    # 4 rollouts of 64 samples: 1, 3/4, 1/2 and 1/4 of the training remain when each begins, and
+    # SB3 counts the rollout as done before its update: 3/4, 1/2, 1/4, 0
+    model = small(clip_range=LinearSchedule(0.4, 0.0, 1.0))
+    logged = []
+    model.set_logger(configure(None, []))
+    record = model.logger.record
+    model.logger.record = lambda key, value, *args, **kwargs: (  # type: ignore[method-assign]
+        logged.append(value) if key == "train/clip_range" else record(key, value, *args, **kwargs)
+    )
+    model.learn(4 * 64)
+    assert logged == pytest.approx([0.3, 0.2, 0.1, 0.0])
+
+
+class Normalised(StateEncoder):
+    def __init__(self, observation_space: spaces.Space, layer: th.nn.Module) -> None:
+        super().__init__(observation_space, (8,))
+        self.layers.append(layer)
+
+
+def test_batch_normalisation_is_refused() -> None:
+    kind = {"features_extractor_class": Normalised}
+    norm = th.nn.BatchNorm1d(8)
+    with pytest.raises(ValueError, match=r"features_extractor\.layers\.2 is a BatchNorm1d, whose"):
+        small(policy_kwargs=kind | {"features_extractor_kwargs": {"layer": norm}})
+    layer = th.nn.LayerNorm(8)
+    assert small(policy_kwargs=kind | {"features_extractor_kwargs": {"layer": layer}}).learn(64)
 
 
 @pytest.mark.parametrize("space", [spaces.Box(0, 1, (2,)), spaces.Discrete(4, start=1)])
@@ -318,11 +441,11 @@ class DictBandit(gym.ObservationWrapper):
 
 def test_dictionary_observations() -> None:
     env = make_vec_env(DictBandit, 16, seed=0)
-    settings = {"advantage": "critic", "learning_rate": 3e-3, "batch_size": 50}
-    model = GRPO("MultiInputPolicy", env, seed=0, device="cpu", **settings)
-    model.learn(60 * 128)
+    settings = {"seed": 0, "device": "cpu", "learning_rate": 3e-3}
+    model = GRPO("MultiInputPolicy", env, advantage="critic", batch_size=50, **settings)
+    model.learn(20 * 128)
     assert evaluate_policy(model, env, n_eval_episodes=40)[0] == 1.0
-    model = GRPO("MultiInputPolicy", env, advantage="group", group_size=4, device="cpu")
+    model = GRPO("MultiInputPolicy", env, group_size=4, **settings)
     with pytest.raises(ValueError, match=r"differ at step 0 of the rollout in '(context|noise)'"):
         model.learn(128)
 
@@ -340,10 +463,28 @@ class Numbered(gym.ObservationWrapper):
 
 def test_discrete_observations() -> None:
     env = make_vec_env(Numbered, 16, seed=0)
-    model = GRPO("MlpPolicy", env, advantage="critic", learning_rate=3e-3, seed=0, device="cpu")
-    model.learn(60 * 128)
-    assert evaluate_policy(model, env, n_eval_episodes=40)[0] == 1.0
+    for policy in ("MlpPolicy", GRPOPolicyNetwork):
+        settings = {"advantage": "critic", "learning_rate": 3e-3, "seed": 0, "device": "cpu"}
+        model = GRPO(policy, env, **settings).learn(20 * 128)
+        assert evaluate_policy(model, env, n_eval_episodes=40)[0] == 1.0
     assert model.policy.actor_layers()[0].in_features == CONTEXTS
+
+
+def test_policies_by_name() -> None:
+    """What the module says of them: layers of each, and one activation wherever layers follow."""
+    for name, cls, env in (
+        ("MlpPolicy", MlpPolicy, make_vec_env(BanditEnv, 1)),
+        ("MultiInputPolicy", MultiInputPolicy, make_vec_env(DictBandit, 1)),
+    ):
+        policy = GRPO(name, env, advantage="critic", device="cpu").policy
+        assert type(policy) is cls
+        for net in (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net):
+            assert [type(layer).__name__ for layer in net] == ["Linear", "Tanh"] * 2
+            assert [layer.out_features for layer in net[::2]] == [64, 64]
+    image = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    policy = CnnPolicy(image, spaces.Discrete(3), lambda _: 1e-3)
+    assert policy.features_dim == 512
+    assert not list(policy.mlp_extractor.policy_net)
 
 
 def test_a_separate_encoder_for_the_critic() -> None:

@@ -18,12 +18,16 @@ LN2 = 0.6931472
 KL = 0.1438410  # of (1/2, 1/2) to (1/4, 3/4): 1/2 ln(4/3)
 
 
+# One gradient step on the critic's advantages, unclipped
+PLAIN = {"advantage": "critic", "n_epochs": 1, "batch_size": None, "clip_range": None}
+
+
 def two_armed(**settings: Any) -> GRPO:
     """Policy (1/2, 1/2), reference (1/4, 3/4), value 1/4, whatever the observation."""
     env = GroupedBanditEnv(4, 4)
     env.single_action_space = spaces.Discrete(2)
-    ordinary = {"advantage": "critic", "group_size": 4, "ent_coef": 0.01, "learning_rate": 1e-9}
-    model = GRPO("MlpPolicy", to_sb3(env), n_steps=1, device="cpu", **ordinary | settings)
+    settings = PLAIN | settings
+    model = GRPO("MlpPolicy", to_sb3(env), n_steps=1, device="cpu", learning_rate=1e-9, **settings)
     model.set_logger(configure(None, []))
     for policy, probabilities in ((model.policy, (0.5, 0.5)), (model.reference_policy, (1.0, 3.0))):
         with th.no_grad():
@@ -141,16 +145,16 @@ def test_groups_of_equal_rewards_are_counted() -> None:
 
 
 def test_several_passes_and_batches_see_every_sample_once_per_pass() -> None:
-    model = two_armed(n_epochs=2, batch_size=3, ratio="old", kl_coef=0.0, ent_coef=0.0)
+    model = two_armed(n_epochs=2, batch_size=3, clip_range=0.2, kl_coef=0.0, ent_coef=0.0)
     seen: list[int] = []
     original = model._update
 
-    def spy(batch: Any) -> dict[str, float]:
+    def spy(batch: Any, *ranges: Any) -> dict[str, float]:
         seen.append(len(batch.actions))
         # samples stay together in the shuffle: action, advantage, reference
         np.testing.assert_array_equal(batch.actions == 0, batch.advantages == 0.75)
         assert batch.spread(batch.reference_log_probs).shape == (len(batch.actions), 2)
-        return original(batch)
+        return original(batch, *ranges)
 
     model._update = spy  # type: ignore[method-assign]
     logged = update(model, [0, 1, 1, 1], [1, 0, 0, 0], [0.5] * 4)
@@ -165,7 +169,8 @@ def test_repeated_observations_once_or_each_time_make_no_difference(
     results = []
     for once in (True, False):
         env = to_sb3(GroupedBanditEnv(16, 8))
-        model = GRPO("MlpPolicy", env, n_steps=4, batch_size=batch_size, seed=0, device="cpu")
+        settings = PLAIN | {"batch_size": batch_size, "clip_range": 0.2}
+        model = GRPO("MlpPolicy", env, n_steps=4, seed=0, device="cpu", **settings)
         if not once:
             monkeypatch.setattr("agents.grpo.buffers._runs", lambda arrays: np.arange(64))
         model.learn(64)
@@ -192,7 +197,8 @@ def test_a_callback_may_read_the_buffer() -> None:
     results = []
     for callback in (None, Reader()):
         env = to_sb3(GroupedBanditEnv(16, 8))
-        model = GRPO("MlpPolicy", env, n_steps=4, advantage="group", seed=0, device="cpu")
+        settings = PLAIN | {"advantage": "group"}
+        model = GRPO("MlpPolicy", env, n_steps=4, seed=0, device="cpu", **settings)
         model.learn(64, callback=callback)
         results.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))
     assert (results[0] - results[1]).abs().max() < 1e-5
@@ -235,12 +241,13 @@ class Forgetting(StateEncoder):
 
 def test_dropout_is_off_in_the_loss() -> None:
     model = GRPO(
-        "MlpPolicy",
+        GRPOPolicyNetwork,
         to_sb3(GroupedBanditEnv(8, 8)),
         n_steps=2,
         seed=0,
         device="cpu",
         policy_kwargs={"features_extractor_class": Forgetting},
+        **PLAIN,
     )
     # with dropout the same weights would give different probabilities
     model.policy.set_training_mode(True)
@@ -254,7 +261,8 @@ def test_dropout_is_off_in_the_loss() -> None:
 
 
 def test_actor_layers_are_the_policy() -> None:
-    model = GRPO("MlpPolicy", make_vec_env(BanditEnv, 2), advantage="critic", device="cpu")
+    env = make_vec_env(BanditEnv, 2)
+    model = GRPO(GRPOPolicyNetwork, env, advantage="critic", device="cpu")
     policy = model.policy
     assert isinstance(policy, GRPOPolicyNetwork)
     layers = policy.actor_layers()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import GRPO, router_from_model
+from agents import GRPO, GRPOPolicyNetwork, SharedPolicyNetwork, router_from_model
 from agents.networks import check_network, is_shared, new_router, standardisation
 from agents.sb3.vec_env import to_sb3
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
@@ -64,15 +64,15 @@ def test_networks_that_cannot_be() -> None:
 @pytest.mark.parametrize(
     ("observation", "policy", "shapes"),
     [
-        (("content",), "MlpPolicy", [(512, 6), (256, 512), (128, 256), (64, 128), (5, 64)]),
+        (("content",), GRPOPolicyNetwork, [(512, 6), (256, 512), (128, 256), (64, 128), (5, 64)]),
         # Entropy and focus of a depth, each thrice: itself, beside the mean, beside the largest.
-        (("profile",), "SharedPolicy", [(32, 6), (32, 32), (1, 32)]),
+        (("profile",), SharedPolicyNetwork, [(32, 6), (32, 32), (1, 32)]),
     ],
 )
 def test_new_router_has_grpos_shape_and_a_nearly_uniform_policy(
-    observation: tuple[str, ...], policy: str, shapes: list[tuple[int, int]]
+    observation: tuple[str, ...], policy: type, shapes: list[tuple[int, int]]
 ) -> None:
-    env = GRPOVectorEnvironment(8, table=table(), observation=observation)
+    env = GRPOVectorEnvironment(8, 4, table=table(), observation=observation)
     actor = router_from_model(GRPO(policy, to_sb3(env), device="cpu"), observation, {})
     assert [tuple(linear.weight.shape) for linear in actor.linears] == shapes
     given = torch.from_numpy(table().observation(observation))

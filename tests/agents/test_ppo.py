@@ -34,7 +34,7 @@ def test_learns_the_bandit() -> None:
 
 def test_same_network_as_grpo() -> None:
     ppo = bandit_ppo()
-    grpo = GRPO("MlpPolicy", to_sb3(GroupedBanditEnv(64, 8)), seed=0, device="cpu")
+    grpo = GRPO(GRPOPolicyNetwork, to_sb3(GroupedBanditEnv(64, 8)), seed=0, device="cpu")
     assert type(ppo.policy) is GRPOPolicyNetwork is type(grpo.policy)
     shapes = [{n: p.shape for n, p in m.policy.named_parameters()} for m in (ppo, grpo)]
     assert shapes[0] == shapes[1]

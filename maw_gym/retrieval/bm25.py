@@ -6,13 +6,13 @@ Notation: N documents, V words, Z pairs of a word and a document it occurs in.
 import logging
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Final, Self
+from types import ModuleType
+from typing import Any, Final, Self
 
-import bm25s
 import numpy as np
-import Stemmer
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,8 +26,34 @@ from maw_gym.retrieval.search import Ranking
 CHUNK: Final = 8192  # documents whose words are held at once
 KIND: Final = "BM25 index"
 
-# On import bm25s asks for its debugging messages.
-logging.getLogger("bm25s").setLevel(logging.WARNING)
+
+class Words:
+    """The words of documents that come one after the other."""
+
+    def __init__(self) -> None:
+        self.vocabulary: dict[str, int] = {}
+        self.documents: list[array[int]] = []
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Count the words of the next documents."""
+        number = self.vocabulary.setdefault
+        for words in _words(texts):
+            self.documents.append(
+                array("i", [number(word, len(self.vocabulary)) for word in words])
+            )
+
+    def weighed(self, documents: int) -> tuple[dict[str, int], dict[str, Tensor]]:
+        """Vocabulary and weights of a `BM25`; how many documents there should be is checked."""
+        if len(self.documents) != documents:
+            raise ValueError(f"{documents} document ids for {len(self.documents)} texts")
+        parts = (np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(1, np.int64))
+        if self.vocabulary:  # bm25s cannot index no word at all
+            index = _bm25s().BM25(method="lucene", k1=1.2, b=0.75)
+            index.index((self.documents, dict(self.vocabulary)), show_progress=False)
+            starts = index.scores["indptr"][: len(self.vocabulary) + 1]
+            parts = (index.scores["data"], index.scores["indices"], starts.astype(np.int64))
+        names = ("weights", "documents", "starts")
+        return self.vocabulary, dict(zip(names, map(torch.from_numpy, parts), strict=True))
 
 
 class BM25:
@@ -65,30 +91,16 @@ class BM25:
         Raises:
             ValueError: more or fewer texts than ids.
         """
-        vocabulary: dict[str, int] = {}
-        documents: list[array[int]] = []
+        words = Words()
         stream = iter(texts)
         bar = tqdm(
             total=len(doc_ids), desc="BM25", unit="doc", disable=not progress, delay=2, leave=False
         )
         with bar:
             while chunk := list(islice(stream, CHUNK)):
-                for words in _words(chunk):
-                    numbers = [vocabulary.setdefault(word, len(vocabulary)) for word in words]
-                    documents.append(array("i", numbers))
+                words.add(chunk)
                 bar.update(len(chunk))
-        if len(documents) != len(doc_ids):
-            raise ValueError(f"{len(doc_ids)} document ids for {len(documents)} texts")
-        parts = (np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(1, np.int64))
-        if vocabulary:  # bm25s cannot index no word at all
-            index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
-            index.index((documents, dict(vocabulary)), show_progress=False)
-            starts = index.scores["indptr"][: len(vocabulary) + 1]
-            parts = (index.scores["data"], index.scores["indices"], starts.astype(np.int64))
-        tensors = map(torch.from_numpy, parts)
-        return cls(
-            doc_ids, vocabulary, dict(zip(("weights", "documents", "starts"), tensors, strict=True))
-        )
+        return cls(doc_ids, *words.weighed(len(doc_ids)))
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """Scores (N,) of all documents for a query, 0 where no word of it occurs."""
@@ -172,12 +184,28 @@ def best_matches(scores: NDArray[np.float32], tie_of: Integers, k: int) -> Integ
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
-    words: list[list[str]] = bm25s.tokenize(
+    words: list[list[str]] = _bm25s().tokenize(
         list(texts),
         token_pattern=r"\b\w+\b",
         stopwords="en",
-        stemmer=Stemmer.Stemmer("english"),
+        stemmer=_stemmer(),
         return_ids=False,
         show_progress=False,
     )
     return words
+
+
+def _bm25s() -> ModuleType:
+    """Imported on first use: `import maw_gym` should not wait for it."""
+    import bm25s
+
+    # On import bm25s asks for its debugging messages.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return bm25s
+
+
+@cache
+def _stemmer() -> Any:
+    import Stemmer
+
+    return Stemmer.Stemmer("english")

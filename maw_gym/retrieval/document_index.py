@@ -13,8 +13,6 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from maw_gym.corpora.records import QuerySet
@@ -196,6 +194,10 @@ def first_of_equals(vectors: Tensor, tolerance: float) -> tuple[Integers, Intege
     # A stable sort: the first of each group is the first of its rows.
     leaders = order[np.flatnonzero(np.concatenate([[True], apart]))]
     one, other = _near_pairs(vectors, leaders, place[:, leaders], tolerance)
+    # Imported where it is needed: `import maw_gym` should not wait for it.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(leaders), len(leaders)))
     _, labels = connected_components(graph, directed=False)
     by_label = np.full(len(leaders), count)

@@ -15,7 +15,7 @@ from maw_gym.corpora.records import QuerySet
 from maw_gym.retrieval.bm25 import BM25, best_matches
 from maw_gym.retrieval.document_index import DocumentIndex, Integers
 from maw_gym.retrieval.ranking import ideal_dcg, ndcg_of_scores
-from maw_gym.retrieval.search import Ranking, rank
+from maw_gym.retrieval.search import Ranking
 
 Floats = NDArray[np.float64]
 
@@ -43,35 +43,32 @@ def scored_candidates(
     bm25: BM25,
     embeddings: Tensor,
     texts: Sequence[str],
-    candidates: Sequence[Integers] | None = None,
-    k: int = 100,
+    lists: Sequence[Integers],
+    k: int,
 ) -> Candidates:
-    """Candidates of every query: the k best by cosine and the k best by BM25, or those given.
+    """Both scores of every query's candidates.
 
     Args:
         index: the documents.
         bm25: of the same documents in the same order.
         embeddings: (B, h) float32, of unit length or zero.
         texts: B queries.
-        candidates: per query the positions of the documents to score; None takes both rankings'.
-        k: documents of each of the two rankings.
+        lists: per query the positions of documents, usually the k best by cosine; -1 is none.
+        k: so many of the best by BM25 are added; 0 adds none.
     """
-    given = candidates
-    if given is None:
-        given = list(rank(index, embeddings, k).documents.cpu().numpy())
-    lists, lexical = [], []
-    for text, chosen in zip(texts, given, strict=True):
+    chosen, lexical = [], []
+    for text, listed in zip(texts, lists, strict=True):
         scores = bm25.scores(text)
-        if candidates is None:
-            chosen = np.concatenate([chosen, best_matches(scores, index.tie_of, k)])
-        chosen = index.tie_order[np.unique(index.tie_of[chosen])]
-        lists.append(chosen)
-        lexical.append(scores[chosen])
-    shape = (len(lists), max(map(len, lists), default=0))
+        if k:
+            listed = np.concatenate([listed, best_matches(scores, index.tie_of, k)])
+        places = np.unique(index.tie_of[listed[listed >= 0]])
+        chosen.append(index.tie_order[places])
+        lexical.append(scores[chosen[-1]])
+    shape = (len(chosen), max(map(len, chosen), default=0))
     result = Candidates(np.full(shape, -1), np.full(shape, -np.inf), np.full(shape, -np.inf))
-    for row, (chosen, scores) in enumerate(zip(lists, lexical, strict=True)):
-        result.documents[row, : len(chosen)] = chosen
-        result.lexical[row, : len(chosen)] = scores
+    for row, (documents, scores) in enumerate(zip(chosen, lexical, strict=True)):
+        result.documents[row, : len(documents)] = documents
+        result.lexical[row, : len(documents)] = scores
     queries = embeddings.to(index.device, torch.float32)
     for some in index.gathered(shape[1], len(queries)):
         cosines = index.exact_scores(queries[some], result.documents[some])

@@ -1,36 +1,36 @@
 """RoutedEncoder: a trained encoder and a trained router together, texts in, rankings out."""
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+from typing_extensions import deprecated
 
-from maw_gym.checks import checked_int, checked_texts
-from maw_gym.encoders.clusters import contents
+from maw_gym.checks import checked_int, checked_texts, shown
+from maw_gym.encoders.document_parts import encoded_parts
 from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.encoder_files import load_embedder
+from maw_gym.encoders.encoder_files import load_embedder, save_embedder
 from maw_gym.errors import InputError
 from maw_gym.files.cache import expanded
 from maw_gym.files.tensor_files import check_readable, fingerprint
-from maw_gym.retrieval.document_index import DocumentIndex
-from maw_gym.retrieval.search import rank
-from maw_gym.routers.depth_router import DepthRouter, load_router
-from maw_gym.tables.columns import (
-    column_widths,
-    content_columns,
-    observed_columns,
-    table_column,
-)
-from maw_gym.tables.depth_table import DepthTable
+from maw_gym.retrieval.document_index import steps
+from maw_gym.retrieval.fusion import WEIGHT
+from maw_gym.retrieval.search_index import EXACT, PARTS, SearchIndex, check_ids
+from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
+from maw_gym.routers.observing import observations
 from maw_gym.tables.task import resolve_device
 
 ENCODER_FILE = "encoder.safetensors"
 ROUTER_FILE = "router.safetensors"
+INDEX = "index"  # folder of the documents to search
+BATCH = 4096  # texts looked at at once
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
 LARGEST_CONFIG = 50_000_000  # bytes; runs write some 10,000
 
 
@@ -42,6 +42,11 @@ class RoutedEncoder:
         router: trained for this very encoder.
         dataset: name of the collection that the router was trained on, where it is known.
         device: where everything is computed.
+
+    Attributes:
+        documents: what `search` searches, None before `index` or `load`.
+        hybrid_weight: of the cosines beside BM25 in a hybrid search, chosen on validation queries
+            where the run has done so, else 0.5.
 
     Raises:
         InputError: the router was trained for another encoder, or does not fit this one.
@@ -65,8 +70,9 @@ class RoutedEncoder:
         self.embedder = embedder.to(device)
         self.router = router.to(device)
         self.dataset = dataset
-        self.index: DocumentIndex | None = None
-        observed = self._table(self.embedder.query_ids([""])).observation(router.observation)
+        self.documents: SearchIndex | None = None
+        self.hybrid_weight = _weight(router.settings.get("hybrid_weight", WEIGHT))
+        observed = self.observe([""])
         shape = (observed.shape[1], self.embedder.maw.depths)
         if shape != (len(router.mean), router.depths):
             raise InputError(
@@ -96,90 +102,240 @@ class RoutedEncoder:
         dataset = _dataset(folder / "config.json") or router.settings.get("dataset")
         return cls(embedder, router, dataset, resolve_device(device))
 
-    def encode_queries(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Embeddings (N, h) of unit length, and the depths (N,) that they were routed through."""
-        ids = self.embedder.query_ids(checked_texts(texts))
-        table = self._table(ids)
-        depths, _ = self.router.predict(table.observation(self.router.observation))
-        embeddings = self.embedder.encode_ids(ids, torch.from_numpy(depths))
-        return embeddings.cpu().numpy(), depths
+    def to(self, device: torch.device | str) -> Self:
+        """Move the encoder and the router to another device; an index stays where it is."""
+        where = resolve_device(str(device))
+        self.embedder, self.router = self.embedder.to(where), self.router.to(where)
+        return self
 
-    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embeddings (N, h) of unit length; a text without tokens has the zero vector."""
-        return self.embedder.encode_documents(checked_texts(texts)).cpu().numpy()
+    def encode_query(
+        self,
+        texts: str | Sequence[str],
+        *,
+        batch_size: int = BATCH,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        device: torch.device | str | None = None,
+    ) -> NDArray[np.float32] | Tensor:
+        """Embeddings of queries, each through the depth that the router chooses for it.
+
+        Args:
+            texts: one text or N of them.
+            batch_size: texts looked at at once.
+            show_progress_bar: over batches.
+            convert_to_tensor: a tensor on the encoder's device in the place of a numpy array.
+            device: where to compute from now on, see `to`.
+
+        Returns:
+            (h,) for one text, (N, h) for several; float32, of unit length, zero for a text without
+            tokens.
+
+        Raises:
+            InputError: something that is no text, or a device that is not available.
+        """
+        if device is not None:
+            self.to(device)
+        listed = [texts] if isinstance(texts, str) else checked_texts(texts)
+        batches = self._batches(listed, batch_size, show_progress_bar)
+        parts = [self._routed(batch)[0] for batch in batches]
+        return self._answer(texts, parts, convert_to_tensor)
+
+    def encode_document(
+        self,
+        texts: str | Sequence[str],
+        *,
+        batch_size: int = BATCH,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        device: torch.device | str | None = None,
+    ) -> NDArray[np.float32] | Tensor:
+        """Embeddings of documents, through the standard attention; otherwise as `encode_query`."""
+        if device is not None:
+            self.to(device)
+        listed = [texts] if isinstance(texts, str) else checked_texts(texts)
+        batches = self._batches(listed, batch_size, show_progress_bar)
+        parts = [self.embedder.encode_documents(batch) for batch in batches]
+        return self._answer(texts, parts, convert_to_tensor)
+
+    def route(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """The depths (N,) that queries are encoded through."""
+        batches = self._batches(checked_texts(texts), BATCH, False)
+        return np.concatenate([np.zeros(0, np.int64), *(self._routed(some)[1] for some in batches)])
+
+    def similarity(
+        self, queries: NDArray[np.float32] | Tensor, documents: NDArray[np.float32] | Tensor
+    ) -> Tensor:
+        """Cosines (A, B) of embeddings (A, h) and (B, h); a single one (h,) counts as one row."""
+        first, second = (
+            torch.nn.functional.normalize(torch.atleast_2d(torch.as_tensor(given)).float(), dim=1)
+            for given in (queries, documents)
+        )
+        return first @ second.to(first.device).T
 
     def observe(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Observations (N, O) of the router, as a depth table has them."""
         ids = self.embedder.query_ids(checked_texts(texts))
-        return self._table(ids).observation(self.router.observation)
+        return observations(self.embedder, ids, self.router.observation)
 
-    def fit(self, doc_ids: Sequence[str], doc_texts: Sequence[str]) -> Self:
+    def index(
+        self,
+        doc_ids: Iterable[str],
+        texts: Iterable[str],
+        *,
+        index: str = EXACT,
+        hybrid: bool = True,
+        folder: str | Path | None = None,
+        dtype: str = "float32",
+    ) -> Self:
         """Encode the documents to search; those of an earlier call are forgotten.
+
+        Both are read once, in portions, and may be streams.
 
         Args:
             doc_ids: N different ids.
-            doc_texts: N texts.
+            texts: N texts.
+            index: "exact", or "faiss:" and any string that FAISS's index factory knows, for
+                instance "faiss:HNSW32", for approximate search.
+            hybrid: count words too, for `search(..., hybrid=True)`.
+            folder: where embeddings are written and mapped from, so that memory holds no more than
+                a part of them; a call that was stopped goes on behind its last part. None keeps
+                everything in memory.
+            dtype: of the embeddings, "float32" or "float16".
 
         Raises:
-            InputError: no document, an id given twice, or lengths that differ.
+            InputError: no document, an id given twice, lengths that differ, a setting that does
+                not exist, or a file that cannot be written.
         """
-        names = checked_texts(doc_ids, "document ids")
-        texts = checked_texts(doc_texts)
-        if not names or len(names) != len(texts):
-            raise InputError(f"{len(names)} document ids for {len(texts)} texts; give one each")
-        name, count = Counter(names).most_common(1)[0]
-        if count > 1:
-            raise InputError(f"document ids must differ; {name!r} is given {count} times")
-        vectors = self.embedder.encode_documents(texts, progress=True)
-        self.index = DocumentIndex(names, vectors)
+        if dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {shown(dtype)}")
+        if isinstance(doc_ids, Collection) and isinstance(texts, Collection):
+            # At once; of streams, when it comes to light.
+            doc_ids, texts = checked_texts(doc_ids, "document ids"), checked_texts(texts)
+            if len(doc_ids) != len(texts):
+                raise InputError(
+                    f"{len(doc_ids)} document ids for {len(texts)} texts; give one each"
+                )
+            check_ids(doc_ids)
+        place = None if folder is None else expanded(folder)
+        parts = encoded_parts(self.embedder, doc_ids, texts, DTYPES[dtype], place and place / PARTS)
+        self.documents = SearchIndex.of(
+            tqdm(parts, "documents", unit="part", delay=2, leave=False),
+            self.embedder.fingerprint(),
+            kind=index,
+            hybrid=hybrid,
+            folder=place,
+            device=self.embedder.device,
+        )
         return self
 
-    def search(self, queries: Sequence[str], k: int = 10) -> list[list[tuple[str, float]]]:
-        """The best documents of each query.
+    def search(
+        self, queries: str | Sequence[str], k: int = 10, *, hybrid: bool = False
+    ) -> list[Any]:
+        """The best documents of one query, or of each of several.
 
         Args:
-            queries: N texts.
+            queries: one text or N of them.
             k: documents per query; all of them where there are fewer.
+            hybrid: fuse the cosines with BM25, by `hybrid_weight`.
 
         Returns:
-            Per query pairs of document id and cosine, best first; equal scores in trec_eval's
-            order. Documents without tokens come last with a score of -2.
+            For each query a list of ``{"id": document id, "score": cosine}``, best first; equal
+            scores in trec_eval's order. Documents without tokens come last with a score of -2.
+            Fused scores are no cosines: sums of standardised scores, which compare within a query.
 
         Raises:
             InputError: no documents to search, or k below 1.
         """
-        if self.index is None:
-            raise InputError("there is nothing to search yet; call fit(doc_ids, doc_texts) first")
+        if self.documents is None:
+            raise InputError("there is nothing to search yet; call index(doc_ids, texts) first")
         k = checked_int(k, "k", 1)
-        embeddings, _ = self.encode_queries(queries)
-        found = rank(self.index, torch.from_numpy(embeddings).to(self.index.device), k)
-        names = self.index.doc_ids
-        return [
-            [(names[document], score) for document, score in zip(documents, scores, strict=True)]
+        listed = [queries] if isinstance(queries, str) else checked_texts(queries)
+        embeddings = torch.as_tensor(self.encode_query(listed, convert_to_tensor=True))
+        weight = self.hybrid_weight if hybrid else None
+        ranking = self.documents.rank(embeddings, k, listed, weight)
+        names = self.documents.documents.doc_ids
+        found = [
+            [
+                {"id": names[document], "score": score}
+                for document, score in zip(documents, scores, strict=True)
+                if document >= 0
+            ]
             for documents, scores in zip(
-                found.documents.tolist(), found.scores.tolist(), strict=True
+                ranking.documents.tolist(), ranking.scores.tolist(), strict=True
             )
         ]
+        return found[0] if isinstance(queries, str) else found
 
-    @torch.no_grad()
-    def _table(self, ids: list[list[int]]) -> DepthTable:
-        """Rows of a depth table for queries without judgments: their alignment is 0."""
-        encoder = self.embedder.maw
-        columns = {
-            name: np.zeros((len(ids), width), np.float32)
-            for name, width in column_widths(self.embedder).items()
-        }
-        if {"attention", "profile"} & set(self.router.observation):
-            for rows, statistics, content in self.embedder.query_statistics(ids):
-                places = rows.cpu().numpy()
-                found = observed_columns(statistics, content, encoder.centroids)
-                for name, values in found.items():
-                    columns[name][places] = table_column(name, values)
-        else:  # no depth has to be looked at, so a query costs one attention and not D more
-            content = contents(self.embedder, ids)
-            for name, values in content_columns(content, encoder.centroids).items():
-                columns[name][:] = table_column(name, values)
-        return DepthTable(tuple(str(row) for row in range(len(ids))), **columns)
+    def save(self, folder: str | Path) -> None:
+        """Write encoder, router and, where there is one, the index, for `load`.
+
+        Raises:
+            InputError: a file cannot be written.
+        """
+        place = expanded(folder)
+        save_embedder(place / ENCODER_FILE, self.embedder, {})
+        save_router(place / ROUTER_FILE, self.router)
+        if self.documents is not None:
+            self.documents.save(place / INDEX)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "auto") -> Self:
+        """What `save` has written to a folder; its index is mapped, not read.
+
+        Raises:
+            InputError: see `from_run`; or a file of the index is missing, damaged or foreign.
+        """
+        routed = cls.from_run(folder, device)
+        place = expanded(folder) / INDEX
+        if place.exists():
+            encoder = routed.embedder.fingerprint()
+            routed.documents = SearchIndex.load(place, encoder, routed.embedder.device)
+        return routed
+
+    @deprecated("encode_queries is encode_query now, which gives no depths; route gives those")
+    def encode_queries(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Embeddings (N, h) of queries, and their depths (N,)."""
+        embeddings, depths = self._routed(checked_texts(texts))
+        return embeddings.cpu().numpy(), depths
+
+    @deprecated("encode_documents is encode_document now")
+    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings (N, h) of documents."""
+        return np.asarray(self.encode_document(checked_texts(texts)))
+
+    @deprecated("fit is index now")
+    def fit(self, doc_ids: Sequence[str], doc_texts: Sequence[str]) -> Self:
+        """Encode the documents to search."""
+        return self.index(doc_ids, doc_texts)
+
+    def _routed(self, texts: list[str]) -> tuple[Tensor, NDArray[np.int64]]:
+        """Embeddings (N, h) of queries, and the depths (N,) that they were routed through."""
+        ids = self.embedder.query_ids(texts)
+        depths, _ = self.router.predict(observations(self.embedder, ids, self.router.observation))
+        return self.embedder.encode_ids(ids, torch.from_numpy(depths)), depths
+
+    def _batches(self, texts: list[str], size: int, show: bool) -> Iterator[list[str]]:
+        size = checked_int(size, "batch_size", 1)
+        with tqdm(total=len(texts), unit="text", disable=not show, leave=False) as bar:
+            for some in steps(len(texts), size):
+                yield texts[some]
+                bar.update(some.stop - some.start)
+
+    def _answer(
+        self, given: str | Sequence[str], parts: list[Tensor], convert_to_tensor: bool
+    ) -> NDArray[np.float32] | Tensor:
+        """The parts of an encoding as the caller wants them."""
+        empty = torch.zeros(0, self.embedder.text.width, device=self.embedder.device)
+        embeddings = torch.cat([empty, *parts])
+        embeddings = embeddings[0] if isinstance(given, str) else embeddings
+        return embeddings if convert_to_tensor else embeddings.cpu().numpy()
+
+
+def _weight(value: Any) -> float:
+    """The weight that a router's file gives."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise InputError(f"hybrid_weight of a router must lie in [0, 1], got {shown(value)}")
+    return float(value)
 
 
 def _dataset(path: Path) -> str | None:

@@ -15,7 +15,7 @@ from maw_gym.retrieval.fusion import (
     scored_candidates,
     weighted_sum,
 )
-from maw_gym.retrieval.search import Ranking
+from maw_gym.retrieval.search import Ranking, rank
 from maw_gym.tables.task import RetrievalTask
 
 FUSIONS: Final = ("sum", "ranks")
@@ -40,14 +40,12 @@ class Hybrid:
     def candidates(self, split: str, depths: Tensor | None = None) -> Candidates:
         """Both scores of the candidates of a split's queries; see `evaluate`."""
         texts = self.task.collection.splits[split].texts
-        return scored_candidates(
-            self.task.index,
-            self.task.bm25,
-            self.task.embedder.encode_queries(texts, depths),
-            texts,
-            self.task.candidates(split),
-            DEPTH_OF_RANKING,
-        )
+        embeddings = self.task.embedder.encode_queries(texts, depths)
+        lists, k = self.task.candidates(split), 0
+        if lists is None:
+            k = DEPTH_OF_RANKING
+            lists = list(rank(self.task.index, embeddings, k).documents.cpu().numpy())
+        return scored_candidates(self.task.index, self.task.bm25, embeddings, texts, lists, k)
 
     def evaluate(
         self, split: str, depths: Tensor | None = None, fusion: str = "sum"

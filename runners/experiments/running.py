@@ -196,7 +196,7 @@ def _encode(task: RetrievalTask, router: DepthRouter | None, depths: NDArray[np.
         depth = torch.from_numpy(depths[:1])
         return lambda texts: task.embedder.encode_queries(texts, depth).cpu()
     routed = RoutedEncoder(task.embedder, router, task.collection.name, task.device)
-    return routed.encode_queries
+    return routed.encode_query
 
 
 def _latency(task: RetrievalTask, encode: Encode) -> float:

@@ -36,7 +36,8 @@ def bm25() -> BM25:
 
 def test_candidates_are_the_best_of_both_rankings_in_tie_order(index, bm25):
     query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    found = scored_candidates(index, bm25, query, ["wing", "nothing"], k=1)
+    by_cosine = [np.array([2, -1]), np.array([3, -1])]
+    found = scored_candidates(index, bm25, query, ["wing", "nothing"], by_cosine, k=1)
     # By cosine d1, by BM25 d3, whose text is shorter than d2's; then d0 alone.
     assert found.documents.tolist() == [[0, 2], [3, -1]]
     assert found.dense.tolist() == [[pytest.approx(0.6), 1.0], [1.0, -INF]]
@@ -45,7 +46,7 @@ def test_candidates_are_the_best_of_both_rankings_in_tie_order(index, bm25):
 
 def test_candidates_may_be_given(index, bm25):
     lists = [np.array([3, 1, 3]), np.array([], np.int64)]
-    found = scored_candidates(index, bm25, torch.eye(2), ["jet", "wing"], lists)
+    found = scored_candidates(index, bm25, torch.eye(2), ["jet", "wing"], lists, k=0)
     assert found.documents.tolist() == [[1, 3], [-1, -1]]
     assert found.dense.tolist() == [[pytest.approx(0.8), 0.0], [-INF, -INF]]
 

@@ -23,6 +23,7 @@ from maw_gym.retrieval.evaluation import evaluate_rankings
 from maw_gym.routers.depth_router import DepthRouter, save_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.columns import table_column
+from maw_gym.tables.hybrid import Hybrid
 from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
@@ -72,7 +73,7 @@ def test_text_gives_the_tables_rows(
     np.testing.assert_allclose(routed.observe(texts), expected, atol=1e-6, rtol=0)
     # One at a time, too: batches change nothing.
     np.testing.assert_allclose(routed.observe(texts[2:3]), expected[2:3], atol=1e-6, rtol=0)
-    embeddings, depths = routed.encode_queries(texts)
+    embeddings, depths = routed.encode_query(texts), routed.route(texts)
     np.testing.assert_array_equal(depths, router.predict(expected)[0])
     assert depths.dtype == np.int64
     assert embeddings.dtype == np.float32
@@ -84,14 +85,14 @@ def test_search_ranks_as_the_evaluation_does(task: RetrievalTask, tmp_path: Path
     run = a_run(tmp_path, task, a_router(task, ("attention",)))
     routed = RoutedEncoder.from_run(run, device="cpu")
     collection, queries = task.collection, task.collection.splits["test"]
-    assert routed.fit(collection.doc_ids, collection.doc_texts) is routed
+    assert routed.index(collection.doc_ids, collection.doc_texts) is routed
     found = routed.search(queries.texts, k=12)
-    _, depths = routed.encode_queries(queries.texts)
+    depths = routed.route(queries.texts)
     evaluation, ranking = task.evaluate("test", torch.from_numpy(depths), k=12)
     place = {name: row for row, name in enumerate(collection.doc_ids)}
-    documents = [[place[name] for name, _ in one] for one in found]
+    documents = [[place[one["id"]] for one in of_query] for of_query in found]
     assert documents == ranking.documents.tolist()
-    scores = [[score for _, score in one] for one in found]
+    scores = [[one["score"] for one in of_query] for of_query in found]
     np.testing.assert_allclose(scores, ranking.scores, atol=1e-6)
     again = evaluate_rankings(queries, collection.doc_ids, documents)
     assert again.mean == evaluation.mean
@@ -99,33 +100,101 @@ def test_search_ranks_as_the_evaluation_does(task: RetrievalTask, tmp_path: Path
 
 def test_search_of_few_documents(task: RetrievalTask) -> None:
     routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
-    routed.fit(["bee", "tide", "empty"], ["bees make honey", "the moon lifts the sea", ""])
+    routed.index(["bee", "tide", "empty"], ["bees make honey", "the moon lifts the sea", ""])
     found = routed.search(["honey of bees", "sea and moon"], k=10)
-    assert [[name for name, _ in one] for one in found] == [
+    assert [[one["id"] for one in of_query] for of_query in found] == [
         ["bee", "tide", "empty"],
         ["tide", "bee", "empty"],
     ]
-    assert found[0][2][1] == -2.0
-    assert 0 < found[0][0][1] <= 1.000001
-    assert [len(one) for one in routed.search(["honey"], k=1)] == [1]
+    assert found[0][2] == {"id": "empty", "score": -2.0}
+    assert 0 < found[0][0]["score"] <= 1.000001
+    assert [len(of_query) for of_query in routed.search(["honey"], k=1)] == [1]
+    # One text in, one list out.
+    alone = routed.search("honey of bees")
+    assert [one["id"] for one in alone] == ["bee", "tide", "empty"]
+    assert alone[0]["score"] == pytest.approx(found[0][0]["score"], abs=1e-6)
+
+
+def test_hybrid_search_is_the_evaluations(task: RetrievalTask) -> None:
+    router = fixed_router(task, 1)
+    router.settings["hybrid_weight"] = 0.3
+    routed = RoutedEncoder(task.embedder, router)
+    collection, queries = task.collection, task.collection.splits["test"]
+    routed.index(collection.doc_ids, collection.doc_texts)
+    hybrid = Hybrid(task)
+    hybrid.weight = 0.3
+    _, expected = hybrid.evaluate("test", torch.full((7,), 1))
+    for of_query, documents in zip(
+        routed.search(queries.texts, 20, hybrid=True), expected.documents.tolist(), strict=True
+    ):
+        names = [collection.doc_ids[document] for document in documents[:20]]
+        assert [one["id"] for one in of_query] == names
+    without = RoutedEncoder(task.embedder, fixed_router(task, 1))
+    assert without.hybrid_weight == 0.5
+    without.index(["a"], ["x"], hybrid=False)
+    with pytest.raises(InputError, match="has no BM25; index the documents with hybrid=True"):
+        without.search("honey", hybrid=True)
+    for wrong in (1.5, "much", True, float("nan")):
+        router.settings["hybrid_weight"] = wrong
+        with pytest.raises(InputError, match=r"hybrid_weight of a router must lie in \[0, 1\]"):
+            RoutedEncoder(task.embedder, router)
 
 
 def test_documents_take_the_standard_attention(task: RetrievalTask) -> None:
     routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
-    found = routed.encode_documents(task.collection.doc_texts)
+    found = routed.encode_document(task.collection.doc_texts)
     assert found.dtype == np.float32
-    vectors = task.index.vectors
-    np.testing.assert_allclose(found, vectors, atol=1e-6)
+    np.testing.assert_allclose(found, task.index.vectors, atol=1e-6)
+
+
+def test_one_text_many_texts_arrays_and_tensors(task: RetrievalTask) -> None:
+    routed = RoutedEncoder(task.embedder, a_router(task, ("content",)))
+    texts = ["honey of bees", "sea and moon", "a king in check"]
+    for encode in (routed.encode_query, routed.encode_document):
+        many = encode(texts)
+        assert isinstance(many, np.ndarray)
+        assert many.shape == (3, 256)
+        one = encode(texts[1])
+        assert one.shape == (256,)
+        np.testing.assert_allclose(one, many[1], atol=1e-6)
+        np.testing.assert_allclose(encode(texts, batch_size=2), many, atol=1e-6)
+        tensor = encode(texts, convert_to_tensor=True, device="cpu", show_progress_bar=True)
+        assert isinstance(tensor, torch.Tensor)
+        np.testing.assert_array_equal(tensor, many)
+        with pytest.raises(InputError, match="batch_size must be a whole number of 1 or more"):
+            encode(texts, batch_size=0)
+        with pytest.raises(InputError, match="device 'abacus' is not available"):
+            encode(texts, device="abacus")
+
+
+def test_similarity_is_the_cosine(task: RetrievalTask) -> None:
+    routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
+    found = routed.similarity(np.array([3.0, 4.0]), torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+    assert found.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
+    assert routed.similarity(np.zeros((2, 2)), np.eye(2)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_old_names_work_and_say_what_to_write(task: RetrievalTask) -> None:
+    routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
+    with pytest.warns(DeprecationWarning, match="fit is index now"):
+        assert routed.fit(["bee"], ["bees make honey"]).search("honey")[0]["id"] == "bee"
+    with pytest.warns(DeprecationWarning, match="encode_queries is encode_query now"):
+        embeddings, depths = routed.encode_queries(["honey"])
+    np.testing.assert_array_equal(embeddings, routed.encode_query(["honey"]))
+    assert depths.tolist() == [1]
+    with pytest.warns(DeprecationWarning, match="encode_documents is encode_document now"):
+        documents = routed.encode_documents(["honey"])
+    np.testing.assert_array_equal(documents, routed.encode_document(["honey"]))
 
 
 def test_empty_texts_and_no_texts(task: RetrievalTask) -> None:
     for blocks in (("attention", "profile"), ("content",)):
         routed = RoutedEncoder(task.embedder, a_router(task, blocks))
-        embeddings, depths = routed.encode_queries(["", "honey"])
+        embeddings, depths = routed.encode_query(["", "honey"]), routed.route(["", "honey"])
         assert not embeddings[0].any()
         assert np.linalg.norm(embeddings[1]) == pytest.approx(1.0, abs=1e-6)
         assert depths.shape == (2,)
-        embeddings, depths = routed.encode_queries([])
+        embeddings, depths = routed.encode_query([]), routed.route([])
         assert embeddings.shape == (0, 256)
         assert depths.shape == (0,)
 
@@ -223,18 +292,18 @@ def test_a_pickle_in_place_of_a_file_runs_nothing(
 
 def test_mistakes_in_calls(task: RetrievalTask) -> None:
     routed = RoutedEncoder(task.embedder, fixed_router(task, 0))
-    with pytest.raises(InputError, match="call fit"):
+    with pytest.raises(InputError, match=r"call index\(doc_ids, texts\) first"):
         routed.search(["honey"])
     with pytest.raises(InputError, match="give a list of texts, not the single text 'honey'"):
-        routed.encode_queries("honey")
+        routed.route("honey")
     with pytest.raises(InputError, match="1 document ids for 2 texts"):
-        routed.fit(["a"], ["x", "y"])
+        routed.index(["a"], ["x", "y"])
     with pytest.raises(InputError, match="document ids must differ; 'a' is given 2 times"):
-        routed.fit(["a", "b", "a"], ["x", "y", "z"])
+        routed.index(["a", "b", "a"], ["x", "y", "z"])
     with pytest.raises(InputError, match="0 document ids"):
-        routed.fit([], [])
+        routed.index([], [])
     with pytest.raises(InputError, match="k must be a whole number of 1 or more, got 0"):
-        routed.fit(["a"], ["x"]).search(["honey"], k=0)
+        routed.index(["a"], ["x"]).search(["honey"], k=0)
 
 
 @pytest.mark.parametrize(
@@ -250,9 +319,12 @@ def test_mistakes_in_calls(task: RetrievalTask) -> None:
     ],
 )
 def test_what_is_no_text_is_refused(task: RetrievalTask, texts: Any, message: str) -> None:
-    routed = RoutedEncoder(task.embedder, fixed_router(task, 0)).fit(["a"], ["x"])
-    calls = [routed.encode_queries, routed.encode_documents, routed.observe, routed.search]
-    for call in (*calls, lambda given: routed.fit(["a"], given)):
+    routed = RoutedEncoder(task.embedder, fixed_router(task, 0)).index(["a"], ["x"])
+    calls = [
+        *(routed.encode_query, routed.encode_document, routed.route),
+        *(routed.observe, routed.search),
+    ]
+    for call in (*calls, lambda given: routed.index(["a"], given)):
         with pytest.raises(InputError) as caught:
             call(texts)
         assert str(caught.value) == message
@@ -262,19 +334,19 @@ def test_ids_are_checked_before_documents_are_encoded(
     task: RetrievalTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     routed = RoutedEncoder(task.embedder, fixed_router(task, 0))
-    monkeypatch.setattr(type(task.embedder), "encode_documents", pytest.fail)
+    monkeypatch.setattr(type(task.embedder), "encode_ids", pytest.fail)
     with pytest.raises(InputError, match="document ids must be strings; number 1 is 7 of type int"):
-        routed.fit(["a", 7], ["x", "y"])  # type: ignore[list-item]
+        routed.index(["a", 7], ["x", "y"])  # type: ignore[list-item]
     many = [str(number) for number in range(200_000)]
     start = time.perf_counter()
     with pytest.raises(InputError, match="document ids must differ; '199999' is given 2 times"):
-        routed.fit([*many, "199999"], [*many, ""])
+        routed.index([*many, "199999"], [*many, ""])
     assert time.perf_counter() - start < 10  # over a minute where each id is sought in a list
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, "3", None, True])
 def test_k_is_a_whole_number(task: RetrievalTask, k: Any) -> None:
-    routed = RoutedEncoder(task.embedder, fixed_router(task, 0)).fit(["a"], ["x"])
+    routed = RoutedEncoder(task.embedder, fixed_router(task, 0)).index(["a"], ["x"])
     with pytest.raises(InputError) as caught:
         routed.search(["honey"], k)
     assert str(caught.value) == f"k must be a whole number of 1 or more, got {k!r}"
@@ -302,7 +374,7 @@ def test_a_router_that_knows_its_encoder_by_the_weights_alone(task: RetrievalTas
     """As routers of versions before 0.2 do."""
     router = fixed_router(task, 0)
     router.settings["encoder"] = fingerprint(task.embedder.tensors())
-    assert RoutedEncoder(task.embedder, router).encode_queries(["honey"])[1].tolist() == [0]
+    assert RoutedEncoder(task.embedder, router).route(["honey"]).tolist() == [0]
 
 
 def test_heads_and_cuts_are_part_of_the_encoder(task: RetrievalTask) -> None:

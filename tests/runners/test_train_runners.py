@@ -100,11 +100,9 @@ def test_supervised_leaves_what_a_run_leaves(supervised: Path) -> None:
 
 def test_from_run_takes_a_run_home(ppo: Path) -> None:
     routed = RoutedEncoder.from_run(ppo, "cpu")
-    embeddings, depths = routed.encode_queries(["how bees make honey", "polar ice"])
-    assert embeddings.shape == (2, 256)
-    assert depths.shape == (2,)
-    routed.fit(["a", "b"], ["Bees dry nectar until it is honey.", "The king is in check."])
-    assert routed.search(["how bees make honey"], k=1)[0][0][0] == "a"
+    assert routed.encode_query(["how bees make honey", "polar ice"]).shape == (2, 256)
+    routed.index(["a", "b"], ["Bees dry nectar until it is honey.", "The king is in check."])
+    assert routed.search("how bees make honey", k=1)[0]["id"] == "a"
 
 
 def test_evaluate_finds_the_numbers_of_the_run(

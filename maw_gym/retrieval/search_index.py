@@ -1,0 +1,231 @@
+"""SearchIndex: documents in memory or in a folder; exact, approximate and hybrid search."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from shutil import rmtree
+from typing import Final, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.retrieval.approximate import ApproximateIndex
+from maw_gym.retrieval.bm25 import BM25, Words
+from maw_gym.retrieval.document_index import DocumentIndex
+from maw_gym.retrieval.fusion import fused_ranking, scored_candidates, weighted_sum
+from maw_gym.retrieval.index_files import (
+    ABOUT,
+    FAISS,
+    IDS,
+    VECTORS,
+    WORDS,
+    mapped_vectors,
+    read_about,
+    read_ids,
+    write_about,
+    write_ids,
+    write_vectors,
+)
+from maw_gym.retrieval.search import Ranking, rank
+
+PARTS: Final = "parts"  # folder of what is encoded so far
+EXACT: Final = "exact"
+FUSED: Final = 100  # documents of each ranking that a hybrid search fuses, at least
+
+
+class Part(NamedTuple):
+    """Some documents in a row, encoded.
+
+    Attributes:
+        doc_ids: their ids.
+        texts: their texts.
+        vectors: (n, h) embeddings on the CPU, zero for a text without tokens.
+        digests: (n, 16) uint8; texts that are the same to the encoder have the same.
+    """
+
+    doc_ids: list[str]
+    texts: list[str]
+    vectors: Tensor
+    digests: Tensor
+
+
+class SearchIndex:
+    """What a search needs to know of the documents.
+
+    Args:
+        documents: ids and vectors.
+        encoder: fingerprint of the encoder that made the vectors.
+        bm25: of the same documents, for hybrid search.
+        approximate: of the same documents, in the place of exact search.
+        kind: "exact", or "faiss:" and the factory string of `approximate`.
+        folder: of whose files the vectors are a map.
+    """
+
+    def __init__(
+        self,
+        documents: DocumentIndex,
+        encoder: str,
+        bm25: BM25 | None = None,
+        approximate: ApproximateIndex | None = None,
+        kind: str = EXACT,
+        folder: Path | None = None,
+    ) -> None:
+        self.documents = documents
+        self.encoder = encoder
+        self.bm25 = bm25
+        self.approximate = approximate
+        self.kind = kind
+        self.folder = folder
+
+    @classmethod
+    def of(
+        cls,
+        parts: Iterable[Part],
+        encoder: str,
+        *,
+        kind: str = EXACT,
+        hybrid: bool = True,
+        folder: Path | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Index documents that come part by part.
+
+        Args:
+            parts: the documents, encoded.
+            encoder: see the class.
+            kind: see the class.
+            hybrid: count words for BM25.
+            folder: where the index is written and from then on mapped; None keeps it in memory.
+            device: where it is searched.
+
+        Raises:
+            InputError: no document, an id given twice, an unknown kind, or a file cannot be
+                written.
+        """
+        if kind != EXACT and not kind.startswith("faiss:"):
+            raise InputError(f"unknown index {kind!r}; give 'exact' or 'faiss:' and a factory")
+        words = Words() if hybrid else None
+        doc_ids: list[str] = []
+        vectors: list[Tensor] = []
+        digests: list[Tensor] = []
+        for part in parts:
+            doc_ids += part.doc_ids
+            vectors.append(part.vectors)
+            digests.append(part.digests)
+            if words is not None:
+                words.add(part.texts)
+        check_ids(doc_ids)
+        first = first_of_texts(digests)
+        if folder is None:
+            whole = torch.cat(vectors)
+            copies = np.flatnonzero(first != np.arange(len(first)))
+            whole[torch.from_numpy(copies)] = whole[torch.from_numpy(first[copies])]
+            documents = DocumentIndex(doc_ids, whole.to(device))
+        else:
+            (folder / ABOUT).unlink(missing_ok=True)
+            write_vectors(folder / VECTORS, vectors, first)
+            documents = DocumentIndex(doc_ids, mapped_vectors(folder / VECTORS), device)
+        bm25 = None if words is None else BM25(doc_ids, *words.weighed(len(doc_ids)))
+        approximate = None
+        if kind != EXACT:
+            approximate = ApproximateIndex.of(documents, kind.removeprefix("faiss:"))
+        index = cls(documents, encoder, bm25, approximate, kind, folder)
+        if folder is not None:
+            index.save(folder)
+            rmtree(folder / PARTS, ignore_errors=True)
+        return index
+
+    def rank(
+        self, embeddings: Tensor, k: int, texts: Sequence[str] = (), weight: float | None = None
+    ) -> Ranking:
+        """The k best documents of every query.
+
+        Args:
+            embeddings: (B, h) float32 of the queries.
+            k: at least 1.
+            texts: the B queries, for a hybrid search.
+            weight: of the cosines beside BM25, see `weighted_sum`; None searches without BM25.
+
+        Raises:
+            InputError: a hybrid search without BM25.
+        """
+        if weight is None:
+            return self._nearest(embeddings, k)
+        if self.bm25 is None:
+            raise InputError("this index has no BM25; index the documents with hybrid=True")
+        count = max(k, FUSED)
+        lists = list(self._nearest(embeddings, count).documents.cpu().numpy())
+        candidates = scored_candidates(self.documents, self.bm25, embeddings, texts, lists, count)
+        return fused_ranking(candidates, weighted_sum(candidates, weight), k)
+
+    def _nearest(self, embeddings: Tensor, k: int) -> Ranking:
+        if self.approximate is not None:
+            return self.approximate.rank(embeddings, k)
+        return rank(self.documents, embeddings, k)
+
+    def save(self, folder: Path) -> None:
+        """Write everything to a folder.
+
+        Raises:
+            InputError: a file cannot be written.
+        """
+        (folder / ABOUT).unlink(missing_ok=True)
+        if self.folder is None or self.folder.resolve() != folder.resolve():
+            everyone = np.arange(len(self.documents))
+            write_vectors(folder / VECTORS, [self.documents.vectors], everyone)
+        write_ids(folder / IDS, self.documents.doc_ids)
+        files = [IDS, VECTORS]
+        if self.bm25 is not None:
+            self.bm25.save(folder / WORDS)
+            files.append(WORDS)
+        if self.approximate is not None:
+            self.approximate.save(folder / FAISS)
+            files.append(FAISS)
+        write_about(folder, self.encoder, self.kind, files)
+
+    @classmethod
+    def load(cls, folder: Path, encoder: str, device: torch.device | str = "cpu") -> Self:
+        """The index that was written to `folder`; its vectors are mapped, not read.
+
+        Raises:
+            DamagedFileError: a file is not what was written.
+            InputError: a file is missing, or another encoder made the vectors.
+        """
+        about = read_about(folder)
+        if about.encoder != encoder:
+            raise InputError(
+                f"{folder} was made by encoder {about.encoder[:12]}, not {encoder[:12]};"
+                " index the documents again"
+            )
+        doc_ids = read_ids(folder / IDS)
+        try:
+            documents = DocumentIndex(doc_ids, mapped_vectors(folder / VECTORS), device)
+        except DamagedFileError:
+            raise
+        except ValueError as problem:
+            raise DamagedFileError(f"{folder} holds no index: {problem}") from None
+        bm25 = BM25.load(folder / WORDS, doc_ids) if WORDS in about.files else None
+        approximate = None
+        if FAISS in about.files:
+            approximate = ApproximateIndex.load(folder / FAISS, documents)
+        return cls(documents, encoder, bm25, approximate, about.kind, folder)
+
+
+def first_of_texts(digests: Sequence[Tensor]) -> NDArray[np.int64]:
+    """For each document the first whose text is the same, (N,), from the digests of all parts."""
+    rows = np.ascontiguousarray(torch.cat(list(digests)).numpy())
+    names = rows.view(np.dtype((np.void, rows.shape[1])))[:, 0]
+    _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+def check_ids(doc_ids: Sequence[str]) -> None:
+    """Refuse no ids at all, and one that is given twice."""
+    if not doc_ids:
+        raise InputError("0 document ids; give one document at least")
+    if len(set(doc_ids)) < len(doc_ids):
+        name, count = Counter(doc_ids).most_common(1)[0]
+        raise InputError(f"document ids must differ; {name!r} is given {count} times")

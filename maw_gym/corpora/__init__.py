@@ -11,10 +11,12 @@ from maw_gym.corpora.beir_folder import read_beir_folder
 from maw_gym.corpora.ir_dataset import HINT, read_ir_dataset
 from maw_gym.corpora.records import Collection, QuerySet, content_hash
 from maw_gym.corpora.registry import registry
-from maw_gym.corpora.splits import FOLDS, divide
+from maw_gym.corpora.splits import FOLDS, divide, pooled
 from maw_gym.errors import InputError
 
-__all__ = ["Collection", "QuerySet", "load_collection"]
+__all__ = ["Collection", "QuerySet", "is_pydocs", "load_collection"]
+
+PYDOCS_FILE = ".safetensors"
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +24,15 @@ with contextlib.suppress(InputError):  # said again where a dataset is asked for
     registry()
 
 
-def load_collection(name_or_path: str, fold: int = 0) -> Collection:
+def load_collection(name_or_path: str, fold: int = 0, folds: int | None = None) -> Collection:
     """A collection with its queries divided into splits; see `maw_gym.corpora.splits.divide`.
 
     Args:
-        name_or_path: an ir_datasets id such as "pydocs" or "beir/scifact", or the path of a folder
-            in BEIR's layout.
-        fold: which of the 5 folds is test, 0 to 4, where the collection has no test subset.
+        name_or_path: an ir_datasets id such as "pydocs", "pydocs:scipy,sympy" or "beir/scifact",
+            the path of a folder in BEIR's layout, or that of a file of the pydocs cache.
+        fold: which of the folds is test, where there are some.
+        folds: cut all queries, whatever subsets they come in, into so many folds; None are 5 where
+            the collection has no test subset, and its own subsets otherwise.
 
     Raises:
         InputError: there is no such collection, it cannot be read or downloaded, it has no query
@@ -36,9 +40,16 @@ def load_collection(name_or_path: str, fold: int = 0) -> Collection:
     """
     if not isinstance(name_or_path, str):
         raise InputError(f"a dataset is named by a text, not by {shown(name_or_path)}")
-    fold = checked_int(fold, "fold", 0, FOLDS - 1)
+    if folds is not None:
+        folds = checked_int(folds, "folds", 2)
+    fold = checked_int(fold, "fold", 0, (folds or FOLDS) - 1)
     folder = os.path.expanduser(name_or_path)
-    if name_or_path and os.path.isfile(os.path.join(folder, "corpus.jsonl")):
+    if folder.endswith(PYDOCS_FILE) and os.path.isfile(folder):
+        registry()  # refuses what importing the next would stumble over
+        from maw_gym.corpora.pydocs import pydocs_from_file, source_of
+
+        source = source_of(pydocs_from_file(Path(folder)))
+    elif name_or_path and os.path.isfile(os.path.join(folder, "corpus.jsonl")):
         source = read_beir_folder(Path(folder))
     elif name_or_path.startswith(("/", ".", "~")):
         raise InputError(f"{name_or_path} has no corpus.jsonl: {HINT}")
@@ -48,7 +59,11 @@ def load_collection(name_or_path: str, fold: int = 0) -> Collection:
         logger.warning("%s: dropped %d %s", name_or_path, count, what)
     if not any(part.ids for part in source.parts.values()):
         raise InputError(f"{name_or_path} has no query with a relevant document in the collection")
-    splits, notes = divide(source.parts, fold)
+    parts, twins = source.parts, None
+    if folds is not None:
+        parts = {"all": pooled(parts)}
+        twins = source.twins and source.twins()
+    splits, notes = divide(parts, fold, folds, twins)
     if fold and "fold" not in notes:
         raise InputError(f"fold {fold} of {name_or_path}: it has a test subset; leave fold at 0")
     if not splits["test"].ids:
@@ -61,4 +76,11 @@ def load_collection(name_or_path: str, fold: int = 0) -> Collection:
         "splits": notes,
         "content": content_hash(source.doc_ids, source.doc_texts, splits),
     }
-    return Collection(name_or_path, source.doc_ids, source.doc_texts, splits, provenance)
+    return Collection(
+        name_or_path, source.doc_ids, source.doc_texts, splits, provenance, source.groups
+    )
+
+
+def is_pydocs(collection: Collection) -> bool:
+    """Whether a collection was read from docstrings, and may share some with another such."""
+    return "versions" in collection.provenance.get("collection", {})

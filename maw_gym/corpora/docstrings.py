@@ -1,11 +1,9 @@
 """Docstrings of installed packages, read from their source files: nothing is imported."""
 
 import ast
-import importlib.util
 import inspect
 import os
 import re
-import sysconfig
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +15,6 @@ from tqdm import tqdm
 from maw_gym.corpora.records import encodable
 from maw_gym.corpora.splits import normalised
 
-PACKAGES: Final = ("numpy", "torch")
 # Folders of tests, of copies of other projects, and of the standard library's tools.
 TESTS: Final = ("test", "tests", "testing", "conftest")
 COPIES: Final = ("vendor", "vendored", "_vendor", "_vendored", "extern", "externals", "third_party")
@@ -34,22 +31,14 @@ class Docstring(NamedTuple):
     document: str
 
 
-def installed_roots() -> dict[str, Path]:
-    """Source folders of the standard library (under the name ""), numpy and torch."""
-    roots = {"": Path(sysconfig.get_path("stdlib"))}
-    for package in PACKAGES:
-        spec = importlib.util.find_spec(package)
-        if spec and spec.submodule_search_locations:
-            roots[package] = Path(spec.submodule_search_locations[0])
-    return roots
-
-
 def source_files(root: Path) -> list[tuple[str, int]]:
-    """Relative paths and sizes of the modules under `root`, sorted.
+    """Relative paths and sizes of the modules under `root`, sorted; "" where it is a file itself.
 
     A module is what can be imported by name: all parts of its path are identifiers. That leaves
     out site-packages, and with it whatever is installed inside the standard library's folder.
     """
+    if root.is_file():
+        return [("", root.stat().st_size)]
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name.isidentifier() and name not in LEFT_OUT]
@@ -68,7 +57,7 @@ def read_docstrings(
     """All docstrings that make a query and a document, sorted by name.
 
     Args:
-        roots: source folders by the name of their package.
+        roots: source folders or files by the name of their package.
         files: `source_files` of each root.
 
     Returns:
@@ -117,7 +106,7 @@ def query_and_document(docstring: str) -> tuple[str, str] | None:
 
 def _module(package: str, path: str) -> str:
     parts = [package] if package else []
-    parts += path.removesuffix(".py").split("/")
+    parts += path.removesuffix(".py").split("/") if path else []
     if parts[-1] == "__init__" and len(parts) > 1:
         parts.pop()
     return ".".join(parts)

@@ -15,7 +15,15 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from maw_gym.corpora.records import QuerySet, Source, check_id, encodable, judged_queries
+from maw_gym.corpora.records import (
+    NO_GROUPS,
+    Groups,
+    QuerySet,
+    Source,
+    check_id,
+    encodable,
+    judged_queries,
+)
 from maw_gym.corpora.registry import registry
 from maw_gym.errors import InputError
 
@@ -104,7 +112,15 @@ def _read(name: str, dataset: Any) -> Source:
             " documents"
         )
     provenance["dropped"] = {what: count for what, count in dropped.items() if count}
-    return Source(tuple(documents), tuple(documents.values()), parts, provenance)
+    groups = NO_GROUPS
+    if hasattr(whole, "group_of"):
+        names = [name for part in parts.values() for name in part.ids]
+        groups = Groups(
+            {name: whole.group_of(name) for name in names},
+            {name: whole.group_of(name) for name in documents},
+        )
+    twins = getattr(whole, "twins", None)
+    return Source(tuple(documents), tuple(documents.values()), parts, provenance, groups, twins)
 
 
 def _queries(subset: Any, documents: dict[str, str], dropped: Counter[str]) -> QuerySet:

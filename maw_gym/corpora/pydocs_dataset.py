@@ -1,8 +1,10 @@
 """pydocs in the ir_datasets registry: `pydocs`, `pydocs/encoder`, `/train`, `/validation`, `/test`.
 
-Nothing is read before a method asks for it.
+`pydocs:NAME` and its splits are entered when they are asked for. Nothing is read before a method
+asks for it.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -18,9 +20,10 @@ from maw_gym.corpora.splits import SPLITS
 QREL_DEFS: Final = {1: "the rest of a docstring that begins with the query"}
 DOCUMENTATION: Final = {
     "pretty_name": "Python docstrings",
-    "desc": "Docstrings of the installed standard library, numpy and torch: the first paragraph"
-    " is a query, the rest its document.",
+    "desc": "Docstrings of installed packages, of the standard library, numpy and torch unless"
+    " others are named: the first paragraph is a query, the rest its document.",
 }
+NAMED: Final = rf"^({NAME}:[^/]+)(?:/({'|'.join(SPLITS)}))?$"
 
 
 class DocsIter:
@@ -54,9 +57,9 @@ class DocsIter:
 class PydocsStore(Docstore):
     """Look-up of documents by one of their fields."""
 
-    def __init__(self, field: str, options: Any) -> None:
+    def __init__(self, name: str, field: str, options: Any) -> None:
         super().__init__(GenericDoc, field, options=options)
-        docs = installed_pydocs().docs
+        docs = installed_pydocs(name).docs
         by_id = field == "doc_id"
         self.docs = docs if by_id else {getattr(doc, field): doc for doc in docs.values()}
 
@@ -70,11 +73,15 @@ class PydocsStore(Docstore):
 
 
 class PydocsDocs(BaseDocs):
-    """The documents, which all subsets share."""
+    """The documents of the collection `name`, which all subsets share."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
 
     def docs_iter(self) -> DocsIter:
         """All documents in the order of their ids."""
-        docs = tuple(installed_pydocs().docs.values())
+        docs = tuple(installed_pydocs(self.name).docs.values())
         return DocsIter(docs, slice(0, len(docs), 1))
 
     def docs_cls(self) -> type[GenericDoc]:
@@ -85,11 +92,11 @@ class PydocsDocs(BaseDocs):
         self, field: str = "doc_id", options: Any = DEFAULT_DOCSTORE_OPTIONS
     ) -> PydocsStore:
         """Look-up by `field`."""
-        return PydocsStore(field, options)
+        return PydocsStore(self.name, field, options)
 
     def docs_count(self) -> int:
         """Number of documents."""
-        return len(installed_pydocs().docs)
+        return len(installed_pydocs(self.name).docs)
 
     def docs_namespace(self) -> str:
         """Name that the ids belong to."""
@@ -105,19 +112,28 @@ class PydocsDocs(BaseDocs):
 
     def provenance(self) -> dict[str, Any]:
         """Package versions and counts, JSON values."""
-        return installed_pydocs().provenance
+        return installed_pydocs(self.name).provenance
+
+    def group_of(self, text_id: str) -> str:
+        """The package of a query or a document."""
+        return installed_pydocs(self.name).package(text_id)
+
+    def twins(self) -> dict[str, str]:
+        """Query id to what it shares with those that must not be parted from it."""
+        return installed_pydocs(self.name).twins()
 
 
 class PydocsQueries(BaseQueries):
     """The queries of one split, or of all."""
 
-    def __init__(self, splits: Sequence[str]) -> None:
+    def __init__(self, name: str, splits: Sequence[str]) -> None:
         super().__init__()
+        self.name = name
         self.splits = splits
 
     def queries_iter(self) -> Iterator[GenericQuery]:
         """The queries in the order of their ids."""
-        pydocs = installed_pydocs()
+        pydocs = installed_pydocs(self.name)
         return (q for q in pydocs.queries.values() if pydocs.sides[q.query_id] in self.splits)
 
     def queries_cls(self) -> type[GenericQuery]:
@@ -140,13 +156,14 @@ class PydocsQueries(BaseQueries):
 class PydocsQrels(BaseQrels):
     """The judgments of one split, or of all."""
 
-    def __init__(self, splits: Sequence[str]) -> None:
+    def __init__(self, name: str, splits: Sequence[str]) -> None:
         super().__init__()
+        self.name = name
         self.splits = splits
 
     def qrels_iter(self) -> Iterator[TrecQrel]:
         """The judgments in the order of the queries' ids."""
-        pydocs = installed_pydocs()
+        pydocs = installed_pydocs(self.name)
         for query_id, split in pydocs.sides.items():
             if split in self.splits:
                 for doc_id in pydocs.relevance[query_id]:
@@ -166,10 +183,24 @@ class PydocsQrels(BaseQrels):
 
 
 def register() -> None:
-    """Enter the collection and its splits in the ir_datasets registry, unless they are there."""
-    docs = PydocsDocs()
+    """Enter the collections and their splits in the ir_datasets registry, unless they are there."""
+    docs = PydocsDocs(NAME)
     subsets = {NAME: SPLITS} | {f"{NAME}/{split}": (split,) for split in SPLITS}
     for dataset_id, splits in subsets.items():
         if dataset_id not in ir_datasets.registry:
-            dataset = Dataset(docs, PydocsQueries(splits), PydocsQrels(splits))
-            ir_datasets.registry.register(dataset_id, dataset)
+            ir_datasets.registry.register(dataset_id, _dataset(docs, splits))
+    _register_named()
+
+
+@functools.cache
+def _register_named() -> None:
+    ir_datasets.registry.register_pattern(NAMED, _named)
+
+
+def _named(_: str, parts: tuple[str, str | None]) -> Dataset:
+    name, split = parts
+    return _dataset(PydocsDocs(name), SPLITS if split is None else (split,))
+
+
+def _dataset(docs: PydocsDocs, splits: Sequence[str]) -> Dataset:
+    return Dataset(docs, PydocsQueries(docs.name, splits), PydocsQrels(docs.name, splits))

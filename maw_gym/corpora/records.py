@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from maw_gym.errors import InputError
@@ -38,6 +38,21 @@ class QuerySet(NamedTuple):
 NO_QUERIES = QuerySet((), (), ())
 
 
+class Groups(NamedTuple):
+    """What queries and documents belong to, such as packages; ids without a group are left out.
+
+    Attributes:
+        queries: query id -> group.
+        documents: document id -> group.
+    """
+
+    queries: Mapping[str, str]
+    documents: Mapping[str, str]
+
+
+NO_GROUPS = Groups({}, {})
+
+
 class Source(NamedTuple):
     """A collection as its reader found it, before queries are divided into splits.
 
@@ -47,12 +62,17 @@ class Source(NamedTuple):
         parts: queries by part: `encoder`, `train`, `validation`, `test`, or `all` where the source
             has no subsets.
         provenance: JSON values.
+        groups: see `Groups`.
+        twins: finds, by query id, what queries that must not be parted have in common; a text says
+            so for itself where there is no such rule.
     """
 
     doc_ids: tuple[str, ...]
     doc_texts: tuple[str, ...]
     parts: Mapping[str, QuerySet]
     provenance: Mapping[str, Any]
+    groups: Groups = NO_GROUPS
+    twins: Callable[[], Mapping[str, str]] | None = None
 
 
 class Collection(NamedTuple):
@@ -65,7 +85,8 @@ class Collection(NamedTuple):
         splits: exactly the keys `encoder`, `train`, `validation`, `test`.
         provenance: JSON values: where the collection came from, versions, counts, what was
             dropped, how splits were made, and `content`, the sha256 of everything above but the
-            name. Later stages use `content` as their cache key.
+            name and the groups. Later stages use `content` as their cache key.
+        groups: see `Groups`.
     """
 
     name: str
@@ -73,11 +94,16 @@ class Collection(NamedTuple):
     doc_texts: tuple[str, ...]
     splits: Mapping[str, QuerySet]
     provenance: Mapping[str, Any]
+    groups: Groups = NO_GROUPS
 
     @property
     def small(self) -> bool:
         """Whether every query ranks all documents, not BM25's candidates."""
         return len(self.doc_ids) < SMALL
+
+    def query_groups(self, split: str) -> tuple[str, ...]:
+        """The group of each query of a split; "" where it has none."""
+        return tuple(self.groups.queries.get(name, "") for name in self.splits[split].ids)
 
 
 def encodable(text: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from maw_gym.corpora.records import NO_QUERIES, QuerySet
+from maw_gym.errors import InputError
 
 SPLITS: Final = ("encoder", "train", "validation", "test")
 # Upper ends of the sides where one hash decides among all four: 60%, 20%, 5% and 15%.
@@ -34,13 +35,37 @@ def side(position: float) -> str:
     return next(split for split, end in ENDS.items() if position < end)
 
 
-def divide(parts: Mapping[str, QuerySet], fold: int) -> tuple[dict[str, QuerySet], dict[str, Any]]:
+def pooled(parts: Mapping[str, QuerySet]) -> QuerySet:
+    """The queries of all parts, a query of several parts once, with all its judgments.
+
+    Raises:
+        InputError: two parts have different texts under one id.
+    """
+    texts: dict[str, str] = {}
+    relevance: dict[str, dict[str, int]] = {}
+    for part in parts.values():
+        for query_id, text, grades in zip(*part, strict=True):
+            if texts.setdefault(query_id, text) != text:
+                raise InputError(
+                    f"query id {query_id!r} stands for different texts in the collection's subsets,"
+                    " so that they cannot be cut into folds together; leave folds out"
+                )
+            relevance.setdefault(query_id, {}).update(grades)
+    return QuerySet(tuple(texts), tuple(texts.values()), tuple(relevance.values()))
+
+
+def divide(
+    parts: Mapping[str, QuerySet],
+    fold: int,
+    folds: int | None = None,
+    twins: Mapping[str, str] | None = None,
+) -> tuple[dict[str, QuerySet], dict[str, Any]]:
     """Divide the queries of a source into the four splits.
 
     - `encoder` given: the parts are the splits already.
     - `test` alone: for evaluation only, the other splits are empty.
-    - One part without `test`: of 5 folds (texts in the order of their hash, dealt in turn), `fold`
-      is test and the rest is outside.
+    - One part without `test`: of the folds (texts in the order of their hash, dealt in turn),
+      `fold` is test and the rest is outside.
     - Otherwise test is `test`, or `validation` where there is no `test`.
     - A text that recurs is dropped from validation and training in favour of test, and from
       training in favour of validation.
@@ -51,7 +76,9 @@ def divide(parts: Mapping[str, QuerySet], fold: int) -> tuple[dict[str, QuerySet
 
     Args:
         parts: queries by the part of the source, see `Source`.
-        fold: 0 to 4.
+        fold: which one is test, from 0.
+        folds: how many there are; None are 5.
+        twins: by query id the text whose hash decides in place of the query's own, see `Source`.
 
     Returns:
         The splits, and what was done as JSON values.
@@ -66,9 +93,9 @@ def divide(parts: Mapping[str, QuerySet], fold: int) -> tuple[dict[str, QuerySet
         splits.update(parts)
         notes["made"] = "for evaluation only: all queries are test"
     else:
-        outside, own_validation = _test_first(parts, fold, splits, notes)
+        outside, own_validation = _test_first(parts, fold, folds, twins, splits, notes)
         count = len(outside.ids) + len(own_validation.ids)
-        positions = [fraction(normalised(text)) for text in outside.texts]
+        positions = [fraction(text) for text in _deciding(outside, twins)]
         ends = {split: ENDS[split] / ENDS["validation"] for split in SPLITS[:3]}
         if own_validation.ids:
             splits["validation"] = own_validation
@@ -84,19 +111,33 @@ def divide(parts: Mapping[str, QuerySet], fold: int) -> tuple[dict[str, QuerySet
     return splits, notes
 
 
+def _deciding(queries: QuerySet, twins: Mapping[str, str] | None) -> list[str]:
+    """The text of each query whose hash decides: its own, normalised, or what twins share."""
+    if twins is None:
+        return [normalised(text) for text in queries.texts]
+    return [twins[query_id] for query_id in queries.ids]
+
+
 def _test_first(
-    parts: Mapping[str, QuerySet], fold: int, splits: dict[str, QuerySet], notes: dict[str, Any]
+    parts: Mapping[str, QuerySet],
+    fold: int,
+    folds: int | None,
+    twins: Mapping[str, str] | None,
+    splits: dict[str, QuerySet],
+    notes: dict[str, Any],
 ) -> tuple[QuerySet, QuerySet]:
     """Fill ``splits["test"]``; the queries left to divide, and the source's own validation."""
     if len(parts) == 1:
         (queries,) = parts.values()
-        texts = [normalised(text) for text in queries.texts]
+        texts = _deciding(queries, twins)
         order = sorted(set(texts), key=lambda text: (fraction(text), text))
-        fold_of = {text: place % FOLDS for place, text in enumerate(order)}
+        fold_of = {text: place % (folds or FOLDS) for place, text in enumerate(order)}
         rows = range(len(texts))
         splits["test"] = queries.select(row for row in rows if fold_of[texts[row]] == fold)
-        notes["made"] = f"fold {fold} of {FOLDS} is test"
+        notes["made"] = f"fold {fold} of {folds or FOLDS} is test"
         notes["fold"] = fold
+        if folds is not None:
+            notes["folds"] = folds
         return queries.select(row for row in rows if fold_of[texts[row]] != fold), NO_QUERIES
     validation = parts.get("validation", NO_QUERIES)
     if "test" not in parts:

@@ -218,7 +218,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def load_task(dataset: str, encoder: str, device: str = "auto", fold: int = 0) -> RetrievalTask:
+def load_task(
+    dataset: str,
+    encoder: str,
+    device: str = "auto",
+    fold: int = 0,
+    folds: int | None = None,
+) -> RetrievalTask:
     """The task of these settings; equal settings share one task in a process.
 
     Args:
@@ -227,6 +233,7 @@ def load_task(dataset: str, encoder: str, device: str = "auto", fold: int = 0) -
             from the cache), or the path of an encoder file.
         device: "auto", "cpu" or a torch device.
         fold: see `maw_gym.corpora.load_collection`.
+        folds: see there.
 
     Raises:
         InputError: a setting that does not exist.
@@ -243,7 +250,7 @@ def load_task(dataset: str, encoder: str, device: str = "auto", fold: int = 0) -
         # A file that was written anew is another encoder.
         status = path.stat()
         version = (status.st_ino, status.st_size, status.st_mtime_ns)
-    return _task(dataset, encoder, version, where, fold)
+    return _task(dataset, encoder, version, where, fold, folds)
 
 
 # Apart from `load_task`, so that arguments by position, by name and by default are the same key.
@@ -254,9 +261,10 @@ def _task(
     version: tuple[int, int, int] | None,
     device: torch.device,
     fold: int,
+    folds: int | None,
 ) -> RetrievalTask:
     del version  # tells one file of that name from the next
-    collection = load_collection(dataset, fold)
+    collection = load_collection(dataset, fold, folds)
     embedder, provenance = _embedder(collection, encoder, device)
     return RetrievalTask(collection, embedder, device, provenance)
 

@@ -1,11 +1,6 @@
 import pytest
 
-from maw_gym.corpora.docstrings import (
-    installed_roots,
-    query_and_document,
-    read_docstrings,
-    source_files,
-)
+from maw_gym.corpora.docstrings import query_and_document, read_docstrings, source_files
 
 TWELVE = "one two three four five six seven eight nine ten eleven twelve"
 
@@ -101,8 +96,8 @@ def test_files_that_are_not_python_are_counted_and_nothing_is_run(tmp_path):
     assert counts["files"] == 8
 
 
-def test_roots_are_found_without_importing():
-    roots = installed_roots()
-    assert list(roots) == ["", "numpy", "torch"]
-    for package, file in {"": "os.py", "numpy": "__init__.py", "torch": "nn/functional.py"}.items():
-        assert (roots[package] / file).is_file()
+def test_a_module_in_a_file_of_its_own(tmp_path):
+    (tmp_path / "alone.py").write_text(docstring("A module in one file."))
+    found, counts = read(tmp_path / "alone.py", "alone")
+    assert [name for name, *_ in found] == ["alone"]
+    assert counts["files"] == 1

@@ -174,6 +174,23 @@ def test_folds_out_of_range_and_too_few_queries(register):
         load_collection("x", fold=2)
 
 
+def test_folds_over_all_queries_whatever_their_subsets(register):
+    register("x", DOCS, Queries("abcv"))
+    register("x/train", DOCS, *judged("abcef"))
+    register("x/test", DOCS, *judged("dghl"))
+    folds = [load_collection("x", fold, folds=3) for fold in range(3)]
+    # In the order of their hash: d, f, c, b, e, h, l, a, g.
+    assert [set(texts(one)["test"]) for one in folds] == [set("dbl"), set("fea"), set("chg")]
+    for one in folds:
+        assert sorted("".join(texts(one).values())) == sorted("abcdefghl")
+    assert folds[1].provenance["splits"]["made"] == "fold 1 of 3 is test"
+    assert len({one.provenance["content"] for one in folds}) == 3
+    with pytest.raises(InputError, match="fold must be 0 to 2, got 3"):
+        load_collection("x", 3, folds=3)
+    with pytest.raises(InputError, match="folds must be 2 or more, got 1"):
+        load_collection("x", folds=1)
+
+
 def run(script, env):
     command = [sys.executable, "-W", "error", "-c", script]
     done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)

@@ -9,6 +9,7 @@ import pytest
 
 from maw_gym.corpora import pydocs
 from maw_gym.corpora.docstrings import Docstring
+from maw_gym.corpora.packages import default_packages
 from maw_gym.corpora.pydocs import build, installed_pydocs, read_pydocs
 from maw_gym.corpora.splits import normalised
 
@@ -196,9 +197,10 @@ def test_the_installed_collection():
     assert not [name for name in collection.docs if " " in name or ".tests." in name]
     versions = collection.provenance["versions"]
     start = time.perf_counter()
-    again = read_pydocs(pydocs.docstrings.installed_roots(), versions)
+    again = read_pydocs(default_packages().roots, versions)
     assert time.perf_counter() - start < 1
     assert again == collection
+    assert installed_pydocs("pydocs:default") == collection
 
 
 def test_import_reads_nothing_and_may_be_repeated(tmp_path):

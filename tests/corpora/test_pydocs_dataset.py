@@ -17,7 +17,7 @@ PYDOCS = Pydocs(
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(pydocs_dataset, "installed_pydocs", lambda: PYDOCS)
+    monkeypatch.setattr(pydocs_dataset, "installed_pydocs", {"pydocs": PYDOCS}.__getitem__)
 
 
 def ids(docs):

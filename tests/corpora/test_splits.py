@@ -1,7 +1,8 @@
 import pytest
 
 from maw_gym.corpora.records import QuerySet
-from maw_gym.corpora.splits import divide, fraction, normalised, side
+from maw_gym.corpora.splits import divide, fraction, normalised, pooled, side
+from maw_gym.errors import InputError
 
 
 def queries(texts):
@@ -70,6 +71,39 @@ def test_folds_deal_the_texts_in_the_order_of_their_hash():
         "validation": ["g"],
         "test": ["d", "h"],
     }
+
+
+def test_folds_of_a_number_asked_for():
+    folds = [divide({"all": queries("abcdefghl")}, fold, folds=3) for fold in range(3)]
+    tests = [list(splits["test"].ids) for splits, _ in folds]
+    assert tests == [["b", "d", "l"], ["a", "e", "f"], ["c", "g", "h"]]
+    assert folds[2][1]["made"] == "fold 2 of 3 is test"
+    assert (folds[2][1]["fold"], folds[2][1]["folds"]) == (2, 3)
+
+
+def test_twins_are_in_the_same_fold_and_on_the_same_side():
+    # a and c go where d goes, which is first in the order of the hash; then f, b, e, h, l, g.
+    twins = {text: "d" if text in "acd" else text for text in "abcdefghl"}
+    folds = [divide({"all": queries("abcdefghl")}, fold, 4, twins)[0] for fold in range(4)]
+    tests = [list(splits["test"].ids) for splits in folds]
+    assert tests == [["a", "c", "d", "h"], ["f", "l"], ["b", "g"], ["e"]]
+    # Of the rest of fold 1 the largest hash, that of g, is for validation.
+    assert ids(folds[1]) == {
+        "encoder": [],
+        "train": ["a", "b", "c", "d", "e", "h"],
+        "validation": ["g"],
+        "test": ["f", "l"],
+    }
+
+
+def test_subsets_are_pooled_with_all_their_judgments():
+    one = QuerySet(("1", "2"), ("one", "two"), ({"a": 1}, {"b": 1}))
+    other = QuerySet(("2", "3"), ("two", "three"), ({"a": 2, "b": 0}, {"c": 1}))
+    assert pooled({"train": one, "test": other}) == QuerySet(
+        ("1", "2", "3"), ("one", "two", "three"), ({"a": 1}, {"b": 0, "a": 2}, {"c": 1})
+    )
+    with pytest.raises(InputError, match=r"^query id '2' stands for different texts"):
+        pooled({"train": one, "test": other._replace(texts=("zwei", "three"))})
 
 
 def test_a_tenth_is_for_validation_in_a_small_collection():

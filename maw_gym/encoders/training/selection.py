@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from maw_gym.corpora import Collection, load_collection
+from maw_gym.corpora import Collection, is_pydocs, load_collection
 from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
@@ -98,7 +98,7 @@ def _candidates(collection: Collection) -> dict[str, list[Collection]]:
     if not collection.splits["validation"].ids:
         return {}
     own = bool(collection.splits["encoder"].ids)
-    if collection.name.split("/")[0] == "pydocs":
+    if is_pydocs(collection):  # pydocs may have read its test queries
         return {"own pairs": [collection]} if own else {}
     pydocs = load_collection("pydocs")
     if own:

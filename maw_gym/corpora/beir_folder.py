@@ -1,6 +1,7 @@
 """Collections in a folder of BEIR's layout (Thakur et al. 2021, arXiv:2104.08663).
 
-corpus.jsonl has `_id`, `title` (optional) and `text` in each line, queries.jsonl `_id` and `text`;
+corpus.jsonl has `_id`, `title` (optional) and `text` in each line, queries.jsonl `_id` and `text`,
+both may have `metadata` with a `group`;
 qrels/train.tsv, dev.tsv and test.tsv have query id, document id and an integer grade, after one
 line of headings or none.
 """
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from maw_gym.corpora.records import (
     LARGEST_GRADE,
+    Groups,
     Source,
     check_id,
     encodable,
@@ -46,8 +48,8 @@ def read_beir_folder(folder: Path) -> Source:
     Raises:
         InputError: a file is missing, or has a line that is not as above; the message names both.
     """
-    documents = _texts(folder / "corpus.jsonl", ("title", "text"))
-    queries = _texts(folder / "queries.jsonl", ("text",))
+    documents, document_groups = _texts(folder / "corpus.jsonl", ("title", "text"))
+    queries, query_groups = _texts(folder / "queries.jsonl", ("text",))
     dropped: Counter[str] = Counter()
     parts = {}
     files = _qrels_files(folder)
@@ -68,12 +70,14 @@ def read_beir_folder(folder: Path) -> Source:
         "subsets": {part: f"qrels/{path.name}" for part, path in files.items()},
         "dropped": {what: count for what, count in dropped.items() if count},
     }
-    return Source(tuple(documents), tuple(documents.values()), parts, provenance)
+    groups = Groups(query_groups, document_groups)
+    return Source(tuple(documents), tuple(documents.values()), parts, provenance, groups)
 
 
-def _texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
-    """Texts by id, the fields joined by a space."""
+def _texts(path: Path, fields: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
+    """Texts by id, the fields joined by a space; and the groups of those that name one."""
     texts: dict[str, str] = {}
+    groups: dict[str, str] = {}
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         try:
@@ -99,9 +103,12 @@ def _texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
         if "text" not in record or not all(isinstance(value, str) for value in values):
             raise InputError(f"{where}: {' and '.join(fields)} must be texts in {line[:60]!r}")
         texts[text_id] = encodable(" ".join(values).strip())
+        metadata = record.get("metadata")
+        if isinstance(metadata, dict) and isinstance(metadata.get("group"), str):
+            groups[text_id] = encodable(metadata["group"])
     if not texts:
         raise InputError(f"{path} is empty: it needs a line like {{'_id': '1', 'text': '...'}}")
-    return texts
+    return texts, groups
 
 
 def _qrels_files(folder: Path) -> dict[str, Path]:

@@ -89,8 +89,9 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
 
     | Parameter        | Type               | Default           | Description                      |
     |------------------|--------------------|-------------------|----------------------------------|
-    | `dataset`        | **str**            | `"pydocs"`        | an ir_datasets id, or the path   |
-    |                  |                    |                   | of a folder in BEIR's layout     |
+    | `dataset`        | **str**            | `"pydocs"`        | an ir_datasets id, `pydocs:NAME` |
+    |                  |                    |                   | for installed packages, or the   |
+    |                  |                    |                   | path of a folder in BEIR's layout|
     | `encoder`        | **str**            | `"untrained"`     | the encoder, or the path of one  |
     | `split`          | **str**            | `"train"`         | or `"encoder"`, `"validation"`,  |
     |                  |                    |                   | `"test"`                         |

@@ -53,6 +53,26 @@ def test_documents_and_parts(folder):
     }
 
 
+def test_groups_are_those_that_the_metadata_name(folder):
+    (folder / "queries.jsonl").write_text(
+        lines(
+            {"_id": "q4", "text": "query 4", "metadata": {"group": "left"}},
+            {"_id": "q0", "text": "query 0", "metadata": {"group": 7}},
+            {"_id": "q1", "text": "query 1", "metadata": "none"},
+        )
+    )
+    (folder / "corpus.jsonl").write_text(
+        lines(
+            {"_id": "d1", "text": "x", "metadata": {"group": "right"}}, {"_id": "d2", "text": "y"}
+        )
+    )
+    collection = load_collection(str(folder))
+    assert collection.groups == ({"q4": "left"}, {"d1": "right"})
+    assert collection.query_groups("test") == ("left",)
+    others = collection.query_groups("train") + collection.query_groups("validation")
+    assert others == ("", "")
+
+
 def test_load_collection(folder, caplog):
     collection = load_collection(str(folder))
     assert collection.name == str(folder)

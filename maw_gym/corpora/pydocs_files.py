@@ -1,4 +1,4 @@
-"""Files of the pydocs cache: JSON in the one kind of file that maw_gym writes, under its checksum."""
+"""Files of the pydocs cache: JSON in the kind of file that maw_gym writes, under its checksum."""
 
 import json
 import logging
@@ -30,7 +30,9 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         made.append(make())
         # Bytes of a tensor: the settings of a file have a limit that large collections exceed.
         data = json.dumps(made[0], separators=(",", ":")).encode()
-        write_tensors(path, {"json": torch.from_numpy(np.frombuffer(data, np.uint8).copy())}, KIND, {})
+        write_tensors(
+            path, {"json": torch.from_numpy(np.frombuffer(data, np.uint8).copy())}, KIND, {}
+        )
         return made[0]
 
     try:
@@ -76,5 +78,5 @@ def check_pydocs(path: Path, content: Mapping[str, Any]) -> None:
             raise ValueError("an id is given twice")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} is not a pydocs collection ({type(error).__name__}: {error}); give another file"
+            f"{path} is not a pydocs collection ({type(error).__name__}: {error}); give another"
         ) from None

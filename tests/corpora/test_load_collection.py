@@ -185,9 +185,9 @@ def test_folds_over_all_queries_whatever_their_subsets(register):
         assert sorted("".join(texts(one).values())) == sorted("abcdefghl")
     assert folds[1].provenance["splits"]["made"] == "fold 1 of 3 is test"
     assert len({one.provenance["content"] for one in folds}) == 3
-    with pytest.raises(InputError, match="fold must be 0 to 2, got 3"):
+    with pytest.raises(InputError, match="fold must be a whole number from 0 to 2, got 3"):
         load_collection("x", 3, folds=3)
-    with pytest.raises(InputError, match="folds must be 2 or more, got 1"):
+    with pytest.raises(InputError, match="folds must be a whole number of 2 or more, got 1"):
         load_collection("x", folds=1)
 
 

@@ -196,9 +196,9 @@ def test_the_installed_collection():
     assert collection.queries["torch.nn.modules.linear.Bilinear"].text.startswith("Applies a bilin")
     assert not [name for name in collection.docs if " " in name or ".tests." in name]
     versions = collection.provenance["versions"]
-    start = time.perf_counter()
+    start = time.process_time()  # what else runs on the machine counts nothing
     again = read_pydocs(default_packages().roots, versions)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert again == collection
     assert installed_pydocs("pydocs:default") == collection
 

@@ -27,6 +27,7 @@ class Outcome(NamedTuple):
         focus: in [0, 1].
         alignment: in [0, 1].
         regret: reward of the query's best depth minus `reward`; >= 0.
+        random: expected reward of a depth drawn uniformly for the query.
     """
 
     reward: Any
@@ -34,6 +35,7 @@ class Outcome(NamedTuple):
     focus: Any
     alignment: Any
     regret: Any
+    random: Any
 
 
 class RewardSummary(NamedTuple):
@@ -139,12 +141,13 @@ class Bandit:
 
     @cached_property
     def outcomes(self) -> NDArray[np.float32]:
-        """The numbers of each `Outcome` side by side, (N * D, 8) of which the last three are 0.
+        """The numbers of each `Outcome` side by side, (N * D, 8) of which the last two are 0.
 
         A choice is one record of 32 bytes, so that it is read from one cache line or two.
         """
         regret = self.best[:, None] - self.rewards
-        columns = [*self.terms.values(), regret]
+        random = np.broadcast_to(self.random[:, None], regret.shape)
+        columns = [*self.terms.values(), regret, random]
         outcomes = np.zeros((self.rewards.size, RECORD), np.float32)
         outcomes[:, : len(columns)] = np.stack(columns, axis=-1).reshape(-1, len(columns))
         outcomes.flags.writeable = False
@@ -153,8 +156,7 @@ class Bandit:
     @cached_property
     def best(self) -> NDArray[np.float32]:
         """Reward (N,) of each query's best depth."""
-        best: NDArray[np.float32] = self.rewards.max(axis=1)
-        return best
+        return np.asarray(self.rewards.max(axis=1))
 
     @cached_property
     def oracle(self) -> NDArray[np.int64]:
@@ -241,7 +243,7 @@ class Bandit:
         return Outcome(*numbers[: len(Outcome._fields)])
 
     def outcome_batch(self, queries: NDArray[np.int64], depths: NDArray[np.int64]) -> Outcome:
-        """Outcomes of a batch: five contiguous float64 arrays shaped like `queries`.
+        """Outcomes of a batch: contiguous float64 arrays shaped like `queries`.
 
         Args:
             queries: (B,) in [0, N). Not checked, nor are depths: numbers outside are cut.

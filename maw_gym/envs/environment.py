@@ -75,8 +75,9 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
 
     ## Information
 
-    `reset` returns `query_id`. `step` returns `query_id`, `entropy`, `focus`, `alignment`, and
-    `regret`: the reward of the query's best depth minus the reward received.
+    `reset` returns `query_id`. `step` returns `query_id`, `entropy`, `focus`, `alignment`, `regret`
+    (the reward of the query's best depth minus the reward received) and `random` (the mean reward
+    over depths, what chance gets).
 
     ## Arguments
 
@@ -204,8 +205,13 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         self._depth = self.bandit.checked_action(action)
         outcome = self.bandit.outcome(self._query, self._depth)
         info = {"query_id": self.bandit.query_ids[self._query]}
-        info |= {term: getattr(outcome, term) for term in (*TERMS, "regret")}
+        info |= {term: getattr(outcome, term) for term in (*TERMS, "regret", "random")}
         return self._observed(self._query), outcome.reward, True, False, info
+
+    @property
+    def numbers_per_action(self) -> int:
+        """How many observed numbers belong to each depth; 0 where some belong to none."""
+        return self.bandit.table.numbers_per_depth(self.bandit.blocks)
 
     def render(self) -> Any:
         """The chosen depth's attention and reward terms; before the step, what is observed.

@@ -1,7 +1,7 @@
 """GRPOVectorEnvironment: choosing attention depths for a batch of queries in one look-up."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, Final
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -13,9 +13,12 @@ from maw_gym.envs.infos import LazyInfos
 from maw_gym.envs.queries import checked_options, load_bandit
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import DepthTable
-from maw_gym.tables.rewards import DEFAULT_WEIGHTS
+from maw_gym.tables.rewards import DEFAULT_WEIGHTS, TERMS
 
 Floats = NDArray[np.float32]
+
+INFOS: Final = (*TERMS, "regret", "random")  # of each finished episode, beside its query's id
+MOST_ENVS: Final = 2**20
 
 
 class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
@@ -26,9 +29,14 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
 
     - `query_id`: of the next episodes;
     - `final_obs`: (num_envs,) object array of the finished episodes' observations, each (O,);
-    - `final_info`: `query_id`, `entropy`, `focus`, `alignment`, `regret` of the finished episodes;
+    - `final_info`: `query_id`, `entropy`, `focus`, `alignment`, `regret` and `random` of the
+      finished episodes;
 
     each with the mask `_<name>` beside it that Gymnasium's vector environments have, all True.
+    With autoreset DISABLED, which Gymnasium's wrappers of vector observations want, a step returns
+    the observations that were chosen on, the infos are what `final_info` holds, and a reset, whole
+    or by mask, has to come before the next step.
+
     Arrays returned are never written to again. The observations in `final_obs` are read-only, which
     spares copying what hardly anyone changes; they and the ids are gathered when they are read.
 
@@ -49,13 +57,15 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         query_order: see there.
         device: see there.
         render_mode: None; frames are drawn by `GRPOEnvironment`.
+        autoreset_mode: SAME_STEP or DISABLED, also by its value.
         table: see there.
 
     Raises:
-        InputError: a setting is unknown, or `group_size` does not divide `num_envs`.
+        InputError: a setting is unknown or out of its range, or `group_size` does not divide
+            `num_envs`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+    metadata: dict[str, Any] = {  # noqa: RUF012 - each environment has its own, with its mode
         "render_modes": [],
         "render_fps": 1,
         "autoreset_mode": AutoresetMode.SAME_STEP,
@@ -74,15 +84,18 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         query_order: str = "random",
         device: str = "auto",
         render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         *,
         table: DepthTable | None = None,
     ) -> None:
         _check_counts(num_envs, group_size)
         if render_mode is not None:
             raise InputError(
-                f"the vector form draws no frames, got render_mode {render_mode!r};"
-                ' use gym.make("MAWDepth-v0", render_mode=...)'
+                f"the batched form draws no frames, got render_mode {render_mode!r}; add"
+                ' vectorization_mode="sync", or use gym.make("MAWDepth-v0", render_mode=...)'
             )
+        self.render_mode = None
+        self.metadata = {**self.metadata, "autoreset_mode": _checked_mode(autoreset_mode)}
         self.bandit, self._order = load_bandit(
             dataset=dataset,
             encoder=encoder,
@@ -96,7 +109,6 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         )
         self.num_envs = num_envs
         self.group_size = group_size
-        self.render_mode = None
         self.single_observation_space = self.bandit.observation_space
         self.single_action_space = self.bandit.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -104,6 +116,12 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         # Terminated, truncated, and the masks of finished and of shown episodes: always the same.
         self._flags = np.array([[True], [False], [True], [True]]).repeat(num_envs, axis=1)
         self._queries: NDArray[np.int64] | None = None  # (num_envs,) rows shown
+        self._finished = np.zeros(num_envs, np.bool_)  # episodes that a reset has to follow
+
+    @property
+    def numbers_per_action(self) -> int:
+        """How many observed numbers belong to each depth; 0 where some belong to none."""
+        return self.bandit.table.numbers_per_depth(self.bandit.blocks)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -138,6 +156,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         queries = queries.copy()
         queries[mask] = self._drawn(int(mask.sum())) if chosen is None else chosen
         self._queries = queries
+        self._finished = self._finished & ~mask
         shown = self.bandit.ids_of(queries)
         shown[~mask] = None
         return self.bandit.observations_of(queries), {"query_id": shown, "_query_id": mask}
@@ -145,39 +164,42 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
     def step(
         self, actions: NDArray[np.int64]
     ) -> tuple[Floats, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Choose a depth for each query shown, which ends all episodes, and show the next queries.
+        """Choose a depth for each query shown, which ends all episodes.
 
         Args:
             actions: (num_envs,) integers in [0, D).
 
         Returns:
-            The next observations (num_envs, O) float32, the rewards (num_envs,) float64, all True,
-            all False, and the infos that the class documents.
+            The next observations (num_envs, O) float32 (with autoreset DISABLED those chosen on),
+            the rewards (num_envs,) float64, all True, all False, and the infos that the class
+            documents.
 
         Raises:
             InputError: `actions` has another shape or type, or a number out of range.
-            gymnasium.error.ResetNeeded: before the first reset.
+            gymnasium.error.ResetNeeded: before the first reset, or with autoreset DISABLED before
+                finished episodes were reset.
         """
         if self._queries is None:
             raise ResetNeeded("no query is shown yet: call reset() before step()")
+        if self._finished.any():
+            raise ResetNeeded(
+                f"{int(self._finished.sum())} of {self.num_envs} episodes have ended, and autoreset"
+                " is disabled: call reset() before each step()"
+            )
         bandit, before = self.bandit, self._queries
         outcome = bandit.outcome_batch(before, bandit.checked_actions(actions, self.num_envs))
         done, truncated, finished, shown = self._flags.copy()
-        final_info = {
-            "_query_id": finished,
-            "entropy": outcome.entropy,
-            "_entropy": finished,
-            "focus": outcome.focus,
-            "_focus": finished,
-            "alignment": outcome.alignment,
-            "_alignment": finished,
-            "regret": outcome.regret,
-            "_regret": finished,
-        }
+        terms: dict[str, Any] = {"_query_id": finished}
+        for name in INFOS:
+            terms[name], terms[f"_{name}"] = getattr(outcome, name), finished
+        info = LazyInfos(terms, {"query_id": lambda: bandit.ids_of(before)})
+        if self.metadata["autoreset_mode"] is AutoresetMode.DISABLED:
+            self._finished = np.ones(self.num_envs, np.bool_)
+            return bandit.observations_of(before), outcome.reward, done, truncated, info
         queries = self._queries = self._drawn(self.num_envs)
         infos = {
             "_final_obs": finished,
-            "final_info": LazyInfos(final_info, {"query_id": lambda: bandit.ids_of(before)}),
+            "final_info": info,
             "_final_info": finished,
             "_query_id": shown,
         }
@@ -192,6 +214,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         """Where the environment stands, as JSON values: what is shown, and what will be drawn."""
         return {
             "queries": None if self._queries is None else self._queries.tolist(),
+            "finished": self._finished.tolist(),
             "position": self._order.position,
             "generator": self.np_random.bit_generator.state,
         }
@@ -215,6 +238,8 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
                     f" {self.num_envs} rows and {size} queries; give equal settings"
                 )
         self._queries = queries
+        # States of before autoreset could be disabled have none.
+        self._finished = np.array(state.get("finished", [False] * self.num_envs), np.bool_)
         self._order.position = int(state["position"])
         self.np_random.bit_generator.state = state["generator"]
 
@@ -255,10 +280,22 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             )
 
 
+def _checked_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    modes = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
+    for known in modes:
+        if mode in (known, known.value):
+            return known
+    raise InputError(
+        f"autoreset_mode must be {' or '.join(str(known) for known in modes)}, got {mode!r}: with"
+        " the others every second step of these one-step episodes would be a mere reset"
+    )
+
+
 def _check_counts(num_envs: int, group_size: int) -> None:
     for name, value in (("num_envs", num_envs), ("group_size", group_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} must be an integer of 1 or more; got {value!r}")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or not 1 <= value <= MOST_ENVS:
+            raise InputError(f"{name} must be an integer from 1 to {MOST_ENVS:,}; got {value!r}")
     if num_envs % group_size:
         raise InputError(
             f"group_size must divide num_envs; {group_size} does not divide {num_envs}"

@@ -90,6 +90,12 @@ class DepthTable:
             name == "clusters" and self.clusters.shape[1] == self.num_depths
         )
 
+    def numbers_per_depth(self, blocks: Sequence[str]) -> int:
+        """How many numbers of the blocks belong to each depth; 0 where some belong to none."""
+        if not all(map(self.is_per_depth, blocks)):
+            return 0
+        return sum(self.block(name).shape[1] for name in blocks) // self.num_depths
+
     def observation(self, blocks: Sequence[str]) -> Floats:
         """Observations (N, O): the blocks side by side, in the order given, C-contiguous."""
         return np.ascontiguousarray(

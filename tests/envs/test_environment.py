@@ -2,6 +2,8 @@ import copy
 import pickle
 import warnings
 
+import cloudpickle
+import dill
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import maw_gym.envs.environment
 import maw_gym.envs.queries
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.registration import register_environments
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
 
 register_environments()
@@ -54,12 +57,14 @@ def test_every_reward_and_term_by_hand(query, depth):
     assert observation.tolist() == shown.tolist()
     assert reward == pytest.approx(REWARD[query][depth], abs=1e-7)
     assert (terminated, truncated) == (True, False)
-    assert set(info) == {"query_id", "entropy", "focus", "alignment", "regret"}
+    assert set(info) == {"query_id", "entropy", "focus", "alignment", "regret", "random"}
     assert info["query_id"] == query_id
     assert info["entropy"] == pytest.approx(TABLE.entropy[query, depth], abs=0)
     assert info["focus"] == pytest.approx(TABLE.focus[query, depth], abs=0)
     assert info["alignment"] == pytest.approx(TABLE.ndcg[query, depth], abs=0)
     assert info["regret"] == pytest.approx(REGRET[query][depth], abs=1e-7)
+    # means of the rows of REWARD: 1.93 / 4, 1.83 / 4, 1.4 / 4
+    assert info["random"] == pytest.approx([0.4825, 0.4575, 0.35][query], abs=1e-7)
 
 
 def test_types_are_plain():
@@ -68,7 +73,7 @@ def test_types_are_plain():
     _, reward, terminated, truncated, info = env.step(1)
     assert type(reward) is float
     assert type(terminated) is type(truncated) is bool
-    assert {type(info[name]) for name in ("entropy", "focus", "alignment", "regret")} == {float}
+    assert {type(info[name]) for name in info if name != "query_id"} == {float}
     assert type(info["query_id"]) is str
 
 
@@ -360,3 +365,26 @@ def test_a_table_alone_has_no_texts_to_draw():
     env.step(0)
     with pytest.raises(InputError, match="no texts"):
         env.render()
+
+
+@pytest.mark.parametrize("blocks", ["attention", ("profile", "attention"), "profile"])
+def test_says_how_many_observed_numbers_each_depth_has(blocks):
+    expected = 2 if blocks == "profile" else 0
+    assert GRPOEnvironment(table=TABLE, observation=blocks).numbers_per_action == expected
+    envs = GRPOVectorEnvironment(2, table=TABLE, observation=blocks)
+    assert envs.numbers_per_action == expected
+
+
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle, dill])
+def test_goes_on_alike_where_it_was_pickled(pickler):
+    env = GRPOEnvironment(table=TABLE)
+    env.reset(seed=3)
+    again = pickler.loads(pickler.dumps(env))
+    for each in (env, again):
+        each.step(1)
+    assert [env.reset()[1] for _ in range(9)] == [again.reset()[1] for _ in range(9)]
+    envs = GRPOVectorEnvironment(4, 2, table=TABLE)
+    envs.reset(seed=3)
+    copied = pickler.loads(pickler.dumps(envs))
+    actions = np.array([0, 1, 2, 3])
+    assert np.array_equal(envs.step(actions)[1], copied.step(actions)[1])

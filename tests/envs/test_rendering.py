@@ -12,7 +12,7 @@ from maw_gym.envs.rendering import (
     readable_tokens,
 )
 
-OUTCOME = Outcome(reward=0.5, entropy=0.25, focus=0.75, alignment=1.0, regret=0.125)
+OUTCOME = Outcome(reward=0.5, entropy=0.25, focus=0.75, alignment=1.0, regret=0.125, random=0.5)
 
 
 def scene(tokens, **changes):

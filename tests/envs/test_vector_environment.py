@@ -18,7 +18,7 @@ from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
 
 register_environments()
-TERMS = ("entropy", "focus", "alignment", "regret")
+TERMS = ("entropy", "focus", "alignment", "regret", "random")
 
 
 def walking(num_envs, **changes):
@@ -333,10 +333,15 @@ def test_step_needs_a_reset():
     [
         ({"num_envs": 6, "group_size": 4}, "4 does not divide 6"),
         ({"num_envs": 2, "group_size": 4}, "4 does not divide 2"),
-        ({"num_envs": 0}, "num_envs must be an integer of 1 or more; got 0"),
+        ({"num_envs": 0}, "num_envs must be an integer from 1 to 1,048,576; got 0"),
+        ({"num_envs": 10**12}, "got 1000000000000"),
         ({"num_envs": 2, "group_size": 0}, "got 0"),
         ({"num_envs": 2.0}, "got 2.0"),
-        ({"num_envs": 2, "render_mode": "rgb_array"}, "'rgb_array'"),
+        (
+            {"num_envs": 2, "render_mode": "rgb_array"},
+            "'rgb_array'; add vectorization_mode=\"sync\"",
+        ),
+        ({"num_envs": 2, "autoreset_mode": "NextStep"}, "SAME_STEP or AutoresetMode.DISABLED, got"),
         ({"num_envs": 2, "alignment": "map"}, "'map'"),
     ],
 )
@@ -463,3 +468,66 @@ def test_copies_go_on_where_the_original_was(duplicate):
         assert np.array_equal(left[1], right[1])
         assert left[4]["query_id"].tolist() == right[4]["query_id"].tolist()
     assert not right[4]["final_obs"][0].flags.writeable
+
+
+def test_frames_come_from_single_environments():
+    envs = gym.make_vec(
+        "MAWDepth-v0", 2, vectorization_mode="sync", table=TABLE, render_mode="rgb_array"
+    )
+    envs.reset(seed=0)
+    assert [frame.shape[-1] for frame in envs.render()] == [3, 3]
+
+
+def test_disabled_autoreset_by_hand():
+    envs = walking(2, autoreset_mode=AutoresetMode.DISABLED)
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    assert GRPOVectorEnvironment.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    envs.reset(seed=0)
+    observations, rewards, terminations, _, infos = envs.step(np.array([2, 3]))
+    assert observations.argmax(axis=1).tolist() == [0, 1]  # those that were chosen on
+    assert rewards == pytest.approx([0.7, 0.33], abs=1e-7)
+    assert terminations.tolist() == [True, True]
+    assert infos["query_id"].tolist() == [APPLE, BERRY]
+    assert infos["regret"] == pytest.approx([0.0, 0.37], abs=1e-7)
+    assert "final_obs" not in infos
+    with pytest.raises(ResetNeeded, match="2 of 2 episodes have ended"):
+        envs.step(np.array([0, 0]))
+    observations, infos = envs.reset(options={"reset_mask": np.array([False, True])})
+    assert observations.argmax(axis=1).tolist() == [0, 2]
+    assert infos["query_id"].tolist() == [None, CHERRY]
+    with pytest.raises(ResetNeeded, match="1 of 2 episodes have ended"):
+        envs.step(np.array([0, 0]))
+    state = envs.get_state()
+    envs.reset(options={"reset_mask": np.array([True, False])})
+    assert envs.step(np.array([3, 3]))[1] == pytest.approx([0.43, 0.5], abs=1e-7)
+    envs.set_state(state)
+    with pytest.raises(ResetNeeded, match="1 of 2 episodes have ended"):
+        envs.step(np.array([0, 0]))
+
+
+def test_disabled_autoreset_in_the_form_of_gymnasiums_own():
+    table = random_table(1, 3)
+    mode = AutoresetMode.DISABLED
+    ours = GRPOVectorEnvironment(4, table=table, autoreset_mode="Disabled")
+    theirs = SyncVectorEnv([lambda: GRPOEnvironment(table=table)] * 4, autoreset_mode=mode)
+    actions = np.array([0, 2, 1, 0])
+    for _ in range(2):
+        for envs in (ours, theirs):
+            envs.reset(seed=0)
+        mine, other = ours.step(actions), theirs.step(actions)
+        for left, right in zip(mine[:4], other[:4], strict=True):
+            assert np.array_equal(left, right)
+            assert left.dtype == right.dtype
+        assert mine[4].keys() == other[4].keys()
+        for name in other[4]:
+            assert np.array_equal(mine[4][name], other[4][name])
+
+
+def test_gymnasiums_wrappers_of_vector_observations():
+    envs = gym.make_vec("MAWDepth-v0", 2, table=TABLE, autoreset_mode="Disabled")
+    halved = wrappers.TransformObservation(envs, lambda observations: observations / 2)
+    flat = wrappers.ReshapeObservation(halved, (8, 8))
+    observations, _ = flat.reset(seed=0)
+    assert observations.shape == (2, 8, 8)
+    assert observations.max() == 0.5
+    assert flat.step(np.array([0, 1]))[0].max() == 0.5

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SCHEDULED: Final = ("learning_rate", "clip_range", "clip_range_high")
 HIGHEST: Final = 10.0  # of what a schedule gives
-HOW_TO_GROUP: Final = "to_sb3(gym.make_vec(..., group_size=8))"
+HOW_TO_GROUP: Final = "to_sb3(gym.make_vec(..., group_size=8))"  # of agents.sb3.vec_env
 
 
 def check_settings(model: "GRPO") -> None:

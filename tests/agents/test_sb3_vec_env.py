@@ -12,6 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, is_vecenv_wrapped
 
+from agents.grpo import GRPO
 from agents.sb3.vec_env import SB3VecEnv, to_sb3
 
 
@@ -208,3 +209,56 @@ def test_monitor_and_sb3s_learners(tmp_path: Any) -> None:
     assert mean == pytest.approx(right, abs=0.1)
     assert len((tmp_path / "log.monitor.csv").read_text().splitlines()) > 256
     env.close()
+
+
+def test_new_attributes_are_set_as_in_sb3s_own_vec_env() -> None:
+    ours: Any = SB3VecEnv(sync())
+    theirs: Any = DummyVecEnv([BanditEnv] * 3)
+    for env in (ours, theirs):
+        env.set_attr("difficulty", 5)
+        env.set_attr("label", "first", indices=0)
+        env.set_attr("difficulty", 7, indices=[1])
+    assert ours.get_attr("difficulty") == theirs.get_attr("difficulty") == [5, 7, 5]
+    assert ours.get_attr("label", 0) == theirs.get_attr("label", 0) == ["first"]
+    for env in (ours, theirs):
+        with pytest.raises(AttributeError):
+            env.get_attr("label")
+    batched = SB3VecEnv(GroupedBanditEnv(4, 2))
+    batched.set_attr("difficulty", 5)
+    assert batched.get_attr("difficulty") == [5, 5, 5, 5]
+
+
+def test_groups_of_single_environments_meet_the_same_contexts() -> None:
+    env = to_sb3(sync(8), group_size=4)
+    env.seed(3)
+    seen = [env.reset()] + [env.step(np.arange(8) % 4)[0] for _ in range(9)]
+    contexts = np.array(seen).argmax(-1)
+    assert (contexts[:, :4] == contexts[:, :1]).all()
+    assert (contexts[:, 4:] == contexts[:, 4:5]).all()
+    assert (contexts[:, 0] != contexts[:, 4]).any()
+    assert len(set(contexts[:, 0])) > 1
+    # seeds 3 and 4, as single environments have them
+    alone = to_sb3(sync(2))
+    alone.seed(3)
+    np.testing.assert_array_equal(contexts[0, ::4], alone.reset().argmax(-1))
+    assert env.get_attr("group_size") == [4] * 8
+    # also where nobody gave a seed
+    unseeded = to_sb3(sync(8), group_size=8).reset().argmax(-1)
+    assert (unseeded == unseeded[0]).all()
+
+
+def test_grpo_learns_in_groups_of_single_environments() -> None:
+    env = to_sb3(sync(64), group_size=8)
+    model = GRPO("MlpPolicy", env, learning_rate=3e-3, seed=0, device="cpu").learn(10 * 512)
+    assert model.advantage == "group"
+    chosen, _ = model.predict(np.eye(4, dtype=np.float32), deterministic=True)
+    assert chosen.tolist() == [0, 1, 2, 3]
+
+
+def test_groups_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="8 environments do not divide into such groups"):
+        to_sb3(sync(8), group_size=3)
+    with pytest.raises(ValueError, match=r"group_size=2\.0: must be a whole number"):
+        to_sb3(sync(8), group_size=2.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"give group_size where it is made, as in gym\.make_vec"):
+        to_sb3(GroupedBanditEnv(8, 1), group_size=2)

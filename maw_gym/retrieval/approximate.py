@@ -3,6 +3,7 @@
 Source: Douze et al., The Faiss library, arXiv:2401.08281, 2024.
 """
 
+import logging
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +40,9 @@ class ApproximateIndex:
 
         Args:
             documents: what is to be searched.
-            factory: a string that `faiss.index_factory` knows, for instance ``"HNSW32"``.
+            factory: a string that `faiss.index_factory` knows, for instance ``"HNSW32"``; behind a
+                semicolon may stand parameters of the search as `faiss.ParameterSpace` knows them:
+                ``"HNSW32;efSearch=128"``, ``"IVF1024,Flat;nprobe=16"``.
 
         Raises:
             InputError: FAISS is not installed, does not know the string, or cannot build the index
@@ -48,12 +51,15 @@ class ApproximateIndex:
         faiss = _faiss()
         vectors = documents.vectors
         try:
-            index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+            kind, _, parameters = factory.partition(";")
+            index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:
                 some = np.linspace(0, len(vectors) - 1, min(len(vectors), TRAINING_VECTORS))
                 index.train(_floats(vectors[torch.from_numpy(some.astype(np.int64))]))
             for rows in steps(len(vectors), ADDED):
                 index.add(_floats(vectors[rows]))
+            if parameters:
+                faiss.ParameterSpace().set_index_parameters(index, parameters)
         except RuntimeError as problem:
             raise InputError(
                 f"FAISS cannot build {factory!r} of {len(vectors)} documents: {_reason(problem)}"
@@ -102,6 +108,7 @@ class ApproximateIndex:
 
 
 def _faiss() -> Any:
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells what it tries
     try:
         import faiss
     except ImportError:

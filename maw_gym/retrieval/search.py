@@ -190,6 +190,11 @@ def _keep_best(scores: Tensor, documents: Tensor, block: Tensor, first: int) -> 
         first: a position in the index.
     """
     worst = scores.amin(1, keepdim=True)
+    if worst.isneginf().all() and block.shape[1] >= scores.shape[1]:  # nothing is kept yet
+        best, at = block.topk(scores.shape[1])
+        documents.copy_(torch.where(best.isneginf(), -1, at + first))
+        scores.copy_(best)
+        return
     # Most blocks have hardly anything to give: look at the maxima of columns before at columns.
     columns = block.view(len(block), GROUPS, -1)  # (R, 32, W / 32)
     rows, group = (columns.amax(1) > worst).nonzero(as_tuple=True)

@@ -190,7 +190,7 @@ def test_faiss_finds_and_exact_cosines_order(
     pytest.importorskip("faiss")
     ids, texts = task.collection.doc_ids, task.collection.doc_texts
     expected = routed.index(ids, texts).search(QUERIES[:3], 30)
-    for factory in ("Flat", "HNSW16", "IVF2,Flat"):
+    for factory in ("Flat", "HNSW16;efSearch=64", "IVF2,Flat;nprobe=1"):
         found = routed.index(ids, texts, index=f"faiss:{factory}").search(QUERIES[:3], 30)
         for of_query, exact in zip(found, expected, strict=True):
             assert [one for one in exact if one in of_query] == of_query
@@ -198,6 +198,8 @@ def test_faiss_finds_and_exact_cosines_order(
     assert routed.search([]) == []
     with pytest.raises(InputError, match="cannot build 'tree' of 2 documents: could not parse"):
         routed.index(["a", "b"], ["x", "y"], index="faiss:tree")
+    with pytest.raises(InputError, match=r"cannot build 'Flat;ef=1' of 1 doc.*could not set"):
+        routed.index(["a"], ["x"], index="faiss:Flat;ef=1")
     with pytest.raises(InputError, match="FAISS cannot build 'IVF99,Flat' of 2 documents"):
         routed.index(["a", "b"], ["x", "y"], index="faiss:IVF99,Flat")
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)

@@ -1,12 +1,15 @@
 """One cache folder for the whole session, one thread per worker, and a tiny collection."""
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_collection import write_tiny_collection
+from tiny_transformer import write_tiny_transformer
 
 from maw_gym.corpora import Collection, load_collection, splits
 
@@ -14,6 +17,7 @@ WORKER = "PYTEST_XDIST_WORKER"
 
 
 def pytest_configure() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read where transformers is imported
     if WORKER in os.environ:
         # As many workers as cores: more threads would only wait for each other. Runners started
         # by tests inherit the setting.
@@ -44,3 +48,23 @@ def tiny(tiny_folder: Path) -> Collection:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splits, "ENCODER_MINIMUM", 0)
         return load_collection(str(tiny_folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a transformer of two tiny layers. Not to be written to."""
+    return write_tiny_transformer(tmp_path_factory.mktemp("model") / "tiny_transformer")
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[[str], str]:
+    """Runs a program in a process of its own, which must succeed; its output."""
+
+    def run(program: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

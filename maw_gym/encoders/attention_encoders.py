@@ -183,8 +183,11 @@ class MAWEncoder(NonMAWEncoder):
         self.register_buffer("centroids", torch.zeros(0, hidden))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            # A single depth is the standard attention itself.
-            exponent = torch.linspace(-1, 1, depths) if depths > 1 else torch.zeros(1)
+            # transformers takes linspace out of what `with torch.device(...)` governs.
+            device = self.norm.weight.device
+            exponent = torch.linspace(-1, 1, depths, device=device)
+            if depths == 1:
+                exponent = torch.zeros(1)  # a single depth is the standard attention itself
             temperature = TEMPERATURE_RANGE**exponent
             for projection, standard in self._depth_and_standard():
                 shape = (depths, hidden, hidden)

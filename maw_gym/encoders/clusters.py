@@ -15,7 +15,7 @@ def contents(embedder: Embedder, ids: list[list[int]]) -> Tensor:
     """The `content` block (N, h) of texts given as token ids."""
     result = torch.zeros(len(ids), embedder.text.width, device=embedder.device)
     for rows, batch, mask in embedder.batches(ids, 8192):
-        result[rows] = mean_content(embedder.text.hidden(batch), mask)
+        result[rows] = mean_content(embedder.text.hidden(batch, mask), mask)
     return result
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from maw_gym.attention.depth_attention import DepthStatistics
 from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
-from maw_gym.encoders.text import TextEncoder, padded
+from maw_gym.encoders.text import TextEncoder, length_batches, padded
 from maw_gym.encoders.token_statistics import mean_content
 from maw_gym.errors import InputError
 from maw_gym.files.cache import canonical
@@ -31,14 +31,21 @@ class Embedder:
     Attributes:
         text: texts to hidden states.
         encoder: hidden states to embeddings.
-        query_tokens: queries are truncated to this many tokens.
+        query_tokens: queries are truncated to this many tokens, special ones included.
         document_tokens: documents are truncated to this many tokens.
+
+    Raises:
+        InputError: texts are to be longer than the text encoder can read.
     """
 
     text: TextEncoder
     encoder: NonMAWEncoder
     query_tokens: int = QUERY_TOKENS
     document_tokens: int = DOCUMENT_TOKENS
+
+    def __post_init__(self) -> None:
+        check_positions(self.text, "query_tokens", self.query_tokens)
+        check_positions(self.text, "document_tokens", self.document_tokens)
 
     @property
     def device(self) -> torch.device:
@@ -54,7 +61,7 @@ class Embedder:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything learned: the encoder's weights, and the text encoder's as ``text.*``."""
-        text = {f"text.{name}": value for name, value in self.text.trained_weights().items()}
+        text = {f"text.{name}": value for name, value in self.text.own_weights().items()}
         return dict(self.encoder.state_dict()) | text
 
     def fingerprint(self) -> str:
@@ -77,11 +84,11 @@ class Embedder:
 
     def query_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of queries, truncated; how many were is logged."""
-        return truncated(self.text.tokenize(texts), self.query_tokens, "queries")
+        return truncated(self.text, texts, self.query_tokens, "queries")
 
     def document_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of documents, truncated; how many were is logged."""
-        return truncated(self.text.tokenize(texts), self.document_tokens, "documents")
+        return truncated(self.text, texts, self.document_tokens, "documents")
 
     @torch.no_grad()
     def encode_documents(self, texts: Sequence[str], *, progress: bool = False) -> Tensor:
@@ -128,10 +135,11 @@ class Embedder:
             depth: (B,) int64 in [0, D); None is the standard attention.
         """
         place = None
-        tokens = ids
         if self.text.static:
             tokens, place = ids.unique(return_inverse=True)
-        hidden = self.text.hidden(tokens)
+            hidden = self.text.hidden(tokens)
+        else:
+            hidden = self.text.hidden(ids, mask)
         if depth is None:
             return self.encoder.embed(ids, hidden, mask, place)
         return self.maw.embed(ids, hidden, mask, place, depth)
@@ -154,7 +162,7 @@ class Embedder:
             # Launches rule on a GPU; on a CPU scores and projections should stay in cache.
             batch_tokens = BATCH_TOKENS if self.device.type == "cuda" else 1024
         for rows, batch, mask in self.batches(ids, batch_tokens, progress):
-            hidden = self.text.hidden(batch)
+            hidden = self.text.hidden(batch, mask)
             # Exact: what a table says of a depth must hold when the query is encoded through it.
             statistics = self.maw.depth_statistics(batch, hidden, mask, kernel="exact")
             yield rows, statistics, mean_content(hidden, mask)
@@ -185,27 +193,19 @@ def check_depths(chosen: Tensor, texts: int, depths: int) -> None:
         raise InputError(f"depth {wrong[0].item()} is not one of 0 to {depths - 1}")
 
 
-def truncated(ids: list[list[int]], limit: int, what: str) -> list[list[int]]:
-    """The first `limit` tokens of each text; logs how many texts were longer."""
+def check_positions(text: TextEncoder, setting: str, tokens: int) -> None:
+    """Refuse a setting that asks for longer texts than `text` can read."""
+    if text.positions is not None and tokens > text.positions:
+        raise InputError(
+            f"{setting} {tokens} is more than the {text.positions} tokens that text encoder"
+            f" {text.name!r} can read; lower it"
+        )
+
+
+def truncated(text: TextEncoder, texts: Sequence[str], limit: int, what: str) -> list[list[int]]:
+    """Token ids of each text, cut to `limit`; logs how many texts were longer."""
+    ids = text.tokenize(texts)
     longer = sum(len(row) > limit for row in ids)
     if longer:
         log.info("%d of %d %s truncated at %d tokens", longer, len(ids), what, limit)
-    return [row[:limit] for row in ids]
-
-
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Rows in batches of similar length, each of at most `batch_tokens` tokens once padded.
-
-    Args:
-        lengths: tokens of each row.
-        batch_tokens: a batch holds at least one row, however long.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
-    batches: list[list[int]] = []
-    for row in order:
-        length = max(lengths[row], 1)
-        if batches and (len(batches[-1]) + 1) * length <= batch_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
+    return [text.cut(row, limit) for row in ids]

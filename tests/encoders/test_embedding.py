@@ -38,9 +38,9 @@ class Contextual:
     def __getattr__(self, name):
         return getattr(self.text, name)
 
-    def hidden(self, ids):
+    def hidden(self, ids, mask):
         self.seen.append(tuple(ids.shape))
-        return self.text.hidden(ids)
+        return self.text.hidden(ids, mask)
 
 
 # --- batches ---------------------------------------------------------------------------------
@@ -56,12 +56,16 @@ def test_batches_are_of_similar_length_and_no_larger_than_allowed():
     assert length_batches([0, 0, 0], 2) == [[0, 1], [2]]
 
 
-def test_truncation_is_logged(caplog):
+def test_truncation_is_logged(embedder, caplog):
     caplog.set_level(logging.INFO, "maw_gym.encoders.embedder")
-    assert truncated([[1, 2, 3], [1], [], [4, 5]], 2, "queries") == [[1, 2], [1], [], [4, 5]]
-    assert caplog.messages == ["1 of 4 queries truncated at 2 tokens"]
+    texts = ["how bees make honey", "bread", "", "bees and bread"]
+    whole = embedder.text.tokenize(texts)
+    assert [len(ids) for ids in whole] == [6, 1, 0, 4]
+    cut = [whole[0][:4], *whole[1:]]
+    assert truncated(embedder.text, texts, 4, "queries") == cut
+    assert caplog.messages == ["1 of 4 queries truncated at 4 tokens"]
     caplog.clear()
-    assert truncated([[1, 2], []], 2, "queries") == [[1, 2], []]
+    assert truncated(embedder.text, texts, 6, "queries") == whole
     assert caplog.messages == []
 
 

@@ -104,7 +104,7 @@ def test_trained_token_embeddings_travel_along(path, embedder):
     found, _ = load_embedder(path)
     assert found.text.trained
     assert torch.equal(found.text.embedding, table)
-    assert set(found.text.trained_weights()) == {"embedding"}
+    assert set(found.text.own_weights()) == {"embedding"}
     assert WordLlama().trained is False
 
 

@@ -1,5 +1,15 @@
 """Text to token ids to hidden states: the models that encoders stand on."""
 
-from maw_gym.encoders.text.wordllama import TextEncoder, WordLlama, load_text_encoder, padded
+from maw_gym.encoders.text.loading import load_text_encoder
+from maw_gym.encoders.text.protocol import TextEncoder, length_batches, padded
+from maw_gym.encoders.text.transformer import Transformer
+from maw_gym.encoders.text.wordllama import WordLlama
 
-__all__ = ["TextEncoder", "WordLlama", "load_text_encoder", "padded"]
+__all__ = [
+    "TextEncoder",
+    "Transformer",
+    "WordLlama",
+    "length_batches",
+    "load_text_encoder",
+    "padded",
+]

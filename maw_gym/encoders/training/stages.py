@@ -202,10 +202,10 @@ def _optimizer(
             "weight_decay": 0.0,
         },
     ]
-    if embedder.text.trained_weights():
+    if embedder.text.own_weights():
         groups.append(
             {
-                "params": list(embedder.text.trained_weights().values()),
+                "params": list(embedder.text.own_weights().values()),
                 "lr": settings.embedding_learning_rate,
                 "weight_decay": 0.0,
             }
@@ -245,9 +245,11 @@ def batch_loss(
         settings: see `TrainingSettings`.
     """
     device = embedder.device
-    ids, mask = padded([pairs.queries[row][: settings.query_tokens] for row in rows.tolist()])
+    ids, mask = padded(
+        [embedder.text.cut(pairs.queries[row], settings.query_tokens) for row in rows.tolist()]
+    )
     queries = embedder.embed(ids.to(device), mask.to(device), depth)
-    texts = [pairs.documents[row][: settings.document_tokens] for row in documents]
+    texts = [embedder.text.cut(pairs.documents[row], settings.document_tokens) for row in documents]
     order = torch.tensor(sorted(range(len(texts)), key=lambda row: len(texts[row])))
     encoded = []
     for group in order.chunk(GROUPS):
@@ -276,7 +278,7 @@ def specialise_depths(
     """
     encoder = embedder.maw
     encoder.copy_standard_to_depths()
-    queries = [ids[: settings.query_tokens] for ids in pairs.queries]
+    queries = [embedder.text.cut(ids, settings.query_tokens) for ids in pairs.queries]
     encoder.centroids = cluster(contents(embedder, queries), encoder.depths, settings.seed)
     clusters = nearest(embedder, queries).cpu()
     best = train(embedder, pairs, validation, settings, clusters, checkpoint)

@@ -32,7 +32,7 @@ class Validation:
         rows.sort()
         self.doc_ids = [collection.doc_ids[row] for row in rows]
         tokens = embedder.text.tokenize([collection.doc_texts[row] for row in rows])
-        self.documents = [ids[:document_tokens] for ids in tokens]
+        self.documents = [embedder.text.cut(ids, document_tokens) for ids in tokens]
         self.query_tokens = embedder.query_ids(self.queries.texts)
 
     @torch.no_grad()

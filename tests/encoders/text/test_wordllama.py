@@ -66,14 +66,14 @@ def test_a_table_of_ones_own():
     text = WordLlama(table)
     assert text.width == 4
     assert text.hidden(torch.tensor([1])).tolist() == [[4.0, 5.0, 6.0, 7.0]]
-    assert text.trained_weights()["embedding"] is table
-    assert WordLlama().trained_weights() == {}
+    assert text.own_weights()["embedding"] is table
+    assert WordLlama().own_weights() == {}
 
 
 def test_unknown_name():
     assert load_text_encoder("wordllama").width == 256
-    with pytest.raises(InputError, match=r"^unknown text encoder 'bert'; .*'wordllama'$"):
-        load_text_encoder("bert")
+    with pytest.raises(InputError, match=r"^unknown text encoder 'Bert' \(.*; give 'wordllama', "):
+        load_text_encoder("Bert")
 
 
 def test_padding():

@@ -1,7 +1,7 @@
 """Checks of what a caller gives; each refuses in one line that shows the value."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,3 +53,13 @@ def checked_int(value: Any, name: str, least: int, most: int | None = None) -> i
         bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
         raise InputError(f"{name} must be a whole number {bounds}, got {shown(value)}")
     return number
+
+
+def one_of(name: str, value: object, known: Sequence[str]) -> None:
+    """Refuse a value that is none of the `known` ones.
+
+    Raises:
+        InputError: see above.
+    """
+    if value not in known:
+        raise InputError(f"unknown {name} {shown(value)}; choose one of {', '.join(known)}")

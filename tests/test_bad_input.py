@@ -4,6 +4,7 @@
 import importlib
 import json
 import math
+import os
 import pickle
 import re
 import shutil
@@ -27,7 +28,8 @@ from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
 from maw_gym.files.tensor_files import read_tensors, write_tensors
-from maw_gym.routers.depth_router import load_router
+from maw_gym.routers.depth_router import DepthRouter, load_router
+from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.rewards import RewardSpec, attention_entropy
 from maw_gym.tables.task import load_task
 from runners.experiments.runs import run_main
@@ -270,8 +272,33 @@ def encoder_file(at: Place, change: Callable[[dict[str, Any], dict[str, Any]], N
     return load_embedder(at.tmp / "encoder.safetensors")
 
 
+def tiny_task(at: Place) -> Any:
+    return load_task(str(at.tiny), "untrained", "cpu")
+
+
+def pipe(at: Place) -> Path:
+    os.mkfifo(at.tmp / "pipe")
+    return at.tmp / "pipe"
+
+
 def with_nan(tensors: dict[str, Any], settings: dict[str, Any]) -> None:
     tensors["query_proj.weight"][0, 0] = math.nan
+
+
+def huge(tensors: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Finite weights whose products are not."""
+    for name in ("value_proj.weight", "out_proj.weight"):
+        tensors[name].fill_(1e30)
+
+
+def routed(at: Place, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> RoutedEncoder:
+    """A changed encoder with a router of it that always takes depth 0."""
+    embedder, _ = encoder_file(at, change)
+    layers = [(torch.zeros(2, 256), torch.tensor([1.0, 0.0]))]
+    about = {"encoder": embedder.fingerprint()}
+    return RoutedEncoder(
+        embedder, DepthRouter(layers, "relu", torch.zeros(256), torch.ones(256), ["content"], about)
+    )
 
 
 CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
@@ -293,13 +320,43 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "option": (lambda at: scalar().reset(options={"query": "x"}), "unknown reset option 'query'; there is query_id"),
     "mask": (lambda at: vector().reset(options={"reset_mask": [1, 0]}), r"options\['reset_mask'\] must be 2 bools, .*"),
     "seeds": (lambda at: vector().reset(seed=[1, 2]), r"seed must be one integer for the whole batch; got \[1, 2\]"),
+    "no options": (lambda at: scalar().reset(options=5), "the options of a reset are a dictionary, not 5"),
+    "options in a list": (lambda at: vector().reset(options=["query_id"]), r"the options of a reset are a dictionary, not \['query_id'\]"),
+    "query a number": (lambda at: scalar().reset(options={"query_id": 5}), "no query 5 among the 3 of this environment; try .*"),
+    "queries a number": (lambda at: vector().reset(options={"query_id": 5}), r"options\['query_id'\] must be one id or 2, .*; got 1"),
+    "block a number": (lambda at: scalar(observation=3), "give a list of blocks, not 3"),
+    "block nested": (lambda at: vector(observation=[["profile"]]), r"blocks must be strings; number 0 is \['profile'\] of type list"),
+    "split a list": (lambda at: scalar(split=["train"]), r"unknown split \['train'\]; choose one of .*"),
+    "table of another type": (lambda at: GRPOEnvironment(table={}), "table must be a DepthTable, not {}"),
+    "state empty": (lambda at: vector().set_state({}), r"the state must be what get_state\(\) has given, got {}"),
+    "state none": (lambda at: vector().set_state(None), r"the state must be what get_state\(\) has given, got None"),
+    "state's queries": (lambda at: vector().set_state(vector().get_state() | {"queries": ["a", "b"]}), r"the state must be what get_state\(\) has given, got {.*"),
+    "state's position": (lambda at: vector().set_state(vector().get_state() | {"position": 1.5}), r"the state must be what get_state\(\) has given, got {.*"),
+    "state's generator": (lambda at: vector().set_state(vector().get_state() | {"generator": {}}), r"the state must be what get_state\(\) has given, got {.*"),
+    "dataset a list": (lambda at: GRPOEnvironment(dataset=["pydocs"]), r"a dataset is named by a text, not by \['pydocs'\]"),
+    "encoder a number": (lambda at: load_task(str(at.tiny), 3, "cpu"), "a path is a text, not 3"),
+    "encoder's name far too long": (lambda at: load_task(str(at.tiny), "x" * 5000, "cpu"), "unknown encoder 'x*'; give .*"),
+    "encoder's unknown user": (lambda at: load_task(str(at.tiny), "~nosuchuser/e", "cpu"), "no home folder is known for '~nosuchuser/e'; give the whole path"),
+    "dataset's unknown user": (lambda at: load_collection("~nosuchuser/x"), "~nosuchuser/x has no corpus.jsonl: .*"),
+    "router's unknown user": (lambda at: load_router(Path("~nosuchuser/r")), "no home folder is known for '~nosuchuser/r'; give the whole path"),
+    "run a number": (lambda at: RoutedEncoder.from_run(3), "a path is a text, not 3"),
+    "fold a text": (lambda at: load_task(str(at.tiny), "untrained", "cpu", "1"), "fold must be a whole number from 0 to 4, got '1'"),
+    "split of a task": (lambda at: tiny_task(at).table("dev"), "unknown split 'dev'; choose one of encoder, train, validation, test"),
+    "split of candidates": (lambda at: tiny_task(at).candidates(None), "unknown split None; choose one of .*"),
+    "split of an evaluation": (lambda at: tiny_task(at).evaluate(["test"]), r"unknown split \['test'\]; choose one of .*"),
+    "k of an evaluation": (lambda at: tiny_task(at).evaluate("test", None, 1.5), "k must be a whole number of 1 or more, got 1.5"),
+    "depths of an evaluation": (lambda at: tiny_task(at).evaluate("test", [0] * 7), r"depths must be a tensor of whole numbers, not \[0, 0, 0, 0, 0, 0, 0\]"),
+    "depths with fractions": (lambda at: tiny_task(at).evaluate("test", torch.zeros(7)), "depths must be a tensor of whole numbers, not tensor.*"),
+    "texts": (lambda at: tiny_task(at).embedder.encode_queries("honey"), "give a list of texts, not the single text 'honey'"),
+    "bytes for texts": (lambda at: tiny_task(at).embedder.encode_documents([b"x"]), "texts must be strings; number 0 is b'x' of type bytes"),
+    "settings of an encoder": (lambda at: maw_gym.MAWEncoder(None), "an encoder is made of EncoderSettings, not of None"),
     "split": (lambda at: scalar(split="dev"), "unknown split 'dev'; choose one of encoder, train, validation, test"),
     "order": (lambda at: scalar(query_order="sorted"), "unknown query_order 'sorted'; choose one of random, sequential"),
     "reward weights": (lambda at: vector(reward_weights=(1, 2)), r"reward_weights must be .*; got \(1, 2\)"),
-    "environments": (lambda at: vector(0), "num_envs must be an integer of 1 or more; got 0"),
+    "environments": (lambda at: vector(0), "num_envs must be an integer from 1 to 1,048,576; got 0"),
     "environments in groups": (lambda at: vector(3, group_size=2), "group_size must divide num_envs; 2 does not divide 3"),
     "frames of many": (lambda at: vector(render_mode="ansi"), "the vector form draws no frames, got render_mode 'ansi'; .*"),
-    "state of others": (lambda at: vector(3).set_state({"queries": [0, 1]}), "the state shows 2 queries, for an environment of 3 rows and 3 queries; give equal settings"),
+    "state of others": (lambda at: vector(3).set_state(vector(2).get_state() | {"queries": [0, 1]}), "the state is of 2 rows, not of 3; give equal settings"),
     "made of nothing": (lambda at: gym.make("MAWDepth-v0", dataset="nope", disable_env_checker=True), "unknown dataset 'nope': .*"),
     "document twice": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "d1", "text": "x"}\n'), ".*corpus.jsonl, line 31: _id 'd1' was there before; make ids unique"),
     "document cut": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "d31", "te'), r".*corpus.jsonl, line 31: not JSON \(.*\); mend or delete the line"),
@@ -324,7 +381,14 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "router is an encoder": (lambda at: load_router(at.encoder), ".* holds a 'encoder', not a 'router'"),
     "router is not there": (lambda at: load_router(at.tmp / "r"), "no router file '.*/r'; give the path of one"),
     "device of a task": (lambda at: load_task(str(at.tiny), "untrained", "tpu9"), "device 'tpu9' is not available here; use 'cpu' or 'auto'"),
-    "depth": (lambda at: load_task(str(at.tiny), "untrained", "cpu").attention("q0", 99), ".*99.*"),
+    "depth": (lambda at: tiny_task(at).attention("q0", 99), "depth must be a whole number from 0 to 31, got 99"),
+    "depth a fraction": (lambda at: tiny_task(at).attention("q0", 1.5), "depth must be a whole number from 0 to 31, got 1.5"),
+    "tokens without end": (lambda at: encoder_file(at, lambda t, s: s.update(document_tokens=10**9)), ".*: texts cannot be cut at 64 and 1000000000 tokens"),
+    "encoder in a pipe": (lambda at: load_embedder(pipe(at)), ".*pipe is not a regular file; give the path of a encoder file"),
+    "router in a pipe": (lambda at: load_router(pipe(at)), ".*pipe is not a regular file; give the path of a router file"),
+    "huge weights of documents": (lambda at: routed(at, huge).encode_document(["honey"]), "text embeddings must be finite; the encoder has probably diverged"),
+    "huge weights of queries": (lambda at: routed(at, huge).encode_query("honey"), "text embeddings must be finite; the encoder has probably diverged"),
+    "huge weights": (lambda at: routed(at, huge).index(["a"], ["honey"]), "document embeddings must be finite; the encoder has probably diverged"),
     "query of a task": (lambda at: load_task(str(at.tiny), "untrained", "cpu").query_text("q99"), "no query 'q99' in .*"),
     "weights as text": (lambda at: RewardSpec("abc"), "reward_weights must be three finite numbers .*; got 'abc'"),
     "attention": (lambda at: attention_entropy(np.ones((2, 3))), r"attention must have shape \(..., heads, n, n\); got \(2, 3\)"),

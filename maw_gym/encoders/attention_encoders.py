@@ -18,6 +18,7 @@ from maw_gym.attention.depth_attention import (
     merge_heads,
     split_heads,
 )
+from maw_gym.checks import shown
 from maw_gym.errors import InputError
 
 UNTRAINED_SCALE = -0.6  # untrained tokens attend to what they are not; positive is worse
@@ -76,6 +77,8 @@ class NonMAWEncoder(nn.Module):
 
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__()
+        if not isinstance(settings, EncoderSettings):
+            raise InputError(f"an encoder is made of EncoderSettings, not of {shown(settings)}")
         self.settings = settings
         hidden, heads = settings.hidden, settings.heads
         inner = heads * (settings.head_width or hidden // heads)
@@ -169,6 +172,7 @@ class MAWEncoder(NonMAWEncoder):
     centroids: Tensor
 
     def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__(settings)
         if settings.depths < 1:
             raise InputError(f"a MAWEncoder needs at least 1 depth, got {settings.depths}")
         if settings.head_width and settings.head_width * settings.heads != settings.hidden:
@@ -176,7 +180,6 @@ class MAWEncoder(NonMAWEncoder):
                 f"a MAWEncoder has heads of width hidden / heads, got head_width"
                 f" {settings.head_width}; wider heads are for NonMAWEncoder"
             )
-        super().__init__(settings)
         hidden, depths = settings.hidden, settings.depths
         self.depth_query_proj = nn.Linear(hidden, hidden * depths, bias=False)
         self.depth_key_proj = nn.Linear(hidden, hidden * depths, bias=False)

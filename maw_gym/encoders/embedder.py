@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maw_gym.attention.depth_attention import DepthStatistics
+from maw_gym.checks import checked_texts, shown
 from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.text import TextEncoder, length_batches, padded
 from maw_gym.encoders.token_statistics import mean_content
@@ -185,6 +186,8 @@ class Embedder:
 
 def check_depths(chosen: Tensor, texts: int, depths: int) -> None:
     """Refuse a choice that is not one depth in [0, `depths`) for each of `texts` texts."""
+    if not isinstance(chosen, Tensor) or chosen.dtype.is_floating_point or chosen.is_complex():
+        raise InputError(f"depths must be a tensor of whole numbers, not {shown(chosen)}")
     if chosen.shape != (texts,):
         raise InputError(f"depths of shape {tuple(chosen.shape)} for {texts} texts; give one each")
     # A negative index would count from the end and pass for another depth.
@@ -204,7 +207,7 @@ def check_positions(text: TextEncoder, setting: str, tokens: int) -> None:
 
 def truncated(text: TextEncoder, texts: Sequence[str], limit: int, what: str) -> list[list[int]]:
     """Token ids of each text, cut to `limit`; logs how many texts were longer."""
-    ids = text.tokenize(texts)
+    ids = text.tokenize(checked_texts(texts))
     longer = sum(len(row) > limit for row in ids)
     if longer:
         log.info("%d of %d %s truncated at %d tokens", longer, len(ids), what, limit)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -13,11 +13,14 @@ from maw_gym.encoders.text import TextEncoder, Transformer, WordLlama, load_text
 from maw_gym.encoders.text.loading import MINILM, StoredTransformer, transformer_settings
 from maw_gym.encoders.token_statistics import idf_token_weights
 from maw_gym.errors import InputError
+from maw_gym.files.cache import expanded
 from maw_gym.files.tensor_files import check_tensors, read_tensors, write_tensors
 
 # What the untrained attention over a transformer's states adds, as a share of V.
 CONTEXTUAL_OUTPUT = 0.1
 TEXT = "text."  # of the names of a text encoder's weights in a file
+# Attention takes memory with the square of it: 512 MB for each text of that length.
+MOST_TOKENS: Final = 4096
 
 
 def encoder_shape(text: TextEncoder, depths: int = 32) -> EncoderSettings:
@@ -90,6 +93,7 @@ def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
         InputError: the file is missing, damaged, foreign, or of other shapes than it says; or it
             needs a package that is not installed.
     """
+    path = expanded(path)
     settings, tensors = read_tensors(path, "encoder")
     try:
         known = {field.name for field in fields(EncoderSettings)}
@@ -100,7 +104,7 @@ def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: wrong encoder settings ({error})") from None
     text = _stored_text(path, settings)
-    if any(type(limit) is not int or limit < 1 for limit in limits):
+    if any(type(limit) is not int or not 1 <= limit <= MOST_TOKENS for limit in limits):
         raise InputError(f"{path}: texts cannot be cut at {limits[0]!r} and {limits[1]!r} tokens")
     if encoder_settings.hidden != text.width or encoder_settings.vocabulary != text.vocabulary:
         raise InputError(

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from maw_gym.attention.pooling import POOLED
+from maw_gym.checks import shown
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.rewards import DEFAULT_REWARD, TERMS, RewardSpec, gap_closed
@@ -234,7 +235,7 @@ class Bandit:
             close = difflib.get_close_matches(str(query_id), known[:20_000], n=3) or known[:1]
             hint = " or ".join(repr(name) for name in close)
             raise InputError(
-                f"no query {_shown(query_id)} among the {len(self)} of this environment; try {hint}"
+                f"no query {shown(query_id)} among the {len(self)} of this environment; try {hint}"
             ) from None
 
     def outcome(self, query: int, depth: int) -> Outcome:
@@ -265,7 +266,7 @@ class Bandit:
         if not 0 <= depth < self.num_depths:
             raise InputError(
                 f"action must be an integer from 0 to {self.num_depths - 1};"
-                f" got {_shown(action)} of type {type(action).__name__}"
+                f" got {shown(action)} of type {type(action).__name__}"
             )
         return depth
 
@@ -282,7 +283,7 @@ class Bandit:
         if given.shape != (count,) or given.dtype.kind not in "iu":
             raise InputError(
                 f"actions must be {count} integers from 0 to {self.num_depths - 1};"
-                f" got {_shown(actions)} of shape {given.shape} and type {given.dtype}"
+                f" got {shown(actions)} of shape {given.shape} and type {given.dtype}"
             )
         depths = given.astype(np.int64, copy=False)
         # Seen as unsigned, a negative number is a huge one: one pass checks both ends.
@@ -293,9 +294,3 @@ class Bandit:
                 f" sub-environment {place} got {given[place]}"
             )
         return depths
-
-
-def _shown(value: object) -> str:
-    """`value` on one line, cut to a readable length."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:79] + "…"

@@ -1,12 +1,13 @@
 """Which queries an environment shows: a split seen as a bandit, and the order they come in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maw_gym.checks import one_of, shown
 from maw_gym.corpora.splits import SPLITS
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
@@ -74,8 +75,8 @@ def load_bandit(
     """
     blocks = checked_blocks(observation)
     reward = RewardSpec(reward_weights, alignment)
-    _one_of("query_order", query_order, QUERY_ORDERS)
-    _one_of("split", split, SPLITS)
+    one_of("query_order", query_order, QUERY_ORDERS)
+    one_of("split", split, SPLITS)
     if table is None:
         task = load_task(dataset, encoder, device)
         queries = task.collection.splits
@@ -83,6 +84,8 @@ def load_bandit(
             counts = ", ".join(f"{name} {len(queries[name].ids)}" for name in SPLITS)
             raise InputError(f"split {split!r} of {dataset!r} has no query; there are: {counts}")
         table = task.table(split)
+    if not isinstance(table, DepthTable):
+        raise InputError(f"table must be a DepthTable, not {shown(table)}")
     if len(table) == 0:
         raise InputError("the depth table has no query; give one with at least one row")
     key = (id(table), blocks, reward)
@@ -98,12 +101,9 @@ def checked_options(options: dict[str, Any] | None, known: Sequence[str]) -> dic
     Raises:
         InputError: an option that is not `known`, which would otherwise be dropped unseen.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise InputError(f"the options of a reset are a dictionary, not {shown(options)}")
     for name in options or {}:
         if name not in known:
             raise InputError(f"unknown reset option {name!r}; there is {' and '.join(known)}")
     return options or {}
-
-
-def _one_of(setting: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InputError(f"unknown {setting} {value!r}; choose one of {', '.join(known)}")

@@ -1,6 +1,6 @@
 """GRPOVectorEnvironment: choosing attention depths for a batch of queries in one look-up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -9,6 +9,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from maw_gym.checks import checked_int
+from maw_gym.checks import shown as one_line
 from maw_gym.envs.infos import LazyInfos
 from maw_gym.envs.queries import checked_options, load_bandit
 from maw_gym.errors import InputError
@@ -226,11 +228,24 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             state: of `get_state`, before or after it was written as JSON.
 
         Raises:
-            InputError: the state is of another environment.
+            InputError: the state is of another environment, or of none.
         """
-        queries = state["queries"]
+        try:
+            queries, position = state["queries"], checked_int(state["position"], "position", 0)
+            queries = None if queries is None else np.array(queries, np.int64)
+            # States of before autoreset could be disabled have none.
+            finished = np.array(state.get("finished", [False] * self.num_envs), np.bool_)
+            generator = type(self.np_random.bit_generator)()
+            generator.state = state["generator"]
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            raise InputError(
+                f"the state must be what get_state() has given, got {one_line(state)}"
+            ) from None
+        if finished.shape != (self.num_envs,):
+            raise InputError(
+                f"the state is of {finished.size} rows, not of {self.num_envs}; give equal settings"
+            )
         if queries is not None:
-            queries = np.array(queries, np.int64)
             size = len(self.bandit)
             if queries.shape != (self.num_envs,) or not ((queries >= 0) & (queries < size)).all():
                 raise InputError(
@@ -238,10 +253,9 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
                     f" {self.num_envs} rows and {size} queries; give equal settings"
                 )
         self._queries = queries
-        # States of before autoreset could be disabled have none.
-        self._finished = np.array(state.get("finished", [False] * self.num_envs), np.bool_)
-        self._order.position = int(state["position"])
-        self.np_random.bit_generator.state = state["generator"]
+        self._finished = finished
+        self._order.position = position
+        self.np_random.bit_generator.state = generator.state
 
     def _drawn(self, count: int) -> NDArray[np.int64]:
         """The next queries (count,), one for each group."""
@@ -249,7 +263,9 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         return queries if self.group_size == 1 else queries.repeat(self.group_size)
 
     def _chosen(self, query_id: str | Sequence[str]) -> NDArray[np.int64]:
-        names = [query_id] * self.num_envs if isinstance(query_id, str) else list(query_id)
+        names: list[Any] = [query_id] * self.num_envs
+        if not isinstance(query_id, str):
+            names = list(query_id) if isinstance(query_id, Iterable) else [query_id]
         if len(names) != self.num_envs:
             raise InputError(
                 f"options['query_id'] must be one id or {self.num_envs}, one for each"

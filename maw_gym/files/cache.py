@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from filelock import FileLock
 
+from maw_gym.checks import shown
 from maw_gym.errors import DamagedFileError, InputError
 
 if sys.platform != "win32":
@@ -29,8 +30,11 @@ def expanded(path: str | Path) -> Path:
     """`path` with a leading ~ or ~user replaced by that home folder.
 
     Raises:
-        InputError: there is no such user, or nothing says where the home folder is.
+        InputError: there is no such user, nothing says where the home folder is, or `path` is no
+            path at all.
     """
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"a path is a text, not {shown(path)}")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maw_gym.corpora.records import QuerySet
+from maw_gym.errors import InputError
 
 EMPTY_SCORE: Final = -2.0  # of a document without text: below every cosine, and finite
 SAME: Final = 1e-6  # documents nearer than this are one vector: rounding must not order equal texts
@@ -243,6 +244,9 @@ def steps(count: int, step: int) -> Iterator[slice]:
 
 
 def check_finite(embeddings: Tensor, what: str) -> None:
-    """Refuse embeddings with a NaN or an infinity; `what` names them in the message."""
+    """Refuse embeddings with a NaN or an infinity; `what` names them in the message.
+
+    Finite weights may be so large that their products are not.
+    """
     if not embeddings.isfinite().all():
-        raise ValueError(f"{what} embeddings must be finite; the encoder has probably diverged")
+        raise InputError(f"{what} embeddings must be finite; the encoder has probably diverged")

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from maw_gym.checks import checked_int, shown
 from maw_gym.errors import InputError
+from maw_gym.files.cache import expanded
 from maw_gym.files.tensor_files import check_tensors, read_tensors, write_tensors
 from maw_gym.tables.depth_table import checked_blocks
 
@@ -172,16 +174,21 @@ def load_router(path: Path) -> DepthRouter:
     Raises:
         InputError: the file is missing, damaged, foreign, or of other shapes than it says.
     """
+    path = expanded(path)
     settings, tensors = read_tensors(path, "router")
     try:
-        widths = [int(width) for width in settings["widths"]]
+        widths = settings["widths"]
+        count = sum(name.endswith(".bias") for name in tensors)
+        if not isinstance(widths, list) or len(widths) != count + 1:
+            raise ValueError(f"widths {shown(widths)} for {count} layers")
+        widths = [checked_int(width, "a width", 1) for width in widths]
         activation, blocks = str(settings["activation"]), list(settings["observation"])
         told = dict(settings["router"])
         limit = math.inf if settings["limit"] is None else float(settings["limit"])
         shared = bool(settings.get("shared", False))  # older files have none
-        if len(widths) < 2 or min(widths) < 1 or not limit > 0:
+        if len(widths) < 2 or not limit > 0:
             raise ValueError(f"widths {widths}, limit {limit}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: incomplete router settings ({error})") from None
     shapes: dict[str, tuple[int | None, ...]] = {"mean": (widths[0],), "scale": (widths[0],)}
     for row, (inputs, outputs) in enumerate(itertools.pairwise(widths)):

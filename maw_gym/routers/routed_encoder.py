@@ -1,6 +1,7 @@
 """RoutedEncoder: a trained encoder and a trained router together, texts in, rankings out."""
 
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,7 @@ from maw_gym.encoders.encoder_files import load_embedder, save_embedder
 from maw_gym.errors import InputError
 from maw_gym.files.cache import expanded
 from maw_gym.files.tensor_files import check_readable, fingerprint
-from maw_gym.retrieval.document_index import steps
+from maw_gym.retrieval.document_index import check_finite, steps
 from maw_gym.retrieval.fusion import WEIGHT
 from maw_gym.retrieval.search_index import EXACT, PARTS, SearchIndex, check_ids
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
@@ -95,7 +96,7 @@ class RoutedEncoder:
             InputError: a file is missing, damaged or foreign, or the two do not belong together.
         """
         folder = expanded(path)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise InputError(f"no run folder {str(folder)!r}; give the folder of a training run")
         embedder, _ = load_embedder(folder / ENCODER_FILE)
         router = load_router(folder / ROUTER_FILE)
@@ -327,6 +328,7 @@ class RoutedEncoder:
         """The parts of an encoding as the caller wants them."""
         empty = torch.zeros(0, self.embedder.text.width, device=self.embedder.device)
         embeddings = torch.cat([empty, *parts])
+        check_finite(embeddings, "text")
         embeddings = embeddings[0] if isinstance(given, str) else embeddings
         return embeddings if convert_to_tensor else embeddings.cpu().numpy()
 

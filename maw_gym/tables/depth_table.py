@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from maw_gym.checks import checked_texts
 from maw_gym.errors import InputError
 from maw_gym.tables.columns import SIGNED
 
@@ -116,7 +117,7 @@ def checked_blocks(blocks: Sequence[str] | str) -> tuple[str, ...]:
     Raises:
         InputError: no block, one named twice, or an unknown one.
     """
-    names = (blocks,) if isinstance(blocks, str) else tuple(blocks)
+    names = (blocks,) if isinstance(blocks, str) else tuple(checked_texts(blocks, "blocks"))
     if not names or len(set(names)) != len(names):
         raise InputError(
             f"observation must name one or more different blocks of {', '.join(BLOCKS)};"

@@ -1,6 +1,7 @@
 """RetrievalTask: a collection, an encoder and a device, and everything derived from the three."""
 
 import logging
+import os
 from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maw_gym.attention.depth_attention import attention_weights, split_heads
+from maw_gym.checks import checked_int, one_of, shown
 from maw_gym.corpora import Collection, load_collection
-from maw_gym.encoders.embedder import Embedder, check_depths
+from maw_gym.corpora.splits import FOLDS, SPLITS
+from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, untrained_embedder
 from maw_gym.errors import InputError
 from maw_gym.files.cache import cache_home, content_key, expanded, kept_or_built
@@ -113,6 +116,7 @@ class RetrievalTask:
         Raises:
             InputError: the encoder has no depths.
         """
+        one_of("split", split, SPLITS)
         if split not in self._tables:
             queries = self.collection.splits[split]
             widths = column_widths(self.embedder)
@@ -149,6 +153,7 @@ class RetrievalTask:
 
     def candidates(self, split: str) -> list[NDArray[np.int64]] | None:
         """Positions of the documents each query is ranked over; None is the whole collection."""
+        one_of("split", split, SPLITS)
         if split not in self._candidates:
             small = self.collection.small
             self._candidates[split] = (
@@ -165,7 +170,12 @@ class RetrievalTask:
             split: whose queries are ranked.
             depths: (N,) int64, the depth of each query; None is the standard attention.
             k: documents retrieved per query.
+
+        Raises:
+            InputError: no such split, depths that are none of one for each query, or a k below 1.
         """
+        one_of("split", split, SPLITS)
+        k = checked_int(k, "k", 1)
         queries = self.collection.splits[split]
         embeddings = self.embedder.encode_queries(queries.texts, depths)
         return evaluate_embeddings(self.index, queries, embeddings, self.candidates(split), k)
@@ -189,7 +199,7 @@ class RetrievalTask:
             InputError: there is no such query or depth.
         """
         encoder = self.embedder.maw
-        check_depths(torch.tensor([depth]), 1, encoder.depths)
+        depth = checked_int(depth, "depth", 0, encoder.depths - 1)
         ids = self.embedder.query_ids([self.query_text(query_id)])[0]
         tokens = torch.tensor([ids], dtype=torch.long, device=self.device)
         x = encoder.norm(self.embedder.text.hidden(tokens))
@@ -238,11 +248,14 @@ def load_task(
     Raises:
         InputError: a setting that does not exist.
     """
+    fold = checked_int(fold, "fold", 0, FOLDS - 1)
+    if not isinstance(dataset, str):
+        raise InputError(f"a dataset is named by a text, not by {shown(dataset)}")
     where = resolve_device(device)
     version = None
     if encoder not in ("untrained", "trained"):
         path = expanded(encoder)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(
                 f"unknown encoder {encoder!r}; give 'untrained', 'trained' or the path of an"
                 " encoder.safetensors"

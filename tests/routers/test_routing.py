@@ -1,3 +1,4 @@
+import math
 import pickle
 
 import numpy as np
@@ -170,8 +171,20 @@ def rewritten(path, change_settings=None, change_tensors=None):
     ("settings", "tensors", "message"),
     [
         (lambda s: s.pop("widths"), None, "settings"),
+        (
+            lambda s: s.update(widths=[2] * 5_000_000),
+            None,
+            r"settings \(widths \[2, 2, .* for 2 layers",
+        ),
+        (lambda s: s.update(widths=[2, math.inf, 3]), None, "a width must be a whole number .*inf"),
+        (lambda s: s.update(widths=[2, 2.0, 3]), None, r"a width must be a whole number .*2\.0"),
+        (lambda s: s.update(widths="223"), None, r"settings \(widths '223' for 2 layers"),
+        (lambda s: s.update(limit=10**400), None, "settings"),
+        (lambda s: s.update(limit=float("nan")), None, "limit nan"),
+        (lambda s: s.update(observation=[["content"]]), None, "blocks must be strings"),
+        (lambda s: s.update(observation=3), None, "settings"),
         (lambda s: s.update(activation="sin"), None, "unknown activation 'sin'"),
-        (lambda s: s.update(widths=[2, 2]), None, "unknown"),
+        (lambda s: s.update(widths=[2, 2]), None, r"widths \[2, 2\] for 2 layers"),
         (lambda s: s.update(widths=[2, 5, 3]), None, "expected"),
         (None, lambda t: t.pop("mean"), "'mean' is gone"),
         (None, lambda t: t["scale"].fill_(float("nan")), "not finite"),

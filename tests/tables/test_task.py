@@ -228,7 +228,7 @@ def test_attention_of_a_query_without_tokens_and_of_a_long_one(tiny):
 
 @pytest.mark.parametrize("depth", [-1, 4])
 def test_attention_of_a_depth_that_does_not_exist(task, depth):
-    with pytest.raises(InputError, match=f"^depth {depth} is not one of 0 to 3$"):
+    with pytest.raises(InputError, match=f"^depth must be .* from 0 to 3, got {depth}$"):
         task.attention("q0", depth)
 
 
@@ -287,7 +287,7 @@ def test_an_encoder_from_a_file(tiny_folder, tiny, tmp_path):
         ),
         (("pydocs", "/tmp", "cpu"), "unknown encoder '/tmp'; "),
         (("pydocs", "untrained", "gpu"), "device 'gpu' is not available here; use 'cpu' or 'auto'"),
-        (("pydocs", "untrained", "cpu", 7), "fold must be 0 to 4, got 7"),
+        (("pydocs", "untrained", "cpu", 7), "fold must be a whole number from 0 to 4, got 7"),
     ],
 )
 def test_settings_that_do_not_exist(settings, message):

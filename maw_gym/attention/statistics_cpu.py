@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, normalize
 
 from maw_gym.attention.pooling import POOLED, pooling_matrix
+from maw_gym.products import linear
 
 SCORES = 1 << 20  # numbers in a block of scores: two blocks fit a shared cache
 PROJECTED = 1 << 21  # numbers in a block of queries (and of keys)
@@ -106,9 +107,9 @@ class Projected:
         if place is None:
             # (d h, T): each head's tokens lie side by side, and a text's are a view.
             shape = (self.depths, heads, width, len(tokens))
-            self.numbers = (weight @ tokens.T).view(shape)
+            self.numbers = linear(weight, tokens).view(shape)
         else:
-            self.numbers = (tokens @ weight.T).view(-1, width)  # (U d H, e)
+            self.numbers = linear(tokens, weight).view(-1, width)  # (U d H, e)
 
     def of(self, depths: slice, heads: slice, token: int, count: int, n: int) -> Tensor:
         """Those of `count` texts of n tokens from `token` on: (count d H, e, n)."""

@@ -54,6 +54,15 @@ class Embedder:
         return self.encoder.token_weight.device
 
     @property
+    def statistics_tokens(self) -> int:
+        """Padded tokens whose statistics are computed at once.
+
+        Launches rule on a GPU. On a CPU equal tokens of a batch are projected once, but there must
+        be batches for all cores.
+        """
+        return BATCH_TOKENS if self.device.type == "cuda" else BATCH_TOKENS // 2
+
+    @property
     def maw(self) -> MAWEncoder:
         """The encoder, known to have depths."""
         if not isinstance(self.encoder, MAWEncoder):
@@ -153,20 +162,24 @@ class Embedder:
 
         Args:
             ids: the queries' token ids, see `query_ids`.
-            batch_tokens: padded tokens at once; None is what the device is fast with.
+            batch_tokens: padded tokens at once; None is `statistics_tokens`.
             progress: label of a bar, None for no bar.
 
         Yields:
             rows (B,) int64 of `ids`, their `DepthStatistics`, and their `content` block (B, h).
         """
-        if batch_tokens is None:
-            # Launches rule on a GPU; on a CPU scores and projections should stay in cache.
-            batch_tokens = BATCH_TOKENS if self.device.type == "cuda" else 1024
-        for rows, batch, mask in self.batches(ids, batch_tokens, progress):
-            hidden = self.text.hidden(batch, mask)
-            # Exact: what a table says of a depth must hold when the query is encoded through it.
-            statistics = self.maw.depth_statistics(batch, hidden, mask, kernel="exact")
-            yield rows, statistics, mean_content(hidden, mask)
+        for rows, batch, mask in self.batches(
+            ids, batch_tokens or self.statistics_tokens, progress
+        ):
+            yield rows, *self.statistics(batch, mask)
+
+    @torch.no_grad()
+    def statistics(self, batch: Tensor, mask: Tensor) -> tuple[DepthStatistics, Tensor]:
+        """Every depth's statistics of token ids (B, S) under mask (B, S), and `content` (B, h)."""
+        hidden = self.text.hidden(batch, mask)
+        # Exact: what a table says of a depth must hold when the query is encoded through it.
+        statistics = self.maw.depth_statistics(batch, hidden, mask, kernel="exact")
+        return statistics, mean_content(hidden, mask)
 
     def batches(
         self, ids: list[list[int]], batch_tokens: int, progress: str | None = None

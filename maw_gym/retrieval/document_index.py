@@ -17,6 +17,7 @@ from torch import Tensor
 
 from maw_gym.corpora.records import QuerySet
 from maw_gym.errors import InputError
+from maw_gym.products import linear
 
 EMPTY_SCORE: Final = -2.0  # of a document without text: below every cosine, and finite
 SAME: Final = 1e-6  # documents nearer than this are one vector: rounding must not order equal texts
@@ -99,7 +100,7 @@ class DocumentIndex:
 
     def scores(self, queries: Tensor) -> Tensor:
         """Cosines (R, N) of queries (R, h) on the index's device with all documents."""
-        scores = queries @ self.vectors.to(self.device, queries.dtype).T
+        scores = linear(queries, self.vectors.to(self.device, queries.dtype))
         scores[:, self.empty] = EMPTY_SCORE
         if len(self._copies):
             scores[:, self._copies] = scores[:, self._firsts]

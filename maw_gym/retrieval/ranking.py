@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maw_gym.retrieval.document_index import (
-    EMPTY_SCORE,
     DocumentIndex,
     Integers,
     Relevant,
@@ -24,7 +23,7 @@ from maw_gym.retrieval.document_index import (
 
 TEMPERATURE: Final = 0.05  # of the listwise mass
 CUTOFF: Final = 10  # of nDCG
-BLOCK_BYTES: Final = 24 * 2**20  # of one block of scores
+BLOCK_BYTES: Final = 8 * 2**20  # of one block of scores: with its weights it stays in cache
 
 
 class Alignment(NamedTuple):
@@ -108,13 +107,15 @@ def listwise_of_scores(scores: Tensor, relevant: Tensor, temperature: float) -> 
         relevant: (b, C) bool.
         temperature: above 0.
     """
+    mass = scores.new_zeros(scores.shape[:2])
     if not scores.shape[-1]:
-        return scores.new_zeros(scores.shape[:2])
-    peak = scores.amax(-1, keepdim=True).clamp_(min=EMPTY_SCORE)  # finite where all is padding
-    weights = scores.sub_(peak).mul_(1 / temperature).exp_()
-    total = weights.sum(-1)
-    mass = torch.bmm(weights, relevant.to(weights.dtype)[:, :, None])[:, :, 0]
-    return torch.where(total > 0, mass / total, 0.0).clamp_(0, 1)
+        return mass
+    # One pass over a row that stays in cache; of the weights only those of relevant documents are
+    # read. A row without documents has no weights, but NaN.
+    weights = scores.mul_(1 / temperature).softmax(-1)
+    query, column = relevant.nonzero().unbind(1)
+    mass.index_add_(0, query, weights[query, :, column])
+    return mass.nan_to_num_(0).clamp_(0, 1)
 
 
 def top_in_tie_order(scores: Tensor, tie_rank: Tensor, k: int) -> tuple[Tensor, Tensor]:

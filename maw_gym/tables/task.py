@@ -29,6 +29,7 @@ from maw_gym.retrieval.search import Ranking
 from maw_gym.tables.columns import column_widths, observed_columns, table_column
 from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.table_files import load_or_build
+from maw_gym.threads import map_in_threads
 
 if TYPE_CHECKING:
     from maw_gym.retrieval.bm25 import BM25
@@ -126,29 +127,38 @@ class RetrievalTask:
             )
         return self._tables[split]
 
-    @torch.no_grad()
     def _columns(self, split: str, rows: slice) -> Mapping[str, NDArray[np.float32]]:
         """The table's columns for some rows of a split."""
         queries = self.collection.splits[split].select(range(rows.start, rows.stop))
         relevant = self.index.relevant(queries)
         candidates = self.candidates(split)
-        count, encoder = rows.stop - rows.start, self.embedder.maw
-        found: dict[str, NDArray[np.float32]] = {}
-        label = f"depths of {split} queries {rows.start + 1} to {rows.stop}"
-        ids = self.embedder.query_ids(queries.texts)
-        for batch, statistics, content in self.embedder.query_statistics(ids, progress=label):
-            places = batch.cpu().numpy()
+        centroids = self.embedder.maw.centroids
+
+        @torch.no_grad()
+        def columns_of(
+            batch: tuple[Tensor, Tensor, Tensor],
+        ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+            places = batch[0].cpu().numpy()
+            statistics, content = self.embedder.statistics(*batch[1:])
             alignment = alignment_of_depths(
                 self.index,
                 statistics.embeddings,
                 [relevant[place] for place in places],
                 candidates and [candidates[rows.start + place] for place in places],
             )
-            columns = observed_columns(statistics, content, encoder.centroids)
-            for name, values in (columns | alignment._asdict()).items():
-                whole = table_column(name, values)
-                found.setdefault(name, np.empty((count, whole.shape[1]), np.float32))
-                found[name][places] = whole
+            columns = observed_columns(statistics, content, centroids) | alignment._asdict()
+            return places, {name: table_column(name, values) for name, values in columns.items()}
+
+        label = f"depths of {split} queries {rows.start + 1} to {rows.stop}"
+        ids = self.embedder.query_ids(queries.texts)
+        batches = self.embedder.batches(ids, self.embedder.statistics_tokens, label)
+        # A GPU has one queue: more threads would only take turns.
+        threads = 1 if self.device.type == "cuda" else None
+        found: dict[str, NDArray[np.float32]] = {}
+        for places, columns in map_in_threads(columns_of, batches, threads):
+            for name, values in columns.items():
+                found.setdefault(name, np.empty((len(ids), values.shape[1]), np.float32))
+                found[name][places] = values
         return found
 
     def candidates(self, split: str) -> list[NDArray[np.int64]] | None:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+import maw_gym.encoders.embedder
 import maw_gym.tables.task
 from maw_gym.corpora import load_collection
 from maw_gym.encoders.attention_encoders import EncoderSettings
@@ -135,6 +136,19 @@ def test_a_large_collection_is_ranked_over_candidates(tiny, monkeypatch):
     assert (ranking.documents[:, 3:] == -1).all()
 
 
+def test_the_table_does_not_depend_on_the_number_of_threads(task, monkeypatch):
+    monkeypatch.setattr(maw_gym.encoders.embedder, "BATCH_TOKENS", 32)  # several batches
+    rows = slice(0, len(task.collection.splits["train"].ids))
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(task._columns("train", rows))
+    torch.set_num_threads(before)
+    for name, column in found[0].items():
+        assert (found[1][name] == column).all(), name
+
+
 # --- what is kept on disk --------------------------------------------------------------------
 
 
@@ -146,7 +160,7 @@ def test_a_second_task_reads_what_the_first_has_built(home, tiny, monkeypatch):
     def encoded_again(*_, **__):
         pytest.fail("encoded again")
 
-    monkeypatch.setattr(Embedder, "query_statistics", encoded_again)
+    monkeypatch.setattr(Embedder, "statistics", encoded_again)
     monkeypatch.setattr(Embedder, "encode_documents", encoded_again)
     second = RetrievalTask(tiny, clustered(tiny))
     assert second.key == first.key

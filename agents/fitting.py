@@ -168,7 +168,7 @@ def fit(
     for epoch, known in enumerate(history, 1):
         _log(writer, known, epoch * len(observations))
     done = finished * per_epoch
-    with tqdm(total=steps, desc=f"fitting {label}", delay=2, leave=False) as bar:
+    with tqdm(total=steps, desc=f"fitting {label}", delay=2, leave=False, disable=None) as bar:
         bar.update(done)
         for epoch in range(finished + 1, settings.epochs + 1):
             records = []

@@ -355,7 +355,7 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "reward weights": (lambda at: vector(reward_weights=(1, 2)), r"reward_weights must be .*; got \(1, 2\)"),
     "environments": (lambda at: vector(0), "num_envs must be an integer from 1 to 1,048,576; got 0"),
     "environments in groups": (lambda at: vector(3, group_size=2), "group_size must divide num_envs; 2 does not divide 3"),
-    "frames of many": (lambda at: vector(render_mode="ansi"), "the vector form draws no frames, got render_mode 'ansi'; .*"),
+    "frames of many": (lambda at: vector(render_mode="ansi"), "the batched form draws no frames, got render_mode 'ansi'; .*"),
     "state of others": (lambda at: vector(3).set_state(vector(2).get_state() | {"queries": [0, 1]}), "the state is of 2 rows, not of 3; give equal settings"),
     "made of nothing": (lambda at: gym.make("MAWDepth-v0", dataset="nope", disable_env_checker=True), "unknown dataset 'nope': .*"),
     "document twice": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "d1", "text": "x"}\n'), ".*corpus.jsonl, line 31: _id 'd1' was there before; make ids unique"),

@@ -164,7 +164,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:
             stream = iter(lambda: file.readline(LONGEST_LINE), b"")
-            lines = tqdm(stream, f"reading {path.name}", unit="line", delay=2, leave=False)
+            lines = tqdm(
+                stream, f"reading {path.name}", unit="line", delay=2, leave=False, disable=None
+            )
             for number, line in enumerate(lines, 1):
                 if len(line) == LONGEST_LINE:
                     raise InputError(f"{path}, line {number}: longer than {LONGEST_LINE} bytes")

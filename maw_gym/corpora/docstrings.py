@@ -67,7 +67,9 @@ def read_docstrings(
     found: list[Docstring] = []
     counts: Counter[str] = Counter(files=0, unreadable_files=0, docstrings=0)
     paths = [(package, path) for package in sorted(roots) for path, _ in files[package]]
-    for package, path in tqdm(paths, desc="reading docstrings", unit="file", delay=2, leave=False):
+    for package, path in tqdm(
+        paths, desc="reading docstrings", unit="file", delay=2, leave=False, disable=None
+    ):
         counts["files"] += 1
         try:
             with warnings.catch_warnings():

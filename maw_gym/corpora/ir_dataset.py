@@ -88,7 +88,9 @@ def _read(name: str, dataset: Any) -> Source:
     # Downloads happen before the first document, and show progress bars of their own.
     first = list(itertools.islice(stream, 1))
     stream = itertools.chain(first, stream)
-    with tqdm(stream, name, whole.docs_count(), unit="doc", delay=2, leave=False) as docs:
+    with tqdm(
+        stream, name, whole.docs_count(), unit="doc", delay=2, leave=False, disable=None
+    ) as docs:
         for doc in docs:
             doc_id = check_id(encodable(doc.doc_id), f"a document of {name!r}")
             if doc_id in documents:

@@ -188,7 +188,7 @@ class Embedder:
         groups = length_batches([len(row) for row in ids], batch_tokens)
         # A bar only where the stage lasts over two seconds.
         with tqdm(
-            total=len(ids), desc=progress, disable=progress is None, delay=2, leave=False
+            total=len(ids), desc=progress, disable=None if progress else True, delay=2, leave=False
         ) as bar:
             for rows in groups:
                 batch, mask = padded([ids[row] for row in rows])

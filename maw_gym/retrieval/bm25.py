@@ -94,7 +94,12 @@ class BM25:
         words = Words()
         stream = iter(texts)
         bar = tqdm(
-            total=len(doc_ids), desc="BM25", unit="doc", disable=not progress, delay=2, leave=False
+            total=len(doc_ids),
+            desc="BM25",
+            unit="doc",
+            disable=None if progress else True,
+            delay=2,
+            leave=False,
         )
         with bar:
             while chunk := list(islice(stream, CHUNK)):
@@ -124,7 +129,9 @@ class BM25:
         width = min(k, len(self))
         scores = np.full((len(texts), width), -np.inf, np.float32)
         documents = np.full((len(texts), width), -1)
-        for row, text in enumerate(tqdm(texts, "BM25", unit="query", delay=2, leave=False)):
+        for row, text in enumerate(
+            tqdm(texts, "BM25", unit="query", delay=2, leave=False, disable=None)
+        ):
             of_all = self.scores(text)
             best = best_matches(of_all, self.tie_of, width)
             documents[row, : len(best)] = best

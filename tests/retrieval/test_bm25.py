@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +89,13 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path):
     write_tensors(path, tensors, "encoder", settings)
     with pytest.raises(InputError, match="holds a 'encoder', not a 'BM25 index'"):
         BM25.load(path, ids)
+
+
+def test_bars_are_for_terminals(capfd):
+    def slow():
+        for text in ("one", "two"):
+            time.sleep(1.2)  # a bar appears after two seconds
+            yield text
+
+    BM25.of(["a", "b"], slow(), progress=True)
+    assert capfd.readouterr() == ("", "")

@@ -124,7 +124,13 @@ class StoredStates:
             _allocate(numbers, starts[-1], self.text.width)
         states = _mapped(numbers, starts[-1], self.text.width, "r+")
         with tqdm(
-            total=starts[-1], desc=self.label, unit="token", unit_scale=True, delay=2, leave=False
+            total=starts[-1],
+            desc=self.label,
+            unit="token",
+            unit_scale=True,
+            delay=2,
+            leave=False,
+            disable=None,
         ) as bar:
             bar.update(done)
             for batch in length_batches([length for _, length in texts], BATCH_TOKENS):

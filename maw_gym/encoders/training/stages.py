@@ -152,7 +152,7 @@ def train(
     place = None if checkpoint is None else stage_folder(checkpoint, stage)
     kept = EpochCheckpoints(place, about, embedder.tensors(), optimizer, generator, schedule)
     done, best, _ = kept.restore(Progress(0, best, []))
-    with tqdm(total=steps, desc=f"training {stage}", delay=2, leave=False) as bar:
+    with tqdm(total=steps, desc=f"training {stage}", delay=2, leave=False, disable=None) as bar:
         bar.update(done * steps // epochs)
         for epoch in range(done + 1, epochs + 1):
             for rows, documents in _batches(pairs, settings.batch_size, generator):

@@ -1,7 +1,8 @@
 """Encoders and rankers without routing: what a routed encoder has to beat.
 
-All of them see the same pairs in the same number of optimiser steps as both stages of a MAW
-encoder, or are not trained at all; epochs are chosen on validation queries, epoch 0 included.
+All of them start from the MAW encoder's own first stage and take as many optimiser steps on the
+same pairs as its depths do, or are not trained at all; epochs are chosen on validation queries,
+epoch 0 included.
 """
 
 import logging
@@ -13,14 +14,14 @@ from typing import Any, Final
 
 import torch
 
-from agents.wide_encoder import WideEncoder, wide_settings
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
+from maw_gym.encoders.training.attention_stage import train_attention
 from maw_gym.encoders.training.pairs import pairs_of
-from maw_gym.encoders.training.selection import train_encoder
-from maw_gym.encoders.training.stages import TrainingSettings, train
+from maw_gym.encoders.training.selection import train_encoder, trained_attention
+from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
 from maw_gym.files.cache import cache_home, content_key, kept_or_built
@@ -33,7 +34,8 @@ log = logging.getLogger(__name__)
 UNTRAINED: Final = ("mean_pooling", "zero_shot")
 TRAINED: Final = ("non_maw", "single_depth", "wide_non_maw")
 ENCODERS: Final = UNTRAINED + TRAINED
-FORMAT: Final = 1  # raise when training itself changes
+HEAD_WIDTH: Final = 32  # of the wide encoder
+FORMAT: Final = 2  # raise when training itself changes
 
 
 def baseline_encoder(
@@ -49,9 +51,10 @@ def baseline_encoder(
     - ``mean_pooling``: the mean of the token embeddings.
     - ``zero_shot``: NON-MAW, untrained.
     - ``non_maw``: NON-MAW, trained as long as both stages of a MAW encoder.
-    - ``single_depth``: MAW with one depth, trained in the same two stages on the same pairs. Its
-      queries have projections of their own, as in every MAW encoder, but nothing is chosen: the
-      fair control for a claim about routing.
+    - ``single_depth``: MAW with one depth, of the same standard attention and so of the same
+      document index, and trained exactly as the depths are: same steps, same documents to rank.
+      Its queries have projections of their own, as in every MAW encoder, but nothing is chosen:
+      the fair control for a claim about routing.
     - ``wide_non_maw``: NON-MAW with the MAW encoder's number of parameters, trained like
       ``non_maw``. 136 heads in the place of 8 make training some 25 times as long: this one is
       for a GPU, or for patience.
@@ -101,74 +104,69 @@ def baseline_encoder(
         began = time.perf_counter()
         if name == "single_depth":
             one = replace(maw, depths=1)
-            embedder, provenance = train_encoder(sources, sources[0], device, settings, one)
+            embedder, provenance = train_encoder(sources, device, settings, one)
         else:
-            start = untrained_embedder(sources[0].doc_texts, ordinary)
-            start = widened(start, wide_settings(maw)) if name == "wide_non_maw" else start
-            embedder, provenance = train_without_depths(start.to(device), sources, settings)
+            wide = wide_settings(maw) if name == "wide_non_maw" else ordinary
+            embedder, provenance = train_without_depths(sources, device, settings, wide)
         seconds = round(time.perf_counter() - began, 1)
         provenance = {"baseline": name, "seconds": seconds, **provenance}
         save_embedder(path, embedder, provenance)
         return embedder, provenance
 
     embedder, provenance = kept_or_built(path, load_embedder, build)
-    if name == "wide_non_maw":
-        embedder = widened(embedder, embedder.encoder.settings)
     return embedder.to(device), provenance
 
 
 def train_without_depths(
-    embedder: Embedder, sources: Sequence[Collection], settings: TrainingSettings
+    sources: Sequence[Collection],
+    device: torch.device | str,
+    settings: TrainingSettings,
+    shape: EncoderSettings,
 ) -> tuple[Embedder, dict[str, Any]]:
-    """Train the standard attention for as many steps as a MAW encoder has in both stages.
+    """Train a NON-MAW encoder for as many steps as a MAW encoder has in both stages.
 
-    The second stage goes on from the best epoch of the first, with the epochs, the learning rate
-    and the warm restart that the depths have in theirs.
+    The first stage is the MAW encoder's. The second goes on from its best epoch with the same loss,
+    for as many epochs as the depths have, and with a warm restart as they have.
 
     Args:
-        embedder: a NON-MAW one; is changed.
         sources: see `baseline_encoder`.
+        device: where training runs.
         settings: see `TrainingSettings`.
+        shape: of the encoder, without depths.
 
     Returns:
         The embedder and its provenance.
     """
+    embedder, provenance = trained_attention(sources, device, settings, shape)
+    embedder.encoder.requires_grad_(True)
+    again = replace(settings, epochs=settings.depth_epochs, seed=settings.seed + 1)
     pairs = pairs_of(sources, embedder)
     validation = Validation(sources[0], embedder, settings.document_tokens)
-    with torch.no_grad():
-        embedder.encoder.out_proj.weight.zero_()  # as a MAW encoder's training begins
-    first = train(embedder, pairs, validation, settings)
-    again = replace(
-        settings,
-        epochs=settings.depth_epochs,
-        learning_rate=settings.depth_learning_rate,
-        seed=settings.seed + 1,
-    )
-    second = train(embedder, pairs, validation, again)
+    best = train_attention(embedder, pairs, validation, again)
     embedder.encoder.eval().requires_grad_(False)
     epochs = settings.epochs + settings.depth_epochs
     return embedder, {
-        "collections": [source.provenance["content"] for source in sources],
-        "names": [source.name for source in sources],
+        **provenance,
         "settings": settings.to_json(),
-        "pairs": len(pairs.queries),
         "steps": epochs * math.ceil(len(pairs.queries) / settings.batch_size),
-        "attention": {"epoch": first.epoch, "validation nDCG@10": first.score},
-        "continued": {"epoch": second.epoch, "validation nDCG@10": second.score},
+        "continued": {"epoch": best.epoch, "validation nDCG@10": best.score},
     }
 
 
-def widened(embedder: Embedder, settings: EncoderSettings) -> Embedder:
-    """The embedder with a `WideEncoder` of these settings, with its weights where they fit."""
-    encoder = WideEncoder(settings).to(embedder.device)
-    weights = embedder.encoder.state_dict()
-    if embedder.encoder.settings == settings:
-        encoder.load_state_dict(weights)
-    else:
-        with torch.no_grad():
-            encoder.token_weight.copy_(weights["token_weight"])
-    trained = any(weight.requires_grad for weight in embedder.encoder.parameters())
-    return replace(embedder, encoder=encoder.eval().requires_grad_(trained))
+def wide_settings(maw: EncoderSettings) -> EncoderSettings:
+    """Settings of the NON-MAW encoder with as many parameters as the MAW encoder of `maw`.
+
+    A MAW encoder has 4 + 2 D projections of h x h; here 4 of h x (H e), with heads of width 32:
+    ``H = (4 + 2 D) h / 128``, for 32 depths of 256 numbers 136 heads.
+    """
+    heads = round((4 + 2 * maw.depths) * maw.hidden / (4 * HEAD_WIDTH))
+    return EncoderSettings(
+        hidden=maw.hidden,
+        heads=heads,
+        head_width=HEAD_WIDTH,
+        depths=0,
+        vocabulary=maw.vocabulary,
+    )
 
 
 def training_sources(task: RetrievalTask) -> list[Collection]:

@@ -10,7 +10,7 @@ from maw_gym.corpora import load_collection
 from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
 from maw_gym.encoders.training.selection import trained_embedder
-from maw_gym.encoders.training.stages import TrainingSettings
+from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.tables.task import RetrievalTask, resolve_device
 from runners.experiments.report import MEASURES, Row, encoder_rows, static_rows, table_text
 from runners.experiments.runs import Stopwatch, new_run, run_main, write_config, write_json

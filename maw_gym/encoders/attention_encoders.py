@@ -23,7 +23,7 @@ from maw_gym.errors import InputError
 
 UNTRAINED_SCALE = -0.6  # untrained tokens attend to what they are not; positive is worse
 UNTRAINED_NOISE = 0.01
-TEMPERATURE_RANGE = 8.0  # untrained depths run from temperature 1/8 to 8
+TEMPERATURE_RANGE = 8.0  # depths run from temperature 1/8 to 8
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,12 @@ class NonMAWEncoder(nn.Module):
         with torch.no_grad():
             for projection in (self.query_proj, self.key_proj, self.value_proj, self.out_proj):
                 nn.init.eye_(projection.weight)
+            # The diagonal ends at row `hidden`. Of heads beyond it the output stays 0, so that they
+            # change nothing yet; without numbers of their own they would never have a gradient.
+            generator = torch.Generator().manual_seed(0)
+            for projection in (self.query_proj, self.key_proj, self.value_proj):
+                further = projection.weight[hidden:]
+                further.copy_(torch.randn(further.shape, generator=generator) * hidden**-0.5)
             self.query_proj.weight.mul_(UNTRAINED_SCALE)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -154,12 +160,23 @@ def placed(rows: Tensor, place: Tensor | None) -> Tensor:
     return rows if place is None else nn.functional.embedding(place, rows)
 
 
+def temperatures(depths: int, device: torch.device | None = None) -> Tensor:
+    """What each depth divides its scores by (D,): ``T_d = 8^(2 d / (D - 1) - 1)``, from 1/8 to 8.
+
+    A single depth has temperature 1, as the standard attention.
+    """
+    ends = (-1, 1) if depths > 1 else (0, 0)
+    exponent = torch.linspace(*ends, depths, device=device)
+    return TEMPERATURE_RANGE**exponent
+
+
 class MAWEncoder(NonMAWEncoder):
     """D alternative attentions beside the standard one; V and the output projection are shared.
 
     Documents take the standard path, queries one of the D depths: one document index serves every
-    depth. Depths are ordered from focused (0) to broad (D - 1). Untrained, depth d is the standard
-    attention at temperature ``8^(2 d / (D - 1) - 1)`` plus noise.
+    depth. Depths are ordered from focused (0) to broad (D - 1): depth d divides its scores by
+    `temperatures`' T_d, before and after training. Untrained it is the standard attention there,
+    plus noise.
 
     Args:
         settings: shapes, `depths` at least 1 and heads of width h / H.
@@ -187,15 +204,10 @@ class MAWEncoder(NonMAWEncoder):
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             # transformers takes linspace out of what `with torch.device(...)` governs.
-            device = self.norm.weight.device
-            exponent = torch.linspace(-1, 1, depths, device=device)
-            if depths == 1:
-                exponent = torch.zeros(1)  # a single depth is the standard attention itself
-            temperature = TEMPERATURE_RANGE**exponent
+            scale = temperatures(depths, self.norm.weight.device).rsqrt()[:, None, None]
             for projection, standard in self._depth_and_standard():
                 shape = (depths, hidden, hidden)
                 noise = torch.randn(shape, generator=generator) * UNTRAINED_NOISE
-                scale = temperature.rsqrt()[:, None, None]
                 projection.weight.copy_((standard.weight * scale + noise).flatten(0, 1))
 
     def _depth_and_standard(self) -> tuple[tuple[nn.Linear, nn.Linear], ...]:
@@ -299,10 +311,15 @@ class MAWEncoder(NonMAWEncoder):
         return DepthStatistics(state, entropy, focus, embeddings)
 
     @torch.no_grad()
-    def copy_standard_to_depths(self) -> None:
-        """Start every depth from the standard projections, as training does."""
+    def depths_from_standard(self, temperature: Tensor) -> None:
+        """Make every depth the standard attention at its own temperature, as training begins.
+
+        Args:
+            temperature: (D,), what each depth divides the scores by.
+        """
+        scale = temperature.to(self.query_proj.weight.device).rsqrt()[:, None, None]
         for projection, standard in self._depth_and_standard():
-            projection.weight.copy_(standard.weight.repeat(self.depths, 1))
+            projection.weight.copy_((standard.weight * scale).flatten(0, 1))
 
     @torch.no_grad()
     def reorder_depths(self, order: Tensor) -> None:

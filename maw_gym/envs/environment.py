@@ -48,7 +48,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
     |             |         |     |     | each of the H heads pooled to 8 x 8; of unit length      |
     | `profile`   | 2 * D   | 0   | 1   | entropy of every depth, then focus of every depth        |
     | `content`   | h       | -1  | 1   | mean of the token embeddings, of unit length             |
-    | `clusters`  | K       | -1  | 1   | cosine to the encoder's K query clusters, if it has any  |
+    | `clusters`  | K       | -1  | 1   | cosine to K query clusters, of depths trained on them    |
 
     With the default, `attention` and H = 8, that is 512 numbers.
 

@@ -21,8 +21,8 @@ Floats = NDArray[np.float32]
 BLOCKS: Final = ("attention", "profile", "content", "clusters")
 ALIGNMENTS: Final = ("ndcg", "listwise")
 NO_CENTROIDS: Final = (
-    "observation block 'clusters' needs an encoder with centroids, and this one has none; take a"
-    " trained encoder or leave the block out"
+    "observation block 'clusters' needs an encoder with centroids, and this one has none; train one"
+    " with depths of clusters or leave the block out"
 )
 
 

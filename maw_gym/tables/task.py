@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Mapping
 from functools import cache, cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +15,11 @@ from maw_gym.attention.depth_attention import attention_weights, split_heads
 from maw_gym.checks import checked_int, one_of, shown
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.corpora.splits import FOLDS, SPLITS
+from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, untrained_embedder
 from maw_gym.errors import InputError
 from maw_gym.files.cache import cache_home, content_key, expanded, kept_or_built
-from maw_gym.files.tensor_files import check_tensors, read_tensors, write_tensors
 from maw_gym.retrieval.candidates import candidate_documents
 from maw_gym.retrieval.document_index import DocumentIndex
 from maw_gym.retrieval.evaluation import Evaluation, evaluate_embeddings
@@ -32,6 +31,7 @@ from maw_gym.tables.table_files import load_or_build
 from maw_gym.threads import map_in_threads
 
 if TYPE_CHECKING:
+    from maw_gym.encoders.training.settings import TrainingSettings
     from maw_gym.retrieval.bm25 import BM25
 
 log = logging.getLogger(__name__)
@@ -78,21 +78,8 @@ class RetrievalTask:
     @cached_property
     def index(self) -> DocumentIndex:
         """The documents, encoded through the standard attention; cached on disk."""
-        path = cache_home() / "documents" / f"{self.key}.safetensors"
-        shape = {"embeddings": (len(self.collection.doc_ids), self.embedder.text.width)}
-
-        def read(path: Path) -> Tensor:
-            tensors = read_tensors(path, "documents").tensors
-            check_tensors(path, tensors, shape)
-            return tensors["embeddings"]
-
-        def build() -> Tensor:
-            embeddings = self.embedder.encode_documents(self.collection.doc_texts, progress=True)
-            write_tensors(path, {"embeddings": embeddings}, "documents", {})
-            return embeddings
-
-        embeddings = kept_or_built(path, read, build)
-        return DocumentIndex(self.collection.doc_ids, embeddings.to(self.device))
+        embeddings = document_embeddings(self.collection, self.embedder)
+        return DocumentIndex(self.collection.doc_ids, embeddings)
 
     @cached_property
     def bm25(self) -> "BM25":
@@ -244,6 +231,7 @@ def load_task(
     device: str = "auto",
     fold: int = 0,
     folds: int | None = None,
+    training: "TrainingSettings | None" = None,
 ) -> RetrievalTask:
     """The task of these settings; equal settings share one task in a process.
 
@@ -254,6 +242,8 @@ def load_task(
         device: "auto", "cpu" or a torch device.
         fold: see `maw_gym.corpora.load_collection`.
         folds: see there.
+        training: how a "trained" encoder is trained, its seed and what tells its depths apart
+            included; None are the defaults.
 
     Raises:
         InputError: a setting that does not exist.
@@ -273,7 +263,7 @@ def load_task(
         # A file that was written anew is another encoder.
         status = path.stat()
         version = (status.st_ino, status.st_size, status.st_mtime_ns)
-    return _task(dataset, encoder, version, where, fold, folds)
+    return _task(dataset, encoder, version, where, fold, folds, training)
 
 
 # Apart from `load_task`, so that arguments by position, by name and by default are the same key.
@@ -285,15 +275,19 @@ def _task(
     device: torch.device,
     fold: int,
     folds: int | None,
+    training: "TrainingSettings | None",
 ) -> RetrievalTask:
     del version  # tells one file of that name from the next
     collection = load_collection(dataset, fold, folds)
-    embedder, provenance = _embedder(collection, encoder, device)
+    embedder, provenance = _embedder(collection, encoder, device, training)
     return RetrievalTask(collection, embedder, device, provenance)
 
 
 def _embedder(
-    collection: Collection, encoder: str, device: torch.device
+    collection: Collection,
+    encoder: str,
+    device: torch.device,
+    training: "TrainingSettings | None",
 ) -> tuple[Embedder, dict[str, Any]]:
     if encoder == "untrained":
         return untrained_embedder(collection.doc_texts), {"chosen": "untrained"}
@@ -301,6 +295,6 @@ def _embedder(
         # Imported late: an environment with an untrained encoder needs no training code.
         from maw_gym.encoders.training.selection import trained_embedder
 
-        return trained_embedder(collection, device)
+        return trained_embedder(collection, device, training)
     embedder, provenance = load_embedder(expanded(encoder))
     return embedder, {"chosen": encoder, "training": provenance}

@@ -8,9 +8,12 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from maw_gym.corpora import Collection
+from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.embedder import Embedder
+from maw_gym.encoders.training.attention_stage import batch_loss
+from maw_gym.encoders.training.depth_stage import depth_loss, judged_queries
 from maw_gym.encoders.training.pairs import pairs_of
-from maw_gym.encoders.training.stages import TrainingSettings, batch_loss
+from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.retrieval.ranking import alignment_of_depths
 from maw_gym.tables.task import RetrievalTask
 from runners.benchmarks.measuring import Row, quiet_library, row, synchronize
@@ -54,14 +57,23 @@ def _stages(
     if len(chosen):
         settings = TrainingSettings()
         documents = [pairs.relevant[row][0] for row in chosen.tolist()]
-        depths = (chosen % embedder.maw.depths).to(device)
+        depths = chosen % embedder.maw.depths
+        queries = [embedder.text.cut(row, settings.query_tokens) for row in pairs.queries]
+        ranked = document_embeddings(collection, embedder)
+        judged, generator = judged_queries(queries, ranked, pairs), torch.Generator()
 
-        def step(depth: torch.Tensor | None) -> None:
-            batch_loss(embedder, pairs, chosen, documents, depth, settings).backward()
+        def attention() -> None:
+            batch_loss(embedder, pairs, chosen, documents, settings).backward()
             embedder.encoder.zero_grad(set_to_none=True)
 
-        stages[f"attention, step of {len(chosen)}"] = lambda: step(None)
-        stages[f"depths, step of {len(chosen)}"] = lambda: step(depths)
+        def depth() -> None:
+            rows = chosen.tolist()
+            loss = depth_loss(embedder, judged, rows, depths, settings, generator)
+            projections = embedder.maw.depth_query_proj.weight, embedder.maw.depth_key_proj.weight
+            torch.autograd.grad(loss, projections)
+
+        stages[f"attention, step of {len(chosen)}"] = attention
+        stages[f"depths, step of {len(chosen)}"] = depth
     return stages
 
 

@@ -20,7 +20,7 @@ from agents.baselines import FullInformationSettings, random_depths, static_rout
 from agents.supervised import SupervisedSettings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.training.stages import TrainingSettings
+from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.envs.bandit import Bandit
 from maw_gym.retrieval.evaluation import (

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +12,16 @@ from agents.baseline_encoders import (
     evaluate_encoder,
     train_without_depths,
     training_sources,
-    widened,
+    wide_settings,
 )
-from agents.wide_encoder import WideEncoder, wide_settings
 from maw_gym.corpora import Collection
 from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
+from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.text import padded
-from maw_gym.encoders.training import stages as encoder_training
-from maw_gym.encoders.training.stages import TrainingSettings
+from maw_gym.encoders.training.attention_stage import train_attention
+from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
 from maw_gym.tables.task import RetrievalTask
 
@@ -31,6 +33,13 @@ BRIEF = TrainingSettings(epochs=2, depth_epochs=1, batch_size=4)
 @pytest.fixture(scope="module")
 def task(tiny: Collection) -> RetrievalTask:
     return RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, SHAPE), "cpu")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder."""
+    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path))
+    return tmp_path
 
 
 def texts_of(task: RetrievalTask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -71,57 +80,28 @@ def test_wide_encoder_has_as_many_parameters(depths: int, heads: int) -> None:
 
 
 def test_wide_encoder_starts_as_the_ordinary_one(task: RetrievalTask) -> None:
-    ordinary = untrained_embedder(task.collection.doc_texts, replace(SHAPE, depths=0))
-    wide = widened(ordinary, wide_settings(SHAPE))
-    assert wide.encoder.heads == 24
     texts = task.collection.doc_texts
+    ordinary = untrained_embedder(texts, replace(SHAPE, depths=0))
+    wide = untrained_embedder(texts, wide_settings(SHAPE))
+    assert wide.encoder.heads == 24
     torch.testing.assert_close(
         wide.encode_documents(texts), ordinary.encode_documents(texts), atol=1e-5, rtol=0
     )
 
 
-def test_wide_encoder_computes_what_a_plain_one_does(task: RetrievalTask) -> None:
-    """Heads in groups, checkpointed or not: same embeddings and same gradients."""
-    settings = EncoderSettings(heads=11, head_width=32, depths=0)
-    plain, wide = NonMAWEncoder(settings), WideEncoder(settings)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weight in plain.named_parameters():
-            if "proj" in name:
-                weight.normal_(std=1 / 16, generator=generator)
-    wide.load_state_dict(plain.state_dict())
-    ids, hidden, mask = texts_of(task)
-    direction = torch.randn(len(ids), 256, generator=generator)
-    found = []
-    for encoder in (plain, wide):
-        embeddings = encoder.embed(ids, hidden, mask)
-        (embeddings * direction).sum().backward()
-        found.append(embeddings)
-        with torch.no_grad():
-            torch.testing.assert_close(encoder.embed(ids, hidden, mask), embeddings)
-    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
-    for (name, one), other in zip(plain.named_parameters(), wide.parameters(), strict=True):
-        torch.testing.assert_close(other.grad, one.grad, atol=1e-4, rtol=1e-3, msg=name)
+def test_every_weight_of_the_wide_encoder_is_trained(tiny: Collection, home: Path) -> None:
+    before = untrained_embedder(tiny.doc_texts, wide_settings(SHAPE)).encoder.state_dict()
+    last: dict[str, torch.Tensor] = {}
 
-
-def test_every_weight_of_the_wide_encoder_is_trained(tiny: Collection) -> None:
-    start = untrained_embedder(tiny.doc_texts, replace(SHAPE, depths=0))
-    embedder = widened(start, wide_settings(SHAPE))
-    before = {name: weight.clone() for name, weight in embedder.encoder.state_dict().items()}
-    steady = replace(BRIEF, weight_decay=0.0)
-    kept: dict[str, torch.Tensor] = {}
-
-    original = encoder_training.batch_loss
-
-    def watched(*arguments: Any) -> torch.Tensor:
-        kept.update({n: w.detach().clone() for n, w in embedder.encoder.state_dict().items()})
-        return original(*arguments)
+    def score(_: Any, embedder: Embedder) -> float:
+        last.update({n: w.detach().clone() for n, w in embedder.encoder.state_dict().items()})
+        return 0.0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoder_training, "batch_loss", watched)
-        train_without_depths(embedder, [tiny], steady)
+        patch.setattr(Validation, "score", score)
+        train_without_depths([tiny], "cpu", replace(BRIEF, weight_decay=0.0), wide_settings(SHAPE))
     for name in ("query_proj", "key_proj", "value_proj", "out_proj"):
-        moved = (kept[f"{name}.weight"] - before[f"{name}.weight"]).abs()
+        moved = (last[f"{name}.weight"] - before[f"{name}.weight"]).abs()
         rows = moved.amax(1) if name != "out_proj" else moved.amax(0)
         assert (rows > 0).all(), name  # the further heads' too
 
@@ -169,20 +149,20 @@ def test_trained_baselines_take_the_steps_of_both_stages(
     assert len(steps) == 6 * math.ceil(pairs / 4)
 
 
-def test_the_second_stage_goes_on_with_the_depths_settings(
-    tiny: Collection, monkeypatch: pytest.MonkeyPatch
+def test_the_second_stage_goes_on_for_as_many_epochs_as_the_depths_have(
+    tiny: Collection, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[TrainingSettings] = []
-    original = encoder_training.train
 
-    def watched(embedder: Any, pairs: Any, validation: Any, settings: Any) -> Any:
+    def watched(embedder: Any, pairs: Any, validation: Any, settings: Any, *rest: Any) -> Any:
         seen.append(settings)
-        return original(embedder, pairs, validation, settings)
+        return train_attention(embedder, pairs, validation, settings, *rest)
 
-    monkeypatch.setattr("agents.baseline_encoders.train", watched)
-    embedder = untrained_embedder(tiny.doc_texts, replace(SHAPE, depths=0))
-    _, about = train_without_depths(embedder, [tiny], BRIEF)
-    assert [(s.epochs, s.learning_rate, s.seed) for s in seen] == [(2, 2e-3, 0), (1, 3e-3, 1)]
+    monkeypatch.setattr("maw_gym.encoders.training.selection.train_attention", watched)
+    monkeypatch.setattr("agents.baseline_encoders.train_attention", watched)
+    shape = replace(SHAPE, depths=0)
+    embedder, about = train_without_depths([tiny], "cpu", BRIEF, shape)
+    assert [(s.epochs, s.learning_rate, s.seed) for s in seen] == [(2, 2e-3, 0), (1, 2e-3, 1)]
     assert about["steps"] == 3 * math.ceil(about["pairs"] / 4)
     assert about["continued"]["validation nDCG@10"] >= about["attention"]["validation nDCG@10"]
     assert not any(weight.requires_grad for weight in embedder.encoder.parameters())

@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from maw_gym.attention.depth_attention import merge_heads, split_heads
-from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
+from maw_gym.encoders.attention_encoders import (
+    EncoderSettings,
+    MAWEncoder,
+    NonMAWEncoder,
+    temperatures,
+)
 from maw_gym.encoders.token_statistics import idf_token_weights, mean_content
 from maw_gym.errors import InputError
 
@@ -88,7 +93,7 @@ def test_settings_as_json():
 
 
 @pytest.mark.parametrize(
-    ("depths", "temperatures"),
+    ("depths", "expected"),
     [
         (1, [1.0]),
         (2, [0.125, 8.0]),
@@ -97,15 +102,16 @@ def test_settings_as_json():
         (7, [0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0]),
     ],
 )
-def test_untrained_depths_are_temperatures_and_noise(depths, temperatures):
+def test_untrained_depths_are_temperatures_and_noise(depths, expected):
+    assert temperatures(depths).tolist() == pytest.approx(expected)
     settings = EncoderSettings(hidden=64, heads=2, depths=depths, vocabulary=1)
     encoder = MAWEncoder(settings)
     noise = torch.Generator().manual_seed(0)
     for projection, sign in ((encoder.depth_query_proj, -0.6), (encoder.depth_key_proj, 1.0)):
         drawn = torch.randn(depths, 64, 64, generator=noise)
-        for depth, temperature in enumerate(temperatures):
-            expected = torch.eye(64) * sign / math.sqrt(temperature) + drawn[depth] * 0.01
-            assert close(block(projection, depth, 64), expected)
+        for depth, temperature in enumerate(expected):
+            scaled = torch.eye(64) * sign / math.sqrt(temperature)
+            assert close(block(projection, depth, 64), scaled + drawn[depth] * 0.01)
 
 
 def test_scores_of_an_untrained_depth_are_the_standard_ones_over_the_temperature(table):
@@ -177,6 +183,19 @@ def test_pooling_weights_sum_to_one_over_real_tokens(maw):
     assert close(pooling.sum(-1), torch.tensor([1.0, 1.0, 0.0, 1.0]))
     assert pooling[~MASK].tolist() == [0.0] * 8
     assert pooling[0, 1] == pooling[0, 2]  # equal tokens
+
+
+# --- more heads than the width holds ---------------------------------------------------------
+
+
+def test_further_heads_change_nothing_untrained_and_can_be_trained(table):
+    plain = NonMAWEncoder(EncoderSettings(hidden=8, heads=2, depths=0, vocabulary=20))
+    shape = EncoderSettings(hidden=8, heads=5, head_width=4, depths=0, vocabulary=20)
+    wide = NonMAWEncoder(shape)
+    assert wide.query_proj.weight.shape == (20, 8)
+    assert close(wide.embed(IDS, table[IDS], MASK), plain.embed(IDS, table[IDS], MASK))
+    (wide.embed(IDS, table[IDS], MASK) @ torch.linspace(0, 1, 8)).sum().backward()
+    assert (wide.out_proj.weight.grad.abs().amax(0) > 0).all()
 
 
 # --- agreement of the paths ------------------------------------------------------------------
@@ -293,12 +312,18 @@ def test_only_the_depths_chosen_are_trained(maw, table):
 # --- depths in order -------------------------------------------------------------------------
 
 
-def test_copying_the_standard_attention(maw, table):
-    maw.copy_standard_to_depths()
+def test_depths_from_the_standard_attention(maw, table):
+    maw.depths_from_standard(torch.tensor([1.0, 4.0, 0.25]))
+    x = maw.norm(table)
+    standard = maw.query_proj(x) @ maw.key_proj(x).T
+    for depth, temperature in enumerate([1.0, 4.0, 0.25]):
+        query, key = (
+            x @ block(projection, depth, 8).T
+            for projection in (maw.depth_query_proj, maw.depth_key_proj)
+        )
+        assert close(query @ key.T, standard / temperature, atol=1e-4)
     expected = maw.embed(IDS, table[IDS], MASK)
-    for depth in range(3):
-        found = maw.embed(IDS, table[IDS], MASK, depth=torch.full((4,), depth))
-        assert close(found, expected)
+    assert close(maw.embed(IDS, table[IDS], MASK, depth=torch.zeros(4, dtype=torch.long)), expected)
 
 
 def test_renumbering(maw, table):

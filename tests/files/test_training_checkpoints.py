@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from maw_gym.encoders.attention_encoders import EncoderSettings
-from maw_gym.encoders.training import stages as encoder_training
-from maw_gym.encoders.training.selection import _path, _trained, train_encoder
-from maw_gym.encoders.training.stages import TrainingSettings
+from maw_gym.encoders.training import attention_stage, depth_stage, selection
+from maw_gym.encoders.training.selection import train_encoder, trained_attention, trained_embedder
+from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
-from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress, stage_folder
+from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress
 
 SHAPE = EncoderSettings(depths=3)
 # 10 pairs in batches of 4: 3 steps an epoch.
@@ -43,13 +43,26 @@ def killed_at(look):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Counts the batches trained on."""
+    """Counts the batches trained on, in both stages."""
     done = []
-    original = encoder_training.batch_loss
-    monkeypatch.setattr(
-        encoder_training, "batch_loss", lambda *given: done.append(1) or original(*given)
-    )
+
+    def counted(loss):
+        return lambda *given: done.append(1) or loss(*given)
+
+    monkeypatch.setattr(attention_stage, "batch_loss", counted(attention_stage.batch_loss))
+    monkeypatch.setattr(depth_stage, "depth_loss", counted(depth_stage.depth_loss))
     return done
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """Makes the cache folder another one, and gives its folder of encoders."""
+
+    def make(name):
+        monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / name))
+        return tmp_path / name / "encoders"
+
+    return make
 
 
 def names(folder):
@@ -60,54 +73,75 @@ def same(some, other):
     return set(some) == set(other) and all(torch.equal(some[name], other[name]) for name in some)
 
 
-def test_killed_in_both_stages_and_resumed(tiny, tmp_path, steps):
-    whole, about = train_encoder([tiny], tiny, "cpu", SETTINGS, SHAPE)
+def test_killed_in_both_stages_and_resumed(tiny, tmp_path, steps, fresh):
+    fresh("whole")
+    whole, about = train_encoder([tiny], "cpu", SETTINGS, SHAPE)
     assert len(steps) == 12
+    encoders = fresh("stopped")
     place = tmp_path / "encoder.safetensors"
     # Looks: before training, and after epochs 1 and 2.
     with killed_at(3):
-        train_encoder([tiny], tiny, "cpu", SETTINGS, SHAPE, place)
+        train_encoder([tiny], "cpu", SETTINGS, SHAPE, place)
     assert len(steps) == 12 + 6
-    assert names(tmp_path / "encoder.checkpoints") == ["attention"]
-    # Before training, after epoch 2; before the depths, after their epochs 1 and 2.
+    (left,) = encoders.glob("*.checkpoints")
+    assert names(left) == ["attention"]
+    # After epoch 2; before the depths, after their epochs 1 and 2.
     with killed_at(5):
-        train_encoder([tiny], tiny, "cpu", SETTINGS, SHAPE, place)
+        train_encoder([tiny], "cpu", SETTINGS, SHAPE, place)
     assert len(steps) == 18 + 3 + 6
-    assert names(tmp_path / "encoder.checkpoints") == ["attention", "depths"]
-    resumed, told = train_encoder([tiny], tiny, "cpu", SETTINGS, SHAPE, place)
+    assert names(tmp_path / "encoder.checkpoints") == ["depths"]
+    assert not list(encoders.glob("*.checkpoints"))  # the first stage is done
+    resumed, told = train_encoder([tiny], "cpu", SETTINGS, SHAPE, place)
     assert len(steps) == 27 + 3
     assert told == about
     assert same(resumed.tensors(), whole.tensors())
 
 
-def test_trained_token_embeddings_are_resumed(tiny, tmp_path, steps):
-    settings = TrainingSettings(epochs=2, depth_epochs=0, batch_size=12, train_embedding=True)
-    whole, _ = train_encoder([tiny], tiny, "cpu", settings, SHAPE)
+def test_depths_of_clusters_are_resumed(tiny, tmp_path, steps, fresh):
+    settings = replace(SETTINGS, depths="clusters")
+    fresh("either")
+    whole, _ = train_encoder([tiny], "cpu", settings, SHAPE)
     place = tmp_path / "encoder.safetensors"
     with killed_at(3):
-        train_encoder([tiny], tiny, "cpu", settings, SHAPE, place)
-    resumed, _ = train_encoder([tiny], tiny, "cpu", settings, SHAPE, place)
+        train_encoder([tiny], "cpu", settings, SHAPE, place)
+    assert len(steps) == 12 + 6
+    resumed, _ = train_encoder([tiny], "cpu", settings, SHAPE, place)
+    assert len(steps) == 18 + 3
+    assert same(resumed.tensors(), whole.tensors())
+
+
+def test_trained_token_embeddings_are_resumed(tiny, steps, fresh):
+    settings = TrainingSettings(epochs=2, batch_size=12, train_embedding=True)
+    fresh("whole")
+    whole, _ = trained_attention([tiny], "cpu", settings, SHAPE)
+    fresh("stopped")
+    with killed_at(3):
+        trained_attention([tiny], "cpu", settings, SHAPE)
+    resumed, _ = trained_attention([tiny], "cpu", settings, SHAPE)
     assert len(steps) == 2 + 2 + 1
     assert "text.embedding" in resumed.tensors()
     assert same(resumed.tensors(), whole.tensors())
 
 
-def test_a_cached_encoder_is_resumed_and_leaves_no_checkpoint(tiny, tmp_path, monkeypatch, steps):
-    settings = replace(SETTINGS, epochs=2, depth_epochs=1)
-    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "whole"))
-    whole, _ = _trained([tiny], "cpu", settings)
-    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "stopped"))
-    place = _path("trained", [tiny], "cpu", settings)
-    with killed_at(3):
-        _trained([tiny], "cpu", settings)
-    left = stage_folder(place, "attention")
+def test_a_cached_encoder_is_resumed_and_leaves_no_checkpoint(tiny, fresh, monkeypatch, steps):
+    monkeypatch.setattr(selection, "_candidates", lambda collection: {"own pairs": [collection]})
+    monkeypatch.setattr(selection, "_scores", lambda *given: {"own pairs": 1.0})
+    settings = replace(SETTINGS, epochs=1, depth_epochs=2)
+    fresh("whole")
+    whole, _ = trained_embedder(tiny, "cpu", settings)
+    encoders = fresh("stopped")
+    # Before training, after its epoch; before the depths, after their epochs 1 and 2.
+    with killed_at(5):
+        trained_embedder(tiny, "cpu", settings)
+    (left,) = encoders.glob("*.checkpoints/depths")
+    assert left.parent.name.startswith("trained-")
     assert names(left) == ["000000000001.safetensors"]
     # What a kill in the midst of writing leaves.
     (left / ".000000000002.safetensors.abc.writing").touch()
     del steps[:]
-    resumed, _ = _trained([tiny], "cpu", settings)
-    assert len(steps) == 3 + 3
-    assert names(place.parent) == [place.name, f"{place.name}.lock"]
+    resumed, _ = trained_embedder(tiny, "cpu", settings)
+    assert len(steps) == 3
+    assert [name.split("-")[0] for name in names(encoders)] == ["attention"] * 2 + ["trained"] * 2
     assert same(resumed.tensors(), whole.tensors())
 
 

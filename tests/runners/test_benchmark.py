@@ -183,7 +183,7 @@ def test_profiles_share_out_the_time_of_a_table_and_of_both_training_steps(
         assert len(own) == 10
         assert sum(one.ratio or 0 for one in own) == pytest.approx(1)
         assert own[-1].seconds >= 0
-        assert "aten::bmm" in {one.name for one in own}
+        assert any(one.name.startswith("aten::") for one in own)
     assert all(weight.grad is None for weight in embedder.encoder.parameters())
 
 

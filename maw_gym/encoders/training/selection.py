@@ -2,39 +2,46 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from maw_gym.corpora import Collection, is_pydocs, load_collection
-from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder
+from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
 from maw_gym.encoders.text import WordLlama
+from maw_gym.encoders.training.attention_stage import train_attention
+from maw_gym.encoders.training.depth_stage import train_depths
 from maw_gym.encoders.training.pairs import pairs_of
-from maw_gym.encoders.training.stages import TrainingSettings, specialise_depths, train
+from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.files.cache import cache_home, content_key, kept_or_built
 from maw_gym.files.epoch_checkpoints import forget_checkpoints
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise when training itself changes
+FORMAT = 2  # raise when training itself changes
+
+Trained = tuple[Embedder, dict[str, Any]]
 
 
 def trained_embedder(
     collection: Collection,
     device: torch.device | str = "cpu",
     settings: TrainingSettings | None = None,
-) -> tuple[Embedder, dict[str, Any]]:
-    """The best of several encoders on the collection's validation queries.
+) -> Trained:
+    """The best of several encoders on the collection's validation queries, with its depths.
 
     Candidates are the untrained encoder, one trained on the collection's own `encoder` split, and
     one trained on that and pydocs; for a collection without an `encoder` split, the untrained one
-    and the one trained on pydocs. Of equal scores the earlier wins. Without validation queries
-    nothing can be chosen, and the untrained encoder is taken.
+    and the one trained on pydocs. Their standard attentions are compared; of equal scores the
+    earlier wins. Without validation queries nothing can be chosen, and the untrained encoder is
+    taken. Depths are trained for the chosen one.
 
     Args:
         collection: what to encode.
@@ -46,52 +53,22 @@ def trained_embedder(
         how it was trained.
     """
     settings = settings or TrainingSettings()
-    path = _path("chosen", [collection], device, settings)
+    path = _path("trained", [collection], device, {"settings": settings.to_json()})
 
-    def build() -> tuple[Embedder, dict[str, Any]]:
-        embedder, provenance = _choose(collection, device, settings)
-        save_embedder(path, embedder, provenance)
-        return embedder, provenance
+    def build() -> Trained:
+        candidates = _candidates(collection)
+        scores = _scores(collection, candidates, device, settings)
+        chosen = max(scores, key=lambda name: scores[name])
+        log.info("encoder of %s: %s, of validation nDCG@10 %s", collection.name, chosen, scores)
+        training: dict[str, Any] = {}
+        if chosen == "untrained":
+            embedder = untrained_embedder(collection.doc_texts).to(device)
+        else:
+            sources = candidates[chosen]
+            embedder, training = train_encoder(sources, device, settings, checkpoint=path)
+        return embedder, {"chosen": chosen, "validation nDCG@10": scores, "training": training}
 
-    embedder, provenance = kept_or_built(path, load_embedder, build)
-    return embedder.to(device), provenance
-
-
-def _choose(
-    collection: Collection, device: torch.device | str, settings: TrainingSettings
-) -> tuple[Embedder, dict[str, Any]]:
-    untrained = untrained_embedder(collection.doc_texts).to(device)
-    validation = Validation(collection, untrained, settings.document_tokens)
-    found: dict[str, tuple[float, Embedder, dict[str, Any]]] = {
-        "untrained": (validation.score(untrained), untrained, {})
-    }
-    for name, sources in _candidates(collection).items():
-        embedder, provenance = _trained(sources, device, settings)
-        found[name] = (validation.score(embedder), embedder, provenance)
-    scores = {name: score for name, (score, _, _) in found.items()}
-    chosen = max(scores, key=lambda name: scores[name]) if validation.queries.ids else "untrained"
-    log.info("encoder of %s: %s, of validation nDCG@10 %s", collection.name, chosen, scores)
-    _, embedder, provenance = found[chosen]
-    return embedder, {"chosen": chosen, "validation nDCG@10": scores, "training": provenance}
-
-
-def _path(
-    kind: str,
-    sources: Sequence[Collection],
-    device: torch.device | str,
-    settings: TrainingSettings,
-) -> Path:
-    """Where an encoder is cached; the name holds a key of all it depends on."""
-    key = content_key(
-        {
-            "format": FORMAT,
-            "sources": [source.provenance["content"] for source in sources],
-            "settings": settings.to_json(),
-            "text": WordLlama.name,
-            "device": torch.device(device).type,
-        }
-    )
-    return cache_home() / "encoders" / f"{kind}-{key}.safetensors"
+    return _kept(path, device, build)
 
 
 def _candidates(collection: Collection) -> dict[str, list[Collection]]:
@@ -106,68 +83,148 @@ def _candidates(collection: Collection) -> dict[str, list[Collection]]:
     return {"pydocs": [pydocs]}
 
 
-def _trained(
-    sources: Sequence[Collection],
+def _scores(
+    collection: Collection,
+    candidates: Mapping[str, Sequence[Collection]],
     device: torch.device | str,
     settings: TrainingSettings,
-) -> tuple[Embedder, dict[str, Any]]:
-    """The embedder trained on `sources` and judged on the first of them; read if it was built."""
-    path = _path("trained", sources, device, settings)
-
-    def build() -> tuple[Embedder, dict[str, Any]]:
-        log.info("training an encoder on %s", [source.name for source in sources])
-        embedder, provenance = train_encoder(sources, sources[0], device, settings, checkpoint=path)
-        save_embedder(path, embedder, provenance)
-        return embedder, provenance
-
-    embedder, provenance = kept_or_built(path, load_embedder, build)
-    with contextlib.suppress(OSError):  # left by a kill after the end; the cache may be read-only
-        forget_checkpoints(path)
-    return embedder.to(device), provenance
+) -> dict[str, float]:
+    untrained = untrained_embedder(collection.doc_texts, EncoderSettings(depths=0)).to(device)
+    validation = Validation(collection, untrained, settings.document_tokens)
+    scores = {"untrained": validation.score(untrained)}
+    for name, sources in candidates.items():
+        embedder, provenance = trained_attention(sources, device, settings)
+        judged = sources[0] is collection  # its training ended with this very score
+        scores[name] = (
+            provenance["attention"]["validation nDCG@10"] if judged else validation.score(embedder)
+        )
+    return scores
 
 
 def train_encoder(
     sources: Sequence[Collection],
-    judge: Collection,
     device: torch.device | str,
     settings: TrainingSettings,
     shape: EncoderSettings | None = None,
     checkpoint: Path | None = None,
-) -> tuple[Embedder, dict[str, Any]]:
-    """Train an encoder in both stages.
+) -> Trained:
+    """Train a MAW encoder in both stages; the first is `trained_attention`.
 
     Args:
-        sources: their `encoder` splits are the pairs.
-        judge: its `validation` split chooses the epochs; its documents give the idf weights.
+        sources: their `encoder` splits are the pairs. The `validation` split of the first chooses
+            the epochs, and its documents give the idf weights.
         device: where to train.
         settings: see `TrainingSettings`.
-        shape: of the encoder; None is the default MAW encoder. NON-MAW encoders and a training
-            without depth epochs have no second stage.
-        checkpoint: the file that the encoder is trained for; epochs are kept beside it, and a
-            training that was stopped goes on after its last one. None keeps nothing.
+        shape: of the encoder; None is the default MAW encoder.
+        checkpoint: the file that the encoder is trained for; epochs of the depths are kept beside
+            it, and a training that was stopped goes on after its last one. None keeps nothing.
 
     Returns:
         The embedder and its provenance.
     """
-    embedder = untrained_embedder(judge.doc_texts, shape).to(device)
-    if settings.train_embedding:
-        table = torch.nn.Parameter(WordLlama().embedding.clone().to(device))
-        embedder = Embedder(WordLlama(table), embedder.encoder)
-    pairs = pairs_of(sources, embedder)
-    validation = Validation(judge, embedder, settings.document_tokens)
-    with torch.no_grad():
-        # The residual alone to begin with: training starts from plain pooling.
-        embedder.encoder.out_proj.weight.zero_()
-    best = train(embedder, pairs, validation, settings, checkpoint=checkpoint)
-    provenance: dict[str, Any] = {
-        "collections": [source.provenance["content"] for source in sources],
-        "names": [source.name for source in sources],
+    shape = shape or EncoderSettings()
+    attention, provenance = trained_attention(sources, device, settings, shape)
+    embedder = with_depths(attention, shape.depths)
+    documents = [document_embeddings(source, attention) for source in sources]
+    validation = Validation(sources[0], embedder, settings.document_tokens)
+    best = train_depths(
+        embedder,
+        pairs_of(sources, embedder),
+        torch.cat(documents),
+        validation,
+        validation.index(documents[0]),
+        settings,
+        checkpoint,
+    )
+    return embedder, {
+        **provenance,
         "settings": settings.to_json(),
-        "pairs": len(pairs.queries),
-        "attention": {"epoch": best.epoch, "validation nDCG@10": best.score},
+        "depths": {"epoch": best.epoch, "validation nDCG@10": best.score},
     }
-    if embedder.encoder.settings.depths and settings.depth_epochs:
-        best = specialise_depths(embedder, pairs, validation, settings, checkpoint)
-        provenance["depths"] = {"epoch": best.epoch, "validation nDCG@10": best.score}
-    embedder.encoder.eval().requires_grad_(False)
-    return embedder, provenance
+
+
+def trained_attention(
+    sources: Sequence[Collection],
+    device: torch.device | str,
+    settings: TrainingSettings,
+    shape: EncoderSettings | None = None,
+) -> Trained:
+    """A NON-MAW encoder after the first stage, in the cache: what all depths start from.
+
+    Encoders that differ in the second stage alone, such as one of a single depth, share it.
+
+    Args:
+        sources: see `train_encoder`.
+        device: where to train.
+        settings: of which those of the first stage count.
+        shape: of the encoder, whatever its depths; None is the default.
+
+    Returns:
+        The embedder and its provenance.
+    """
+    shape = replace(shape or EncoderSettings(), depths=0)
+    about = {"settings": settings.of_attention(), "shape": shape.to_json()}
+    path = _path("attention", sources, device, about)
+
+    def build() -> Trained:
+        log.info("training an encoder on %s", [source.name for source in sources])
+        embedder = untrained_embedder(sources[0].doc_texts, shape).to(device)
+        if settings.train_embedding:
+            table = torch.nn.Parameter(WordLlama().embedding.clone().to(device))
+            embedder = Embedder(WordLlama(table), embedder.encoder)
+        pairs = pairs_of(sources, embedder)
+        validation = Validation(sources[0], embedder, settings.document_tokens)
+        with torch.no_grad():
+            # The residual alone to begin with: training starts from plain pooling.
+            embedder.encoder.out_proj.weight.zero_()
+        best = train_attention(embedder, pairs, validation, settings, path)
+        embedder.encoder.eval().requires_grad_(False)
+        return embedder, {
+            "collections": [source.provenance["content"] for source in sources],
+            "names": [source.name for source in sources],
+            "settings": settings.of_attention(),
+            "pairs": len(pairs.queries),
+            "attention": {"epoch": best.epoch, "validation nDCG@10": best.score},
+        }
+
+    return _kept(path, device, build)
+
+
+def with_depths(embedder: Embedder, depths: int) -> Embedder:
+    """The embedder with a MAW encoder of that many depths, whose standard attention is the same."""
+    encoder = MAWEncoder(replace(embedder.encoder.settings, depths=depths)).to(embedder.device)
+    encoder.load_state_dict(encoder.state_dict() | embedder.encoder.state_dict())
+    return replace(embedder, encoder=encoder.eval().requires_grad_(False))
+
+
+def _path(
+    kind: str,
+    sources: Sequence[Collection],
+    device: torch.device | str,
+    about: Mapping[str, Any],
+) -> Path:
+    """Where an encoder is cached; the name holds a key of all it depends on."""
+    key = content_key(
+        {
+            "format": FORMAT,
+            "sources": [source.provenance["content"] for source in sources],
+            "text": WordLlama.name,
+            "device": torch.device(device).type,
+            **about,
+        }
+    )
+    return cache_home() / "encoders" / f"{kind}-{key}.safetensors"
+
+
+def _kept(path: Path, device: torch.device | str, build: Callable[[], Trained]) -> Trained:
+    """The encoder at `path`, built if need be; checkpoints of a finished training go."""
+
+    def built() -> Trained:
+        embedder, provenance = build()
+        save_embedder(path, embedder, provenance)
+        return embedder, provenance
+
+    embedder, provenance = kept_or_built(path, load_embedder, built)
+    with contextlib.suppress(OSError):  # left by a kill after the end; the cache may be read-only
+        forget_checkpoints(path)
+    return embedder.to(device), provenance

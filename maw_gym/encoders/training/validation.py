@@ -1,14 +1,14 @@
 """Judging an encoder between epochs."""
 
 import torch
+from torch import Tensor
 
 from maw_gym.corpora import Collection, QuerySet
-from maw_gym.encoders.clusters import nearest
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.retrieval.document_index import DocumentIndex
 from maw_gym.retrieval.ranking import alignment_of_depths
 
-DOCUMENTS_CHECKED = 5000  # an epoch is judged by ranking at most this many documents
+DOCUMENTS_CHECKED = 2500  # an epoch is judged by ranking at most this many documents
 
 
 class Validation:
@@ -29,19 +29,34 @@ class Validation:
         rows = [row for row, name in enumerate(collection.doc_ids) if name in needed]
         others = (row for row, name in enumerate(collection.doc_ids) if name not in needed)
         rows += [row for row, _ in zip(others, range(DOCUMENTS_CHECKED - len(rows)), strict=False)]
-        rows.sort()
-        self.doc_ids = [collection.doc_ids[row] for row in rows]
-        tokens = embedder.text.tokenize([collection.doc_texts[row] for row in rows])
+        self.rows = sorted(rows)
+        self.doc_ids = [collection.doc_ids[row] for row in self.rows]
+        tokens = embedder.text.tokenize([collection.doc_texts[row] for row in self.rows])
         self.documents = [embedder.text.cut(ids, document_tokens) for ids in tokens]
         self.query_tokens = embedder.query_ids(self.queries.texts)
 
+    def index(self, documents: Tensor) -> DocumentIndex:
+        """What is ranked, of the embeddings (documents of the collection, h)."""
+        return DocumentIndex(self.doc_ids, documents[self.rows])
+
     @torch.no_grad()
-    def score(self, embedder: Embedder, routed: bool = False) -> float:
-        """Mean nDCG@10; `routed` sends each query through the depth of its nearest centroid."""
+    def score(
+        self,
+        embedder: Embedder,
+        depths: Tensor | None = None,
+        index: DocumentIndex | None = None,
+    ) -> float:
+        """Mean nDCG@10, 0 without queries.
+
+        Args:
+            embedder: what to judge.
+            depths: (N,) int64, the depth of each query; None is the standard attention.
+            index: see `index`; None encodes the documents, cut as in training.
+        """
         if not self.queries.ids:
             return 0.0
-        index = DocumentIndex(self.doc_ids, embedder.encode_ids(self.documents))
-        depths = nearest(embedder, self.query_tokens) if routed else None
+        if index is None:
+            index = DocumentIndex(self.doc_ids, embedder.encode_ids(self.documents))
         queries = embedder.encode_ids(self.query_tokens, depths)
         relevant = index.relevant(self.queries)
         return float(alignment_of_depths(index, queries[:, None], relevant).ndcg.mean())

@@ -3,7 +3,6 @@ import torch
 
 from maw_gym.corpora.records import NO_QUERIES, QuerySet
 from maw_gym.encoders.attention_encoders import EncoderSettings
-from maw_gym.encoders.clusters import contents
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.training import validation as encoder_validation
 from maw_gym.encoders.training.validation import Validation
@@ -22,25 +21,30 @@ def test_the_score_is_the_mean_of_the_evaluation(tiny, embedder):
     assert 0.5 < score < 1
 
 
-def test_routed_queries_take_the_depth_of_their_nearest_centroid(tiny):
+def test_queries_through_one_depth_each(tiny):
     routed = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=2))
     with torch.no_grad():
         routed.maw.value_proj.weight.mul_(-20)  # so that attention matters
-    content = contents(routed, routed.query_ids(tiny.splits["validation"].texts))
     evaluate = RetrievalTask(tiny, routed).evaluate
     scores = set()
-    for centroids, depths in (
-        # Cosines of the five to the last are .11, .12, -.08, -.09 and 1, to the third -.01, -.04,
-        # 1, -.01 and -.08.
-        ([content[2], content[4]], [1, 1, 0, 0, 1]),
-        ([content[4], content[2]], [0, 0, 1, 1, 0]),
-    ):
-        routed.maw.centroids = torch.stack(centroids)
-        evaluation, _ = evaluate("validation", torch.tensor(depths))
-        score = Validation(tiny, routed, 256).score(routed, routed=True)
+    for depths in (torch.tensor([1, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 0])):
+        evaluation, _ = evaluate("validation", depths)
+        score = Validation(tiny, routed, 256).score(routed, depths)
         assert score == pytest.approx(evaluation.mean["nDCG@10"], abs=1e-6)
         scores.add(round(score, 3))
-    assert len(scores) > 1
+    assert len(scores) == 2
+
+
+def test_documents_that_were_embedded_before(tiny, embedder, monkeypatch):
+    monkeypatch.setattr(encoder_validation, "DOCUMENTS_CHECKED", 8)
+    validation = Validation(tiny, embedder, 256)
+    everything = embedder.encode_documents(tiny.doc_texts)
+    index = validation.index(everything)
+    assert index.doc_ids == ("d0", "d1", "d2", "d12", "d13", "d14", "d15", "d16")
+    assert validation.score(embedder, index=index) == validation.score(embedder)
+    # The other way round every query finds its document last of the eight, beyond none of ten.
+    worst = validation.score(embedder, index=validation.index(-everything))
+    assert worst < 0.5 < validation.score(embedder)
 
 
 def test_of_a_large_collection_the_relevant_documents_and_some_others_are_ranked(

@@ -10,20 +10,13 @@ from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.text import WordLlama
-from maw_gym.encoders.training import stages as encoder_training
+from maw_gym.encoders.training.attention_stage import batches, contrastive_loss, train_attention
 from maw_gym.encoders.training.pairs import pairs_of
-from maw_gym.encoders.training.stages import (
-    TrainingSettings,
-    contrastive_loss,
-    mean_entropy,
-    specialise_depths,
-    train,
-)
+from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
-from maw_gym.errors import InputError
 
 SHAPE = EncoderSettings(depths=3)
-QUICK = TrainingSettings(epochs=2, depth_epochs=2, batch_size=12)
+QUICK = TrainingSettings(epochs=2, batch_size=12)
 
 
 class Told:
@@ -32,11 +25,9 @@ class Told:
     def __init__(self, *scores):
         self.scores = list(scores)
         self.seen = []
-        self.routed = []
 
-    def score(self, embedder, routed=False):
+    def score(self, embedder):
         self.seen.append({n: t.detach().clone() for n, t in embedder.tensors().items()})
-        self.routed.append(routed)
         return self.scores.pop(0)
 
 
@@ -63,29 +54,6 @@ def copies(embedder):
 
 def equal(some, others):
     return {name for name in some if torch.equal(some[name], others[name])}
-
-
-# --- settings --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("batch_size", 0),
-        ("query_tokens", 0),
-        ("document_tokens", -1),
-        ("epochs", -1),
-        ("depth_epochs", -1),
-        ("learning_rate", 0.0),
-        ("learning_rate", math.nan),
-        ("token_learning_rate", math.inf),
-        ("depth_learning_rate", -1.0),
-        ("temperature", 0.0),
-    ],
-)
-def test_wrong_settings(name, value):
-    with pytest.raises(InputError, match=rf"^{name} must .*{value}$"):
-        TrainingSettings(**{name: value})
 
 
 # --- pairs -----------------------------------------------------------------------------------
@@ -171,9 +139,9 @@ def test_an_epoch_sees_every_query_once_with_a_relevant_document(tiny, embedder)
     for _ in range(8):
         seen = []
         generator = torch.Generator().manual_seed(len(drawn))
-        batches = list(encoder_training._batches(pairs, 4, generator))
-        assert [len(rows) for rows, _ in batches] == [4, 4, 2]
-        for rows, documents in batches:
+        drawings = list(batches(pairs, 4, generator))
+        assert [len(rows) for rows, _ in drawings] == [4, 4, 2]
+        for rows, documents in drawings:
             seen += rows.tolist()
             for row, document in zip(rows.tolist(), documents, strict=True):
                 drawn.add(document - row)
@@ -187,7 +155,7 @@ def test_an_epoch_sees_every_query_once_with_a_relevant_document(tiny, embedder)
 def test_training_learns_arbitrary_pairs(puzzle, embedder):
     pairs, validation = pairs_of([puzzle], embedder), Validation(puzzle, embedder, 64)
     before, weights = validation.score(embedder), copies(embedder)
-    best = train(embedder, pairs, validation, TrainingSettings(epochs=6, batch_size=12))
+    best = train_attention(embedder, pairs, validation, TrainingSettings(epochs=6, batch_size=12))
     assert before < 0.3
     assert best.score > 0.9
     assert validation.score(embedder) == best.score
@@ -206,7 +174,7 @@ def test_training_lowers_the_loss(puzzle, embedder):
         return contrastive_loss(queries, documents, torch.arange(24), 0.05).item()
 
     before = loss()
-    train(embedder, pairs, Told(0.0, 0.1, 0.2), QUICK)
+    train_attention(embedder, pairs, Told(0.0, 0.1, 0.2), QUICK)
     assert loss() < before - 0.5
 
 
@@ -222,10 +190,9 @@ def test_training_lowers_the_loss(puzzle, embedder):
 )
 def test_the_best_epoch_is_restored(tiny, embedder, scores, epoch):
     told = Told(*scores)
-    best = train(embedder, pairs_of([tiny], embedder), told, QUICK)
+    best = train_attention(embedder, pairs_of([tiny], embedder), told, QUICK)
     assert (best.score, best.epoch) == (scores[epoch], epoch)
     assert told.scores == []
-    assert told.routed == [False] * 3
     assert equal(told.seen[epoch], embedder.tensors()) == set(embedder.tensors())
     assert equal(told.seen[epoch], best.weights) == set(best.weights)
     other = told.seen[2 if epoch < 2 else 0]
@@ -237,7 +204,7 @@ def test_any_number_of_steps(tiny, embedder, epochs, batch_size):
     """1, 2, 10, 10 and 10 steps: OneCycleLR divides by zero where a tenth of them is one."""
     told = Told(*range(epochs + 1))
     settings = TrainingSettings(epochs=epochs, batch_size=batch_size)
-    assert train(embedder, pairs_of([tiny], embedder), told, settings).epoch == epochs
+    assert train_attention(embedder, pairs_of([tiny], embedder), told, settings).epoch == epochs
     weights = [seen["out_proj.weight"] for seen in told.seen]
     assert not torch.equal(weights[0], weights[1])
 
@@ -247,7 +214,7 @@ def test_no_epoch_and_no_pair_change_nothing(tiny, embedder):
     before = copies(embedder)
     none = pairs._replace(queries=[], relevant=[])
     for some, settings in ((pairs, TrainingSettings(epochs=0)), (none, QUICK)):
-        best = train(embedder, some, Told(0.25), settings)
+        best = train_attention(embedder, some, Told(0.25), settings)
         assert (best.score, best.epoch) == (0.25, 0)
         assert equal(before, embedder.tensors()) == set(before)
 
@@ -255,18 +222,15 @@ def test_no_epoch_and_no_pair_change_nothing(tiny, embedder):
 def test_the_seed_decides(tiny):
     def trained(seed):
         embedder = untrained_embedder(tiny.doc_texts, SHAPE)
-        settings = TrainingSettings(epochs=1, depth_epochs=1, batch_size=4, seed=seed)
-        pairs = pairs_of([tiny], embedder)
-        train(embedder, pairs, Told(0, 1), settings)
-        specialise_depths(embedder, pairs, Told(0, 1), settings)
+        settings = TrainingSettings(epochs=1, batch_size=4, seed=seed)
+        train_attention(embedder, pairs_of([tiny], embedder), Told(0, 1), settings)
         return copies(embedder)
 
     torch.manual_seed(1)
     first = trained(0)
     torch.manual_seed(2)
     assert equal(first, trained(0)) == set(first)
-    other = equal(first, trained(1))
-    assert not other & {"query_proj.weight", "depth_key_proj.weight", "centroids"}
+    assert not equal(first, trained(1)) & {"query_proj.weight", "out_proj.weight", "token_weight"}
 
 
 def test_token_embeddings_are_trained_where_they_are_asked_for(tiny, embedder):
@@ -274,7 +238,7 @@ def test_token_embeddings_are_trained_where_they_are_asked_for(tiny, embedder):
     embedder = Embedder(WordLlama(table), embedder.encoder)
     pairs = pairs_of([tiny], embedder)
     told = Told(0.1, 0.3, 0.2)
-    best = train(embedder, pairs, told, QUICK)
+    best = train_attention(embedder, pairs, told, QUICK)
     assert best.epoch == 1
     assert torch.equal(embedder.text.embedding, told.seen[1]["text.embedding"])
     moved = (embedder.text.embedding != WordLlama().embedding).any(1).nonzero()[:, 0].tolist()
@@ -289,7 +253,7 @@ def test_a_loss_that_is_not_finite_stops_training(tiny, embedder):
     with pytest.raises(
         FloatingPointError, match=r"^loss nan in epoch 1 of training attention; low"
     ):
-        train(embedder, pairs_of([tiny], embedder), Told(0.0), QUICK)
+        train_attention(embedder, pairs_of([tiny], embedder), Told(0.0), QUICK)
 
 
 def test_texts_are_cut_in_training(tiny, embedder):
@@ -302,52 +266,5 @@ def test_texts_are_cut_in_training(tiny, embedder):
 
     embedder.encoder.embed = noted
     settings = TrainingSettings(epochs=1, batch_size=64, query_tokens=3, document_tokens=9)
-    train(embedder, pairs_of([tiny], embedder), Told(0.0, 1.0), settings)
+    train_attention(embedder, pairs_of([tiny], embedder), Told(0.0, 1.0), settings)
     assert lengths == [3, 9, 9, 9, 9]
-
-
-# --- depths ----------------------------------------------------------------------------------
-
-
-def test_depths_are_trained_on_their_own_queries_alone(tiny, embedder):
-    embedder.maw.copy_standard_to_depths()
-    pairs = pairs_of([tiny], embedder)
-    clusters = torch.tensor([0, 2] * 5)
-    told = Told(0.0, 1.0)
-    settings = TrainingSettings(depth_epochs=1, batch_size=64, weight_decay=0.0)
-    train(embedder, pairs, told, settings, clusters)
-    assert told.routed == [True, True]
-    for name in ("depth_query_proj.weight", "depth_key_proj.weight"):
-        before, after = (seen[name].view(3, 256, 256) for seen in told.seen)
-        changed = [not torch.equal(before[d], after[d]) for d in range(3)]
-        assert changed == [True, False, True]
-
-
-def test_specialised_depths_run_from_focused_to_broad(puzzle, embedder):
-    pairs, validation = pairs_of([puzzle], embedder), Validation(puzzle, embedder, 64)
-    settings = TrainingSettings(depth_epochs=3, batch_size=12)
-    best = specialise_depths(embedder, pairs, validation, settings)
-    assert best.epoch > 0
-    entropy = mean_entropy(embedder, pairs.queries)
-    assert entropy.tolist() == sorted(entropy.tolist())
-    assert entropy[2] > entropy[0] + 1e-3
-    assert embedder.maw.centroids.shape == (3, 256)
-    # Centroids are renumbered along: routing finds the same attention as before.
-    assert validation.score(embedder, routed=True) == pytest.approx(best.score, abs=1e-6)
-
-
-def test_mean_entropy_is_the_mean_over_queries(tiny, embedder):
-    ids = embedder.query_ids(["how bees make honey", "largest planet", "bread"])
-    alone = torch.stack([mean_entropy(embedder, [one]) for one in ids])
-    assert torch.allclose(mean_entropy(embedder, ids), alone.mean(0), atol=1e-6)
-    assert alone[2].tolist() == [0.0, 0.0, 0.0]  # a single token
-    assert mean_entropy(embedder, []).tolist() == [0.0, 0.0, 0.0]
-
-
-def test_depths_need_a_maw_encoder_and_pairs(tiny, embedder):
-    plain = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0))
-    pairs = pairs_of([tiny], plain)
-    with pytest.raises(InputError, match="NON-MAW"):
-        specialise_depths(plain, pairs, Told(), QUICK)
-    with pytest.raises(InputError, match="no text to make 3 clusters of"):
-        specialise_depths(embedder, pairs._replace(queries=[], relevant=[]), Told(), QUICK)

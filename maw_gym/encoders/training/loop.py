@@ -1,0 +1,101 @@
+"""The loop over epochs that both stages share: steps, checkpoints, the best epoch."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress, stage_folder
+
+log = logging.getLogger(__name__)
+
+
+class Stage(NamedTuple):
+    """One stage of a training.
+
+    Attributes:
+        name: of its checkpoints and messages.
+        epochs: passes over the queries.
+        steps: per epoch.
+        groups: parameter groups of AdamW with their peak learning rates.
+        weights: everything that changes; the best epoch's are left in them.
+        losses: one epoch's losses, a step each, with gradients; all that is random comes from the
+            generator.
+        score: of the weights as they are, the larger the better.
+        seed: of the generator.
+        about: JSON values that the stage depends on, beside the weights it starts from.
+    """
+
+    name: str
+    epochs: int
+    steps: int
+    groups: list[dict[str, Any]]
+    weights: Mapping[str, Tensor]
+    losses: Callable[[torch.Generator], Iterator[Tensor]]
+    score: Callable[[], float]
+    seed: int
+    about: Mapping[str, Any]
+
+
+def run(stage: Stage, checkpoint: Path | None = None) -> Best:
+    """Train a stage in place; epoch 0, before the first step, is judged with the others.
+
+    Args:
+        stage: what to train.
+        checkpoint: the file that the whole training is for; every epoch is kept beside it, and a
+            training that was stopped goes on after its last. None keeps nothing.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    best = Best(stage.score(), 0, _copied(stage.weights))
+    steps = stage.epochs * stage.steps
+    if steps == 0:
+        return best
+    optimizer = torch.optim.AdamW(stage.groups)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        total_steps=max(steps, 2),
+        # Of 10 steps a tenth ends where it begins, and OneCycleLR divides by zero.
+        pct_start=0.1 if steps != 10 else 0.11,
+    )
+    generator = torch.Generator().manual_seed(stage.seed)
+    folder = None if checkpoint is None else stage_folder(checkpoint, stage.name)
+    about = {"stage": stage.name, **stage.about}
+    kept = EpochCheckpoints(folder, about, stage.weights, optimizer, generator, schedule)
+    done, best, _ = kept.restore(Progress(0, best, []))
+    label = f"training {stage.name}"
+    with tqdm(total=steps, desc=label, delay=2, leave=False, disable=None) as bar:
+        bar.update(done * stage.steps)
+        for epoch in range(done + 1, stage.epochs + 1):
+            for loss in stage.losses(generator):
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if not math.isfinite(loss.item()):
+                    raise FloatingPointError(
+                        f"loss {loss.item()} in epoch {epoch} of training {stage.name}; lower the"
+                        " learning rates"
+                    )
+                optimizer.step()
+                schedule.step()
+                bar.update()
+            score = stage.score()
+            bar.set_postfix({"validation nDCG@10": f"{score:.4f}"}, refresh=False)
+            log.info("%s, epoch %d: validation nDCG@10 %.4f", stage.name, epoch, score)
+            if score > best.score:
+                best = Best(score, epoch, _copied(stage.weights))
+            kept.write(Progress(epoch, best, []))
+    with torch.no_grad():
+        for name, value in stage.weights.items():
+            value.copy_(best.weights[name])
+    return best
+
+
+def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in weights.items()}

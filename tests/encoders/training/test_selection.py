@@ -1,0 +1,159 @@
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from maw_gym.corpora.records import NO_QUERIES
+from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
+from maw_gym.encoders.documents import document_embeddings
+from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.training import attention_stage, selection
+from maw_gym.encoders.training.selection import (
+    train_encoder,
+    trained_attention,
+    trained_embedder,
+    with_depths,
+)
+from maw_gym.encoders.training.settings import TrainingSettings
+
+QUICK = TrainingSettings(epochs=1, depth_epochs=1, batch_size=4)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty cache folder."""
+    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Counts the batches of the first stage."""
+    done = []
+    original = attention_stage.batch_loss
+    monkeypatch.setattr(
+        attention_stage, "batch_loss", lambda *given: done.append(1) or original(*given)
+    )
+    return done
+
+
+def files(home, kind):
+    return sorted(path.name for path in (home / "encoders").glob(f"{kind}-*.safetensors"))
+
+
+def own_pairs(collection):
+    """Candidates without pydocs, which takes long to train on."""
+    return {"own pairs": [collection]}
+
+
+def same(some, other):
+    return set(some) == set(other) and all(torch.equal(some[name], other[name]) for name in some)
+
+
+def test_depths_are_added_to_the_standard_attention(tiny):
+    plain = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0))
+    with torch.no_grad():
+        plain.encoder.out_proj.weight.mul_(0.5)
+    embedder = with_depths(plain, 5)
+    assert embedder.maw.depths == 5
+    assert plain.encoder.settings.depths == 0
+    assert torch.equal(
+        embedder.encode_documents(tiny.doc_texts), plain.encode_documents(tiny.doc_texts)
+    )
+    embedder.encoder.token_weight.zero_()
+    assert plain.encoder.token_weight.abs().sum() > 0
+
+
+def test_encoders_of_any_depths_share_the_first_stage_and_the_index(tiny, home, steps):
+    embedders = [
+        train_encoder([tiny], "cpu", settings, EncoderSettings(depths=depths))[0]
+        for settings, depths in (
+            (QUICK, 4),
+            (QUICK, 1),
+            (TrainingSettings(epochs=1, depth_epochs=1, batch_size=4, depths="clusters"), 2),
+        )
+    ]
+    assert len(steps) == math.ceil(10 / 4)
+    assert [embedder.maw.depths for embedder in embedders] == [4, 1, 2]
+    assert len(files(home, "attention")) == 1
+    standard = trained_attention([tiny], "cpu", QUICK)[0]
+    assert type(standard.encoder) is NonMAWEncoder
+    for embedder in embedders:
+        assert torch.equal(embedder.encoder.query_proj.weight, standard.encoder.query_proj.weight)
+        assert torch.equal(document_embeddings(tiny, embedder), document_embeddings(tiny, standard))
+    assert len(list((home / "documents").glob("*.safetensors"))) == 1
+    assert [len(embedder.maw.centroids) for embedder in embedders] == [0, 0, 2]
+
+
+def test_other_settings_are_other_files(tiny, home, monkeypatch):
+    monkeypatch.setattr(selection, "_candidates", own_pairs)
+    monkeypatch.setattr(selection, "_scores", lambda *given: {"untrained": 0.0, "own pairs": 1.0})
+    later = itertools.count()  # the later an epoch, the better
+    monkeypatch.setattr(selection.Validation, "score", lambda self, *given: next(later))
+    settings = (
+        QUICK,
+        replace(QUICK, seed=1),
+        replace(QUICK, depths="clusters"),
+        replace(QUICK, depth_learning_rate=1e-4),
+    )
+    encoders = [trained_embedder(tiny, "cpu", one)[0] for one in settings]
+    assert len(files(home, "trained")) == 4
+    assert len(files(home, "attention")) == 2  # the seeds'
+    one, seed, clusters, rate = (encoder.tensors() for encoder in encoders)
+    assert not torch.equal(one["query_proj.weight"], seed["query_proj.weight"])
+    assert torch.equal(one["query_proj.weight"], clusters["query_proj.weight"])
+    assert not torch.equal(one["depth_key_proj.weight"], clusters["depth_key_proj.weight"])
+    assert torch.equal(one["query_proj.weight"], rate["query_proj.weight"])
+
+
+def test_the_best_candidate_is_trained_once_and_then_read(tiny, home, monkeypatch, steps):
+    monkeypatch.setattr(selection, "_candidates", own_pairs)
+    # The untrained encoder finds less than any trained one.
+    monkeypatch.setattr(selection.Validation, "score", lambda self, *given: 0.25 + len(steps) / 100)
+    embedder, provenance = trained_embedder(tiny, "cpu", QUICK)
+    assert provenance["chosen"] == "own pairs"
+    assert provenance["validation nDCG@10"] == {"untrained": 0.25, "own pairs": 0.28}
+    training = provenance["training"]
+    assert training["attention"] == {"epoch": 1, "validation nDCG@10": 0.28}
+    assert training["depths"] == {"epoch": 0, "validation nDCG@10": 0.28}
+    assert training["names"] == [tiny.name]
+    assert training["pairs"] == 10
+    assert TrainingSettings(**training["settings"]) == QUICK
+    assert isinstance(embedder.encoder, MAWEncoder)
+    assert embedder.maw.depths == 32
+    again, told = trained_embedder(tiny, "cpu", QUICK)
+    assert len(steps) == 3
+    assert told == provenance
+    assert same(again.tensors(), embedder.tensors())
+
+
+def test_of_equal_scores_the_untrained_encoder_wins(tiny, home, monkeypatch):
+    monkeypatch.setattr(selection, "_candidates", own_pairs)
+    monkeypatch.setattr(selection.Validation, "score", lambda self, *given: 0.5)
+    embedder, provenance = trained_embedder(tiny, "cpu", QUICK)
+    assert provenance["chosen"] == "untrained"
+    assert provenance["training"] == {}
+    assert same(embedder.tensors(), untrained_embedder(tiny.doc_texts).tensors())
+
+
+def test_without_validation_queries_the_untrained_encoder_is_taken(tiny, home, steps):
+    empty = tiny._replace(splits={**tiny.splits, "validation": NO_QUERIES})
+    _, provenance = trained_embedder(empty, "cpu", QUICK)
+    assert provenance["chosen"] == "untrained"
+    assert provenance["validation nDCG@10"] == {"untrained": 0.0}
+    assert steps == []
+
+
+def test_candidates(tiny, monkeypatch):
+    about = {**tiny.provenance, "collection": {"versions": {}}}
+    pydocs = tiny._replace(name="pydocs", provenance=about)
+    monkeypatch.setattr(selection, "load_collection", lambda name: {"pydocs": pydocs}[name])
+    assert selection._candidates(tiny) == {
+        "own pairs": [tiny],
+        "own pairs and pydocs": [tiny, pydocs],
+    }
+    small = tiny._replace(splits={**tiny.splits, "encoder": NO_QUERIES})
+    assert selection._candidates(small) == {"pydocs": [pydocs]}
+    assert selection._candidates(pydocs) == {"own pairs": [pydocs]}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from maw_gym.tables.columns import COLUMNS
 from maw_gym.tables.depth_table import DepthTable
 
 APPLE, BERRY, CHERRY = "fruit/apple", "fruit/berry", "fruit/cherry"
@@ -23,6 +24,7 @@ TABLE = DepthTable(
     focus=_floats([[1.0, 0.8, 0.4, 0.1], [0.9, 0.7, 0.5, 0.2], [1.0, 1.0, 1.0, 1.0]]),
     ndcg=_floats([[0.0, 0.5, 1.0, 0.25], [1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.5]]),
     listwise=_floats([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 0.5], [1.0, 0.0, 0.0, 0.0]]),
+    retrieval=np.arange(132, dtype=np.float32).reshape(3, 44) / 132,  # 11 kinds of 4 depths
     content=_floats([[0.6, 0.8], [-1.0, 0.0], [0.0, 1.0]]),
     clusters=np.zeros((3, 0), dtype=np.float32),
 )
@@ -36,6 +38,7 @@ def random_table(queries: int, depths: int, seed: int = 0) -> DepthTable:
     draw = np.random.default_rng(seed).random
     shapes = dict.fromkeys(("entropy", "focus", "ndcg", "listwise"), (queries, depths))
     shapes |= {"attention": (queries, 64), "content": (queries, 5), "clusters": (queries, 3)}
+    shapes |= {"retrieval": (queries, 11 * depths)}
     numbers: dict[str, Any] = {name: draw(shape, np.float32) for name, shape in shapes.items()}
     return DepthTable(query_ids=tuple(f"query {row}" for row in range(queries)), **numbers)
 
@@ -55,8 +58,7 @@ class HandMadeTask:
         if split == "train":
             return TABLE
         rows = slice(0, 1)
-        names = ("attention", "entropy", "focus", "ndcg", "listwise", "content", "clusters")
-        cut: dict[str, Any] = {name: getattr(TABLE, name)[rows] for name in names}
+        cut: dict[str, Any] = {name: getattr(TABLE, name)[rows] for name in COLUMNS}
         return replace(TABLE, query_ids=TABLE.query_ids[rows], **cut)
 
     def attention(self, query_id: str, depth: int) -> tuple[np.ndarray, list[str]]:

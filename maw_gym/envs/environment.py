@@ -47,10 +47,20 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
     | `attention` | 64 * H  | 0   | 1   | attention averaged over depths, the n x n real tokens of |
     |             |         |     |     | each of the H heads pooled to 8 x 8; of unit length      |
     | `profile`   | 2 * D   | 0   | 1   | entropy of every depth, then focus of every depth        |
+    | `retrieval` | 11 * D  | -1  | 2   | what a search through every depth finds, see below       |
     | `content`   | h       | -1  | 1   | mean of the token embeddings, of unit length             |
     | `clusters`  | K       | -1  | 1   | cosine to K query clusters, of depths trained on them    |
 
     With the default, `attention` and H = 8, that is 512 numbers.
+
+    `retrieval` looks at the rankings through the depths, and at no judgement of relevance: it is
+    what a router can know that the query does not say. Of every kind there are D numbers, one for
+    each depth: the highest cosine (in [-1, 1]); how far it is above the second and above the tenth
+    (each in [0, 2]); mean (in [-1, 1]), standard deviation (in [0, 1]) and softmax entropy divided
+    by its largest value (in [0, 1]) of the ten highest, and the same three of the fifty highest;
+    the share of the first ten documents that are among the first ten of the depths' mean embedding
+    (in [0, 1]); and the share of the depths whose first document is the same (in [0, 1]). Outside
+    the environment it costs a search through every depth.
 
     ## Rewards
 

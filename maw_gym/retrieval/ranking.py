@@ -1,4 +1,4 @@
-"""Rankings through every depth, under trec_eval's tie rule: nDCG@10 and listwise mass.
+"""Rankings through every depth, under trec_eval's tie rule: how good, and what they look like.
 
 Notation: N documents, B queries, D depths, h embedding width, C columns of scores (the documents of
 the whole collection, or one query's candidates), b queries of one block.
@@ -20,6 +20,7 @@ from maw_gym.retrieval.document_index import (
     Relevant,
     check_finite,
 )
+from maw_gym.retrieval.unjudged import LONG, SHORT, STATISTICS, ranking_statistics
 
 TEMPERATURE: Final = 0.05  # of the listwise mass
 CUTOFF: Final = 10  # of nDCG
@@ -59,37 +60,111 @@ def alignment_of_depths(
     """
     _check_lengths(queries, relevant, candidates)
     shape = queries.shape[:2]
-    ndcg = torch.empty(shape, device=index.device)
-    listwise = torch.empty(shape, device=index.device)
+    alignment = Alignment(*(torch.empty(shape, device=index.device) for _ in Alignment._fields))
     for block in _blocks(index, queries, candidates):
-        judged = relevant[block.queries]
-        gains = _gains(index, block, judged)
-        ideals = [ideal_dcg(one.grades) for one in judged]
-        ndcg[block.queries] = ndcg_of_scores(block.scores, block.tie_rank, gains, ideals)
-        listwise[block.queries] = listwise_of_scores(block.scores, gains > 0, temperature)
-    return Alignment(ndcg, listwise)
+        _, columns = _top(block.scores, block.tie_rank, CUTOFF)
+        _align(index, block, columns, relevant, temperature, alignment)
+    return alignment
+
+
+@torch.no_grad()
+def rankings_of_depths(
+    index: DocumentIndex,
+    queries: Tensor,
+    relevant: Sequence[Relevant],
+    candidates: Sequence[Integers] | None = None,
+    found: Sequence[Integers] | None = None,
+    temperature: float = TEMPERATURE,
+) -> tuple[Alignment, Tensor]:
+    """`alignment_of_depths`, and what the rankings look like without judgments.
+
+    Args:
+        index: see `alignment_of_depths`, as the next three.
+        queries: see there.
+        relevant: see there.
+        candidates: see there.
+        found: per query those of its candidates that no judgment has put there; None are all.
+        temperature: see there.
+
+    Returns:
+        The alignment, and (B, 11 D) `maw_gym.retrieval.unjudged.ranking_statistics`.
+    """
+    _check_lengths(queries, relevant, candidates)
+    shape = queries.shape[:2]
+    alignment = Alignment(*(torch.empty(shape, device=index.device) for _ in Alignment._fields))
+    observed = torch.empty(len(queries), len(STATISTICS) * shape[1], device=index.device)
+    for block in _blocks(index, queries, candidates):
+        scores, columns = _top(block.scores, block.tie_rank, LONG)
+        if found is None:
+            observed[block.queries] = _observed(block, scores, columns)
+        _align(index, block, columns[..., :CUTOFF], relevant, temperature, alignment)
+    if found is not None:
+        for block in _blocks(index, queries, found):
+            observed[block.queries] = _observed(block, *_top(block.scores, block.tie_rank, LONG))
+    return alignment, observed
+
+
+def _top(scores: Tensor, tie_rank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of scores (b, D, C), in order: values and columns (b, D, k)."""
+    best = top_in_tie_order(scores.flatten(0, 1), tie_rank, k)
+    values, columns = (part.view(*scores.shape[:2], -1) for part in best)
+    return values, columns
+
+
+def _observed(block: "_Block", scores: Tensor, columns: Tensor) -> Tensor:
+    """Statistics of the rankings of a block, from the top of each."""
+    # The cosine with the mean embedding is the mean of the cosines, up to a factor.
+    _, of_mean = top_in_tie_order(block.scores.mean(1), block.tie_rank, SHORT)
+    return ranking_statistics(scores, columns, of_mean)
+
+
+def _align(
+    index: DocumentIndex,
+    block: "_Block",
+    columns: Tensor,
+    relevant: Sequence[Relevant],
+    temperature: float,
+    alignment: Alignment,
+) -> None:
+    """Fill in the alignment of a block, whose scores are overwritten, given its best columns."""
+    judged = relevant[block.queries]
+    gains = _gains(index, block, judged)
+    ideals = [ideal_dcg(one.grades) for one in judged]
+    alignment.ndcg[block.queries] = ndcg_of_columns(columns, gains, ideals)
+    alignment.listwise[block.queries] = listwise_of_scores(block.scores, gains > 0, temperature)
 
 
 def ndcg_of_scores(
     scores: Tensor, tie_rank: Tensor, gains: Tensor, ideals: Sequence[float]
 ) -> Tensor:
+    """`ndcg_of_columns` (b, D) of scores (b, D, C); columns of -inf are no documents.
+
+    Args:
+        scores: see above.
+        tie_rank: (C,) int64, of equal scores the smaller goes first.
+        gains: see `ndcg_of_columns`.
+        ideals: see there.
+    """
+    _, columns = _top(scores, tie_rank, CUTOFF)
+    return ndcg_of_columns(columns, gains, ideals)
+
+
+def ndcg_of_columns(columns: Tensor, gains: Tensor, ideals: Sequence[float]) -> Tensor:
     """NDCG@10 (b, D) as trec_eval's ndcg_cut: linear gain, discount log2(rank + 1).
 
     Source: Järvelin and Kekäläinen, TOIS 20(4), 2002, as implemented in trec_eval's m_ndcg_cut.c.
 
     Args:
-        scores: (b, D, C); columns of -inf are no documents.
-        tie_rank: (C,) int64, of equal scores the smaller goes first.
+        columns: (b, D, at most 10) int64, the best columns in order.
         gains: (b, C), the grade of each column, 0 where it is not relevant.
         ideals: b numbers, see `ideal_dcg`; 0 gives 0.
     """
-    b, depths, _ = scores.shape
-    _, columns = top_in_tie_order(scores.flatten(0, 1), tie_rank, CUTOFF)
-    ranked = gains.gather(1, columns.view(b, -1)).view(b, depths, -1)  # (b, D, 10)
-    ranks = torch.arange(2, ranked.shape[-1] + 2, device=scores.device)
+    b, depths, _ = columns.shape
+    ranked = gains.gather(1, columns.reshape(b, -1)).view(b, depths, -1)  # (b, D, 10)
+    ranks = torch.arange(2, ranked.shape[-1] + 2, device=columns.device)
     # float64 as in trec_eval, so that a perfect ranking is 1 and not 0.99999994
     dcg = (ranked.double() / torch.log2(ranks.double())).sum(-1)
-    ideal = torch.tensor(ideals, dtype=torch.float64, device=scores.device)[:, None]
+    ideal = torch.tensor(ideals, dtype=torch.float64, device=columns.device)[:, None]
     return torch.where(ideal > 0, dcg / ideal, 0.0).clamp_(0, 1).float()
 
 
@@ -129,12 +204,18 @@ def top_in_tie_order(scores: Tensor, tie_rank: Tensor, k: int) -> tuple[Tensor, 
     width = scores.shape[1]
     values, columns = scores.topk(min(k + 1, width), dim=1)
     tied = ((values[:, 1:] == values[:, :-1]) & values[:, 1:].isfinite()).any(1)
+    # Of scores that are equal across the cut topk has kept any.
+    cut = values[:, k - 1] == values[:, k] if width > k else torch.zeros_like(tied)
     values, columns = values[:, :k].contiguous(), columns[:, :k].contiguous()
     if not tied.any():
         return values, columns
-    # topk orders equal scores at will, also across the cut: sort the (few) rows with ties whole.
+    # It has all of the others, in whatever order: put the (few) rows with ties right.
+    rows = (tied & ~cut).nonzero()[:, 0]
+    listed = columns[rows].gather(1, tie_rank[columns[rows]].argsort(1))
+    ordered = scores[rows[:, None], listed].sort(dim=1, descending=True, stable=True)
+    values[rows], columns[rows] = ordered.values, listed.gather(1, ordered.indices)
     by_tie = tie_rank.argsort()
-    for rows in tied.nonzero()[:, 0].split(max(1, BLOCK_BYTES // (16 * width))):
+    for rows in (tied & cut).nonzero()[:, 0].split(max(1, BLOCK_BYTES // (16 * width))):
         ordered = scores[rows[:, None], by_tie[None]].sort(dim=1, descending=True, stable=True)
         values[rows] = ordered.values[:, :k]
         columns[rows] = by_tie[ordered.indices[:, :k]]

@@ -73,7 +73,8 @@ class RoutedEncoder:
         self.dataset = dataset
         self.documents: SearchIndex | None = None
         self.hybrid_weight = _weight(router.settings.get("hybrid_weight", WEIGHT))
-        observed = self.observe([""])
+        # Of no query: nothing is computed, nor searched.
+        observed = observations(embedder, [], router.observation)
         shape = (observed.shape[1], self.embedder.maw.depths)
         if shape != (len(router.mean), router.depths):
             raise InputError(
@@ -174,9 +175,15 @@ class RoutedEncoder:
         return first @ second.to(first.device).T
 
     def observe(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Observations (N, O) of the router, as a depth table has them."""
-        ids = self.embedder.query_ids(checked_texts(texts))
-        return observations(self.embedder, ids, self.router.observation)
+        """Observations (N, O) of the router, as a depth table has them.
+
+        The block `retrieval` is made of D + 1 searches for every query, so that routers that
+        observe it need documents, and a search takes as much longer.
+
+        Raises:
+            InputError: no documents to search, see `index`.
+        """
+        return self._observed(self.embedder.query_ids(checked_texts(texts)))
 
     def index(
         self,
@@ -312,8 +319,11 @@ class RoutedEncoder:
     def _routed(self, texts: list[str]) -> tuple[Tensor, NDArray[np.int64]]:
         """Embeddings (N, h) of queries, and the depths (N,) that they were routed through."""
         ids = self.embedder.query_ids(texts)
-        depths, _ = self.router.predict(observations(self.embedder, ids, self.router.observation))
+        depths, _ = self.router.predict(self._observed(ids))
         return self.embedder.encode_ids(ids, torch.from_numpy(depths)), depths
+
+    def _observed(self, ids: list[list[int]]) -> NDArray[np.float32]:
+        return observations(self.embedder, ids, self.router.observation, self.documents)
 
     def _batches(self, texts: list[str], size: int, show: bool) -> Iterator[list[str]]:
         size = checked_int(size, "batch_size", 1)

@@ -9,10 +9,18 @@ from torch import Tensor
 from maw_gym.attention.depth_attention import DepthStatistics
 from maw_gym.attention.pooling import CELLS
 from maw_gym.encoders.embedder import Embedder
+from maw_gym.retrieval.unjudged import STATISTICS
 
-COLUMNS: Final = ("attention", "entropy", "focus", "ndcg", "listwise", "content", "clusters")
-PER_DEPTH: Final = ("entropy", "focus", "ndcg", "listwise")
-SIGNED: Final = ("content", "clusters")  # in [-1, 1]; the others in [0, 1]
+PER_DEPTH: Final = {
+    "entropy": 1,
+    "focus": 1,
+    "ndcg": 1,
+    "listwise": 1,
+    "retrieval": len(STATISTICS),
+}
+"""Columns with numbers of every depth: how many kinds, D of each side by side."""
+COLUMNS: Final = ("attention", *PER_DEPTH, "content", "clusters")
+SIGNED: Final = ("content", "clusters")
 
 
 def column_widths(embedder: Embedder) -> dict[str, int]:
@@ -20,10 +28,24 @@ def column_widths(embedder: Embedder) -> dict[str, int]:
     encoder = embedder.maw
     return {
         "attention": CELLS * encoder.heads,
-        **dict.fromkeys(PER_DEPTH, encoder.depths),
+        **{name: kinds * encoder.depths for name, kinds in PER_DEPTH.items()},
         "content": embedder.text.width,
         "clusters": len(encoder.centroids),
     }
+
+
+def column_range(name: str, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Smallest and largest numbers (width,) of a column.
+
+    Those of `retrieval` are each statistic's own; `content` and `clusters` lie in [-1, 1], the
+    others in [0, 1].
+    """
+    if name == "retrieval":
+        low, high = np.array(list(STATISTICS.values()), np.float32).T
+        depths = width // len(STATISTICS)
+        return low.repeat(depths), high.repeat(depths)
+    low = -1 if name in SIGNED else 0
+    return np.full(width, low, np.float32), np.ones(width, np.float32)
 
 
 def observed_columns(
@@ -55,9 +77,11 @@ def table_column(name: str, values: Tensor) -> NDArray[np.float32]:
     Raises:
         FloatingPointError: values outside the range by more than a rounding, or NaN.
     """
+    low, high = column_range(name, values.shape[1])
     # Cosines and unit vectors may pass 1 by a rounding; a Box would reject them.
-    whole = values.float().clamp(-1, 1).cpu().numpy()
-    low = -1 if name in SIGNED else 0
-    if not ((whole >= low) & (whole <= 1)).all():
-        raise FloatingPointError(f"{name} outside [{low}, 1]; the encoder has probably diverged")
+    whole: NDArray[np.float32] = np.clip(values.float().cpu().numpy(), -1, high)
+    if not (whole >= low).all():  # NaN neither
+        raise FloatingPointError(
+            f"{name} outside [{low.min():g}, {high.max():g}]; the encoder has probably diverged"
+        )
     return whole

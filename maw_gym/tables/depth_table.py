@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from maw_gym.checks import checked_texts
 from maw_gym.errors import InputError
-from maw_gym.tables.columns import SIGNED
+from maw_gym.tables.columns import column_range
 
 Floats = NDArray[np.float32]
 
-BLOCKS: Final = ("attention", "profile", "content", "clusters")
+BLOCKS: Final = ("attention", "profile", "retrieval", "content", "clusters")
 ALIGNMENTS: Final = ("ndcg", "listwise")
 NO_CENTROIDS: Final = (
     "observation block 'clusters' needs an encoder with centroids, and this one has none; train one"
@@ -37,6 +37,8 @@ class DepthTable:
         focus: (N, D) in [0, 1].
         ndcg: (N, D) in [0, 1], nDCG@10 of the candidates ranked through each depth.
         listwise: (N, D) in [0, 1], softmax mass of the relevant documents through each depth.
+        retrieval: (N, 11 D), what the rankings look like without judgments, see
+            `maw_gym.retrieval.unjudged.STATISTICS`.
         content: (N, h) in [-1, 1], mean hidden state of unit length.
         clusters: (N, K) in [-1, 1], cosine to the encoder's centroids; K = 0 without them.
     """
@@ -47,6 +49,7 @@ class DepthTable:
     focus: Floats
     ndcg: Floats
     listwise: Floats
+    retrieval: Floats
     content: Floats
     clusters: Floats
 
@@ -85,9 +88,9 @@ class DepthTable:
     def is_per_depth(self, name: str) -> bool:
         """Whether a block has numbers of every depth, D of one kind after the other.
 
-        `profile` has; `clusters` where the encoder has one centroid per depth.
+        `profile` and `retrieval` have; `clusters` where the encoder has one centroid per depth.
         """
-        return name == "profile" or (
+        return name in ("profile", "retrieval") or (
             name == "clusters" and self.clusters.shape[1] == self.num_depths
         )
 
@@ -104,11 +107,10 @@ class DepthTable:
         )
 
     def observation_space(self, blocks: Sequence[str]) -> spaces.Box:
-        """Box of the observation: attention (64 H) and profile (2 D) in [0, 1], rest in [-1, 1]."""
-        names = checked_blocks(blocks)
-        low = [np.full(self.block(name).shape[1], -1 if name in SIGNED else 0) for name in names]
-        bound = np.concatenate(low).astype(np.float32)
-        return spaces.Box(bound, np.ones_like(bound), dtype=np.float32)
+        """Box of the observation, see `maw_gym.tables.columns.column_range`."""
+        ranges = [column_range(name, self.block(name).shape[1]) for name in checked_blocks(blocks)]
+        low, high = (np.concatenate(bounds) for bounds in zip(*ranges, strict=True))
+        return spaces.Box(low, high, dtype=np.float32)
 
 
 def checked_blocks(blocks: Sequence[str] | str) -> tuple[str, ...]:

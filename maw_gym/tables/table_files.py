@@ -65,7 +65,7 @@ def read_table(path: Path) -> DepthTable:
             raise ValueError("ids that are no texts")
     except (LookupError, RecursionError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path} is not a depth table ({error}); delete it") from None
-    widths = {name: depths if name in PER_DEPTH else None for name in COLUMNS}
+    widths = {name: depths * PER_DEPTH[name] if name in PER_DEPTH else None for name in COLUMNS}
     check_tensors(path, tensors, {name: (len(ids), width) for name, width in widths.items()})
     columns = {name: tensor.numpy() for name, tensor in tensors.items()}
     for column in columns.values():

@@ -20,10 +20,10 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, untrained_embedder
 from maw_gym.errors import InputError
 from maw_gym.files.cache import cache_home, content_key, expanded, kept_or_built
-from maw_gym.retrieval.candidates import candidate_documents
+from maw_gym.retrieval.candidates import candidate_documents, with_relevant
 from maw_gym.retrieval.document_index import DocumentIndex
 from maw_gym.retrieval.evaluation import Evaluation, evaluate_embeddings
-from maw_gym.retrieval.ranking import alignment_of_depths
+from maw_gym.retrieval.ranking import rankings_of_depths
 from maw_gym.retrieval.search import Ranking
 from maw_gym.tables.columns import column_widths, observed_columns, table_column
 from maw_gym.tables.depth_table import DepthTable
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise when the meaning of a cached number changes
+FORMAT = 2  # raise when the meaning of a cached number changes
 
 
 class RetrievalTask:
@@ -61,7 +61,7 @@ class RetrievalTask:
         self.device = torch.device(device)
         self.encoder_provenance = dict(encoder_provenance or {})
         self._tables: dict[str, DepthTable] = {}
-        self._candidates: dict[str, list[NDArray[np.int64]] | None] = {}
+        self._candidates: dict[str, list[NDArray[np.int64]]] = {}
 
     @cached_property
     def key(self) -> str:
@@ -118,7 +118,9 @@ class RetrievalTask:
         """The table's columns for some rows of a split."""
         queries = self.collection.splits[split].select(range(rows.start, rows.stop))
         relevant = self.index.relevant(queries)
-        candidates = self.candidates(split)
+        candidates, found = self.candidates(split), self.candidates(split, judged=False)
+        if found is candidates:
+            found = None
         centroids = self.embedder.maw.centroids
 
         @torch.no_grad()
@@ -127,13 +129,15 @@ class RetrievalTask:
         ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
             places = batch[0].cpu().numpy()
             statistics, content = self.embedder.statistics(*batch[1:])
-            alignment = alignment_of_depths(
+            alignment, rankings = rankings_of_depths(
                 self.index,
                 statistics.embeddings,
                 [relevant[place] for place in places],
                 candidates and [candidates[rows.start + place] for place in places],
+                found and [found[rows.start + place] for place in places],
             )
-            columns = observed_columns(statistics, content, centroids) | alignment._asdict()
+            columns = observed_columns(statistics, content, centroids)
+            columns |= {**alignment._asdict(), "retrieval": rankings}
             return places, {name: table_column(name, values) for name, values in columns.items()}
 
         label = f"depths of {split} queries {rows.start + 1} to {rows.stop}"
@@ -141,22 +145,28 @@ class RetrievalTask:
         batches = self.embedder.batches(ids, self.embedder.statistics_tokens, label)
         # A GPU has one queue: more threads would only take turns.
         threads = 1 if self.device.type == "cuda" else None
-        found: dict[str, NDArray[np.float32]] = {}
+        built: dict[str, NDArray[np.float32]] = {}
         for places, columns in map_in_threads(columns_of, batches, threads):
             for name, values in columns.items():
-                found.setdefault(name, np.empty((len(ids), values.shape[1]), np.float32))
-                found[name][places] = values
-        return found
+                built.setdefault(name, np.empty((len(ids), values.shape[1]), np.float32))
+                built[name][places] = values
+        return built
 
-    def candidates(self, split: str) -> list[NDArray[np.int64]] | None:
-        """Positions of the documents each query is ranked over; None is the whole collection."""
+    def candidates(self, split: str, judged: bool = True) -> list[NDArray[np.int64]] | None:
+        """Positions of the documents each query is ranked over; None is the whole collection.
+
+        Args:
+            split: whose queries.
+            judged: with the relevant documents that queries to learn from are given besides.
+        """
         one_of("split", split, SPLITS)
+        if self.collection.small:
+            return None
         if split not in self._candidates:
-            small = self.collection.small
-            self._candidates[split] = (
-                None if small else candidate_documents(self.collection, split, self.bm25)
-            )
-        return self._candidates[split]
+            self._candidates[split] = candidate_documents(self.collection, split, self.bm25)
+        if not judged or split not in ("encoder", "train"):
+            return self._candidates[split]
+        return with_relevant(self._candidates[split], self.collection, split)
 
     def evaluate(
         self, split: str, depths: Tensor | None = None, k: int = 100

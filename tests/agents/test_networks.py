@@ -16,7 +16,7 @@ def table(centroids: int = DEPTHS) -> DepthTable:
     """Random columns."""
     generator = np.random.default_rng(0)
     ids = tuple(f"q{number}" for number in range(QUERIES))
-    widths = (64, DEPTHS, DEPTHS, DEPTHS, DEPTHS, 6, centroids)
+    widths = (64, DEPTHS, DEPTHS, DEPTHS, DEPTHS, 11 * DEPTHS, 6, centroids)
     return DepthTable(ids, *(generator.random((QUERIES, width), np.float32) for width in widths))
 
 
@@ -39,6 +39,7 @@ def test_numbers_standardised_together_keep_what_differs_between_depths() -> Non
     [
         ("auto", ("profile",), 0, True),
         ("auto", ("profile", "clusters"), DEPTHS, True),
+        ("auto", ("retrieval", "profile"), 0, True),
         ("auto", ("clusters",), 3, False),  # not one centroid for each depth
         ("auto", ("profile", "attention"), 0, False),
         ("auto", ("content",), 0, False),

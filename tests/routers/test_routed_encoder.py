@@ -34,6 +34,8 @@ BLOCKS = [
     ("clusters",),
     ("clusters", "profile"),
     ("content", "attention", "clusters"),
+    ("retrieval",),
+    ("retrieval", "profile"),
 ]
 
 
@@ -69,6 +71,12 @@ def test_text_gives_the_tables_rows(
     router = a_router(task, blocks)
     routed = RoutedEncoder.from_run(a_run(tmp_path, task, router), device="cpu")
     texts = task.collection.splits["test"].texts
+    if "retrieval" in blocks:
+        with pytest.raises(
+            InputError, match=r"nothing to search yet; call index\(doc_ids, texts\)"
+        ):
+            routed.observe(texts)
+        routed.index(task.collection.doc_ids, task.collection.doc_texts)
     expected = task.table("test").observation(blocks)
     np.testing.assert_allclose(routed.observe(texts), expected, atol=1e-6, rtol=0)
     # One at a time, too: batches change nothing.

@@ -47,6 +47,16 @@ def test_the_space_holds_every_observation():
     assert all(space.contains(row) for row in CLUSTERED.observation(blocks))
 
 
+def test_the_range_of_what_searches_find():
+    space = TABLE.observation_space(["retrieval"])
+    # First, two gaps, mean, spread and entropy of ten and of fifty, overlap, same first.
+    low, high = [-1, 0, 0, -1, 0, 0, -1, 0, 0, 0, 0], [1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert space.low.tolist() == np.repeat(low, 4).tolist()
+    assert space.high.tolist() == np.repeat(high, 4).tolist()
+    assert all(space.contains(row) for row in TABLE.observation(["retrieval"]))
+    assert TABLE.is_per_depth("retrieval")
+
+
 def test_a_single_name_may_stand_alone():
     assert checked_blocks("attention") == ("attention",)
     assert checked_blocks(["clusters", "content"]) == ("clusters", "content")
@@ -55,7 +65,9 @@ def test_a_single_name_may_stand_alone():
 
 @pytest.mark.parametrize("blocks", [(), ("content", "content"), ("content", "color"), "color", ""])
 def test_wrong_blocks(blocks):
-    with pytest.raises(InputError, match=r"attention, profile, content, clusters") as caught:
+    with pytest.raises(
+        InputError, match=r"attention, profile, retrieval, content, clusters"
+    ) as caught:
         TABLE.observation(blocks)
     assert "\n" not in str(caught.value)
 

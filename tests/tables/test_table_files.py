@@ -23,6 +23,7 @@ WIDTHS = {
     "focus": 2,
     "ndcg": 2,
     "listwise": 2,
+    "retrieval": 22,
     "content": 3,
     "clusters": 0,
 }
@@ -82,7 +83,7 @@ def test_the_file_is_safetensors(path):
     found = load_file(path)
     assert set(found) == {*COLUMNS, "query_ids"}
     assert json.loads(found["query_ids"].tobytes()) == list(IDS)
-    assert found["content"].tolist() == [[row + 5 / 8] * 3 for row in range(5)]
+    assert found["content"].tolist() == [[row + 6 / 8] * 3 for row in range(5)]
     assert found["clusters"].shape == (5, 0)
 
 

@@ -9,6 +9,7 @@ from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
 from maw_gym.errors import InputError
+from maw_gym.retrieval.search import rank
 from maw_gym.tables.task import RetrievalTask, load_task, resolve_device
 
 SHAPE = EncoderSettings(depths=4)
@@ -128,7 +129,8 @@ def test_a_large_collection_is_ranked_over_candidates(tiny, monkeypatch):
     monkeypatch.setattr("maw_gym.corpora.records.SMALL", 5)
     other = tiny._replace(provenance={**tiny.provenance, "content": "with candidates"})
     task = RetrievalTask(other, clustered(tiny))
-    assert task.candidates("train") is lists
+    assert task.candidates("train", judged=False) is lists
+    assert [row.tolist() for row in task.candidates("train")] == [row.tolist() for row in lists]
     assert task.table("train").ndcg.min() >= 0.5  # one relevant document among three
     assert_table_is_evaluation(task, "train", [[0] * len(lists), [3] * len(lists)])
     _, ranking = task.evaluate("train", k=5)
@@ -147,6 +149,54 @@ def test_the_table_does_not_depend_on_the_number_of_threads(task, monkeypatch):
     torch.set_num_threads(before)
     for name, column in found[0].items():
         assert (found[1][name] == column).all(), name
+
+
+def test_judgments_give_queries_to_learn_from_their_relevant_documents(tiny, monkeypatch):
+    """They are ranked, so that there is something to learn, and are not observed."""
+    found = {
+        split: [np.array([25, 26])] * len(tiny.splits[split].ids) for split in ("train", "test")
+    }
+    monkeypatch.setattr(
+        maw_gym.tables.task, "candidate_documents", lambda _, split, bm25: found[split]
+    )
+    monkeypatch.setattr("maw_gym.corpora.records.SMALL", 5)
+    other = tiny._replace(provenance={**tiny.provenance, "content": "two candidates"})
+    task = RetrievalTask(other, clustered(tiny))
+    relevant = [int(name[1:]) for grades in tiny.splits["train"].relevance for name in grades]
+    assert [row.tolist() for row in task.candidates("train")] == [[25, 26, d] for d in relevant]
+    assert task.candidates("test") is found["test"]
+    documents = task.index.vectors[[25, 26]]
+    for split in ("train", "test"):
+        table = task.table(split)
+        for depth in range(4):
+            chosen = torch.full((len(table),), depth)
+            embedded = task.embedder.encode_queries(other.splits[split].texts, chosen)
+            highest = (embedded @ documents.T).amax(1)
+            assert table.retrieval[:, depth] == pytest.approx(highest.numpy(), abs=1e-5)
+    assert task.table("train").ndcg.min() >= 0.5
+    assert task.table("test").ndcg.max() == 0
+
+
+def test_retrieval_is_what_searches_find(task, tiny):
+    table = task.table("test")
+    assert table.retrieval.shape == (7, 44)
+    texts = tiny.splits["test"].texts
+    firsts = []
+    for depth in range(4):
+        embedded = task.embedder.encode_queries(texts, torch.full((7,), depth))
+        scores, documents = rank(task.index, embedded, 30)
+        firsts.append(documents[:, 0].numpy())
+        kinds = table.retrieval.reshape(7, 11, 4)[:, :, depth]
+        close = {"abs": 1e-5}
+        assert kinds[:, 0] == pytest.approx(scores[:, 0].numpy(), **close)
+        assert kinds[:, 1] == pytest.approx((scores[:, 0] - scores[:, 1]).numpy(), **close)
+        assert kinds[:, 2] == pytest.approx((scores[:, 0] - scores[:, 9]).numpy(), **close)
+        ten = scores[:, :10]
+        assert kinds[:, 3] == pytest.approx(ten.mean(1).numpy(), **close)
+        assert kinds[:, 4] == pytest.approx(ten.std(1, correction=0).numpy(), **close)
+        assert kinds[:, 6] == pytest.approx(scores.mean(1).numpy(), **close)  # all 30 there are
+    same = (np.array(firsts)[:, None] == np.array(firsts)[None]).mean(0)
+    assert table.retrieval[:, 40:] == pytest.approx(same.T, abs=1e-6)
 
 
 # --- what is kept on disk --------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.sb3.stopping import STOP
 from agents.sb3.training_state import aliases, first_not_finite, training_state
 from maw_gym.envs.bandit import Bandit, Outcome
-from maw_gym.envs.rendering import Scene, attention_figure, figure_rgb
+from maw_gym.envs.rendering import Scene, attention_frame
 from maw_gym.files.checkpoints import Checkpoints
 from maw_gym.tables.rewards import NDCG, TERMS
 from maw_gym.tables.task import RetrievalTask
@@ -144,7 +144,7 @@ class ValidationCallback(BaseCallback):
         weights, tokens = self.task.attention(query, depth)
         outcome: Outcome = self.bandit.outcome(0, depth)
         scene = Scene(query, weights, tokens, depth, self.bandit.num_depths, outcome)
-        return Image(figure_rgb(attention_figure(scene)), "HWC")
+        return Image(attention_frame(scene), "HWC")
 
 
 class CheckpointCallback(BaseCallback):

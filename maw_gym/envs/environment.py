@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from maw_gym.envs.bandit import Outcome
 from maw_gym.envs.queries import checked_options, load_bandit
-from maw_gym.envs.rendering import Scene, attention_figure, attention_text, figure_rgb
+from maw_gym.envs.rendering import Scene, attention_frame, attention_text
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.rewards import DEFAULT_WEIGHTS, TERMS
@@ -245,7 +245,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         scene = self._scene(self._query, self._depth)
         if self.render_mode == "ansi":
             return attention_text(scene)
-        return figure_rgb(attention_figure(scene))
+        return attention_frame(scene)
 
     def _observed(self, query: int) -> NDArray[np.float32]:
         return self.bandit.observations[query].copy()

@@ -1,16 +1,14 @@
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from maw_gym.envs.bandit import Outcome
-from maw_gym.envs.rendering import (
-    Scene,
-    attention_figure,
-    attention_text,
-    figure_rgb,
-    readable_tokens,
-)
+from maw_gym.envs.drawing import attention_figure, figure_rgb
+from maw_gym.envs.rendering import Scene, attention_text, readable_tokens
 
 OUTCOME = Outcome(reward=0.5, entropy=0.25, focus=0.75, alignment=1.0, regret=0.125, random=0.5)
 
@@ -151,3 +149,29 @@ def test_pyplot_is_left_alone():
 def test_any_number_of_heads(head_count):
     weights = np.full((head_count, 2, 2), 0.5, dtype=np.float32)
     assert "0.50" in attention_text(scene(["a", "b"], weights=weights))
+
+
+BROKEN = """
+import numpy as np
+import maw_gym
+from maw_gym.envs.rendering import Scene, attention_frame, attention_text
+scene = Scene("q", np.ones((1, 1, 1)), ["a"], 0, 2)
+print(attention_text(scene).splitlines()[0])
+try:
+    attention_frame(scene)
+except maw_gym.InputError as problem:
+    print(problem)
+"""
+
+
+def test_broken_settings_of_matplotlib_hinder_nothing_but_drawing():
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN], env=os.environ | {"MPLBACKEND": "nonsense"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first, second = done.stdout.splitlines()
+    assert first == "Query q"
+    assert second.startswith(
+        "matplotlib cannot be imported (Key backend: 'nonsense' is not a valid"
+    )
+    assert second.endswith("; mend its matplotlibrc or unset MPLBACKEND")

@@ -1,0 +1,130 @@
+"""Drawing of frames by matplotlib.
+
+Figures are drawn without pyplot, so no window opens and no global state is touched; they serve as
+frames and as images for TensorBoard alike.
+"""
+
+import functools
+from typing import Final
+
+import numpy as np
+from matplotlib import font_manager, ft2font
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from numpy.typing import NDArray
+
+from maw_gym.envs.rendering import (
+    COLOURS,
+    MAX_TITLE,
+    MAX_TOKENS,
+    Scene,
+    Terms,
+    mean_over_heads,
+    readable_tokens,
+    shortened,
+)
+
+FONT: Final = "DejaVu Sans"  # ships with matplotlib
+
+
+def attention_figure(scene: Scene) -> Figure:
+    """Draw the attention, averaged over heads, and the reward terms, 11 by 6 inches at 100 dpi.
+
+    Colours of a chosen depth run from 0 to 1 on a cube-root scale, the same in every frame, so that
+    a broad depth looks even and dark and a focused one has bright spots. Of a long query the first
+    40 tokens are drawn, and the figure says so.
+    """
+    figure = Figure(figsize=(11, 6), dpi=100, facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        1, 2, width_ratios=(1.65, 1), left=0.11, right=0.965, bottom=0.17, top=0.87, wspace=0.42
+    )
+    title = _drawable(shortened(f"Query {scene.query_id}", MAX_TITLE))
+    _plain(figure.suptitle(title, fontsize=13))
+    left, right = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
+    _draw_attention(figure, left, scene)
+    _draw_terms(right, scene.outcome)
+    return figure
+
+
+def figure_rgb(figure: Figure) -> NDArray[np.uint8]:
+    """Pixels of a figure, (height, width, 3) uint8."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _draw_attention(figure: Figure, axes: Axes, scene: Scene) -> None:
+    mean = mean_over_heads(scene.weights)
+    total = len(mean)
+    mean = mean[:MAX_TOKENS, :MAX_TOKENS]
+    shown = len(mean)
+    if scene.tokens is None:
+        names = [str(part + 1) for part in range(shown)]
+        heading = "observed: attention averaged over depths, pooled to 8 x 8"
+        scale, unit = Normalize(0, max(float(mean.max(initial=0)), 1e-9)), "eighth of the text"
+    else:
+        names = [_drawable(name) for name in readable_tokens(scene.tokens[:shown])]
+        heading = f"attention of depth {scene.depth} of {scene.num_depths}, mean over heads"
+        scale, unit = PowerNorm(1 / 3, 0, 1), "token"
+    if shown < total:
+        heading += f"; first {shown} of {total} tokens"
+    axes.set_title(heading, fontsize=10)
+    if shown == 0:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "this query has no tokens", ha="center", transform=axes.transAxes)
+        return
+    image = axes.imshow(mean, cmap="cividis", norm=scale, aspect="auto", interpolation="nearest")
+    size = 9 if shown <= 16 else 7.5 if shown <= 28 else 6
+    positions = range(shown)
+    rotation = 90 if max(map(len, names)) > 2 else 0
+    axes.set_xticks(positions, names, rotation=rotation, fontsize=size)
+    axes.set_yticks(positions, names, fontsize=size)
+    axes.set_xlabel(f"{unit} attended to (key)", fontsize=9)
+    axes.set_ylabel(f"attending {unit} (query)", fontsize=9)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        _plain(label)
+    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02)
+    if scene.tokens is None:
+        bar.set_ticks([0, scale.vmax or 0], labels=["0", "max"])
+    else:
+        bar.set_ticks([0, 0.01, 0.1, 0.25, 0.5, 1], labels=["0", ".01", ".1", ".25", ".5", "1"])
+    bar.ax.tick_params(labelsize=8)
+
+
+def _draw_terms(axes: Axes, outcome: Terms | None) -> None:
+    names = list(COLOURS)
+    values = [0.0 if outcome is None else float(getattr(outcome, name)) for name in names]
+    # Weights of the user's choice can take a reward beyond 1: the axis follows.
+    end = max(1.0, *values)
+    axes.barh(names, values, color=[COLOURS[name] for name in names], height=0.6)
+    axes.invert_yaxis()
+    axes.set_xlim(0, end * 1.18)
+    axes.set_xticks(np.linspace(0, end, 5))
+    axes.set_title("reward and its terms", fontsize=10)
+    axes.tick_params(labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    if outcome is None:
+        axes.text(0.5, 0.5, "no depth chosen yet", ha="center", transform=axes.transAxes)
+        return
+    for place, value in enumerate(values):
+        axes.text(value + 0.015 * end, place, f"{value:.3f}", va="center", fontsize=10)
+
+
+def _drawable(text: str) -> str:
+    """`text` with "□" for characters that the font lacks, which matplotlib would warn of."""
+    return "".join(mark if _font().get_char_index(ord(mark)) else "□" for mark in text)
+
+
+def _plain(text: Text) -> None:
+    """Text as it stands: no mathematics between dollar signs, in the font of `_drawable`."""
+    text.set_parse_math(False)
+    text.set_fontfamily(FONT)
+
+
+@functools.cache
+def _font() -> ft2font.FT2Font:
+    return font_manager.get_font(font_manager.findfont(FONT))

@@ -5,12 +5,14 @@ frames and as images for TensorBoard alike.
 """
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from matplotlib import font_manager, ft2font
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -28,6 +30,7 @@ from maw_gym.envs.rendering import (
 )
 
 FONT: Final = "DejaVu Sans"  # ships with matplotlib
+SCALE: Final = PowerNorm(1 / 3, 0, 1)  # of weights: a broad depth's are all near 0
 
 
 def attention_figure(scene: Scene) -> Figure:
@@ -50,6 +53,57 @@ def attention_figure(scene: Scene) -> Figure:
     return figure
 
 
+def depths_figure(
+    query: str, weights: Mapping[int, NDArray[np.floating]], tokens: Sequence[str]
+) -> Figure:
+    """Draw one query's attention through several depths side by side, averaged over heads.
+
+    Focus is the mean of the rows' largest weights, before heads are averaged, as in the reward.
+    Colours are those of `attention_figure`: a focused depth has bright spots, a broad one is even.
+
+    Args:
+        query: names the query.
+        weights: (H, n, n) attention of each depth drawn, from left to right.
+        tokens: n tokens; of more than 40 the first 40 are drawn, and the figure says so.
+
+    Raises:
+        ValueError: there is no depth to draw.
+    """
+    if not weights:
+        raise ValueError("give the attention of at least one depth")
+    count, shown = len(weights), min(len(tokens), MAX_TOKENS)
+    names = [_drawable(name) for name in readable_tokens(tokens[:shown])]
+    figure = Figure(figsize=(2 + 2.6 * count, 4.2), dpi=100, facecolor="white")
+    FigureCanvasAgg(figure)
+    title = _drawable(shortened(f"Query {query}", MAX_TITLE))
+    if shown < len(tokens):
+        title += f"; first {shown} of {len(tokens)} tokens"
+    _plain(figure.suptitle(title, fontsize=12))
+    left, right = 1.25 / figure.get_figwidth(), 1 - 0.75 / figure.get_figwidth()
+    grid = figure.add_gridspec(1, count, left=left, right=right, bottom=0.23, top=0.84, wspace=0.08)
+    for column, (depth, heads) in enumerate(weights.items()):
+        axes = figure.add_subplot(grid[column])
+        mean = mean_over_heads(heads)[:shown, :shown]
+        focus = np.asarray(heads).max(-1).mean() if shown else 0.0
+        axes.set_title(f"depth {depth}: focus {focus:.2f}", fontsize=10)
+        if not shown:
+            axes.set_axis_off()
+            axes.text(0.5, 0.5, "no tokens", ha="center", transform=axes.transAxes)
+            continue
+        image = axes.imshow(
+            mean, cmap="cividis", norm=SCALE, aspect="auto", interpolation="nearest"
+        )
+        size = 8 if shown <= 16 else 6 if shown <= 28 else 4.5
+        axes.set_xticks(range(shown), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(shown), names if column == 0 else [""] * shown, fontsize=size)
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            _plain(label)
+    if shown:
+        place = figure.add_axes((right + 0.15 / figure.get_figwidth(), 0.23, 0.012, 0.61))
+        _colour_bar(figure.colorbar(image, cax=place))
+    return figure
+
+
 def figure_rgb(figure: Figure) -> NDArray[np.uint8]:
     """Pixels of a figure, (height, width, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
@@ -69,7 +123,7 @@ def _draw_attention(figure: Figure, axes: Axes, scene: Scene) -> None:
     else:
         names = [_drawable(name) for name in readable_tokens(scene.tokens[:shown])]
         heading = f"attention of depth {scene.depth} of {scene.num_depths}, mean over heads"
-        scale, unit = PowerNorm(1 / 3, 0, 1), "token"
+        scale, unit = SCALE, "token"
     if shown < total:
         heading += f"; first {shown} of {total} tokens"
     axes.set_title(heading, fontsize=10)
@@ -90,8 +144,13 @@ def _draw_attention(figure: Figure, axes: Axes, scene: Scene) -> None:
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02)
     if scene.tokens is None:
         bar.set_ticks([0, scale.vmax or 0], labels=["0", "max"])
+        bar.ax.tick_params(labelsize=8)
     else:
-        bar.set_ticks([0, 0.01, 0.1, 0.25, 0.5, 1], labels=["0", ".01", ".1", ".25", ".5", "1"])
+        _colour_bar(bar)
+
+
+def _colour_bar(bar: Colorbar) -> None:
+    bar.set_ticks([0, 0.01, 0.1, 0.25, 0.5, 1], labels=["0", ".01", ".1", ".25", ".5", "1"])
     bar.ax.tick_params(labelsize=8)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from maw_gym.envs.bandit import Outcome
-from maw_gym.envs.drawing import attention_figure, figure_rgb
+from maw_gym.envs.drawing import attention_figure, depths_figure, figure_rgb
 from maw_gym.envs.rendering import Scene, attention_text, readable_tokens
 
 OUTCOME = Outcome(reward=0.5, entropy=0.25, focus=0.75, alignment=1.0, regret=0.125, random=0.5)
@@ -175,3 +175,72 @@ def test_broken_settings_of_matplotlib_hinder_nothing_but_drawing():
         "matplotlib cannot be imported (Key backend: 'nonsense' is not a valid"
     )
     assert second.endswith("; mend its matplotlibrc or unset MPLBACKEND")
+
+
+# --- several depths --------------------------------------------------------------------------
+
+
+def through_depths(tokens, depths=(0, 8, 16, 24, 31)):
+    """Attention that is even but for the diagonal, which is the weaker the higher the depth."""
+    n = len(tokens)
+    shares = {depth: 1 - place / len(depths) for place, depth in enumerate(depths)}
+    return {
+        depth: np.stack([share * np.eye(n) + (1 - share) / n] * 2)
+        for depth, share in shares.items()
+    }
+
+
+def test_depths_side_by_side():
+    tokens = ["▁red", "▁app", "le"]
+    figure = depths_figure("q7", through_depths(tokens), tokens)
+    found = texts(figure)
+    # Largest weights: 1, .8 + .2 / 3, .6 + .4 / 3, .4 + .6 / 3 and .2 + .8 / 3.
+    assert [axes.get_title() for axes in figure.axes[:5]] == [
+        "depth 0: focus 1.00",
+        "depth 8: focus 0.87",
+        "depth 16: focus 0.73",
+        "depth 24: focus 0.60",
+        "depth 31: focus 0.47",
+    ]
+    assert "Query q7" in found
+    assert found.count("·le") == 6  # under every depth, and once beside the first
+    drawn = [axes.images[0].get_array() for axes in figure.axes[:5]]
+    assert drawn[0].tolist() == np.eye(3).tolist()
+    assert drawn[4][0].tolist() == pytest.approx([0.466667, 0.266667, 0.266667], abs=1e-6)
+    # One scale for all of them.
+    assert {axes.images[0].get_clim() for axes in figure.axes[:5]} == {(0, 1)}
+    assert figure_rgb(figure).shape == (420, 1500, 3)
+
+
+def test_the_mean_over_heads_of_one_depth():
+    weights = np.array([[[1, 0], [0, 1]], [[0, 1], [0, 1]]], dtype=np.float32)
+    figure = depths_figure("q", {3: weights}, ["a", "b"])
+    assert figure.axes[0].get_title() == "depth 3: focus 1.00"  # of each head, not of their mean
+    assert figure.axes[0].images[0].get_array().tolist() == [[0.5, 0.5], [0.0, 1.0]]
+
+
+def test_depths_of_long_odd_and_empty_queries():
+    long = [f"t{k}" for k in range(97)]
+    figure = depths_figure("q", through_depths(long, (0, 1)), long)
+    assert figure.axes[1].images[0].get_array().shape == (40, 40)
+    assert "first 40 of 97 tokens" in figure.get_suptitle()
+    odd = ["▁$x^2$", "日本", "a\nb"]
+    assert "$x^2$" in texts(depths_figure("id_$a_{b", through_depths(odd), odd))
+    empty = depths_figure("q", {0: np.zeros((8, 0, 0))}, [])
+    assert "no tokens" in texts(empty)
+    with pytest.raises(ValueError, match="at least one depth"):
+        depths_figure("q", {}, ["a"])
+
+
+def test_labels_of_depths_stay_inside_the_figure():
+    tokens = ["▁extraordinarily"] * 12
+    figure = depths_figure("q", through_depths(tokens), tokens)
+    figure.canvas.draw()
+    height, width = figure_rgb(figure).shape[:2]
+    for axes in figure.axes[:5]:
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            box = label.get_window_extent()
+            assert box.x0 >= 0
+            assert box.y0 >= 0
+            assert box.x1 <= width
+            assert box.y1 <= height

@@ -70,7 +70,7 @@ class RankingLoss:
 
     Args:
         task: gives queries, depths and documents.
-        negatives: documents drawn per step.
+        negatives: documents drawn per step; all where there are no more.
         generator: of the draws, and of the queries where there are more than 16,384: the others
             have no ranking loss.
     """
@@ -102,7 +102,9 @@ class RankingLoss:
         device = choice.device
         relevant = [self.relevant[row] for row in rows.cpu()[held].tolist()]
         total = len(self.index)
-        drawn = self.first_of[torch.randint(total, (self.negatives,), generator=self.generator)]
+        drawn = self.first_of  # all, where a sample would be no fewer
+        if self.negatives < total:
+            drawn = drawn[torch.randint(total, (self.negatives,), generator=self.generator)]
         documents = torch.cat([*relevant, drawn]).unique()
         judged = torch.zeros(len(relevant), len(documents), dtype=torch.bool)
         for row, found in enumerate(relevant):

@@ -113,3 +113,15 @@ def test_ranking_loss_of_many_queries_holds_some_of_them(
     expected = -np.log(task.table("train").listwise[held.numpy(), 0]).mean()
     every = torch.arange(len(loss.place))
     assert loss(every, choice).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_more_negatives_than_documents_are_all_documents(task: RetrievalTask) -> None:
+    """A hundred million were drawn, whatever the collection: 5 GB of memory."""
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    losses = [
+        RankingLoss(task, negatives, generator)(torch.arange(2), torch.eye(DEPTHS)[:2]).item()
+        for negatives in (30, 10**12)
+    ]
+    assert losses[0] == losses[1]
+    assert torch.equal(generator.get_state(), before)

@@ -23,7 +23,6 @@ from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.text import padded
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import fingerprint
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
 from maw_gym.tables.rewards import RewardSpec
 from maw_gym.tables.task import RetrievalTask
@@ -144,7 +143,7 @@ def test_rule_labels_of_one_relevant_document_teach_a_constant(
     temperatures = [value for _, value in writer.scalars["train/temperature"]]
     assert temperatures == sorted(temperatures, reverse=True)
     assert router.settings["learner"] == "supervised-rule"
-    assert router.settings["encoder"] == fingerprint(task.embedder.tensors())
+    assert router.settings["encoder"] == task.embedder.fingerprint()
     save_router(tmp_path / "router.safetensors", router)
     given = task.table("test").observation(("attention",))
     again = load_router(tmp_path / "router.safetensors")

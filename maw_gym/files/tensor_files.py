@@ -185,7 +185,7 @@ def _check(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor]
         known = content["checksum"] == _checksum(content, tensors)
         if not known and type(content["format"]) is int and content["format"] > FORMAT:
             raise InputError(f"{path} was written by a newer version of maw_gym; update maw_gym")
-    elif entries == {"sha256"}:  # of a version before 0.2
+    elif entries == {"sha256"}:  # of earlier versions
         known = content["sha256"] == fingerprint(tensors)
     else:
         known = not entries

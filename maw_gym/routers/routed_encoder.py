@@ -62,7 +62,7 @@ class RoutedEncoder:
     ) -> None:
         told = router.settings.get("encoder")
         found = embedder.fingerprint()
-        # Routers of versions before 0.2 know their encoder by its weights alone.
+        # Routers of earlier versions know their encoder by its weights alone.
         if told not in (found, fingerprint(embedder.tensors())):
             raise InputError(
                 f"this router was trained for encoder {str(told)[:12]}, not {found[:12]}; depths of"

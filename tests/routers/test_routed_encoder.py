@@ -379,7 +379,7 @@ def test_the_folder_of_an_unknown_user() -> None:
 
 
 def test_a_router_that_knows_its_encoder_by_the_weights_alone(task: RetrievalTask) -> None:
-    """As routers of versions before 0.2 do."""
+    """As routers of earlier versions do."""
     router = fixed_router(task, 0)
     router.settings["encoder"] = fingerprint(task.embedder.tensors())
     assert RoutedEncoder(task.embedder, router).route(["honey"]).tolist() == [0]

@@ -1,6 +1,9 @@
+import tempfile
+
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 import maw_gym.encoders.embedder
 import maw_gym.tables.task
@@ -231,6 +234,23 @@ def test_a_damaged_file_is_built_again(home, tiny, folder):
         assert task.table("test").ndcg.tolist() == expected
         assert len(task.index) == 30
         assert path.read_bytes() == content
+
+
+def test_a_warm_cache_is_used_without_writing_to_it(home, tiny, monkeypatch):
+    def numbers():
+        task = RetrievalTask(tiny, clustered(tiny))
+        task.bm25  # noqa: B018
+        return task.table("test").ndcg.tolist(), task.index.vectors.tolist()
+
+    first = numbers()
+
+    def refuse(name, *_):
+        raise PermissionError(13, "Permission denied", str(name))
+
+    # For the superuser, who runs some tests, no folder is read only.
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    assert numbers() == first
 
 
 def test_the_key_covers_all_that_numbers_depend_on(tiny):

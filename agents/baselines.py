@@ -10,7 +10,6 @@ Notation: N queries, O observed numbers, D depths.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +24,7 @@ from agents.supervised import label_facts, relevant_counts, rule_labels
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.settings import Coefficient, checked
 from maw_gym.tables.rewards import DEFAULT_REWARD, NDCG, RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
@@ -147,11 +147,11 @@ def static_router(
     raise InputError(f"unknown baseline {name!r}; choose one of {', '.join(STATIC)}")
 
 
-@dataclass(frozen=True)
+@checked
 class FullInformationSettings(FitSettings):
     """How the full-information router is trained."""
 
-    ent_coef: float = 0.1
+    ent_coef: Coefficient = 0.1
     """weight of the entropy bonus, in units of the standardised reward; without it the policy
     falls onto the best fixed depth in a few epochs, where its gradient is 0"""
 
@@ -191,7 +191,6 @@ def train_full_information(
         InputError: a setting that does not exist or is out of its range, or no training query.
     """
     told = settings or FullInformationSettings()
-    told.check()
     bandit = Bandit(task.table("train"), observation, reward)
     if not len(bandit):
         raise InputError(f"{task.collection.name!r} has no training query to learn from")

@@ -5,7 +5,7 @@ Notation: N queries, B of one batch, O observed numbers, D depths.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -16,10 +16,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from maw_gym.envs.bandit import Bandit
-from maw_gym.errors import InputError
 from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress
 from maw_gym.files.tensor_files import fingerprint
 from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.settings import Coefficient, Count, Rate, checked
 from maw_gym.tables.rewards import RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
@@ -30,32 +30,18 @@ REWARD: Final = "eval/reward"  # tag of the mean validation reward
 Terms = Callable[[Tensor, Tensor, float], dict[str, Tensor]]
 
 
-@dataclass(frozen=True)
+@checked
 class FitSettings:
     """How a router is fitted."""
 
-    epochs: int = 40
+    epochs: Count = 40
     """passes over the training queries; the epoch of largest validation reward is kept"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """queries per gradient step"""
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     """of AdamW"""
-    weight_decay: float = 0.01
+    weight_decay: Coefficient = 0.01
     """of AdamW"""
-
-    def check(self) -> None:
-        """Refuse what can be refused before any work starts.
-
-        Raises:
-            InputError: a setting is out of its range.
-        """
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"learning_rate must be a number above 0, got {self.learning_rate}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"weight_decay must be 0 or more, got {self.weight_decay}")
 
 
 class Judge:

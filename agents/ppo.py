@@ -17,60 +17,58 @@ What one step makes of PPO's settings:
 - Groups of environments that share a query are harmless, since PPO takes samples one by one.
 """
 
-import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.grpo.policies import GRPOPolicyNetwork
 from maw_gym.errors import InputError
+from maw_gym.settings import Above0, Coefficient, Count, Rate, checked
 
 
-@dataclass(frozen=True)
+@checked
 class PPOSettings:
     """Settings of PPO that matter in episodes of one step."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     """of Adam"""
-    n_steps: int = 8
+    n_steps: Count = 8
     """steps of every sub-environment per rollout"""
-    batch_size: int = 128
+    batch_size: Annotated[int, Field(ge=2, le=2**24)] = 128
     """samples per gradient step"""
-    n_epochs: int = 4
+    n_epochs: Count = 4
     """passes over each rollout"""
-    clip_range: float = 0.2
+    clip_range: Above0 = 0.2
     """the ratio to the policy that acted is clipped to 1 - clip_range .. 1 + clip_range"""
     normalize_advantage: bool = True
     """standardise the advantages of each minibatch"""
-    ent_coef: float = 0.01
+    ent_coef: Coefficient = 0.01
     """weight of the entropy bonus"""
-    vf_coef: float = 0.5
+    vf_coef: Coefficient = 0.5
     """weight of the value loss"""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Above0 = 0.5
     """largest norm of the gradient"""
-    target_kl: float | None = None
+    target_kl: Above0 | None = None
     """stop the passes over a rollout at this divergence from the policy that acted"""
 
-    def check(self) -> None:
-        """Refuse what can be refused before any work starts.
 
-        Raises:
-            InputError: a setting is out of its range.
-        """
-        for name, least in (("n_steps", 1), ("n_epochs", 1), ("batch_size", 2)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip_range", "max_grad_norm"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} must be a number above 0, got {getattr(self, name)}")
-        for name in ("ent_coef", "vf_coef"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if self.target_kl is not None and not self.target_kl > 0:
-            raise InputError(f"target_kl must be above 0 or None, got {self.target_kl}")
+def check_batches(settings: PPOSettings, num_envs: int) -> None:
+    """Refuse batches that do not divide a rollout.
+
+    Raises:
+        InputError: with the numbers.
+    """
+    samples = settings.n_steps * num_envs
+    if samples < 2:
+        raise InputError("a rollout of PPO needs 2 samples or more; raise n_steps or num_envs")
+    if samples % min(settings.batch_size, samples):
+        raise InputError(
+            f"batch_size {settings.batch_size} does not divide the {samples} samples of a rollout"
+            " (n_steps * num_envs)"
+        )
 
 
 def make_ppo(
@@ -101,21 +99,14 @@ def make_ppo(
         InputError: a setting is out of its range, or batches do not divide the rollout.
     """
     told = settings or PPOSettings()
-    told.check()
-    samples = told.n_steps * getattr(env, "num_envs", 1)
-    if samples < 2:
-        raise InputError("a rollout of PPO needs 2 samples or more; raise n_steps or num_envs")
-    if samples % min(told.batch_size, samples):
-        raise InputError(
-            f"batch_size {told.batch_size} does not divide the {samples} samples of a rollout"
-            " (n_steps * num_envs)"
-        )
+    count = getattr(env, "num_envs", 1)
+    check_batches(told, count)
     return PPO(
         policy,
         env,
         learning_rate=told.learning_rate,
         n_steps=told.n_steps,
-        batch_size=min(told.batch_size, samples),
+        batch_size=min(told.batch_size, told.n_steps * count),
         n_epochs=told.n_epochs,
         gamma=0.0,
         gae_lambda=1.0,

@@ -10,8 +10,7 @@ sampled ones), the temperature's schedule.
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +28,7 @@ from maw_gym.corpora import QuerySet
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.settings import Above0, Coefficient, Count, checked
 from maw_gym.tables.rewards import DEFAULT_REWARD, RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
@@ -39,29 +39,18 @@ RULE: Final = ((3, 5), (10, 15), (math.inf, 25))  # fewer relevant documents tha
 RULE_DEPTHS: Final = 32
 
 
-@dataclass(frozen=True)
+@checked
 class SupervisedSettings(FitSettings):
     """How the supervised router is trained."""
 
-    ranking_weight: float = 1.0
+    ranking_weight: Coefficient = 1.0
     """of the ranking loss beside the cross-entropy; 0 leaves it out"""
-    temperature_start: float = 2.0
+    temperature_start: Above0 = 2.0
     """of the Gumbel-softmax in the first step"""
-    temperature_end: float = 0.5
+    temperature_end: Above0 = 0.5
     """of the Gumbel-softmax in the last step"""
-    negatives: int = 1024
+    negatives: Count = 1024
     """documents drawn per step that the relevant ones are ranked against"""
-
-    def check(self) -> None:
-        """Refuse what can be refused before any work starts."""
-        super().check()
-        for name in ("temperature_start", "temperature_end"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} must be a number above 0, got {getattr(self, name)}")
-        if not (math.isfinite(self.ranking_weight) and self.ranking_weight >= 0):
-            raise InputError(f"ranking_weight must be 0 or more, got {self.ranking_weight}")
-        if self.negatives < 1:
-            raise InputError(f"negatives must be at least 1, got {self.negatives}")
 
     def temperature(self, progress: float) -> float:
         """Geometric from start to end: ``start * (end / start) ^ progress``, progress in [0, 1].
@@ -161,6 +150,21 @@ def label_facts(labels: NDArray[np.int64], depths: int) -> dict[str, Any]:
     }
 
 
+def label_sentence(facts: Mapping[str, Any]) -> str:
+    """What the labels were, in words; a constant label is no lesson, and is called so."""
+    depth, share = facts["label_most_common"], facts["label_share_of_most_common"]
+    used = sum(count > 0 for count in facts["label_histogram"])
+    if facts["label_constant"]:
+        return (
+            f"the {facts['labels']} labels are a CONSTANT: depth {depth} for every training query;"
+            " there is nothing to classify"
+        )
+    return (
+        f"the {facts['labels']} labels use {used} of {len(facts['label_histogram'])} depths; the"
+        f" most common, depth {depth}, is that of {share:.1%} of the training queries"
+    )
+
+
 def train_supervised(
     task: RetrievalTask,
     *,
@@ -197,11 +201,6 @@ def train_supervised(
         InputError: a setting that does not exist or is out of its range, or no training query.
     """
     told = settings or SupervisedSettings()
-    told.check()
-    # A run's settings say more, such as where it lies: no part of what is fitted.
-    told = SupervisedSettings(
-        **{field.name: getattr(told, field.name) for field in fields(SupervisedSettings)}
-    )
     if labels not in LABELS:
         raise InputError(f"unknown labels {labels!r}; choose one of {', '.join(LABELS)}")
     bandit = Bandit(task.table("train"), observation, reward)

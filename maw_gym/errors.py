@@ -14,3 +14,8 @@ class DamagedFileError(InputError):
     What is kept for speed is then made anew. A file that could not be read, is of another kind or
     of a newer version is none of these: that is an InputError and nothing more.
     """
+
+
+def printable(text: str) -> str:
+    """`text` with control characters escaped: what comes from a file must not draw on a screen."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

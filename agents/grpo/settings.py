@@ -52,7 +52,7 @@ class GRPOSettings:
     """largest norm of the gradient"""
 
     @model_validator(mode="after")
-    def _fit_together(self) -> "GRPOSettings":
+    def _groups_and_clipping_fit(self) -> "GRPOSettings":
         if self.clip_range is None and self.clip_range_high is not None:
             raise ValueError(
                 f"clip_range_high={self.clip_range_high!r} without clip_range: give both or none"

@@ -139,7 +139,3 @@ def forget_checkpoints(path: Path) -> None:
         Checkpoints(stage, {}).forget()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-# The former name, for runners.
-stage_file = stage_folder

@@ -99,10 +99,10 @@ def test_settings_reach_ppo() -> None:
     [
         ({"n_steps": 0}, "n_steps must be at least 1, got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
-        ({"learning_rate": float("nan")}, "learning_rate must be a number above 0, got nan"),
-        ({"clip_range": 0.0}, "clip_range must be a number above 0, got 0.0"),
-        ({"ent_coef": -1.0}, "ent_coef must be 0 or more, got -1.0"),
-        ({"target_kl": 0.0}, "target_kl must be above 0 or None, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number, got nan"),
+        ({"clip_range": 0.0}, "clip_range must be above 0, got 0.0"),
+        ({"ent_coef": -1.0}, "ent_coef must be at least 0, got -1.0"),
+        ({"target_kl": 0.0}, "target_kl must be above 0, got 0.0"),
         ({"batch_size": 100}, "batch_size 100 does not divide the 512 samples of a rollout"),
     ],
 )

@@ -1,24 +1,29 @@
-"""Change one setting of GRPO at a time: network, observation, advantage, alignment, weights, KL."""
+"""Change one setting of GRPO at a time: network, observation, advantage, alignment, weights, KL.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+Finished trainings are kept in the folder of the ablation: `--resume FOLDER` goes on where it was
+stopped.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
-import torch
+from pydantic import AfterValidator, Field
 
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.files.cache import written_whole
 from maw_gym.retrieval.significance import sign_flip_test
+from maw_gym.settings import Count, Seed, checked, part
 from maw_gym.tables.rewards import DEFAULT_REWARD
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments.online import open_task, train_online
-from runners.experiments.runs import Stopwatch, new_run, run_main, write_config, write_json
-from runners.experiments.settings import OnlineSettings
+from runners.experiments.engine import kept_run
+from runners.experiments.runs import Stopwatch, open_run, run_main, write_config, write_json
+from runners.experiments.settings import DataSettings, GRPOSpec, OnlineSettings, RunSettings
 from runners.experiments.tables import markdown, number, p_value
-from runners.train_grpo import GRPOSettings
+from runners.experiments.training import open_task
 
 VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "defaults": {},
@@ -47,43 +52,29 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class AblateSettings:
+def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) != len(seeds):
+        raise InputError(f"seeds must differ, got {' '.join(map(str, seeds))}")
+    return seeds
+
+
+@checked
+class AblateSettings(RunSettings, DataSettings):
     """Where GRPO's settings are tried out."""
 
-    dataset: str = "pydocs"
-    """an ir_datasets id or a folder in BEIR's layout"""
-    encoder: str = "trained"
-    """trained (on this dataset, cached), untrained, or the path of an encoder.safetensors"""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_different)] = (0, 1, 2)
     """of the learner"""
-    timesteps: int = OnlineSettings.timesteps
+    timesteps: Count = OnlineSettings.timesteps
     """environment steps of every training"""
-    fold: int = 0
-    """which of 5 folds is the test split, for datasets without subsets"""
-    device: str = "auto"
-    """auto (the GPU where there is one), cpu, cuda, ..."""
-    logdir: Path = field(default_factory=lambda: Path("runs"))
-    """folder of all runs"""
-    run_name: str | None = None
-    """folder of this ablation inside logdir; made of dataset and time unless given"""
 
-    def check(self) -> None:
-        """Refuse what can be refused before any work starts."""
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"seeds must differ, got {' '.join(map(str, self.seeds)) or 'none'}")
-        for seed in self.seeds:
-            self.grpo({}, seed).check()
-
-    def grpo(self, variant: Mapping[str, Any], seed: int) -> GRPOSettings:
-        """Settings of one training."""
-        own = {one.name for one in fields(self)} & {one.name for one in fields(GRPOSettings)}
-        told = {name: getattr(self, name) for name in own} | {"seed": seed}
-        return replace(GRPOSettings(**told), **variant)
+    def spec(self, variant: Mapping[str, Any], seed: int) -> GRPOSpec:
+        """What one training depends on."""
+        data = asdict(part(DataSettings, self))
+        return replace(GRPOSpec(**data, timesteps=self.timesteps, seed=seed), **variant)
 
 
 def try_variant(
-    task: RetrievalTask, settings: AblateSettings, variant: Mapping[str, Any], folder: Path
+    task: RetrievalTask, specs: Sequence[GRPOSpec], label: str, folder: Path
 ) -> dict[str, Any]:
     """Train with every seed; what the greedy depths of test queries are worth.
 
@@ -93,15 +84,12 @@ def try_variant(
     """
     ordinary = Bandit(task.table("test"), reward=DEFAULT_REWARD)
     gaps, rewards, ndcg = [], [], []
-    for seed in settings.seeds:
-        told = settings.grpo(variant, seed)
-        trained = train_online(task, told, "GRPO", told.model, folder / f"seed{seed}")
-        own = Bandit(task.table("test"), told.observation, told.reward)
-        depths, _ = trained.router.predict(own.observations)
-        gaps.append(own.gap_closed(depths))
-        rewards.append(ordinary.chosen(depths))
-        evaluation, _ = task.evaluate("test", torch.from_numpy(depths))
-        ndcg.append(evaluation.per_query["nDCG@10"])
+    for spec in specs:
+        name = f"{label}.seed{spec.seed}"
+        result = kept_run("grpo", task, spec, folder, name, folder / "cells" / f"{name}.trec")
+        gaps.append(Bandit(task.table("test"), reward=spec.reward).gap_closed(result.depths or []))
+        rewards.append(ordinary.chosen(result.depths or []))
+        ndcg.append(result.measures["nDCG@10"])
     return {
         "gap_closed": gaps,
         "default_reward": np.mean(rewards, axis=0),
@@ -111,44 +99,45 @@ def try_variant(
 
 def main(settings: AblateSettings) -> None:
     """Train every variant, print the table, and leave it in report.md."""
-    settings.check()
-    folder = new_run(settings.logdir, settings.run_name, f"ablate-{settings.dataset}")
+    folder = open_run(settings, f"ablate-{settings.dataset}")
     watch = Stopwatch()
+    defaults = settings.spec({}, 0)
     with watch.stage("encoder and depth tables"):
-        task = open_task(settings.grpo({}, 0))
+        task = open_task(defaults)
     write_config(folder, "ablation", settings, task.collection.provenance, task.encoder_provenance)
     centroids = len(task.embedder.maw.centroids)
-    found = {}
+    tried = {}
     for name, variant in VARIANTS.items():
         if "clusters" in variant.get("observation", ()) and not centroids:
             continue  # an untrained encoder has none
-        if variant and settings.grpo(variant, 0) == settings.grpo({}, 0):
+        if variant and settings.spec(variant, 0) == defaults:
             continue  # the default, said once more
         with watch.stage(name):
-            place = folder / "training" / "".join(c if c.isalnum() else "-" for c in name)
-            found[name] = try_variant(task, settings, variant, place)
-    text = table(found)
+            label = "".join(c if c.isalnum() else "-" for c in name)
+            specs = [settings.spec(variant, seed) for seed in settings.seeds]
+            tried[name] = try_variant(task, specs, label, folder)
+    text = table(tried)
     rows = {
         name: {
             "gap_closed": one["gap_closed"],
             "reward": float(one["default_reward"].mean()),
             "nDCG@10": float(one["ndcg"].mean()),
         }
-        for name, one in found.items()
+        for name, one in tried.items()
     }
-    write_json(folder / "metrics.json", {"variants": rows, "wall_seconds": watch.seconds})
     with written_whole(folder / "report.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", {"variants": rows, "wall_seconds": watch.seconds})
     print(text)
     print(f"\n{len(task.table('test'))} test queries of {settings.dataset}; run: {folder}")
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+def table(tried: Mapping[str, Mapping[str, Any]]) -> str:
     """Gap closed, reward and nDCG@10 of every variant, tested against the defaults."""
     head = ["GRPO with", "gap closed", "reward", "p", "nDCG@10", "minus defaults", "p"]
-    base = found["defaults"]
+    base = tried["defaults"]
     lines = []
-    for name, one in found.items():
+    for name, one in tried.items():
         gaps = [gap for gap in one["gap_closed"] if gap is not None]
         gap = number(float(np.mean(gaps)) if gaps else None, 3)
         tested = ["-", number(one["ndcg"].mean()), "-", "-"]
@@ -165,7 +154,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         markdown(head, lines)
         + "\n\nGap closed: of each variant's own reward, mean over seeds. Reward: that of the"
         " default weights and alignment. p: paired sign-flip test over test queries against the"
-        " defaults, scores averaged over seeds, 10,000 draws, not corrected for the number of"
+        " defaults, scores averaged over seeds, 100,000 draws, not corrected for the number of"
         " variants. Blocks without numbers of every depth need the MLP: see `network: mlp` beside"
         " them."
     )

@@ -4,113 +4,95 @@
 """
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Literal
 
-import tyro
+from pydantic import TypeAdapter, ValidationError
 
-from maw_gym.corpora.splits import SPLITS
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, printable
 from maw_gym.routers.routed_encoder import ENCODER_FILE, RoutedEncoder
-from maw_gym.tables.rewards import DEFAULT_WEIGHTS
+from maw_gym.settings import HomePath, HomeText, Index, Seed, checked, one_line
 from maw_gym.tables.task import load_task
-from runners.experiments.report import encoder_rows, judge, ordered, static_rows, table_text
+from runners.experiments.report import MEASURES, metrics, ordered, row_of, rows_of
+from runners.experiments.resuming import CONFIG, read_config
+from runners.experiments.routed import by_router
 from runners.experiments.runs import Stopwatch, run_main, write_json
-from runners.experiments.settings import CommonSettings
+from runners.experiments.settings import RewardSettings, TaskSettings
+from runners.experiments.tables import run_table
 
 
-@dataclass(frozen=True)
+@checked
 class EvaluateSettings:
     """Which run meets which collection."""
 
-    run: Path
+    run: HomePath
     """folder of a training run, with encoder.safetensors and router.safetensors"""
-    dataset: str | None = None
+    dataset: HomeText | None = None
     """an ir_datasets id or a folder in BEIR's layout; the run's own unless given"""
-    split: Annotated[str, tyro.conf.arg(metavar="NAME")] = "test"
-    """encoder, train, validation or test"""
-    fold: int = 0
+    split: Literal["encoder", "train", "validation", "test"] = "test"
+    """whose queries are judged"""
+    fold: Index = 0
     """which of 5 folds is the test split, for datasets without subsets"""
-    seed: int = 0
+    seed: Seed = 0
     """of the random depths in the table"""
     device: str = "auto"
     """auto (the GPU where there is one), cpu, cuda, ..."""
-    output: Path | None = None
+    output: HomePath | None = None
     """JSON file for the numbers, like metrics.json; none unless given"""
 
 
-def told(run: Path) -> dict[str, Any]:
-    """What the run's config.json says of learner, reward and dataset; defaults without one.
+def learner_and_reward(settings: EvaluateSettings) -> tuple[str, RewardSettings]:
+    """What the run's config.json says of both; defaults where there is none.
 
     Raises:
         InputError: the file is not a run's.
     """
-    path = run / "config.json"
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        config = {"settings": {}}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable as JSON: {error}") from None
-    settings = config.get("settings") if isinstance(config, dict) else None
-    if not isinstance(settings, dict):
+    path = settings.run / CONFIG
+    if not path.exists():
+        return "router", RewardSettings()
+    config = read_config(settings.run)
+    given = config.get("settings")
+    if not isinstance(given, dict):
         raise InputError(f"{path} has no settings; give the folder of a training run")
-    return {
-        "learner": str(config.get("learner", "router")),
-        "alignment": settings.get("alignment", CommonSettings.alignment),
-        "reward_weights": tuple(settings.get("reward_weights", DEFAULT_WEIGHTS)),
-    }
+    given = {name: given[name] for name in ("alignment", "reward_weights") if name in given}
+    try:
+        reward = TypeAdapter(RewardSettings).validate_json(json.dumps(given), strict=True)
+    except ValidationError as error:
+        raise InputError(f"{path}: impossible settings ({one_line(error)})") from None
+    return printable(str(config.get("learner", "router")))[:80], reward
 
 
 def main(settings: EvaluateSettings) -> None:
     """Print the table of a training run for another collection."""
-    if settings.split not in SPLITS:
-        raise InputError(f"unknown split {settings.split!r}; choose one of {', '.join(SPLITS)}")
-    about = told(settings.run)
+    learner, reward = learner_and_reward(settings)
     routed = RoutedEncoder.from_run(settings.run, settings.device)
     dataset = settings.dataset or routed.dataset
     if dataset is None:
         raise InputError(f"{settings.run} does not name its dataset; give one with --dataset")
-    common = CommonSettings(
+    spec = TaskSettings(
         dataset=dataset,
         encoder=str(settings.run / ENCODER_FILE),
-        observation=routed.router.observation,
-        alignment=about["alignment"],
-        reward_weights=about["reward_weights"],
+        alignment=reward.alignment,
+        reward_weights=reward.reward_weights,
         seed=settings.seed,
         device=settings.device,
         fold=settings.fold,
     )
-    common.check()
-    watch = Stopwatch()
+    split, watch = settings.split, Stopwatch()
     with watch.stage("depth tables"):
-        task = load_task(dataset, common.encoder, common.device, common.fold)
-        if not task.collection.splits[settings.split].ids:
-            raise InputError(f"{dataset} has no {settings.split} queries; choose another --split")
-        table = task.table(settings.split)
-    with watch.stage(f"evaluation on {settings.split} queries"):
-        observations = table.observation(common.observation)
-        depths, _ = routed.router.predict(observations)
-        result = judge(task, common, depths, settings.split)
-        rows = encoder_rows(task, settings.split) | static_rows(task, common, settings.split)
+        task = load_task(dataset, spec.encoder, spec.device, spec.fold)
+        if not task.collection.splits[split].ids:
+            raise InputError(f"{dataset} has no {split} queries; choose another --split")
+        task.table(split)
+    with watch.stage(f"evaluation on {split} queries"):
+        result = row_of(task, spec, by_router(task, routed.router, split), split)
+        rows = rows_of(task, spec, split=split)
     if settings.output is not None:
-        write_json(
-            settings.output,
-            {
-                "run": str(settings.run),
-                "dataset": dataset,
-                "split": settings.split,
-                "seed": settings.seed,
-                **result._asdict(),
-                "baselines": {name: row._asdict() for name, row in rows.items()},
-                "wall_seconds": watch.seconds,
-            },
-        )
-    print(table_text(ordered(rows, about["learner"], result)))
+        content = metrics(spec, rows, result, watch, split)
+        write_json(settings.output, {"run": str(settings.run), **content})
+    print(run_table(ordered(rows, learner, result), MEASURES))
     print(
-        f"\n{len(table)} {settings.split} queries of {dataset}; encoder and router of"
-        f" {settings.run}, trained on {routed.dataset}"
+        f"\n{len(task.table(split))} {split} queries of {printable(dataset)}; encoder and router of"
+        f" {settings.run}, trained on {printable(str(routed.dataset))}"
     )
 
 

@@ -33,7 +33,7 @@ from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.rewards import RewardSpec, attention_entropy
 from maw_gym.tables.task import load_task
 from runners.experiments.runs import run_main
-from runners.train_grpo import GRPOSettings
+from runners.train_grpo import GRPORunSettings
 
 assert maw_gym.__name__ == "maw_gym"  # imported for its registration
 
@@ -79,7 +79,7 @@ def place(tmp_path: Path, tiny_folder: Path, encoder: Path) -> Place:
 # --- Runners: arguments, and the line on stderr after "error: " (a regular expression) -----------
 
 RUNNERS = {
-    "train_grpo": "GRPOSettings",
+    "train_grpo": "GRPORunSettings",
     "train_ppo": "PPORunSettings",
     "train_supervised": "SupervisedRunSettings",
     "train_encoder": "EncoderRunSettings",
@@ -94,7 +94,7 @@ SMALL: Arguments = lambda at: [
 
 def grpo_run(at: Place, finished: bool = False, **changes: Any) -> Path:
     """The folder of a run of GRPO that was stopped, or is finished."""
-    settings = json.loads(json.dumps(asdict(GRPOSettings()), default=str)) | changes
+    settings = json.loads(json.dumps(asdict(GRPORunSettings()), default=str)) | changes
     folder = at.run({"learner": "GRPO", "settings": settings})
     if finished:
         (folder / "metrics.json").write_text("{}")
@@ -102,10 +102,10 @@ def grpo_run(at: Place, finished: bool = False, **changes: Any) -> Path:
 
 
 COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
-    "alignment": ("train_grpo", "--alignment bm25", "unknown alignment 'bm25'; choose one of ndcg, listwise"),
+    "alignment": ("train_grpo", "--alignment bm25", "alignment must be 'ndcg' or 'listwise', got 'bm25'"),
     "block": ("train_grpo", "--observation pixels", "unknown observation block 'pixels'; choose from attention, profile, content, clusters"),
     "block twice": ("train_ppo", "--observation profile profile", r"observation must name one or more different blocks of .*; got \('profile', 'profile'\)"),
-    "network": ("train_grpo", "--network deep", "unknown network 'deep'; choose one of auto, shared, mlp"),
+    "network": ("train_grpo", "--network deep", "network must be 'auto', 'shared' or 'mlp', got 'deep'"),
     "shared attention": ("compare", "--network shared --observation attention", "a shared network wants numbers of every depth, and observation block 'attention' has none; leave it out or take network mlp"),
     "no weight": ("train_grpo", "--reward-weights 0 0 0", r"reward_weights must be three finite numbers >= 0, not all 0 .*; got \(0.0, 0.0, 0.0\)"),
     "nan weight": ("train_ppo", "--reward-weights nan 0 1", r"reward_weights must be .*; got \(nan, 0.0, 1.0\)"),
@@ -113,8 +113,8 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "tiny weight": ("train_ppo", "--reward-weights 5e-324 0 0", r"reward_weights must be .*; got \(5e-324, 0.0, 0.0\)"),
     "infinite weight": ("train_supervised", "--reward-weights inf 0 1", r"reward_weights must be .*; got \(inf, 0.0, 1.0\)"),
     "negative weight": ("train_grpo", "--reward-weights -1 1 1", r"reward_weights must be .*; got \(-1.0, 1.0, 1.0\)"),
-    "negative seed": ("train_grpo", "--seed -1", r"seed must be from 0 to 2\^32 - 1, got -1"),
-    "huge seed": ("train_ppo", "--seed 4294967296", r"seed must be from 0 to 2\^32 - 1, got 4294967296"),
+    "negative seed": ("train_grpo", "--seed -1", "seed must be at least 0, got -1"),
+    "huge seed": ("train_ppo", "--seed 4294967296", "seed must be below 4294967296, got 4294967296"),
     "no timesteps": ("train_grpo", "--timesteps 0", "timesteps must be at least 1, got 0"),
     "no environment": ("train_ppo", "--num-envs 0", "num_envs must be at least 1, got 0"),
     "no group": ("train_grpo", "--group-size 0", "group_size must be at least 1, got 0"),
@@ -126,7 +126,7 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "name of the folder": ("train_supervised", "--run-name ..", "run name '..' must be a plain folder name; .*"),
     "no name": ("train_encoder", lambda at: ["--run-name", ""], "run name '' must be a plain folder name; .*"),
     "name taken": ("train_grpo", lambda at: ["--logdir", at.run({}).parent, "--run-name", "run"], "run '.*/run' exists; choose another --run-name"),
-    "logdir is a file": ("train_grpo", lambda at: ["--logdir", at.tiny / "corpus.jsonl"], r"cannot write the run folder '.*' \(Not a directory\); choose another --logdir"),
+    "logdir is a file": ("train_grpo", lambda at: ["--logdir", at.tiny / "corpus.jsonl"], r"cannot write the run folder '.*' \(File exists\); choose another --logdir"),
     "dataset": ("train_grpo", "--dataset pydoc", "unknown dataset 'pydoc': did you mean 'pydocs'.*"),
     "dataset folder": ("train_ppo", "--dataset /nowhere", "/nowhere has no corpus.jsonl: give an ir_datasets id, or a folder with corpus.jsonl, .*"),
     "no dataset": ("train_supervised", lambda at: ["--dataset", ""], "unknown dataset '': .*"),
@@ -137,42 +137,42 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "device that is not there": ("train_ppo", lambda at: [*TINY(at), "--device", "cuda:99"], "device 'cuda:99' is not available here; use 'cpu' or 'auto'"),
     "device of encoder": ("train_encoder", "--device meta", "device 'meta' is not available here; use 'cpu' or 'auto'"),
     "fold": ("train_grpo", lambda at: [*TINY(at), "--fold", 5], "fold must be a whole number from 0 to 4, got 5"),
-    "negative fold": ("train_supervised", lambda at: [*TINY(at), "--fold", -1], "fold must be a whole number from 0 to 4, got -1"),
+    "negative fold": ("train_supervised", lambda at: [*TINY(at), "--fold", -1], "fold must be at least 0, got -1"),
     "fold of a test subset": ("train_ppo", lambda at: [*TINY(at), "--fold", 1], "fold 1 of .*: it has a test subset; leave fold at 0"),
     "clusters": ("train_grpo", lambda at: [*TINY(at), "--observation", "clusters"], "observation block 'clusters' needs an encoder with centroids, .*"),
-    "advantage": ("train_grpo", lambda at: [*SMALL(at), "--advantage", "best"], r"advantage='best': choose one of \('critic', 'group', 'group_mean'\)"),
-    "ratio": ("train_grpo", lambda at: [*SMALL(at), "--ratio", "new"], r"ratio='new': choose one of \('reference', 'old'\)"),
-    "kl": ("train_grpo", lambda at: [*SMALL(at), "--kl", "k4"], "kl='k4': choose one of .*"),
-    "kl_coef": ("train_grpo", lambda at: [*SMALL(at), "--kl-coef", "nan"], "kl_coef=nan: must be a finite number from 0"),
-    "clip_range": ("train_grpo", lambda at: [*SMALL(at), "--clip-range", 0], "clip_range=0.0: must be above 0"),
+    "advantage": ("train_grpo", lambda at: [*SMALL(at), "--advantage", "best"], "advantage must be 'auto', 'critic', 'group' or 'group_mean', got 'best'"),
+    "ratio": ("train_grpo", lambda at: [*SMALL(at), "--ratio", "new"], "ratio must be 'reference' or 'old', got 'new'"),
+    "kl": ("train_grpo", lambda at: [*SMALL(at), "--kl", "k4"], "kl must be 'exact', 'k1', 'k2' or 'k3', got 'k4'"),
+    "kl_coef": ("train_grpo", lambda at: [*SMALL(at), "--kl-coef", "nan"], "kl_coef must be a finite number, got nan"),
+    "clip_range": ("train_grpo", lambda at: [*SMALL(at), "--clip-range", 0], "clip_range must be above 0, got 0"),
     "clip_range_high": ("train_grpo", lambda at: [*SMALL(at), "--clip-range", "None", "--clip-range-high", 0.3], "clip_range_high=0.3 without clip_range: give both or none"),
-    "n_steps": ("train_grpo", lambda at: [*SMALL(at), "--n-steps", 0], "n_steps=0: must be a whole number from 1"),
-    "n_epochs": ("train_grpo", lambda at: [*SMALL(at), "--n-epochs", 0], "n_epochs=0: must be a whole number from 1"),
+    "n_steps": ("train_grpo", lambda at: [*SMALL(at), "--n-steps", 0], "n_steps must be at least 1, got 0"),
+    "n_epochs": ("train_grpo", lambda at: [*SMALL(at), "--n-epochs", 0], "n_epochs must be at least 1, got 0"),
     "groups of one": ("train_grpo", lambda at: [*SMALL(at), "--group-size", 1], "group_size=1: advantage='group' compares the members of a group, .*"),
-    "learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", "nan"], "learning_rate=nan: must be a finite number above 0"),
-    "negative learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", -1], "learning_rate=-1.0: must be a finite number above 0"),
+    "learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", "nan"], "learning_rate must be a finite number, got nan"),
+    "negative learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", -1], "learning_rate must be above 0, got -1"),
     "batch of one": ("train_ppo", "--batch-size 1", "batch_size must be at least 2, got 1"),
     "batches": ("train_ppo", lambda at: [*SMALL(at), "--batch-size", 100], r"batch_size 100 does not divide the 128 samples of a rollout \(n_steps \* num_envs\)"),
-    "PPO's clip_range": ("train_ppo", "--clip-range 0", "clip_range must be a number above 0, got 0.0"),
-    "PPO's learning rate": ("train_ppo", "--learning-rate inf", "learning_rate must be a number above 0, got inf"),
-    "target_kl": ("train_ppo", "--target-kl 0", "target_kl must be above 0 or None, got 0.0"),
-    "labels": ("train_supervised", "--labels gold", "unknown labels 'gold'; choose one of rule, oracle"),
+    "PPO's clip_range": ("train_ppo", "--clip-range 0", "clip_range must be above 0, got 0"),
+    "PPO's learning rate": ("train_ppo", "--learning-rate inf", "learning_rate must be a finite number, got inf"),
+    "target_kl": ("train_ppo", "--target-kl 0", "target_kl must be above 0, got 0"),
+    "labels": ("train_supervised", "--labels gold", "labels must be 'rule' or 'oracle', got 'gold'"),
     "epochs": ("train_supervised", "--epochs 0", "epochs must be at least 1, got 0"),
-    "weight decay": ("train_supervised", "--weight-decay -1", "weight_decay must be 0 or more, got -1.0"),
-    "encoder's epochs": ("train_encoder", "--epochs -1", "epochs must not be negative, got -1; --help shows all flags"),
-    "encoder's temperature": ("train_encoder", "--temperature 0", "temperature must be a number above 0, got 0.0; --help shows all flags"),
+    "weight decay": ("train_supervised", "--weight-decay -1", "weight_decay must be at least 0, got -1"),
+    "encoder's epochs": ("train_encoder", "--epochs -1", "epochs must be at least 0, got -1"),
+    "encoder's temperature": ("train_encoder", "--temperature 0", "temperature must be above 0, got 0"),
     "methods": ("compare", "--methods grop", "unknown method 'grop'.*grpo.*"),
     "seeds twice": ("compare", "--seeds 1 1", "seeds must differ, got 1 1"),
     "baseline": ("compare", "--baseline oracle-ndcg", "the baseline cannot be 'oracle-ndcg', which reads the answers"),
     "comparison of nothing": ("compare", "--datasets nope", "unknown dataset 'nope': .*"),
     "comparison's place": ("compare", lambda at: ["--resume", at.tmp / "nowhere"], "no run with a config.json in '.*nowhere'; .*"),
-    "no number": ("train_grpo", "--timesteps many", "Error parsing --timesteps: .*'many'.*; --help shows all flags"),
+    "no number": ("train_grpo", "--timesteps many", "timesteps must be a valid integer, got 'many'"),
     "resume otherwise": ("train_grpo", lambda at: ["--resume", grpo_run(at), "--learning-rate", 0.5], "--learning-rate 0.5 conflicts with the run's own 0.001; leave the flag out, or start another run"),
     "resume elsewhere": ("train_grpo", lambda at: ["--resume", grpo_run(at), "--logdir", at.tmp / "logs"], "--logdir .*/logs conflicts with the run's own .*; leave the flag out, or start another run"),
     "resume the finished": ("train_grpo", lambda at: ["--resume", grpo_run(at, finished=True)], "run '.*/run' is finished; there is nothing to go on with"),
-    "resume a changed type": ("train_grpo", lambda at: ["--resume", grpo_run(at, seed="0; import os")], r".*config.json: impossible settings \(expected int, got '0; import os'\)"),
+    "resume a changed type": ("train_grpo", lambda at: ["--resume", grpo_run(at, seed="0; import os")], r".*config.json: impossible settings \(seed must be a valid integer, got '0; import os'\)"),
     "resume fewer numbers": ("train_grpo", lambda at: ["--resume", grpo_run(at, reward_weights=[1, 2])], r".*config.json: impossible settings \(.*"),
-    "resume out of range": ("train_grpo", lambda at: ["--resume", grpo_run(at, seed=-5)], r"seed must be from 0 to 2\^32 - 1, got -5"),
+    "resume out of range": ("train_grpo", lambda at: ["--resume", grpo_run(at, seed=-5)], r".*config.json: impossible settings \(seed must be at least 0, got -5\)"),
     "resume nothing": ("train_grpo", lambda at: ["--resume", at.tmp / "nowhere"], "no run with a config.json in '.*nowhere'; if it was stopped before its training began, start it anew"),
     "resume damage": ("train_ppo", lambda at: ["--resume", at.run('{"learner": ')], r".*config.json is not JSON \(.*\); give the folder of a run"),
     "resume a list": ("train_grpo", lambda at: ["--resume", at.run([1])], ".*config.json is not a run's config.json; give the folder of a run"),
@@ -204,11 +204,8 @@ def test_runners(
     assert re.fullmatch(f"error: {expected}", lines[0])
     assert caught.value.code == 2
     assert shown.out == ""
-    written = [path for path in logdir.rglob("*") if path.is_file()]
-    # Where the algorithm itself refuses, the run's config.json is there, whole.
-    assert {path.name for path in written} <= {"config.json"}
-    for path in written:
-        json.loads(path.read_text())
+    # What is refused leaves nothing: the name can be used again.
+    assert not logdir.is_dir() or list(logdir.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -216,9 +213,12 @@ def test_runners(
     [
         (
             ["--device"],
-            "error: Missing value for argument '--device'. Expected 1 values; --help shows all flags",
+            "error: argument --device: expected one argument; --help shows all flags",
         ),
-        (["--colour", "red"], "error: Unrecognized options: --colour, red; --help shows all flags"),
+        (
+            ["--colour", "red"],
+            "error: unrecognized arguments: --colour red; --help shows all flags",
+        ),
     ],
 )
 @pytest.mark.parametrize("runner", RUNNERS)

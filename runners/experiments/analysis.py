@@ -21,11 +21,13 @@ from maw_gym.retrieval.significance import (
     wins_ties_losses,
 )
 from maw_gym.tables.rewards import TERMS, gap_closed
-from runners.experiments.cells import Cell, Reference
+from runners.experiments.fields import Reference
 from runners.experiments.methods import METHODS
+from runners.experiments.results import Result
 
 MAIN: Final = "nDCG@10"
 NAMES: Final = tuple(str(measure) for measure in MEASURES)
+COLUMNS: Final = ("reward", *TERMS)
 ORDINARY: Final = 0.95
 
 Floats = NDArray[np.float64]
@@ -43,7 +45,7 @@ class Results:
 
     method: str
     seeds: tuple[int, ...]
-    cells: tuple[tuple[Cell, ...], ...]
+    cells: tuple[tuple[Result, ...], ...]
 
     def measure(self, name: str) -> Floats:
         """Values (S, N) of a retrieval measure."""
@@ -60,7 +62,7 @@ class Results:
             name: np.array(
                 [np.concatenate([(cell.terms or {})[name] for cell in row]) for row in self.cells]
             )
-            for name in ("reward", *TERMS)
+            for name in COLUMNS
         }
 
     @cached_property

@@ -4,7 +4,8 @@ Notation: N test queries of the fold, D depths.
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,7 @@ from maw_gym.corpora.splits import FOLDS
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments.cells import Reference
-from runners.experiments.settings import CommonSettings
+from runners.experiments.settings import RouterSettings
 
 LEAST: Final = 2  # test and training queries, so that a variance exists
 
@@ -32,6 +32,35 @@ class Field(NamedTuple):
     dataset: str
     folds: tuple[int, ...]
     provenance: dict[str, object]
+
+
+@dataclass
+class Reference:
+    """What the results of one fold are seen against.
+
+    Attributes:
+        fold: 0 where the dataset has none.
+        query_ids: N ids.
+        random: N expected rewards of a uniform depth.
+        best_fixed: N rewards of the depth that is best on training queries.
+        oracle: N largest rewards.
+        best_fixed_depth: that depth.
+        terms_by_depth: mean over test queries of each term and the reward, D values each.
+        validation: mean reward on validation queries of `random`, `best_fixed` and `oracle`.
+        encoder: its provenance.
+        facts: counts for the report.
+    """
+
+    fold: int
+    query_ids: list[str]
+    random: list[float]
+    best_fixed: list[float]
+    oracle: list[float]
+    best_fixed_depth: int
+    terms_by_depth: dict[str, list[float]]
+    validation: dict[str, float]
+    encoder: dict[str, Any]
+    facts: dict[str, Any]
 
 
 def checked_field(dataset: str) -> Field:
@@ -71,7 +100,7 @@ def blocks_of(task: RetrievalTask, blocks: Sequence[str]) -> tuple[str, ...]:
     return tuple(block for block in blocks if block != "clusters") or ("profile",)
 
 
-def reference(task: RetrievalTask, settings: CommonSettings) -> Reference:
+def reference(task: RetrievalTask, settings: RouterSettings) -> Reference:
     """What the methods of one fold are seen against."""
     train, validation, test = (
         Bandit(task.table(split), reward=settings.reward)

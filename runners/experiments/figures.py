@@ -13,26 +13,26 @@ from maw_gym.envs.rendering import COLOURS
 from maw_gym.files.cache import written_whole
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.online import Trained
-from runners.experiments.settings import CommonSettings
+from runners.experiments.results import Did
+from runners.experiments.settings import TaskSettings
 
 
 def draw(
     task: RetrievalTask,
-    settings: CommonSettings,
+    spec: TaskSettings,
     learner: str,
-    trained: Trained,
-    depths: NDArray[np.int64],
+    did: Did,
     folder: Path,
 ) -> None:
     """Write reward_curve.png, depth_usage.png and reward_by_depth.png into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    assert did.trained is not None
+    assert did.depths is not None
     train, validation, test = (
-        Bandit(task.table(split), reward=settings.reward)
-        for split in ("train", "validation", "test")
+        Bandit(task.table(split), reward=spec.reward) for split in ("train", "validation", "test")
     )
-    curve = reward_curve(validation, train.best_fixed(), learner, trained)
+    curve = reward_curve(validation, train.best_fixed(), learner, did.trained)
     save(curve, folder / "reward_curve.png")
-    save(depth_usage(depths, test.num_depths, learner), folder / "depth_usage.png")
+    save(depth_usage(did.depths, test.num_depths, learner), folder / "depth_usage.png")
     terms = {name: values.mean(0) for name, values in test.terms.items()}
     save(reward_by_depth(terms), folder / "reward_by_depth.png")
 

@@ -1,86 +1,233 @@
-"""The methods that a comparison can run, by name."""
+"""The methods that experiments can run, by name: the one list that all runners and tables read.
+
+A method is a function from a task, its specification, a split and a log to what it `Did`; a new row
+of every table is such a function and one entry in `METHODS`.
+"""
 
 import difflib
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Final, NamedTuple
 
+from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError
+from maw_gym.settings import part
+from maw_gym.tables.task import RetrievalTask
+from runners.experiments.offline import train_classifier, train_on_all_rewards
+from runners.experiments.online import Log, train_grpo, train_ppo
+from runners.experiments.results import Did
+from runners.experiments.routed import by_hindsight, by_rule, by_training, randomly
+from runners.experiments.settings import (
+    FullInformationSpec,
+    GRPOSpec,
+    OnlineSettings,
+    PPOSpec,
+    RouterSettings,
+    SupervisedSpec,
+    TaskSettings,
+)
+from runners.experiments.unrouted import EncoderSpec, bm25, standard_attention, unrouted
+
+
+def _plain(common: TaskSettings, task: RetrievalTask) -> TaskSettings:
+    return part(TaskSettings, common)
+
+
+def _trained_alike(common: TaskSettings, task: RetrievalTask) -> EncoderSpec:
+    given = (task.encoder_provenance.get("training") or {}).get("settings") or {}
+    return EncoderSpec(**asdict(_plain(common, task)), training=TrainingSettings(**given))
+
+
+def _online(
+    kind: type[OnlineSettings], common: OnlineSettings, task: RetrievalTask
+) -> OnlineSettings:
+    return kind(**asdict(common))
+
+
+def _offline(
+    kind: Callable[..., RouterSettings], common: OnlineSettings, task: RetrievalTask, **more: Any
+) -> RouterSettings:
+    """As many training queries seen as the others have timesteps."""
+    epochs = max(1, round(common.timesteps / len(task.table("train"))))
+    return kind(**asdict(part(RouterSettings, common)), epochs=epochs, **more)
+
+
+def _no_training_queries(task: RetrievalTask) -> str | None:
+    return None if len(task.table("train")) else "there is no training query"
+
+
+def _no_centroids(task: RetrievalTask) -> str | None:
+    encoder = task.embedder.maw
+    missing = len(encoder.centroids) != encoder.depths
+    return "the encoder has not one centroid per depth" if missing else None
 
 
 class Method(NamedTuple):
     """A way to rank documents.
 
     Attributes:
+        run: see the head of this module.
         kind: "ranker" (no encoder of ours), "encoder" (nothing is routed), "static" (a rule chooses
             the depth), "learner" (training chooses it), "oracle" (reads the answers).
+        title: its name in the table of a single run.
         about: what it is, in a line.
+        specify: its specification, from the task and the settings that the methods of a table
+            share; learners want `OnlineSettings`, the others `TaskSettings`.
         seeded: whether it differs from seed to seed.
         cost: "dear" is left out by `--quick`, "very dear" runs only when it is asked for.
+        lacks: why it cannot run on a task; None where it can.
     """
 
+    run: Callable[[RetrievalTask, Any, str, Log | None], Did]
     kind: str
+    title: str
     about: str
+    specify: Callable[[Any, RetrievalTask], TaskSettings] = _plain
     seeded: bool = False
     cost: str = "cheap"
+    lacks: Callable[[RetrievalTask], str | None] = lambda task: None
 
 
 METHODS: Final[dict[str, Method]] = {
-    "bm25": Method("ranker", "BM25 (Lucene's, k1 1.2, b 0.75) over the whole collection"),
-    "mean-pooling": Method("encoder", "mean of the token embeddings, no attention"),
-    "non-maw-zero-shot": Method("encoder", "NON-MAW encoder, untrained"),
+    "bm25": Method(
+        bm25, "ranker", "BM25", "BM25 (Lucene's, k1 1.2, b 0.75) over the whole collection"
+    ),
+    "mean-pooling": Method(
+        partial(unrouted, "mean_pooling"),
+        "encoder",
+        "mean pooling",
+        "mean of the token embeddings, no attention",
+        _trained_alike,
+    ),
+    "non-maw-zero-shot": Method(
+        partial(unrouted, "zero_shot"),
+        "encoder",
+        "zero-shot NON-MAW",
+        "NON-MAW encoder, untrained",
+        _trained_alike,
+    ),
     "standard-attention": Method(
-        "encoder", "the MAW encoder's own standard attention, which encodes its documents"
+        standard_attention,
+        "encoder",
+        "standard attention",
+        "the MAW encoder's own standard attention, which encodes its documents",
     ),
     "non-maw-trained": Method(
+        partial(unrouted, "non_maw"),
         "encoder",
+        "trained NON-MAW",
         "NON-MAW encoder, same pairs and optimiser steps as the MAW encoder's two stages",
+        _trained_alike,
         cost="dear",
     ),
     "non-maw-wide": Method(
+        partial(unrouted, "wide_non_maw"),
         "encoder",
+        "wide NON-MAW",
         "NON-MAW encoder with the MAW encoder's number of parameters, same pairs and steps",
+        _trained_alike,
         cost="very dear",
     ),
     "maw-single": Method(
+        partial(unrouted, "single_depth"),
         "encoder",
+        "single depth",
         "MAW encoder with one untied depth, same pairs and steps: nothing is chosen",
+        _trained_alike,
         cost="dear",
     ),
-    "random": Method("static", "a depth drawn uniformly for each query", seeded=True),
-    "best-fixed-reward": Method("static", "the depth of largest mean reward on training queries"),
-    "best-fixed-ndcg": Method("static", "the depth of largest mean nDCG@10 on training queries"),
-    "observed-reward": Method(
+    "random": Method(
+        randomly, "static", "random depth", "a depth drawn uniformly for each query", seeded=True
+    ),
+    "best-fixed-reward": Method(
+        partial(by_rule, "best_fixed"),
         "static",
+        "best fixed depth (reward)",
+        "the depth of largest mean reward on training queries",
+        lacks=_no_training_queries,
+    ),
+    "best-fixed-ndcg": Method(
+        partial(by_rule, "best_fixed_ndcg"),
+        "static",
+        "best fixed depth (nDCG@10)",
+        "the depth of largest mean nDCG@10 on training queries",
+        lacks=_no_training_queries,
+    ),
+    "observed-reward": Method(
+        partial(by_rule, "observed_reward"),
+        "static",
+        "observed-reward rule",
         "the depth of largest reward, as far as entropy, focus and the depths' mean alignment on"
         " training queries tell",
+        lacks=_no_training_queries,
     ),
-    "rule-constant": Method("static", "the rule's most common label of training queries"),
-    "cluster": Method("static", "the depth specialised on the query's nearest cluster"),
-    "supervised-rule": Method("learner", "classifier on the rule's labels", seeded=True),
-    "supervised-oracle": Method("learner", "classifier on each query's best depth", seeded=True),
+    "rule-constant": Method(
+        partial(by_rule, "rule"),
+        "static",
+        "the rule's constant",
+        "the rule's most common label of training queries",
+        lacks=_no_training_queries,
+    ),
+    "cluster": Method(
+        partial(by_rule, "nearest_cluster"),
+        "static",
+        "cluster's own depth",
+        "the depth specialised on the query's nearest cluster",
+        lacks=_no_centroids,
+    ),
+    "supervised-rule": Method(
+        partial(by_training, train_classifier),
+        "learner",
+        "supervised-rule",
+        "classifier on the rule's labels",
+        partial(_offline, SupervisedSpec, labels="rule"),
+        seeded=True,
+    ),
+    "supervised-oracle": Method(
+        partial(by_training, train_classifier),
+        "learner",
+        "supervised-oracle",
+        "classifier on each query's best depth",
+        partial(_offline, SupervisedSpec, labels="oracle"),
+        seeded=True,
+    ),
     "full-information": Method(
-        "learner", "the same network on the rewards of all depths: no exploration", seeded=True
+        partial(by_training, train_on_all_rewards),
+        "learner",
+        "full information",
+        "the same network on the rewards of all depths: no exploration",
+        partial(_offline, FullInformationSpec),
+        seeded=True,
     ),
-    "ppo": Method("learner", "PPO of Stable-Baselines3", seeded=True),
-    "grpo": Method("learner", "GRPO", seeded=True),
-    "oracle": Method("oracle", "the depth of largest reward on the test query itself"),
-    "oracle-ndcg": Method("oracle", "the depth of largest nDCG@10 on the test query itself"),
-}
-
-# Names of `agents.baseline_encoders` and `agents.baselines`.
-ENCODERS: Final = {
-    "mean-pooling": "mean_pooling",
-    "non-maw-zero-shot": "zero_shot",
-    "non-maw-trained": "non_maw",
-    "non-maw-wide": "wide_non_maw",
-    "maw-single": "single_depth",
-}
-STATIC: Final = {
-    "best-fixed-reward": "best_fixed",
-    "best-fixed-ndcg": "best_fixed_ndcg",
-    "observed-reward": "observed_reward",
-    "rule-constant": "rule",
-    "cluster": "nearest_cluster",
+    "ppo": Method(
+        partial(by_training, train_ppo),
+        "learner",
+        "PPO",
+        "PPO of Stable-Baselines3",
+        partial(_online, PPOSpec),
+        seeded=True,
+    ),
+    "grpo": Method(
+        partial(by_training, train_grpo),
+        "learner",
+        "GRPO",
+        "GRPO",
+        partial(_online, GRPOSpec),
+        seeded=True,
+    ),
+    "oracle": Method(
+        partial(by_hindsight, "reward"),
+        "oracle",
+        "oracle (reward), upper bound",
+        "the depth of largest reward on the test query itself",
+    ),
+    "oracle-ndcg": Method(
+        partial(by_hindsight, "nDCG@10"),
+        "oracle",
+        "oracle (nDCG@10), upper bound",
+        "the depth of largest nDCG@10 on the test query itself",
+    ),
 }
 
 

@@ -1,9 +1,9 @@
-"""Training a learner that acts in the environment; what GRPO's and PPO's runners share."""
+"""Training a learner that acts in the environment: GRPO and PPO."""
 
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import gymnasium as gym
 from stable_baselines3.common.callbacks import CallbackList, ProgressBarCallback
@@ -13,114 +13,137 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.export import router_from_model
 from agents.fitting import router_settings
+from agents.grpo import GRPO
 from agents.grpo.policies import GRPOPolicyNetwork, SharedPolicyNetwork
+from agents.grpo.settings import GRPOSettings
 from agents.networks import LIMIT, is_shared, standardisation
+from agents.ppo import make_ppo
 from agents.sb3.callbacks import CheckpointCallback, SyncedTensorBoard, ValidationCallback
 from agents.sb3.stopping import STOP
 from agents.sb3.training_state import restore_training
 from agents.sb3.vec_env import to_sb3
 from maw_gym.envs.bandit import Bandit
-from maw_gym.errors import InputError
 from maw_gym.files.cache import written_whole
 from maw_gym.files.checkpoints import Checkpoint, Checkpoints
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.tables.depth_table import NO_CENTROIDS
-from maw_gym.tables.task import RetrievalTask, load_task
-from runners.experiments.settings import CommonSettings, OnlineSettings
+from maw_gym.settings import part
+from maw_gym.tables.task import RetrievalTask
+from runners.experiments.settings import GRPOSpec, OnlineSettings, PPOSpec
 
-NOT_FINITE = "Expected parameter logits"  # how torch.distributions begins
+NOT_FINITE: Final = "Expected parameter logits"  # how torch.distributions begins
 
-# Makes the algorithm: environment, policy, arguments of the policy (standardisation).
-MakeModel = Callable[[VecEnv, type[GRPOPolicyNetwork], dict[str, Any]], OnPolicyAlgorithm]
+# Makes the algorithm: environment, policy, and the arguments that every algorithm of SB3 has.
+MakeModel = Callable[..., OnPolicyAlgorithm]
+
+
+class Log(NamedTuple):
+    """Where a training writes, and how often.
+
+    Attributes:
+        folder: gets the TensorBoard events, the checkpoints and the model.
+        resume: go on with the training that was stopped there.
+        checkpoint_every: rollouts between checkpoints.
+    """
+
+    folder: Path
+    resume: bool = False
+    checkpoint_every: int = 50
 
 
 class Trained(NamedTuple):
-    """What a learner leaves to the report.
+    """What a training leaves.
 
     Attributes:
         router: from observation to depth.
-        history: (timestep or epoch, mean validation reward).
-        chosen_at: the timestep or epoch that was kept.
+        history: (training queries seen, mean validation reward).
+        chosen_at: the place in the history that was kept.
+        facts: JSON values about the training.
     """
 
     router: DepthRouter
     history: list[tuple[int, float]]
     chosen_at: int
+    facts: dict[str, Any]
 
 
-def open_task(settings: CommonSettings) -> RetrievalTask:
-    """The task of a run, with its tables built.
+def train_grpo(task: RetrievalTask, spec: GRPOSpec, log: Log) -> Trained:
+    """A router trained with GRPO."""
 
-    Raises:
-        InputError: the encoder cannot give the observation.
-    """
-    task = load_task(settings.dataset, settings.encoder, settings.device, settings.fold)
-    if "clusters" in settings.observation and not len(task.embedder.maw.centroids):
-        raise InputError(NO_CENTROIDS)  # before minutes go into tables
-    for split in ("train", "validation", "test"):
-        task.table(split)
-    return task
+    def make(env: VecEnv, policy: type[GRPOPolicyNetwork], **others: Any) -> GRPO:
+        return GRPO(policy, env, **asdict(part(GRPOSettings, spec)), **others)
+
+    return train_online(task, spec, "GRPO", make, log)
+
+
+def train_ppo(task: RetrievalTask, spec: PPOSpec, log: Log) -> Trained:
+    """A router trained with PPO."""
+
+    def make(env: VecEnv, policy: type[GRPOPolicyNetwork], **others: Any) -> OnPolicyAlgorithm:
+        return make_ppo(env, spec, policy=policy, **others)
+
+    return train_online(task, spec, "PPO", make, log)
 
 
 def train_online(
     task: RetrievalTask,
-    settings: OnlineSettings,
+    spec: OnlineSettings,
     learner: str,
     make_model: MakeModel,
-    folder: Path,
+    log: Log,
 ) -> Trained:
     """Train on the `train` queries and keep the policy that is best on validation queries.
 
     Args:
-        task: see `open_task`.
-        settings: of the run.
+        task: with tables of training and validation queries.
+        spec: of the training.
         learner: its name, for the router's file.
         make_model: builds the algorithm.
-        folder: of the run; gets the TensorBoard events and model.zip.
+        log: see `Log`.
     """
     table = task.table("train")
     environment = gym.make_vec(
         "MAWDepth-v0",
-        num_envs=settings.num_envs,
-        group_size=settings.group_size,
-        observation=settings.observation,
-        alignment=settings.alignment,
-        reward_weights=settings.reward_weights,
+        num_envs=spec.num_envs,
+        group_size=spec.group_size,
+        observation=spec.observation,
+        alignment=spec.alignment,
+        reward_weights=spec.reward_weights,
         table=table,
     )
-    shared = is_shared(settings.network, table, settings.observation)
-    observations = table.observation(settings.observation)
+    shared = is_shared(spec.network, table, spec.observation)
+    observations = table.observation(spec.observation)
     mean, scale = standardisation(observations, table.num_depths if shared else 1)
     standard = {"mean": mean.tolist(), "scale": scale.tolist(), "limit": LIMIT}
-    policy = SharedPolicyNetwork if shared else GRPOPolicyNetwork
-    try:
-        model = make_model(to_sb3(environment), policy, {"features_extractor_kwargs": standard})
-    except ValueError as problem:  # of an algorithm that knows nothing of this package
-        raise InputError(str(problem)) from None
-    rollouts = -(-settings.timesteps // (settings.num_envs * model.n_steps))
+    model = make_model(
+        to_sb3(environment),
+        SharedPolicyNetwork if shared else GRPOPolicyNetwork,
+        policy_kwargs={"features_extractor_kwargs": standard},
+        seed=spec.seed,
+        device=spec.device,
+    )
+    rollouts = -(-spec.timesteps // (spec.num_envs * model.n_steps))
     callback = ValidationCallback(
         task,
-        Bandit(task.table("validation"), settings.observation, settings.reward),
-        max(1, rollouts // settings.evaluations),
+        Bandit(task.table("validation"), spec.observation, spec.reward),
+        max(1, rollouts // spec.evaluations),
     )
-    checkpoints = Checkpoints(folder / "checkpoints", _identity(task, settings, learner))
-    if settings.resume is None:
-        checkpoints.forget()
-    _learn(model, callback, settings, folder, checkpoints)
-    with written_whole(folder / "model.zip") as temporary:
+    kept = Checkpoints(log.folder / "checkpoints", _identity(task, spec, learner))
+    if not log.resume:
+        kept.forget()
+    _learn(model, callback, spec.timesteps, log, kept)
+    with written_whole(log.folder / "model.zip") as temporary:
         model.save(temporary)
     model.policy.load_state_dict(callback.best_weights)
-    about = router_settings(task, learner, seed=settings.seed)
-    router = router_from_model(model, settings.observation, about)
-    return Trained(router, callback.history, callback.best_step)
+    about = router_settings(task, learner, seed=spec.seed)
+    router = router_from_model(model, spec.observation, about)
+    return Trained(router, callback.history, callback.best_step, {})
 
 
-def _identity(task: RetrievalTask, settings: OnlineSettings, learner: str) -> dict[str, Any]:
-    """What tells the checkpoints of this run from those of another; where it lies is no part."""
-    places = ("logdir", "run_name", "resume")
+def _identity(task: RetrievalTask, spec: OnlineSettings, learner: str) -> dict[str, Any]:
+    """What tells the checkpoints of this training from those of another."""
     return {
         "learner": learner,
-        "settings": {name: v for name, v in asdict(settings).items() if name not in places},
+        "settings": asdict(spec),
         "collection": task.collection.provenance["content"],
         "encoder": task.embedder.fingerprint(),
     }
@@ -129,13 +152,13 @@ def _identity(task: RetrievalTask, settings: OnlineSettings, learner: str) -> di
 def _learn(
     model: OnPolicyAlgorithm,
     validation: ValidationCallback,
-    settings: OnlineSettings,
-    folder: Path,
+    timesteps: int,
+    log: Log,
     kept: Checkpoints,
 ) -> None:
     """Train from the beginning, or in a run that goes on from a checkpoint, to the end."""
-    checkpoints = CheckpointCallback(kept, validation, settings.checkpoint_every)
-    logger = Logger(str(folder), [])
+    checkpoints = CheckpointCallback(kept, validation, log.checkpoint_every)
+    logger = Logger(str(log.folder), [])
     model.set_logger(logger)
 
     def take(found: Checkpoint) -> None:
@@ -144,18 +167,18 @@ def _learn(
         validation.set_state(model.policy, found.tensors, found.state["validation"])
         checkpoints.last = found.path
 
-    checkpoint = None if settings.resume is None else kept.restore(take)
+    checkpoint = kept.restore(take) if log.resume else None
     # Events of the checkpoint's own step were written before it was.
-    resumed = 0 if settings.resume is not None else None
-    events = SyncedTensorBoard(folder, checkpoint.step + 1 if checkpoint else resumed)
+    resumed = 0 if log.resume else None
+    events = SyncedTensorBoard(log.folder, checkpoint.step + 1 if checkpoint else resumed)
     logger.output_formats.append(events)
-    if model.num_timesteps >= settings.timesteps:
+    if model.num_timesteps >= timesteps:
         return  # only the report was missing
     bar = ProgressBarCallback()
     try:
         with STOP.deferred():
             model.learn(
-                settings.timesteps - model.num_timesteps,
+                timesteps - model.num_timesteps,
                 CallbackList([validation, checkpoints, bar]),
                 reset_num_timesteps=checkpoint is None,
             )
@@ -172,15 +195,15 @@ def _learn(
 
 def _diverged(problem: Exception, model: OnPolicyAlgorithm, checkpoints: CheckpointCallback) -> str:
     """What is known when numbers stop being finite: the step, the queries, the way back."""
-    told = str(problem)
-    if told.startswith(NOT_FINITE):
-        told = "the policy's logits are not finite"
-    if f"step {model.num_timesteps}" not in told:
-        told = f"{told}, at step {model.num_timesteps}"
+    what = str(problem)
+    if what.startswith(NOT_FINITE):
+        what = "the policy's logits are not finite"
+    if f"step {model.num_timesteps}" not in what:
+        what = f"{what}, at step {model.num_timesteps}"
     names = list(checkpoints.queries)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     last = f"is {checkpoints.last}" if checkpoints.last else "was not written yet"
     return (
-        f"{told}; queries of the batch: {', '.join(names[:5])}{more}; the last good checkpoint"
+        f"{what}; queries of the batch: {', '.join(names[:5])}{more}; the last good checkpoint"
         f" {last}"
     )

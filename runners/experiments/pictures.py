@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 
 from maw_gym.envs.rendering import COLOURS
 from runners.experiments.analysis import MAIN, Floats, Results
-from runners.experiments.cells import Reference, slug
+from runners.experiments.fields import Reference
 from runners.experiments.figures import reward_by_depth, save
 from runners.experiments.methods import METHODS
+from runners.experiments.results import slug
 from runners.experiments.writing import Outcome
 
 # Okabe and Ito's palette; dashes and markers say the same once more.

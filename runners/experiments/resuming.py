@@ -1,17 +1,48 @@
 """Going on with a run that was stopped: its settings come from its own config.json."""
 
 import json
-import types
+import stat
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from maw_gym.errors import InputError
+from maw_gym.files.cache import expanded
+from maw_gym.settings import one_line
 
 Settings = TypeVar("Settings")
 
-LARGEST = 50_000_000  # bytes of a config.json; written ones have some 10,000
+CONFIG: Final = "config.json"
+LARGEST: Final = 2_000_000  # bytes of a config.json; written ones have some 10,000
+
+
+def settings_of(kind: type[Settings], given: dict[str, Any]) -> Settings:
+    """The settings that a command line asks for.
+
+    With `resume` they are those of that run, and a flag that says something else is refused.
+
+    Args:
+        kind: dataclass of the runner's settings.
+        given: see `runners.experiments.command_line.given_flags`.
+
+    Raises:
+        InputError: a value that cannot be, or that is not the run's own.
+    """
+    if given.get("resume") is None:
+        return kind(**given)
+    own: Any = run_settings(kind, expanded(given["resume"]))
+    for name in given.keys() - {"resume"}:
+        mine, other = getattr(own, name), getattr(replace(own, **{name: given[name]}), name)
+        if mine != other:
+            raise InputError(
+                f"--{name.replace('_', '-')} {other} conflicts with the run's own {mine}; leave the"
+                " flag out, or start another run"
+            )
+    return own
 
 
 def run_settings(kind: type[Settings], run: Path) -> Settings:
@@ -25,13 +56,12 @@ def run_settings(kind: type[Settings], run: Path) -> Settings:
         InputError: there is no such run, it is finished, it was made by another runner, or its
             config.json is damaged.
     """
-    run = run.expanduser()
     config = read_config(run)
     if (run / "metrics.json").exists():
         raise InputError(f"run {str(run)!r} is finished; there is nothing to go on with")
     given = config.get("settings")
     if not isinstance(given, dict):
-        raise InputError(f"{run / 'config.json'} has no settings; give the folder of another run")
+        raise InputError(f"{run / CONFIG} has no settings; give the folder of another run")
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     for name in sorted(set(given) ^ known):
         raise InputError(
@@ -39,12 +69,11 @@ def run_settings(kind: type[Settings], run: Path) -> Settings:
             f" setting {name!r} is {'missing' if name in known else 'unknown'}"
         )
     try:
-        settings: Any = _value(kind, given)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{run / 'config.json'}: impossible settings ({error})") from None
+        settings: Any = TypeAdapter(kind).validate_json(json.dumps(given), strict=True)
+    except ValidationError as error:
+        raise InputError(f"{run / CONFIG}: impossible settings ({one_line(error)})") from None
     folder = run.absolute()
-    place = {"resume": run, "logdir": run.parent, "run_name": folder.name}
-    return replace(settings, **place)
+    return replace(settings, resume=run, logdir=run.parent, run_name=folder.name)
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -53,51 +82,44 @@ def read_config(run: Path) -> dict[str, Any]:
     Raises:
         InputError: it is not there, or not what a run leaves.
     """
-    path = run / "config.json"
+    path = run / CONFIG
     try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(f"{path} is larger than any run's; give the folder of a run")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
+            raise InputError(f"{path} is not a run's: no file, or too large; give a run's folder")
+        config = from_json(path.read_bytes())  # refuses what is nested too deeply
     except OSError:
         raise InputError(
-            f"no run with a config.json in {str(run)!r}; if it was stopped before its training"
+            f"no run with a {CONFIG} in {str(run)!r}; if it was stopped before its training"
             " began, start it anew"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is not JSON ({error}); give the folder of a run") from None
     if not isinstance(config, dict):
-        raise InputError(f"{path} is not a run's config.json; give the folder of a run")
+        raise InputError(f"{path} is not a run's {CONFIG}; give the folder of a run")
     return config
 
 
-def check_same(own: Any, told: Any) -> None:
-    """Refuse flags that say something else than the run that goes on.
-
-    Raises:
-        InputError: a setting of the command line differs from the run's.
-    """
-    for field in fields(own):
-        mine, other = getattr(own, field.name), getattr(told, field.name)
-        if is_dataclass(mine):
-            check_same(mine, other)
-        elif mine != other:
-            flag = "--" + field.name.replace("_", "-")
-            raise InputError(
-                f"{flag} {other} conflicts with the run's own {mine}; leave the flag out, or start"
-                " another run"
-            )
-
-
 def check_provenance(
-    run: Path, learner: str, dataset: Mapping[str, Any], encoder: Mapping[str, Any]
-) -> None:
+    run: Path,
+    learner: str,
+    dataset: Mapping[str, Any] | None,
+    encoder: Mapping[str, Any] | None,
+) -> bool:
     """Refuse to go on with other data than those a run began with.
+
+    Returns:
+        Whether it had begun: one that was stopped before knows neither.
 
     Raises:
         InputError: the run was made by another learner, or its dataset or encoder has changed.
     """
     config = read_config(run)
-    if config.get("learner") != learner:
+    if config.get("learner") is None:
+        return False
+    if config["learner"] != learner:
         raise InputError(
             f"run {str(run)!r} is one of {config.get('learner')!r}, not of {learner!r}"
         )
@@ -107,35 +129,4 @@ def check_provenance(
             raise InputError(
                 f"the {name} of run {str(run)!r} has changed since it began; start another run"
             )
-
-
-def _value(hint: Any, given: Any) -> Any:
-    """A JSON value as the type that a setting has.
-
-    Raises:
-        TypeError: it is of another type.
-    """
-    if is_dataclass(hint):
-        assert isinstance(hint, type)
-        if not isinstance(given, dict):
-            raise TypeError(f"{hint.__name__} must be an object, got {given!r}")
-        hints = get_type_hints(hint)
-        return hint(**{name: _value(hints[name], value) for name, value in given.items()})
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if given is None and type(None) in arguments:
-            return None
-        (hint,) = (argument for argument in arguments if argument is not type(None))
-        return _value(hint, given)
-    if origin is tuple:
-        if not isinstance(given, list):
-            raise TypeError(f"expected a list, got {given!r}")
-        kinds = arguments[:1] * len(given) if arguments[-1] is Ellipsis else arguments
-        return tuple(_value(kind, value) for kind, value in zip(kinds, given, strict=True))
-    if hint is Path and isinstance(given, str):
-        return Path(given)
-    if hint is float and type(given) is int:
-        return float(given)
-    if type(given) is not hint:
-        raise TypeError(f"expected {getattr(hint, '__name__', hint)}, got {given!r}")
-    return given
+    return True

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import io
 import json
 import logging
 import platform
@@ -11,45 +10,40 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
-
-import tyro
+from typing import Any, Final, TypeVar
 
 from agents.sb3.stopping import STOP, Stopped
 from maw_gym.errors import InputError
 from maw_gym.files.cache import written_whole
-from runners.experiments.resuming import check_provenance, check_same, run_settings
+from runners.experiments.command_line import given_flags
+from runners.experiments.resuming import CONFIG, check_provenance, settings_of
+from runners.experiments.settings import FolderSettings
 
 Settings = TypeVar("Settings")
 
-PACKAGES = ("maw_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "ir_datasets")
+PACKAGES: Final = ("maw_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "ir_datasets")
+
+# Folders that this process has claimed and not begun to fill.
+_claimed: list[Path] = []
 
 
 def run_main(settings: type[Settings], main: Callable[[Settings], None]) -> None:
     """Read the command line and run `main`; whatever ends it early is one line on stderr.
 
     Exit status 2 is a user's mistake, 1 numbers that are no longer finite, 130 and 143 are SIGINT
-    and SIGTERM. With `--resume RUN` the run's own settings are the defaults of the command line, so
-    that a flag that says something else is noticed.
+    and SIGTERM.
 
     Args:
-        settings: a dataclass; its docstrings are the help.
+        settings: a dataclass, see `runners.experiments.command_line`.
         main: the runner.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    description = sys.modules[main.__module__].__doc__
     try:
         with STOP.installed():
-            told = _command_line(settings, description)
-            # Learners in the environment can be resumed, and comparisons.
-            resume: Path | None = getattr(told, "resume", None)
-            if resume is not None:
-                own = run_settings(settings, resume)
-                told = _command_line(settings, description, own)
-                check_same(own, told)
-            main(told)
+            given = given_flags(settings, sys.modules[main.__module__].__doc__)
+            main(settings_of(settings, given))
     except InputError as mistake:
         _quit(str(mistake), 2)
     except OSError as problem:
@@ -62,42 +56,7 @@ def run_main(settings: type[Settings], main: Callable[[Settings], None]) -> None
     except KeyboardInterrupt:
         _quit("interrupted", 130)
     finally:
-        _remove_empty()
-
-
-def _command_line(
-    kind: type[Settings], description: str | None, default: Settings | None = None
-) -> Settings:
-    """The settings that the command line asks for.
-
-    Raises:
-        InputError: a flag is unknown, or its value cannot be one; what tyro draws in a box.
-    """
-    shown = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(shown):
-            if default is None:
-                return tyro.cli(kind, description=description)
-            return tyro.cli(kind, description=description, default=default)
-    except SystemExit as end:
-        if end.code != 2:  # the help, for instance
-            raise
-    # A title, what is wrong, and where the help is; rules between them, and a frame.
-    lines = [line.strip("╭╮╰╯│─ ") for line in shown.getvalue().splitlines()]
-    told = " ".join(line for line in lines[1:] if line.strip("-"))
-    told = re.sub(r"^Error parsing \w+: ", "", told.partition("For full helptext")[0].strip())
-    raise InputError(f"{told.rstrip('.')}; --help shows all flags")
-
-
-# Folders that `new_run` has made in this process.
-_made: list[Path] = []
-
-
-def _remove_empty() -> None:
-    """Take away the folders of runs that ended before they left anything."""
-    while _made:
-        with contextlib.suppress(OSError):
-            _made.pop().rmdir()
+        _give_back()
 
 
 def _quit(message: str, status: int) -> None:
@@ -106,20 +65,20 @@ def _quit(message: str, status: int) -> None:
     raise SystemExit(status)
 
 
-def new_run(logdir: Path, name: str | None, default: str, resume: Path | None = None) -> Path:
-    """Make the folder of a new run, or find that of one to go on with.
+def open_run(settings: FolderSettings, default: str) -> Path:
+    """Claim the folder of a new run, or find that of one to go on with.
 
     Args:
-        logdir: folder of all runs.
-        name: of the run; None makes one of `default` and the time.
-        default: learner, dataset and seed.
-        resume: the folder of a run that was stopped, which is returned as it is.
+        settings: of the run; they are written into a new folder at once.
+        default: what a run without a name is called, before the time.
 
     Raises:
         InputError: the name is not a plain folder name, is taken, or cannot be written.
     """
+    resume: Path | None = getattr(settings, "resume", None)
     if resume is not None:
         return resume
+    name = settings.run_name
     plain = name is None or (
         name == Path(name).name and name.isprintable() and name not in ("", ".", "..")
     )
@@ -127,22 +86,43 @@ def new_run(logdir: Path, name: str | None, default: str, resume: Path | None = 
         raise InputError(
             f"run name {name!r} must be a plain folder name; use --logdir for its place"
         )
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = logdir / (name or f"{re.sub(r'[^A-Za-z0-9._-]+', '-', default).strip('-')}-{stamp}")
-    if (folder / "config.json").exists():
-        raise InputError(f"run {str(folder)!r} exists; choose another --run-name")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            stack.callback((folder / ".probe").unlink, missing_ok=True)
-            (folder / ".probe").touch()
-        _made.append(folder)
+        settings.logdir.mkdir(parents=True, exist_ok=True)
+        folder = _claim(settings.logdir, name, re.sub(r"[^A-Za-z0-9._-]+", "-", default).strip("-"))
+        write_config(folder, None, settings)
     except OSError as problem:
+        folder = settings.logdir / (name or default)
         raise InputError(
             f"cannot write the run folder {str(folder)!r} ({problem.strerror}); choose another"
             " --logdir"
         ) from None
     return folder
+
+
+def _claim(logdir: Path, name: str | None, default: str) -> Path:
+    """Make a folder that was not there, which only one process can."""
+    base = name or f"{default}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while True:
+        folder = logdir / (base if number == 1 else f"{base}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if name is not None or number == 1000:
+                raise InputError(f"run {str(folder)!r} exists; choose another --run-name") from None
+            number += 1
+        else:
+            _claimed.append(folder)
+            return folder
+
+
+def _give_back() -> None:
+    """Take away the folders of runs that ended before they began to train."""
+    while _claimed:
+        folder = _claimed.pop()
+        with contextlib.suppress(OSError):
+            (folder / CONFIG).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -153,29 +133,28 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_config(
     folder: Path,
-    learner: str,
-    settings: Any,
-    dataset: Mapping[str, Any],
-    encoder: Mapping[str, Any],
+    learner: str | None,
+    settings: FolderSettings,
+    dataset: Mapping[str, Any] | None = None,
+    encoder: Mapping[str, Any] | None = None,
 ) -> None:
     """Write config.json: every setting, versions, git commit, provenance of data and encoder.
 
-    A run that goes on keeps the one it has.
+    It is written twice: when the folder is claimed, and when data and encoder are known. From then
+    on the run has begun: it keeps its folder and this file, a run that goes on included.
 
     Raises:
         InputError: the run was made by another learner, or its dataset or encoder has changed.
     """
-    assert is_dataclass(settings)
-    if hasattr(settings, "resume"):
+    if learner is not None and hasattr(settings, "resume"):
         STOP.advice = f"go on with --resume {folder}"
-    if getattr(settings, "resume", None) is not None:
-        check_provenance(folder, learner, dataset, encoder)
-        return
+        if settings.resume and check_provenance(folder, learner, dataset, encoder):
+            return
     write_json(
-        folder / "config.json",
+        folder / CONFIG,
         {
             "learner": learner,
-            "settings": asdict(settings),  # type: ignore[arg-type]
+            "settings": asdict(settings),
             "dataset": dataset,
             "encoder": encoder,
             "versions": {name: _version(name) for name in PACKAGES}
@@ -183,6 +162,8 @@ def write_config(
             "git_commit": git_commit(),
         },
     )
+    if learner is not None and folder in _claimed:
+        _claimed.remove(folder)
 
 
 def _version(package: str) -> str | None:
@@ -194,13 +175,16 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree, or None outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
+    """The commit of the source tree, or None outside a checkout or without git."""
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return shown.stdout.strip() or None
 
 
 class Stopwatch:

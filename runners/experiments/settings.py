@@ -1,84 +1,180 @@
-"""Settings that all training runners share; tyro makes the command line of them."""
+"""Settings that experiments share: what is routed, what a router sees, where a run is kept.
 
-from dataclasses import dataclass, field
+A method's specification is one of these together with the settings of its learner: everything that
+its result depends on. The settings of a run are a specification and a `RunSettings`.
+"""
+
+from dataclasses import field
 from pathlib import Path
+from typing import Literal, Self
 
+from pydantic import model_validator
+
+from agents.baselines import FullInformationSettings
+from agents.grpo.settings import DEFAULTS, GRPOSettings
 from agents.networks import check_network
+from agents.ppo import PPOSettings, check_batches
+from agents.supervised import SupervisedSettings
 from maw_gym.errors import InputError
+from maw_gym.settings import Above0, Coefficient, Count, HomePath, HomeText, Index, Seed, checked
 from maw_gym.tables.depth_table import checked_blocks
 from maw_gym.tables.rewards import DEFAULT_WEIGHTS, RewardSpec
 
+LARGEST_ROLLOUT = 2**22  # samples, some gigabytes of observations
 
-@dataclass(frozen=True)
-class CommonSettings:
-    """What every training run is told."""
 
-    dataset: str = "pydocs"
-    """an ir_datasets id (pydocs, beir/scifact, cranfield, ...) or a folder in BEIR's layout"""
-    encoder: str = "trained"
+@checked
+class EncoderChoice:
+    """Which encoder, where."""
+
+    encoder: HomeText = "trained"
     """trained (on this dataset, cached), untrained, or the path of an encoder.safetensors"""
-    observation: tuple[str, ...] = ("profile",)
-    """blocks of the observation, of: attention, profile, content, clusters"""
-    network: str = "auto"
-    """shared (one small network scores every depth by its own numbers: profile, clusters), mlp
-    (all numbers in, all depths out), or auto: shared where the observation allows it"""
-    alignment: str = "ndcg"
-    """relevance alignment in the reward: ndcg or listwise"""
-    reward_weights: tuple[float, float, float] = DEFAULT_WEIGHTS
-    """of entropy, focus and alignment"""
-    seed: int = 0
-    """of everything random in the run"""
     device: str = "auto"
     """auto (the GPU where there is one), cpu, cuda, ..."""
-    logdir: Path = field(default_factory=lambda: Path("runs"))
-    """folder of all runs; `tensorboard --logdir` wants the same"""
-    run_name: str | None = None
-    """folder of this run inside logdir; made of learner, dataset, seed and time unless given"""
-    fold: int = 0
+
+
+@checked
+class DataSettings(EncoderChoice):
+    """Which queries go through which encoder."""
+
+    dataset: HomeText = "pydocs"
+    """an ir_datasets id (pydocs, beir/scifact, cranfield, ...) or a folder in BEIR's layout"""
+    fold: Index = 0
     """which of 5 folds is the test split, for datasets without subsets"""
+
+
+@checked
+class RewardSettings:
+    """What a depth is paid for."""
+
+    alignment: Literal["ndcg", "listwise"] = "ndcg"
+    """relevance alignment in the reward"""
+    reward_weights: tuple[float, float, float] = DEFAULT_WEIGHTS
+    """of entropy, focus and alignment"""
 
     @property
     def reward(self) -> RewardSpec:
         """Weights and alignment as one."""
         return RewardSpec(self.reward_weights, self.alignment)
 
-    def check(self) -> None:
-        """Refuse what can be refused before any work starts.
+    @model_validator(mode="after")
+    def _are_a_reward(self) -> Self:
+        assert self.reward
+        return self
 
-        Raises:
-            InputError: a setting is out of its range.
-        """
+
+@checked
+class ObservationSettings:
+    """What a router sees, and its shape."""
+
+    observation: tuple[str, ...] = ("profile",)
+    """blocks of the observation, of: attention, profile, content, clusters"""
+    network: Literal["auto", "shared", "mlp"] = "auto"
+    """shared (one small network scores every depth by its own numbers: profile, clusters), mlp
+    (all numbers in, all depths out), or auto: shared where the observation allows it"""
+
+    @model_validator(mode="after")
+    def _blocks_fit_the_network(self) -> Self:
         checked_blocks(self.observation)
         check_network(self.network, self.observation)
-        RewardSpec(self.reward_weights, self.alignment)
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed must be from 0 to 2^32 - 1, got {self.seed}")
+        return self
 
 
-@dataclass(frozen=True)
-class OnlineSettings(CommonSettings):
-    """What a learner that acts in the environment is told besides."""
+@checked
+class TaskSettings(RewardSettings, DataSettings):
+    """What a method depends on that learns nothing."""
 
-    timesteps: int = 400_000
+    seed: Seed = 0
+    """of everything random"""
+
+
+@checked
+class RouterSettings(ObservationSettings, TaskSettings):
+    """What a router depends on beside its training."""
+
+
+@checked
+class OnlineSettings(RouterSettings):
+    """How a learner meets its queries in the environment."""
+
+    timesteps: Count = 400_000
     """environment steps, over all sub-environments together"""
-    num_envs: int = 256
+    num_envs: Count = 256
     """sub-environments stepped at once"""
-    group_size: int = 8
+    group_size: Count = DEFAULTS.group_size
     """neighbouring sub-environments that share each query"""
-    evaluations: int = 20
+    evaluations: Count = 20
     """how many times the validation queries are looked at; the best policy is kept"""
-    checkpoint_every: int = 50
-    """rollouts between checkpoints; the last two are kept"""
-    resume: Path | None = None
-    """folder of a run that was stopped: go on with it, under its own settings"""
 
-    def check(self) -> None:
-        """Refuse what can be refused before any work starts."""
-        super().check()
-        for name in ("timesteps", "num_envs", "group_size", "evaluations", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+    @model_validator(mode="after")
+    def _fill_rollouts(self) -> Self:
         if self.num_envs % self.group_size:
             raise InputError(
                 f"num_envs {self.num_envs} is not divisible by group_size {self.group_size}"
             )
+        steps = getattr(self, "n_steps", 1)  # of the learner that these settings belong to
+        if self.num_envs * steps > LARGEST_ROLLOUT:
+            raise InputError(
+                f"a rollout of {self.num_envs} num_envs times {steps} n_steps is larger than"
+                f" {LARGEST_ROLLOUT:,} samples; lower one of them"
+            )
+        return self
+
+
+@checked
+class GRPOSpec(GRPOSettings, OnlineSettings):
+    """All that a training with GRPO depends on."""
+
+    batch_size: Count | None = None
+    n_epochs: Count = 1
+    clip_range: Above0 | None = None
+    ent_coef: Coefficient = 0.0
+
+
+@checked
+class PPOSpec(PPOSettings, OnlineSettings):
+    """All that a training with PPO depends on."""
+
+    @model_validator(mode="after")
+    def _fill_batches(self) -> Self:
+        check_batches(self, self.num_envs)
+        return self
+
+
+@checked
+class SupervisedSpec(SupervisedSettings, RouterSettings):
+    """All that a supervised training depends on."""
+
+    labels: Literal["rule", "oracle"] = "oracle"
+    """rule (by the number of relevant documents) or oracle (the best depth of each query)"""
+
+
+@checked
+class FullInformationSpec(FullInformationSettings, RouterSettings):
+    """All that a training on the rewards of all depths depends on."""
+
+
+@checked
+class FolderSettings:
+    """Where a run is kept: no part of what it is."""
+
+    logdir: HomePath = field(default_factory=lambda: Path("runs"))
+    """folder of all runs; `tensorboard --logdir` wants the same"""
+    run_name: str | None = None
+    """folder of this run inside logdir; made of what is run and the time unless given"""
+
+
+@checked
+class RunSettings(FolderSettings):
+    """Where a run is kept that can be stopped and go on."""
+
+    resume: HomePath | None = None
+    """folder of a run that was stopped: go on with it, under its own settings"""
+
+
+@checked
+class OnlineRunSettings(RunSettings):
+    """Where a run of a learner in the environment is kept."""
+
+    checkpoint_every: Count = 50
+    """rollouts between checkpoints; the last two are kept"""

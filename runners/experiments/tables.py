@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runners.experiments.analysis import MAIN, NAMES, TERMS
+from runners.experiments.analysis import COLUMNS, MAIN, NAMES
 
 Row = Mapping[str, Any]
 
@@ -21,6 +21,17 @@ def percent(value: float | None) -> str:
 def p_value(value: float) -> str:
     """A p-value; the smallest that 10,000 draws can tell is shown as a bound."""
     return "<.0001" if value < 1e-4 else f"{value:.4f}".lstrip("0")
+
+
+def run_table(rows: Mapping[str, Any], measures: Sequence[str]) -> str:
+    """The table of a single run: reward and retrieval of every method, by title."""
+    head = ["method", "reward", "gap closed", *measures]
+    lines = []
+    for title, row in rows.items():
+        reward = row.reward or {}
+        cells = [number(reward.get("mean")), number(reward.get("gap_closed"), 3)]
+        lines.append([title, *cells, *(number(row.retrieval[name]) for name in measures)])
+    return markdown(head, lines)
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -90,11 +101,11 @@ def test_table(rows: Sequence[Row], baseline: str) -> str:
 
 def reward_table(rows: Sequence[Row]) -> str:
     """Reward, its terms and the share of the gap, of methods that choose depths."""
-    head = ["method", *TERMS, "gap closed", "depths used"]
+    head = ["method", *COLUMNS, "gap closed", "depths used"]
     lines = [
         [
             row["method"],
-            *(number(row["reward"]["mean" if name == "reward" else name]) for name in TERMS),
+            *(number(row["reward"]["mean" if name == "reward" else name]) for name in COLUMNS),
             number(row["reward"]["gap_closed"], 3),
             str(row["depths_used"]),
         ]

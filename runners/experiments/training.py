@@ -1,50 +1,58 @@
 """From settings to a run folder: the frame that the runners of all learners share."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from maw_gym.tables.task import RetrievalTask
-from runners.experiments.online import MakeModel, Trained, open_task, train_online
+from agents.supervised import label_sentence
+from maw_gym.errors import InputError
+from maw_gym.tables.depth_table import NO_CENTROIDS
+from maw_gym.tables.task import RetrievalTask, load_task
+from runners.experiments.offline import forget_training
+from runners.experiments.online import Log, Trained
 from runners.experiments.report import report
-from runners.experiments.runs import Stopwatch, new_run, write_config
-from runners.experiments.settings import CommonSettings, OnlineSettings
-
-# Trains on a task, with the run's folder for logs: what was trained, and facts for metrics.json.
-Train = Callable[[RetrievalTask, Path], tuple[Trained, Mapping[str, Any]]]
+from runners.experiments.routed import by_training
+from runners.experiments.runs import Stopwatch, open_run, write_config
+from runners.experiments.settings import RouterSettings, RunSettings
 
 
-def train_and_report(settings: CommonSettings, learner: str, train: Train) -> Path:
+def train_run(
+    settings: RunSettings,
+    spec: RouterSettings,
+    learner: str,
+    train: Callable[[RetrievalTask, Any, Log], Trained],
+) -> None:
     """Train, judge on the test split, and leave a run folder.
 
     Args:
-        settings: of the run, already checked.
+        settings: where the run is kept, and how it is told in config.json.
+        spec: what is trained.
         learner: its name in the table and, in lower case, in the folder's name.
-        train: see `Train`.
-
-    Returns:
-        The folder.
+        train: see `runners.experiments.online`.
     """
-    folder = new_run(
-        settings.logdir,
-        settings.run_name,
-        f"{learner.lower()}-{settings.dataset}-seed{settings.seed}",
-        getattr(settings, "resume", None),
-    )
+    folder = open_run(settings, f"{learner.lower()}-{spec.dataset}-seed{spec.seed}")
     watch = Stopwatch()
     with watch.stage("encoder and depth tables"):
-        task = open_task(settings)
+        task = open_task(spec)
     write_config(folder, learner, settings, task.collection.provenance, task.encoder_provenance)
+    log = Log(folder, settings.resume is not None, getattr(settings, "checkpoint_every", 0))
     with watch.stage("training"):
-        trained, facts = train(task, folder)
-    report(task, settings, learner, trained, folder, watch, facts)
-    return folder
+        did = by_training(train, task, spec, "test", log)
+    if "label_histogram" in did.facts:
+        print(f"\nlabels: {label_sentence(did.facts)}")
+    report(task, spec, learner, did, folder, watch)
+    # Only now: a run that was stopped in its report has nothing to train again.
+    forget_training(folder)
 
 
-def run_online(settings: OnlineSettings, learner: str, make_model: MakeModel) -> None:
-    """`train_and_report` for a learner that acts in the environment."""
+def open_task(spec: RouterSettings) -> RetrievalTask:
+    """The task of a run, with its tables built.
 
-    def train(task: RetrievalTask, folder: Path) -> tuple[Trained, Mapping[str, Any]]:
-        return train_online(task, settings, learner, make_model, folder), {}
-
-    train_and_report(settings, learner, train)
+    Raises:
+        InputError: the encoder cannot give the observation.
+    """
+    task = load_task(spec.dataset, spec.encoder, spec.device, spec.fold)
+    if "clusters" in spec.observation and not len(task.embedder.maw.centroids):
+        raise InputError(NO_CENTROIDS)  # before minutes go into tables
+    for split in ("train", "validation", "test"):
+        task.table(split)
+    return task

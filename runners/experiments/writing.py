@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.supervised import label_sentence
 from maw_gym.files.cache import written_whole
 from runners.experiments import tables
-from runners.experiments.analysis import MAIN, NAMES, TERMS, Results, compared
-from runners.experiments.cells import Reference, slug
+from runners.experiments.analysis import COLUMNS, MAIN, NAMES, Results, compared
 from runners.experiments.comparison_settings import CompareSettings
-from runners.experiments.fields import Field
+from runners.experiments.fields import Field, Reference
 from runners.experiments.methods import METHODS
-from runners.train_supervised import label_sentence
+from runners.experiments.results import slug
 
 PICTURES = {
     "reward_curves": "Mean reward of the greedy policy on validation queries while it trains; bands"
@@ -51,11 +51,12 @@ class Outcome:
 
 def report_text(outcomes: Sequence[Outcome], settings: CompareSettings, command: str) -> str:
     """The whole of report.md."""
-    seeds = " ".join(map(str, settings.seeds or ()))
+    seeds = " ".join(map(str, settings.learner_seeds))
+    timesteps = settings.common("").timesteps
     parts = [
         "# Comparison",
         f"Made by `{command}`.",
-        f"Learners saw {settings.timesteps:,} training queries each, on the same queries, with"
+        f"Learners saw {timesteps:,} training queries each, on the same queries, with"
         f" seeds {seeds}; scores are averaged over seeds, query by query, before they are tested."
         " Encoders have one seed. Intervals in square brackets are bootstrap 95% intervals over"
         " test queries. p: paired sign-flip test over test queries, 10,000 draws; Holm's"
@@ -75,15 +76,14 @@ def report_text(outcomes: Sequence[Outcome], settings: CompareSettings, command:
 
 def _dataset(outcome: Outcome, settings: CompareSettings) -> Iterator[str]:
     name, rows = outcome.field.dataset, outcome.rows
-    assert settings.baseline is not None
     ordinary = [row for row in rows if row["kind"] != "oracle"]
     oracles = [row for row in rows if row["kind"] == "oracle"]
     yield f"## {name}"
     yield "\n".join(f"- {note}" for note in _notes(outcome))
     yield "### Plain reading"
-    yield "\n".join(f"- {sentence}" for sentence in reading(outcome, settings.baseline))
-    yield f"### nDCG@10 against {settings.baseline}"
-    yield tables.test_table(ordinary, settings.baseline)
+    yield "\n".join(f"- {sentence}" for sentence in reading(outcome, settings.tested_against))
+    yield f"### nDCG@10 against {settings.tested_against}"
+    yield tables.test_table(ordinary, settings.tested_against)
     yield "### Retrieval"
     yield tables.retrieval_table(ordinary)
     if oracles:
@@ -225,7 +225,7 @@ def duels_of(
 
 def write_per_query(path: Path, outcomes: Sequence[Outcome]) -> None:
     """Every score of every query, method and seed as CSV."""
-    head = ["dataset", "fold", "query_id", "method", "seed", "depth", *TERMS, *NAMES]
+    head = ["dataset", "fold", "query_id", "method", "seed", "depth", *COLUMNS, *NAMES]
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
         writer.writerow(head)
@@ -233,7 +233,7 @@ def write_per_query(path: Path, outcomes: Sequence[Outcome]) -> None:
             ids = {fold.fold: fold.query_ids for fold in outcome.references}
             for cell in (c for one in outcome.results for row in one.cells for c in row):
                 for at, query in enumerate(ids[cell.fold]):
-                    terms = ["" if not cell.terms else cell.terms[name][at] for name in TERMS]
+                    terms = ["" if not cell.terms else cell.terms[name][at] for name in COLUMNS]
                     depth = "" if not cell.depths else cell.depths[at]
                     scores = [cell.measures[name][at] for name in NAMES]
                     start = [outcome.field.dataset, cell.fold, query, cell.method, cell.seed]

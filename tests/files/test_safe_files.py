@@ -19,8 +19,9 @@ from maw_gym.routers.depth_router import load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.table_files import read_table
 from runners.experiments.resuming import run_settings
-from runners.experiments.runs import new_run
-from runners.train_grpo import GRPOSettings
+from runners.experiments.runs import open_run
+from runners.experiments.settings import FolderSettings
+from runners.train_grpo import GRPORunSettings
 
 
 class Bomb:
@@ -161,7 +162,7 @@ def test_the_config_of_a_run(bomb: Bomb, tmp_path: Path):
     for content in (pickle.dumps(bomb), b"[" * 1_000_000, b'{"settings": "__import__(\'os\')"}'):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(InputError) as caught:
-            run_settings(GRPOSettings, tmp_path)
+            run_settings(GRPORunSettings, tmp_path)
         assert "\n" not in str(caught.value)
         assert not bomb.mark.exists()
 
@@ -179,7 +180,7 @@ def test_model_zip_is_never_opened(bomb: Bomb, tmp_path: Path):
     with pytest.raises(InputError):
         RoutedEncoder.from_run(tmp_path)
     with pytest.raises(InputError):
-        run_settings(GRPOSettings, tmp_path)
+        run_settings(GRPORunSettings, tmp_path)
     assert Checkpoints(tmp_path, {}).restore(pytest.fail) is None
     assert not bomb.mark.exists()
 
@@ -187,10 +188,11 @@ def test_model_zip_is_never_opened(bomb: Bomb, tmp_path: Path):
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "..", ".", "", "a\0b"])
 def test_run_names_stay_inside(name: str, tmp_path: Path):
     with pytest.raises(InputError):
-        new_run(tmp_path / "logs", name, "default")
+        open_run(FolderSettings(logdir=tmp_path / "logs", run_name=name), "default")
     assert not (tmp_path / "logs").exists()
 
 
 def test_names_of_datasets_stay_inside(tmp_path: Path):
-    made = new_run(tmp_path / "logs", None, "grpo-../../evil-/etc/passwd")
+    settings = FolderSettings(logdir=tmp_path / "logs")
+    made = open_run(settings, "grpo-../../evil-/etc/passwd")
     assert made.parent == tmp_path / "logs"

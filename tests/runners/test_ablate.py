@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +10,13 @@ import pytest
 from maw_gym.errors import InputError
 from runners import ablate
 from runners.ablate import VARIANTS, AblateSettings
-from runners.train_grpo import GRPOSettings
+from runners.experiments.settings import GRPOSpec
 
 
 def test_variants_are_settings_of_grpo() -> None:
     for variant in VARIANTS.values():
-        AblateSettings().grpo(variant, 0).check()
-    assert AblateSettings().grpo({}, 0) == GRPOSettings()
+        AblateSettings().spec(variant, 0)
+    assert AblateSettings().spec({}, 0) == GRPOSpec()
 
 
 # SB3's progress bar is tqdm's for rich terminals, which calls itself experimental.
@@ -55,11 +56,11 @@ def test_table() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (AblateSettings(seeds=()), "seeds must differ, got none"),
-        (AblateSettings(seeds=(1, 1)), "seeds must differ, got 1 1"),
-        (AblateSettings(timesteps=0), "timesteps must be at least 1"),
+        ({"seeds": ()}, "seeds: tuple should have at least 1 item"),
+        ({"seeds": (1, 1)}, "seeds must differ, got 1 1"),
+        ({"timesteps": 0}, "timesteps must be at least 1"),
     ],
 )
-def test_bad_settings(settings: AblateSettings, message: str) -> None:
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        settings.check()
+        AblateSettings(**settings)

@@ -1,27 +1,28 @@
 """The parts of a comparison, by numbers worked out by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from maw_gym.corpora import Collection, QuerySet
 from maw_gym.errors import InputError
-from runners.compare import command_of
 from runners.experiments.analysis import NAMES, Results, compared, rows_of, t_interval
-from runners.experiments.cells import Cell, Reference, kept_cell, slug
+from runners.experiments.command_line import command_of
 from runners.experiments.comparison_settings import CompareSettings
-from runners.experiments.fields import shared_documents
+from runners.experiments.fields import Reference, shared_documents
 from runners.experiments.methods import METHODS
+from runners.experiments.results import Result, kept_result, slug
 from runners.experiments.tables import markdown, p_value, percent
 from runners.experiments.writing import join_runs
 
 
 def cell(
     method: str, ndcg: list[float], seed: int = 0, fold: int = 0, reward: list[float] | None = None
-) -> Cell:
+) -> Result:
     terms = reward and dict.fromkeys(("reward", "entropy", "focus", "alignment"), reward)
-    return Cell(
+    return Result(
         method,
         seed,
         fold,
@@ -134,64 +135,63 @@ def test_shared_documents() -> None:
     assert found == {"test_relevant": 4, "test_relevant_seen": 2}
 
 
-def test_kept_cells_are_not_computed_again(tmp_path: Path) -> None:
+def test_kept_results_are_not_computed_again(tmp_path: Path) -> None:
     path = tmp_path / "cells" / "one.json"
     first = cell("ppo", [0.1, 1 / 3], reward=[0.5, 0.25])
     first.history = [(0, 0.5), (10, 0.6)]
-    assert kept_cell(path, lambda: first).measures["AP"] == [0.1, 1 / 3]
-    again = kept_cell(path, lambda: pytest.fail("computed again"))
+    assert kept_result(path, lambda: first).measures["AP"] == [0.1, 1 / 3]
+    again = kept_result(path, lambda: pytest.fail("computed again"))
     assert again.measures["nDCG@10"] == [0.1, 1 / 3]
     assert again.terms == first.terms
     path.write_text(path.read_text()[:20])  # a file cut short is no result
-    assert kept_cell(path, lambda: cell("ppo", [0.7])).measures["AP"] == [0.7]
+    assert kept_result(path, lambda: cell("ppo", [0.7])).measures["AP"] == [0.7]
 
 
 def test_settings_fill_in_what_is_not_told() -> None:
-    quick = CompareSettings(quick=True).filled()
-    assert quick.seeds == (0,)
-    assert quick.baseline == "standard-attention"
-    assert quick.methods is not None
-    assert not {"non-maw-trained", "non-maw-wide", "maw-single"} & set(quick.methods)
-    whole = CompareSettings().filled()
-    assert whole.seeds == (0, 1, 2)
-    assert whole.baseline == "non-maw-trained"
-    assert whole.methods is not None
-    assert len(whole.methods) == 19
-    assert "non-maw-wide" not in whole.methods  # an hour without a GPU
-    assert CompareSettings(methods=("all",)).filled().methods == tuple(METHODS)
-    told = CompareSettings(methods=("grpo", "bm25"), baseline="ppo").filled()
-    assert told.methods == ("bm25", "ppo", "grpo")  # the baseline joins, in the table's order
+    quick = CompareSettings(quick=True)
+    assert quick.learner_seeds == (0,)
+    assert quick.tested_against == "standard-attention"
+    assert quick.common("pydocs").timesteps == 40_000
+    assert not {"non-maw-trained", "non-maw-wide", "maw-single"} & set(quick.method_names)
+    whole = CompareSettings()
+    assert whole.learner_seeds == (0, 1, 2)
+    assert whole.tested_against == "non-maw-trained"
+    assert whole.common("pydocs").timesteps == 400_000
+    assert set(METHODS) - set(whole.method_names) == {"non-maw-wide"}  # an hour without a GPU
+    assert CompareSettings(methods=("all",)).method_names == tuple(METHODS)
+    some = CompareSettings(methods=("grpo", "bm25"), baseline="ppo")
+    assert some.method_names == ("bm25", "ppo", "grpo")  # the baseline joins, in the table's order
 
 
 def test_command_says_what_differs() -> None:
-    assert command_of(CompareSettings().filled()) == "python runners/compare.py"
-    told = CompareSettings(datasets=("cranfield",), quick=True, seeds=(3, 4), seed_intervals=True)
-    assert command_of(told.filled()) == (
-        "python runners/compare.py --datasets cranfield --seeds 3 4 --seed-intervals --quick"
+    assert command_of("compare", CompareSettings()) == "python runners/compare.py"
+    some = CompareSettings(datasets=("a b",), quick=True, seeds=(3, 4), logdir=Path("elsewhere"))
+    assert command_of("compare", some) == (
+        "python runners/compare.py --datasets 'a b' --seeds 3 4 --quick"
     )
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (CompareSettings(methods=("gpro",)), "unknown method 'gpro': did you mean 'grpo'"),
-        (CompareSettings(methods=("ppo", "ppo")), "'ppo' is given twice"),
-        (CompareSettings(methods=()), "at least one of --methods"),
-        (CompareSettings(datasets=()), "at least one of --datasets"),
-        (CompareSettings(datasets=("a", "a")), "datasets must differ, got a a"),
-        (CompareSettings(seeds=(1, 1)), "seeds must differ, got 1 1"),
-        (CompareSettings(seeds=(-1,)), "seed must be from 0"),
-        (CompareSettings(baseline="bm52"), "unknown method 'bm52'"),
-        (CompareSettings(baseline="oracle"), "cannot be 'oracle'"),
-        (CompareSettings(seeds=(1,), seed_intervals=True), "needs two seeds or more, got 1"),
-        (CompareSettings(timesteps=0), "timesteps must be at least 1"),
-        (CompareSettings(observation=("colour",)), "unknown observation block 'colour'"),
-        (CompareSettings(alignment="map"), "unknown alignment 'map'"),
+        ({"methods": ("gpro",)}, "unknown method 'gpro': did you mean 'grpo'"),
+        ({"methods": ("ppo", "ppo")}, "'ppo' is given twice"),
+        ({"methods": ()}, "methods: tuple should have at least 1 item"),
+        ({"datasets": ()}, "datasets: tuple should have at least 1 item"),
+        ({"datasets": ("a", "a")}, "datasets must differ, got a a"),
+        ({"seeds": (1, 1)}, "seeds must differ, got 1 1"),
+        ({"seeds": (-1,)}, "seeds must be at least 0, got -1"),
+        ({"baseline": "bm52"}, "unknown method 'bm52'"),
+        ({"baseline": "oracle"}, "cannot be 'oracle'"),
+        ({"seeds": (1,), "seed_intervals": True}, "needs two seeds or more, got 1"),
+        ({"timesteps": 0}, "timesteps must be at least 1"),
+        ({"observation": ("colour",)}, "unknown observation block 'colour'"),
+        ({"alignment": "map"}, "alignment must be 'ndcg' or 'listwise', got 'map'"),
     ],
 )
-def test_bad_settings(settings: CompareSettings, message: str) -> None:
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        settings.filled().check()
+        CompareSettings(**settings)
 
 
 def test_join_runs(tmp_path: Path) -> None:

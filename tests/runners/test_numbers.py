@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from stable_baselines3 import PPO
 
-from agents.grpo import losses
+from agents.grpo import GRPO, losses
 from maw_gym.files.tensor_files import read_tensors
 from runners.experiments.runs import run_main
 
@@ -17,7 +19,7 @@ from runners.experiments.runs import run_main
 pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")
 
 QUERIES = r"queries of the batch: q\d+(, q\d+)*( and \d+ more)?"
-KINDS = {"train_grpo": "GRPOSettings", "train_ppo": "PPORunSettings"}
+KINDS = {"train_grpo": "GRPORunSettings", "train_ppo": "PPORunSettings"}
 
 
 @pytest.fixture
@@ -69,14 +71,23 @@ def test_a_loss_that_is_not_finite(
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("runner", KINDS)
-def test_a_learning_rate_far_too_high(
+@pytest.mark.parametrize(("runner", "algorithm"), [("train_grpo", GRPO), ("train_ppo", PPO)])
+def test_logits_that_are_not_finite(
     runner: str,
+    algorithm: type,
     flags: list[object],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ):
-    line = told(runner, [*flags, "--learning-rate", 1e30], monkeypatch, capsys)
+    """Weights may be finite, and what they multiply to not."""
+
+    def exploding(self) -> None:
+        with torch.no_grad():
+            for weight in self.policy.parameters():
+                weight.fill_(1e30)
+
+    monkeypatch.setattr(algorithm, "train", exploding)
+    line = told(runner, flags, monkeypatch, capsys)
     assert re.fullmatch(
         rf"error: the policy's logits are not finite, at step 128; {QUERIES}; the last good"
         r" checkpoint was not written yet",

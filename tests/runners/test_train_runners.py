@@ -12,20 +12,19 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.grpo import GRPO
-from agents.ppo import make_ppo
+from agents.supervised import label_sentence
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.errors import InputError
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import load_task
 from runners import evaluate
 from runners.evaluate import EvaluateSettings
-from runners.experiments.online import Trained, train_online
-from runners.experiments.report import judge
-from runners.experiments.settings import OnlineSettings
-from runners.train_grpo import GRPOSettings
+from runners.experiments.online import Log, train_grpo, train_ppo
+from runners.experiments.report import row_of
+from runners.experiments.routed import by_router
+from runners.experiments.settings import GRPOSpec, PPOSpec
 from runners.train_ppo import PPORunSettings
-from runners.train_supervised import SupervisedRunSettings, label_sentence
+from runners.train_supervised import SupervisedRunSettings
 
 FILES = {"config.json", "encoder.safetensors", "router.safetensors", "metrics.json", "figures"}
 
@@ -134,29 +133,13 @@ def test_evaluate_without_training_queries(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (EvaluateSettings(run=Path("nowhere")), "no run folder 'nowhere'"),
-        (EvaluateSettings(run=Path("nowhere"), split="dev"), "unknown split 'dev'"),
+        ({}, "no run folder 'nowhere'"),
+        ({"split": "dev"}, "split must be 'encoder', 'train', 'validation' or 'test', got 'dev'"),
     ],
 )
-def test_evaluate_mistakes(settings: EvaluateSettings, message: str) -> None:
+def test_evaluate_mistakes(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate.main(settings)
-
-
-def models(kind: str, settings: Any) -> Any:
-    """A function that makes the algorithm, and keeps it for the test."""
-    kept: list[Any] = []
-
-    def make(env: Any, policy: Any, told: dict[str, Any]) -> Any:
-        model = (
-            make_ppo(env, settings, policy=policy, policy_kwargs=told, seed=0, device="cpu")
-            if kind == "ppo"
-            else settings.model(env, policy, told)
-        )
-        kept.append(model)
-        return model
-
-    return make, kept
+        evaluate.main(EvaluateSettings(run=Path("nowhere"), **settings))
 
 
 # SB3's progress bar is tqdm's for rich terminals, which calls itself experimental.
@@ -164,22 +147,21 @@ def models(kind: str, settings: Any) -> Any:
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
 def test_evaluate_policy_equals_the_table(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
     """SB3's own evaluation of one environment, query after query, gives the report's reward."""
-    told = {"dataset": str(tiny_folder), "encoder": "untrained", "observation": ("profile",),
-            "device": "cpu", "timesteps": 512, "num_envs": 16}  # fmt: skip
-    settings: OnlineSettings = (
-        GRPOSettings(**told) if kind == "grpo" else PPORunSettings(**told, batch_size=32)  # type: ignore[arg-type]
-    )
-    make, kept = models(kind, settings)
-    task = load_task(settings.dataset, settings.encoder, "cpu")
-    trained: Trained = train_online(task, settings, kind, make, tmp_path)
-    table = task.table("test")
-    depths, _ = trained.router.predict(table.observation(("profile",)))
-    expected = judge(task, settings, depths).reward
+    given: dict[str, Any] = {"dataset": str(tiny_folder), "encoder": "untrained", "device": "cpu",
+                             "timesteps": 512, "num_envs": 16}  # fmt: skip
+    task = load_task(given["dataset"], "untrained", "cpu")
+    if kind == "grpo":
+        spec: GRPOSpec | PPOSpec = GRPOSpec(**given)
+        router = train_grpo(task, spec, Log(tmp_path)).router
+    else:
+        spec = PPOSpec(**given, batch_size=32)
+        router = train_ppo(task, spec, Log(tmp_path)).router
+    expected = row_of(task, spec, by_router(task, router, "test")).reward
     assert expected is not None
+    table = task.table("test")
     env = Monitor(GRPOEnvironment(table=table, observation=("profile",), query_order="sequential"))
-    assert isinstance(kept[0], GRPO) == (kind == "grpo")
-    found, _ = evaluate_policy(kept[0], env, n_eval_episodes=len(table), deterministic=True)
-    assert found == pytest.approx(expected["mean"], abs=1e-6)
+    mean, _ = evaluate_policy(router, env, n_eval_episodes=len(table), deterministic=True)
+    assert mean == pytest.approx(expected["mean"], abs=1e-6)
 
 
 def test_label_sentence() -> None:
@@ -192,18 +174,27 @@ def test_label_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("kind", "settings", "message"),
     [
-        (PPORunSettings(num_envs=10), "num_envs 10 is not divisible by group_size 8"),
-        (PPORunSettings(clip_range=0), "clip_range must be a number above 0"),
-        (SupervisedRunSettings(labels="best"), "unknown labels 'best'"),
-        (SupervisedRunSettings(epochs=0), "epochs must be at least 1"),
-        (SupervisedRunSettings(alignment="map"), "unknown alignment 'map'"),
+        (PPORunSettings, {"num_envs": 10}, "num_envs 10 is not divisible by group_size 8"),
+        (PPORunSettings, {"clip_range": 0}, "clip_range must be above 0, got 0"),
+        (PPORunSettings, {"n_steps": 2**20}, "256 num_envs times 1048576 n_steps is larger than"),
+        (
+            SupervisedRunSettings,
+            {"labels": "best"},
+            "labels must be 'rule' or 'oracle', got 'best'",
+        ),
+        (SupervisedRunSettings, {"epochs": 0}, "epochs must be at least 1, got 0"),
+        (
+            SupervisedRunSettings,
+            {"alignment": "map"},
+            "alignment must be 'ndcg' or 'listwise', got",
+        ),
     ],
 )
-def test_bad_settings(settings: Any, message: str) -> None:
+def test_bad_settings(kind: type, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        settings.check()
+        kind(**settings)
 
 
 def test_a_mistake_is_one_line(ppo: Path) -> None:

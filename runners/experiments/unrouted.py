@@ -1,0 +1,79 @@
+"""Methods that choose no depth: BM25 and encoders."""
+
+from dataclasses import field
+
+import torch
+
+from agents.baseline_encoders import (
+    baseline_encoder,
+    evaluate_bm25,
+    evaluate_encoder,
+    training_sources,
+)
+from maw_gym.encoders.embedder import Embedder
+from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.validation import Validation
+from maw_gym.settings import checked
+from maw_gym.tables.task import RetrievalTask
+from runners.experiments.online import Log
+from runners.experiments.results import Did, size
+from runners.experiments.settings import TaskSettings
+
+
+@checked
+class EncoderSpec(TaskSettings):
+    """All that an encoder without routing depends on."""
+
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    """as long and as wide as the MAW encoder's"""
+
+
+def bm25(task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None) -> Did:
+    """BM25 over the whole collection."""
+    return Did(ranked=evaluate_bm25(task, split))
+
+
+def standard_attention(task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None) -> Did:
+    """The MAW encoder's standard attention."""
+    return Did(
+        ranked=task.evaluate(split),
+        parameters=size(task.embedder.encoder, but="depth_"),
+        encode=lambda texts: task.embedder.encode_queries(texts).cpu(),
+    )
+
+
+def unrouted(name: str, task: RetrievalTask, spec: EncoderSpec, split: str, log: Log | None) -> Did:
+    """An encoder of `agents.baseline_encoders`."""
+    sources = training_sources(task)
+    embedder, provenance = baseline_encoder(
+        name, task.collection, sources, task.device, spec.training
+    )
+    did = Did(facts={"encoder": provenance})
+    if "pairs" in provenance:
+        # Of an encoder from the cache, the time is the one it took when it was trained.
+        did.training_seconds = provenance.get("seconds")
+        if sources[0].name != task.collection.name:
+            embedder = _chosen(task, embedder, did)
+    did.parameters = 0 if name == "mean_pooling" else size(embedder.encoder)
+    depth = torch.zeros(1, dtype=torch.long) if embedder.encoder.settings.depths else None
+    did.encode = lambda texts: embedder.encode_queries(texts, depth).cpu()
+    did.ranked = evaluate_encoder(embedder, task.collection, split, task.device)
+    return did
+
+
+def _chosen(task: RetrievalTask, trained: Embedder, did: Did) -> Embedder:
+    """Of the trained and the untrained encoder the better one on validation queries.
+
+    The MAW encoder has this choice too, where it was trained on another collection.
+    """
+    untrained = untrained_embedder(task.collection.doc_texts, trained.encoder.settings)
+    untrained = untrained.to(task.device)
+    validation = Validation(task.collection, untrained, TrainingSettings().document_tokens)
+    scores = {"untrained": validation.score(untrained), "trained": validation.score(trained)}
+    better = scores["trained"] > scores["untrained"]
+    did.facts |= {
+        "validation nDCG@10": scores,
+        "chosen": "trained" if better else "untrained",
+    }
+    return trained if better else untrained

@@ -6,22 +6,25 @@ make vectors of them that differ a little, and order what should tie.
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from maw_gym.checks import checked_texts
+from maw_gym.distributed import is_first, process, processes
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.files.cache import content_key
 from maw_gym.files.tensor_files import read_tensors, write_tensors
 from maw_gym.retrieval.search_index import Part
 
-PART: Final = 32_768  # documents whose texts and tokens are held at once
+PART: Final = 8192  # documents whose texts and tokens are held at once
 KIND: Final = "part of an index"
 
 
@@ -34,6 +37,9 @@ def encoded_parts(
 ) -> Iterator[Part]:
     """Documents encoded in portions of `PART`.
 
+    With a folder, each of several processes (`maw_gym.distributed`) encodes a share of the parts;
+    what the others have encoded can be read when all have come to the end of the same documents.
+
     Args:
         embedder: see `Embedder.encode_documents`.
         doc_ids: N ids, read once.
@@ -45,29 +51,45 @@ def encoded_parts(
     Raises:
         InputError: an id or a text that is no string, or more of one than of the other.
     """
-    encoder = embedder.fingerprint()
+    about = {"encoder": embedder.fingerprint(), "dtype": str(dtype)}
+    total = len(doc_ids) if isinstance(doc_ids, Sized) else None
+    with tqdm(
+        total=total, desc="documents", unit="doc", delay=2, leave=False, disable=not is_first()
+    ) as bar:
+        for number, (some_ids, some) in enumerate(_portions(doc_ids, texts)):
+            content = content_key({"": some})
+            if folder is None:
+                encoded = partial(_same, _encoded(embedder, some, dtype))
+            else:
+                path = folder / f"{number:06}.safetensors"
+                encoded = partial(_read, path, about | {"content": content})
+                if number % processes() == process():
+                    _write(path, about | {"content": content}, embedder, some, dtype)
+            yield Part(some_ids, some, content, encoded)
+            bar.update(len(some))
+
+
+def _portions(
+    doc_ids: Iterable[str], texts: Iterable[str]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Ids and texts, `PART` at a time."""
     for given, what in ((doc_ids, "document ids"), (texts, "texts")):
         if not isinstance(given, Iterable):
             checked_texts(given, what)
-    streams = iter(doc_ids), iter(texts)
-    number = 0
+    ids_left, texts_left = iter(doc_ids), iter(texts)
+    before = 0
     while True:
-        some_ids = checked_texts(islice(streams[0], PART), "document ids")
-        some = checked_texts(islice(streams[1], PART))
+        some_ids = checked_texts(islice(ids_left, PART), "document ids")
+        some = checked_texts(islice(texts_left, PART))
         if len(some_ids) != len(some):
             raise InputError(
-                f"{number * PART + len(some_ids)} document ids for {number * PART + len(some)}"
-                " texts; give one each"
+                f"{before + len(some_ids)} document ids for {before + len(some)} texts; give one"
+                " each"
             )
         if not some:
             return
-        if folder is None:
-            yield Part(some_ids, some, *_encoded(embedder, some, dtype))
-        else:
-            path = folder / f"{number:06}.safetensors"
-            about = {"encoder": encoder, "dtype": str(dtype), "content": content_key({"": some})}
-            yield Part(some_ids, some, *_kept(path, about, embedder, some, dtype))
-        number += 1
+        yield some_ids, some
+        before += len(some)
 
 
 @torch.no_grad()
@@ -86,17 +108,27 @@ def _encoded(embedder: Embedder, texts: list[str], dtype: torch.dtype) -> tuple[
     return vectors, as_bytes.view(-1, 16)
 
 
-def _kept(
+def _write(
     path: Path, about: dict[str, str], embedder: Embedder, texts: list[str], dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Vectors and digests from the file of this very part, written first where it is not there."""
-    if path.exists():
-        try:
-            settings, tensors = read_tensors(path, KIND)
-            if settings == about:
-                return tensors["vectors"], tensors["digests"]
-        except DamagedFileError:
-            pass
+) -> None:
+    """Encode some texts to their file, if it is not there yet."""
+    try:
+        if path.exists():
+            _read(path, about)
+            return
+    except DamagedFileError:
+        pass
     vectors, digests = _encoded(embedder, texts, dtype)
     write_tensors(path, {"vectors": vectors, "digests": digests}, KIND, about)
-    return _kept(path, about, embedder, texts, dtype)  # from the file: nothing stays in memory
+
+
+def _read(path: Path, about: dict[str, str]) -> tuple[Tensor, Tensor]:
+    """Vectors and digests from the file of this very part; mapped, not held."""
+    settings, tensors = read_tensors(path, KIND)
+    if settings != about:
+        raise DamagedFileError(f"{path} is of other documents")
+    return tensors["vectors"], tensors["digests"]
+
+
+def _same(encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return encoded

@@ -1,14 +1,21 @@
 """The documents' embeddings, kept on disk: one encoding serves training, tables and search."""
 
+from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from maw_gym.corpora import Collection
+from maw_gym.distributed import check_same
+from maw_gym.encoders.document_parts import encoded_parts
 from maw_gym.encoders.embedder import Embedder
-from maw_gym.files.cache import cache_home, content_key, kept_or_built
+from maw_gym.files.cache import cache_home, content_key
 from maw_gym.files.tensor_files import check_tensors, fingerprint, read_tensors, write_tensors
+from maw_gym.files.together import kept_or_built_together
+from maw_gym.retrieval.search_index import joined, with_copies
 
 FORMAT: Final = 1  # raise when the meaning of the numbers changes
 QUERY_SIDE: Final = ("depth_query_proj.weight", "depth_key_proj.weight", "centroids")
@@ -18,6 +25,8 @@ def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
     """Embeddings (N, h) of a collection's documents through the standard attention.
 
     They do not depend on the depths: encoders that share the standard attention share the file.
+    Encoded in parts, of which several processes (`maw_gym.distributed`) encode a share each; an
+    encoding that was stopped goes on behind its last part.
 
     Args:
         collection: its documents are read from the cache folder or encoded.
@@ -44,10 +53,17 @@ def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
         check_tensors(path, tensors, shape)
         return tensors["embeddings"]
 
+    path = cache_home() / "documents" / f"{key}.safetensors"
+    folder = path.with_suffix(".parts")
+    documents = collection.doc_ids, collection.doc_texts
+    parts = partial(encoded_parts, embedder, *documents, torch.float32, folder)
+
     def build() -> Tensor:
-        embeddings = embedder.encode_documents(collection.doc_texts, progress=True)
+        embeddings = with_copies(*joined(part.encoded() for part in parts()))
         write_tensors(path, {"embeddings": embeddings}, "documents", {})
+        rmtree(folder, ignore_errors=True)
         return embeddings
 
-    path = cache_home() / "documents" / f"{key}.safetensors"
-    return kept_or_built(path, read, build).to(embedder.device)
+    check_same("collection", collection.provenance["content"])
+    found = kept_or_built_together(path, read, lambda: list(parts()), build)
+    return found.to(embedder.device)

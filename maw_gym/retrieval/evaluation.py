@@ -20,7 +20,7 @@ from torch import Tensor
 from maw_gym.corpora.records import QuerySet
 from maw_gym.files.cache import written_whole
 from maw_gym.retrieval.document_index import DocumentIndex, Integers
-from maw_gym.retrieval.search import Ranking, rank
+from maw_gym.retrieval.search import Ranking, rank, rank_together
 
 MEASURES: Final[tuple[Any, ...]] = (nDCG @ 10, RR @ 10, AP, R @ 100, Success @ 10)
 DEPTH_OF_RANKING: Final = 100  # the deepest cutoff among the measures
@@ -131,7 +131,10 @@ def evaluate_embeddings(
     Raises:
         ValueError: lengths that differ, or embeddings that are not finite.
     """
-    ranking = rank(index, embeddings, k, candidates)
+    if candidates is None:
+        ranking = rank_together(index, embeddings, k)
+    else:
+        ranking = rank(index, embeddings, k, candidates)
     return evaluate_rankings(queries, index.doc_ids, ranking.documents.cpu().numpy()), ranking
 
 

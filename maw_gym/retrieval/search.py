@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maw_gym.distributed import from_all, own_range, processes
 from maw_gym.retrieval.document_index import (
     EMPTY_SCORE,
     DocumentIndex,
@@ -72,6 +73,25 @@ def rank(
         return _rank_listed(index, queries, min(k, len(index)), candidates)
     start, stop, _ = (part or slice(None)).indices(len(index))
     return _rank_part(index, queries, k, start, stop)
+
+
+def rank_together(index: DocumentIndex, queries: Tensor, k: int) -> Ranking:
+    """`rank` of the whole index by all processes together, each searching a part of the documents.
+
+    Every process gets the ranking that one alone would find, bit for bit.
+
+    Args:
+        index: the documents, the same in every process.
+        queries: see `rank`; the same in every process.
+        k: see `rank`.
+    """
+    own = rank(index, queries, k, part=own_range(len(index)))
+    if processes() == 1:
+        return own
+    parts = from_all(Ranking(*(values.cpu() for values in own)))
+    device = index.device
+    rankings = [Ranking(*(values.to(device) for values in part)) for part in parts]
+    return merged(rankings, index.tie_rank, k)
 
 
 def merged(rankings: Sequence[Ranking], tie_rank: Tensor, k: int) -> Ranking:

@@ -1,7 +1,7 @@
 """SearchIndex: documents in memory or in a folder; exact, approximate and hybrid search."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from shutil import rmtree
 from typing import Final, NamedTuple, Self
@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maw_gym.distributed import check_same, is_first, wait
 from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.files.cache import content_key
 from maw_gym.retrieval.approximate import ApproximateIndex
 from maw_gym.retrieval.bm25 import BM25, Words
 from maw_gym.retrieval.document_index import DocumentIndex
@@ -29,7 +31,7 @@ from maw_gym.retrieval.index_files import (
     write_ids,
     write_vectors,
 )
-from maw_gym.retrieval.search import Ranking, rank
+from maw_gym.retrieval.search import Ranking, rank_together
 
 PARTS: Final = "parts"  # folder of what is encoded so far
 EXACT: Final = "exact"
@@ -42,14 +44,16 @@ class Part(NamedTuple):
     Attributes:
         doc_ids: their ids.
         texts: their texts.
-        vectors: (n, h) embeddings on the CPU, zero for a text without tokens.
-        digests: (n, 16) uint8; texts that are the same to the encoder have the same.
+        content: key of the texts.
+        encoded: gives, when all parts have been seen, their vectors (n, h) on the CPU, zero for a
+            text without tokens, and digests (n, 16) uint8, the same for texts that are the same to
+            the encoder.
     """
 
     doc_ids: list[str]
     texts: list[str]
-    vectors: Tensor
-    digests: Tensor
+    content: str
+    encoded: Callable[[], tuple[Tensor, Tensor]]
 
 
 class SearchIndex:
@@ -93,6 +97,9 @@ class SearchIndex:
     ) -> Self:
         """Index documents that come part by part.
 
+        Several processes (`maw_gym.distributed`) do this together: into a folder that all see the
+        first one writes, without a folder each has an index of its own.
+
         Args:
             parts: the documents, encoded.
             encoder: see the class.
@@ -108,21 +115,22 @@ class SearchIndex:
         if kind != EXACT and not kind.startswith("faiss:"):
             raise InputError(f"unknown index {kind!r}; give 'exact' or 'faiss:' and a factory")
         words = Words() if hybrid else None
-        doc_ids: list[str] = []
-        vectors: list[Tensor] = []
-        digests: list[Tensor] = []
+        seen: list[Part] = []
         for part in parts:
-            doc_ids += part.doc_ids
-            vectors.append(part.vectors)
-            digests.append(part.digests)
             if words is not None:
                 words.add(part.texts)
+            seen.append(part._replace(texts=[]))
+        doc_ids = [doc_id for part in seen for doc_id in part.doc_ids]
         check_ids(doc_ids)
-        first = first_of_texts(digests)
+        if folder is not None:
+            contents = [part.content for part in seen]
+            check_same("stream of documents", content_key({"ids": doc_ids, "texts": contents}))
+            if not is_first():
+                wait()
+                return cls.load(folder, encoder, device)
+        vectors, first = joined(part.encoded() for part in seen)
         if folder is None:
-            whole = torch.cat(vectors)
-            copies = np.flatnonzero(first != np.arange(len(first)))
-            whole[torch.from_numpy(copies)] = whole[torch.from_numpy(first[copies])]
+            whole = with_copies(vectors, first)
             documents = DocumentIndex(doc_ids, whole.to(device))
         else:
             (folder / ABOUT).unlink(missing_ok=True)
@@ -136,6 +144,7 @@ class SearchIndex:
         if folder is not None:
             index.save(folder)
             rmtree(folder / PARTS, ignore_errors=True)
+            wait()
         return index
 
     def rank(
@@ -164,7 +173,7 @@ class SearchIndex:
     def _nearest(self, embeddings: Tensor, k: int) -> Ranking:
         if self.approximate is not None:
             return self.approximate.rank(embeddings, k)
-        return rank(self.documents, embeddings, k)
+        return rank_together(self.documents, embeddings, k)
 
     def save(self, folder: Path) -> None:
         """Write everything to a folder.
@@ -214,12 +223,23 @@ class SearchIndex:
         return cls(documents, encoder, bm25, approximate, about.kind, folder)
 
 
-def first_of_texts(digests: Sequence[Tensor]) -> NDArray[np.int64]:
-    """For each document the first whose text is the same, (N,), from the digests of all parts."""
-    rows = np.ascontiguousarray(torch.cat(list(digests)).numpy())
+def joined(
+    encoded: Iterable[tuple[Tensor, Tensor]],
+) -> tuple[list[Tensor], NDArray[np.int64]]:
+    """The vectors of all parts, and for each document the first whose text is the same, (N,)."""
+    vectors, digests = zip(*encoded, strict=True)
+    rows = np.ascontiguousarray(torch.cat(digests).numpy())
     names = rows.view(np.dtype((np.void, rows.shape[1])))[:, 0]
     _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
-    return first[inverse]
+    return list(vectors), first[inverse]
+
+
+def with_copies(vectors: Sequence[Tensor], first: NDArray[np.int64]) -> Tensor:
+    """The vectors (N, h) of all parts in memory, that of a copy being its first's."""
+    whole = torch.cat(list(vectors))
+    copies = np.flatnonzero(first != np.arange(len(first)))
+    whole[torch.from_numpy(copies)] = whole[torch.from_numpy(first[copies])]
+    return whole
 
 
 def check_ids(doc_ids: Sequence[str]) -> None:

@@ -227,7 +227,7 @@ class RoutedEncoder:
         place = None if folder is None else expanded(folder)
         parts = encoded_parts(self.embedder, doc_ids, texts, DTYPES[dtype], place and place / PARTS)
         self.documents = SearchIndex.of(
-            tqdm(parts, "documents", unit="part", delay=2, leave=False, disable=None),
+            parts,
             self.embedder.fingerprint(),
             kind=index,
             hybrid=hybrid,

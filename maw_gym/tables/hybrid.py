@@ -15,7 +15,7 @@ from maw_gym.retrieval.fusion import (
     scored_candidates,
     weighted_sum,
 )
-from maw_gym.retrieval.search import Ranking, rank
+from maw_gym.retrieval.search import Ranking, rank_together
 from maw_gym.tables.task import RetrievalTask
 
 FUSIONS: Final = ("sum", "ranks")
@@ -44,7 +44,7 @@ class Hybrid:
         lists, k = self.task.candidates(split), 0
         if lists is None:
             k = DEPTH_OF_RANKING
-            lists = list(rank(self.task.index, embeddings, k).documents.cpu().numpy())
+            lists = list(rank_together(self.task.index, embeddings, k).documents.cpu().numpy())
         return scored_candidates(self.task.index, self.task.bm25, embeddings, texts, lists, k)
 
     def evaluate(

@@ -13,13 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maw_gym.distributed import own
 from maw_gym.errors import DamagedFileError
-from maw_gym.files.cache import content_key, kept, kept_or_built
+from maw_gym.files.cache import content_key, kept
 from maw_gym.files.tensor_files import check_tensors, read_tensors, write_tensors
+from maw_gym.files.together import kept_or_built_together
 from maw_gym.tables.columns import COLUMNS, PER_DEPTH
 from maw_gym.tables.depth_table import DepthTable
 
-CHUNK = 4096  # rows built and written at once
+CHUNK = 1024  # rows built and written at once, and the least that a process gets
 KIND = "table"
 ROWS = "table rows"
 
@@ -37,7 +39,8 @@ def load_or_build(
         widths: the width of each column, see `DepthTable`.
         build: rows of the split -> the columns of these rows.
 
-    Several processes may call this at once: one builds and the others wait.
+    Several processes may call this at once: one builds and the others wait. Those that torchrun
+    has started (`maw_gym.distributed`) build a share of the rows each.
     """
 
     def read(path: Path) -> DepthTable:
@@ -47,7 +50,25 @@ def load_or_build(
             raise DamagedFileError(f"{path} is another table than its name says")
         return table
 
-    return kept_or_built(path, read, lambda: _built(path, query_ids, widths, build))
+    of = content_key({"query_ids": list(query_ids), "widths": dict(widths)})
+    folder = path.with_suffix(".rows")
+    starts = range(0, len(query_ids), CHUNK)
+    portions = [slice(start, min(start + CHUNK, len(query_ids))) for start in starts]
+
+    def share() -> None:
+        for rows in own(portions):
+            _chunk(folder, of, rows, build)
+
+    def join() -> DepthTable:
+        chunks = [_chunk(folder, of, rows, build) for rows in portions]
+        _join(path, query_ids, widths, chunks)
+        for file in folder.glob("*.safetensors"):
+            file.unlink()
+        if folder.is_dir():
+            folder.rmdir()
+        return read_table(path)
+
+    return kept_or_built_together(path, read, share, join)
 
 
 def read_table(path: Path) -> DepthTable:
@@ -73,40 +94,35 @@ def read_table(path: Path) -> DepthTable:
     return DepthTable(ids, **columns)
 
 
-def _built(
-    path: Path, query_ids: Sequence[str], widths: Mapping[str, int], build: Builder
-) -> DepthTable:
-    """Build the chunks that are not there yet, join them, and read the table."""
-    of = content_key({"query_ids": list(query_ids), "widths": dict(widths)})
-    folder = path.with_suffix(".rows")
-    chunks: list[dict[str, Tensor]] = []
-    for start in range(0, len(query_ids), CHUNK):
-        rows = slice(start, min(start + CHUNK, len(query_ids)))
-        settings = {"of": of, "rows": [rows.start, rows.stop]}
-        file = folder / f"{start:012d}.safetensors"
+def _chunk(folder: Path, of: str, rows: slice, build: Builder) -> dict[str, Tensor]:
+    """The columns of some rows of the table `of`, from their file, built first if need be."""
+    settings = {"of": of, "rows": [rows.start, rows.stop]}
+    file = folder / f"{rows.start:012d}.safetensors"
 
-        def read(file: Path, settings: Mapping[str, object] = settings) -> dict[str, Tensor]:
-            found = read_tensors(file, ROWS)
-            if found.settings != settings:
-                raise DamagedFileError(f"{file} has rows of another table")
-            return found.tensors
+    def read(file: Path) -> dict[str, Tensor]:
+        found = read_tensors(file, ROWS)
+        if found.settings != settings:
+            raise DamagedFileError(f"{file} has rows of another table")
+        return found.tensors
 
-        chunk = kept(file, read)
-        if chunk is None:
-            columns = build(rows)
-            chunk = {
-                name: torch.from_numpy(np.ascontiguousarray(columns[name])) for name in COLUMNS
-            }
-            write_tensors(file, chunk, ROWS, settings)
-        chunks.append(chunk)
+    chunk = kept(file, read)
+    if chunk is None:
+        columns = build(rows)
+        chunk = {name: torch.from_numpy(np.ascontiguousarray(columns[name])) for name in COLUMNS}
+        write_tensors(file, chunk, ROWS, settings)
+    return chunk
+
+
+def _join(
+    path: Path,
+    query_ids: Sequence[str],
+    widths: Mapping[str, int],
+    chunks: Sequence[Mapping[str, Tensor]],
+) -> None:
+    """Write the table of all chunks."""
     ids = np.frombuffer(json.dumps(list(query_ids)).encode(), np.uint8).copy()
     tensors = {
         name: torch.cat([torch.zeros(0, widths[name]), *(chunk[name] for chunk in chunks)])
         for name in COLUMNS
     }
     write_tensors(path, tensors | {"query_ids": torch.from_numpy(ids)}, KIND, {})
-    for file in folder.glob("*.safetensors"):
-        file.unlink()
-    if folder.is_dir():
-        folder.rmdir()
-    return read_table(path)

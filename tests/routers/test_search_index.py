@@ -94,8 +94,10 @@ def test_parts_of_other_texts_or_of_another_type_are_not_taken(
     for texts, dtype in ((["a"], torch.float32), (["b"], torch.float32), (["b"], torch.float16)):
         (part,) = parts(routed.embedder, ["x"], texts, dtype, tmp_path)
         (fresh,) = parts(routed.embedder, ["x"], texts, dtype)
-        assert part.vectors.equal(fresh.vectors)
-        assert part.vectors.dtype == dtype
+        vectors, digests = part.encoded()
+        assert vectors.equal(fresh.encoded()[0])
+        assert digests.equal(fresh.encoded()[1])
+        assert vectors.dtype == dtype
 
 
 @pytest.mark.parametrize("index", ["exact", "faiss:HNSW8"])

@@ -1,0 +1,168 @@
+"""Several processes that run the same program on their own shares of the work (torch.distributed).
+
+``torchrun --nproc-per-node 4 runners/train_encoder.py ...`` starts them; each then calls `start`.
+Without torchrun there is one process, and everything here does what one process would do. What all
+processes must do together says so: whoever leaves it out makes the others wait.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from maw_gym.errors import InputError
+
+Thing = TypeVar("Thing")
+
+ADDRESS: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PATIENCE: Final = timedelta(minutes=30)  # how long processes wait for each other
+
+
+def start(device: str = "auto") -> None:
+    """Join the processes that torchrun has started; without torchrun nothing happens.
+
+    Each process on a GPU takes the one of its number on this machine as its current device, so
+    that "cuda" means its own.
+
+    Args:
+        device: where this process will compute: NCCL connects GPUs, gloo everything else.
+
+    Raises:
+        InputError: the environment does not say where the others are, there are more processes
+            than GPUs, or nobody answers.
+    """
+    if dist.is_initialized() or "WORLD_SIZE" not in os.environ:
+        return
+    missing = [name for name in ADDRESS if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE is set and {', '.join(missing)} is not; start several processes by"
+            " torchrun --nproc-per-node N"
+        )
+    cuda = torch.cuda.is_available() and device != "cpu"
+    if cuda:
+        local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= count:
+            raise InputError(
+                f"there is no GPU for process {local} of this machine, which has {count}; start as"
+                f" many, --nproc-per-node {count}"
+            )
+        torch.cuda.set_device(local)
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as problem:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise InputError(
+            f"no rendezvous of {os.environ['WORLD_SIZE']} processes at {where}:"
+            f" {str(problem).splitlines()[0]}"
+        ) from None
+
+
+def stop() -> None:
+    """Leave the other processes; without any nothing happens."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def processes() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def process() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and shows progress."""
+    return process() == 0
+
+
+def wait() -> None:
+    """Go on when all processes are here; all do this together."""
+    if processes() > 1:
+        with _others():
+            dist.barrier()
+
+
+def own(things: Iterable[Thing]) -> Iterator[Thing]:
+    """Every n-th of the things, for n processes, beginning with this one's number."""
+    for number, thing in enumerate(things):
+        if number % processes() == process():
+            yield thing
+
+
+def own_range(count: int) -> slice:
+    """This process's range of `count` things in a row: of equal sizes, but for one."""
+    return slice(*(count * at // processes() for at in (process(), process() + 1)))
+
+
+def from_first(thing: Thing) -> Thing:
+    """What the first process has; all do this together."""
+    if processes() == 1:
+        return thing
+    box = [thing]
+    with _others():
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def from_all(thing: Thing) -> list[Thing]:
+    """What each process has, in the order of their numbers; all do this together."""
+    if processes() == 1:
+        return [thing]
+    things: list[Thing] = [thing] * processes()
+    with _others():
+        dist.all_gather_object(things, thing)
+    return things
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows (n, ...) of all processes one below the other, with gradients to all of them.
+
+    Every process has the same number of rows; all do this together. A loss of all rows, computed by
+    every process, has in each process the gradient of its own rows times the number of processes.
+    """
+    if processes() == 1:
+        return rows
+    from torch.distributed.nn.functional import all_gather
+
+    with _others():
+        return torch.cat(all_gather(rows))
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """One line in the place of what the library says when another process has gone."""
+    try:
+        yield
+    except RuntimeError as problem:
+        raise InputError(
+            f"process {process()} has lost another one, whose message says why:"
+            f" {' '.join(str(problem).split())[:120]}"
+        ) from None
+
+
+def check_same(what: str, key: str) -> None:
+    """Refuse to go on where processes see different things; all do this together.
+
+    Args:
+        what: is compared, for the message.
+        key: of its content.
+
+    Raises:
+        InputError: not all have the same key.
+    """
+    keys = from_all(key)
+    for number, other in enumerate(keys):
+        if other != keys[0]:
+            raise InputError(
+                f"process {number} has another {what} ({other[:16]}) than process 0"
+                f" ({keys[0][:16]}); give all of them the same files"
+            )

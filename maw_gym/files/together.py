@@ -1,0 +1,40 @@
+"""Files that several processes build together, each its share, and the first one joins."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from maw_gym.distributed import from_first, is_first, processes, wait
+from maw_gym.errors import InputError
+from maw_gym.files.cache import Kept, kept, kept_or_built
+
+
+def kept_or_built_together(
+    path: Path, read: Callable[[Path], Kept], share: Callable[[], object], build: Callable[[], Kept]
+) -> Kept:
+    """What `read` finds at `path`; built first where there is nothing, or what is there is damaged.
+
+    All processes do this together. One that dies leaves the files of its share: started again, it
+    goes on behind them.
+
+    Args:
+        path: see `kept_or_built`, in a folder that all processes see.
+        read: see `kept_or_built`.
+        share: writes this process's share of the work to files of its own.
+        build: joins the shares, makes what is missing of them, and writes `path`; the first
+            process does it, alone where it is the only one.
+
+    Raises:
+        InputError: see `kept_or_built`; or a process does not see what the first has written.
+    """
+    if processes() == 1:
+        return kept_or_built(path, read, build)
+    if not from_first(is_first() and kept(path, read) is not None):
+        share()
+        wait()
+        if is_first():
+            kept_or_built(path, read, build)
+        wait()
+    found = kept(path, read)
+    if found is None:
+        raise InputError(f"{path} is not there for all processes; give them one MAW_GYM_HOME")
+    return found

@@ -1,0 +1,230 @@
+"""Two processes over gloo do what one does."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from processes import free_port, together
+
+from agents.baselines import fixed_router
+from maw_gym import distributed
+from maw_gym.corpora import load_collection
+from maw_gym.encoders import document_parts
+from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.errors import InputError
+from maw_gym.retrieval.document_index import DocumentIndex
+from maw_gym.retrieval.search import rank, rank_together
+from maw_gym.routers.routed_encoder import RoutedEncoder
+from maw_gym.tables import table_files
+from maw_gym.tables.task import RetrievalTask
+
+QUERIES = ["how bees make honey", "polar ice melting", ""]
+
+
+# --- the words that processes exchange --------------------------------------------------------
+
+
+def exchange() -> dict[str, Any]:
+    me = distributed.process()
+    rows = torch.full((2, 1), float(me + 1), requires_grad=True)
+    # Every process has the whole loss: the sum of the squares 1, 1, 4, 4.
+    loss = (distributed.gathered(rows) ** 2).sum()
+    loss.backward()
+    distributed.wait()
+    try:
+        distributed.check_same("collection", f"key {me}")
+        refused = ""
+    except InputError as problem:
+        refused = str(problem)
+    return {
+        "process": (me, distributed.processes(), distributed.is_first()),
+        "own": list(distributed.own("abcde")),
+        "range": distributed.own_range(5),
+        "from first": distributed.from_first(f"of {me}"),
+        "from all": distributed.from_all(f"of {me}"),
+        "loss": loss.item(),
+        "gradient": rows.grad.flatten().tolist(),
+        "refused": refused,
+    }
+
+
+def test_two_processes_exchange() -> None:
+    first, second = together(exchange)
+    assert (first["process"], second["process"]) == ((0, 2, True), (1, 2, False))
+    assert (first["own"], second["own"]) == (["a", "c", "e"], ["b", "d"])
+    assert (first["range"], second["range"]) == (slice(0, 2), slice(2, 5))
+    for found in (first, second):
+        assert found["from first"] == "of 0"
+        assert found["from all"] == ["of 0", "of 1"]
+        assert found["loss"] == 10
+        assert found["refused"] == (
+            "process 1 has another collection (key 1) than process 0 (key 0); give all of them the"
+            " same files"
+        )
+    # The derivative 2 x of each row, from both processes.
+    assert first["gradient"] == [4, 4]
+    assert second["gradient"] == [8, 8]
+
+
+def test_one_process_does_it_alone() -> None:
+    distributed.start()
+    assert exchange() == {
+        "process": (0, 1, True),
+        "own": list("abcde"),
+        "range": slice(0, 5),
+        "from first": "of 0",
+        "from all": ["of 0"],
+        "loss": 2.0,
+        "gradient": [2, 2],
+        "refused": "",
+    }
+
+
+def test_a_missing_rendezvous_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError) as caught:
+        distributed.start("cpu")
+    assert str(caught.value) == (
+        "WORLD_SIZE is set and RANK, MASTER_ADDR, MASTER_PORT is not; start several processes by"
+        " torchrun --nproc-per-node N"
+    )
+    monkeypatch.setattr(distributed, "PATIENCE", distributed.timedelta(seconds=1))
+    for name, value in (("RANK", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    with pytest.raises(InputError, match=r"no rendezvous of 2 processes at 127\.0\.0\.1") as caught:
+        distributed.start("cpu")
+    assert "\n" not in str(caught.value)
+
+
+# --- search -----------------------------------------------------------------------------------
+
+
+def vectors(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.nn.functional.normalize(torch.randn(count, 24, generator=generator), dim=1)
+
+
+def search_part(k: int) -> tuple[list, list]:
+    index = DocumentIndex([str(n) for n in range(701)], vectors(701))
+    found = rank_together(index, vectors(750)[700:], k)
+    return found.documents.tolist(), found.scores.tolist()
+
+
+@pytest.mark.parametrize("k", [1, 400])
+def test_search_over_processes_is_that_of_one_bit_for_bit(k: int) -> None:
+    index = DocumentIndex([str(n) for n in range(701)], vectors(701))
+    expected = rank(index, vectors(750)[700:], k)
+    for found in together(search_part, k):
+        assert found == (expected.documents.tolist(), expected.scores.tolist())
+
+
+# --- documents and tables ---------------------------------------------------------------------
+
+
+def task_of(folder: Path) -> RetrievalTask:
+    collection = load_collection(str(folder))
+    return RetrievalTask(
+        collection, untrained_embedder(collection.doc_texts, EncoderSettings(depths=4))
+    )
+
+
+def small_portions() -> None:
+    document_parts.PART = 7
+    table_files.CHUNK = 3
+
+
+def evaluated(folder: Path, home: Path) -> tuple[Any, ...]:
+    os.environ["MAW_GYM_HOME"] = str(home)
+    small_portions()
+    task = task_of(folder)
+    table = task.table("test")
+    evaluation, ranking = task.evaluate("test", torch.full((7,), 2))
+    left = sorted(str(path.relative_to(home)) for path in home.rglob("*.safetensors"))
+    return (
+        task.index.vectors.numpy(),
+        {name: np.asarray(getattr(table, name)) for name in ("attention", "ndcg", "entropy")},
+        evaluation.mean,
+        ranking.documents.tolist(),
+        left,
+    )
+
+
+def test_documents_and_tables_are_built_in_shares_and_joined(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document_parts, "PART", 7)
+    monkeypatch.setattr(table_files, "CHUNK", 3)
+    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "alone"))
+    alone = evaluated(tiny_folder, tmp_path / "alone")
+    for found in together(evaluated, tiny_folder, tmp_path / "together"):
+        np.testing.assert_array_equal(found[0], alone[0])
+        for name, column in alone[1].items():
+            np.testing.assert_allclose(found[1][name], column, atol=1e-6)
+        assert found[2:] == alone[2:]
+
+
+def index_and_search(folder: Path, target: Path | None, own_texts: bool) -> list[Any]:
+    small_portions()
+    task = task_of(folder)
+    routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
+    texts = list(task.collection.doc_texts)
+    if own_texts:
+        texts[20] += f" of process {distributed.process()}"
+    routed.index(iter(task.collection.doc_ids), iter(texts), folder=target)
+    return routed.search(QUERIES, 9), routed.search(QUERIES, 9, hybrid=True)
+
+
+@pytest.mark.parametrize("folder", [None, "index"])
+def test_an_index_is_built_in_shares_and_searched_in_shares(
+    tiny_folder: Path, tmp_path: Path, folder: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document_parts, "PART", 7)
+    monkeypatch.setattr(table_files, "CHUNK", 3)
+    alone = index_and_search(tiny_folder, None, own_texts=False)
+    target = folder and tmp_path / folder
+    for found in together(index_and_search, tiny_folder, target, False):
+        assert found == alone
+    if target:
+        assert not (target / "parts").exists()
+
+
+def test_processes_that_read_different_documents_do_not_go_on(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    for found in together(index_and_search, tiny_folder, tmp_path, True):
+        assert str(found).startswith("process 1 has another stream of documents (")
+    assert not (tmp_path / "index.json").exists()
+
+
+def full_disk_on_one(folder: Path, target: Path) -> Any:
+    if distributed.process() == 1:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    return index_and_search(folder, target, own_texts=False)
+
+
+def test_a_full_disk_of_one_process_is_one_line_and_no_half_written_file(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    first, second = together(full_disk_on_one, tiny_folder, tmp_path)
+    assert "process 0 has lost another one, whose message says why" in str(first)
+    assert "cannot be written: File too large; make room for it" in str(second)
+    for problem in (first, second):
+        assert isinstance(problem, InputError)
+        assert "\n" not in str(problem)
+    parts = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    assert parts == ["000000.safetensors", "000002.safetensors", "000004.safetensors"]
+    # Started again, it goes on behind these.
+    before = {name: (tmp_path / "parts" / name).read_bytes() for name in parts}
+    (tmp_path / "parts" / "000004.safetensors").write_bytes(before["000002.safetensors"])
+    for found in together(index_and_search, tiny_folder, tmp_path, False):
+        assert found == index_and_search(tiny_folder, None, own_texts=False)

@@ -54,7 +54,12 @@ def encoded_parts(
     about = {"encoder": embedder.fingerprint(), "dtype": str(dtype)}
     total = len(doc_ids) if isinstance(doc_ids, Sized) else None
     with tqdm(
-        total=total, desc="documents", unit="doc", delay=2, leave=False, disable=not is_first()
+        total=total,
+        desc="documents",
+        unit="doc",
+        delay=2,
+        leave=False,
+        disable=None if is_first() else True,
     ) as bar:
         for number, (some_ids, some) in enumerate(_portions(doc_ids, texts)):
             content = content_key({"": some})

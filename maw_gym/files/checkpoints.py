@@ -66,7 +66,8 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """The files, oldest first."""
-        return sorted(self.folder.glob("[0-9]*.safetensors"))
+        files = self.folder.glob("[0-9]*.safetensors")
+        return sorted(file for file in files if file.stem.isdecimal())
 
     def write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Write a checkpoint, then delete those that are no longer kept.
@@ -115,7 +116,7 @@ class Checkpoints:
                 with contextlib.suppress(OSError):  # in a folder that is read only
                     path.unlink()
                 continue
-            if "identity" not in settings:
+            if not {"identity", "step", "state"} <= set(settings):
                 raise InputError(
                     f"{path} was written by an earlier version of maw_gym; delete it and start anew"
                 )

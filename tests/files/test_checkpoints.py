@@ -144,6 +144,9 @@ def test_those_of_another_version_are_an_error_and_stay(kept: Checkpoints):
 
 
 def test_other_files_are_no_checkpoints(kept: Checkpoints):
+    (kept.folder / "12 of another.safetensors").touch()
+    (kept.folder / "last.safetensors").touch()
+    assert taken(kept) == [3]
     write_tensors(kept.files()[-1], {"a": torch.ones(1)}, "router", {})
     with pytest.raises(InputError, match="holds a 'router', not a 'checkpoint'"):
         kept.restore(pytest.fail)

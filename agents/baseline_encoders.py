@@ -20,7 +20,7 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
 from maw_gym.encoders.training.attention_stage import train_attention
 from maw_gym.encoders.training.pairs import pairs_of
-from maw_gym.encoders.training.selection import train_encoder, trained_attention
+from maw_gym.encoders.training.selection import grouping, train_encoder, trained_attention
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
@@ -92,6 +92,7 @@ def baseline_encoder(
             "format": FORMAT,
             "baseline": name,
             "sources": [source.provenance["content"] for source in sources],
+            **grouping(sources, settings.to_json()),
             "settings": settings.to_json(),
             "shape": maw.to_json(),
             "device": torch.device(device).type,

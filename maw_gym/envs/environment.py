@@ -110,6 +110,11 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
     | `alignment`      | **str**            | `"ndcg"`          | or `"listwise"`                  |
     | `reward_weights` | **three floats**   | `(0.3, 0.3, 0.4)` | entropy, focus, alignment        |
     | `query_order`    | **str**            | `"random"`        | or `"sequential"`                |
+    | `balance`        | **float**          | `1.0`             | of the random order: exponent on |
+    |                  |                    |                   | the sizes of the groups that     |
+    |                  |                    |                   | queries belong to, such as       |
+    |                  |                    |                   | packages; 0 shows all groups     |
+    |                  |                    |                   | equally often                    |
     | `device`         | **str**            | `"auto"`          | where the encoder runs, once     |
     | `render_mode`    | **str** or None    | `None`            | `"rgb_array"` or `"ansi"`        |
     | `table`          | **DepthTable**     | `None`            | takes the place of `dataset`,    |
@@ -147,6 +152,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         alignment: str = "ndcg",
         reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
         query_order: str = "random",
+        balance: float = 1.0,
         device: str = "auto",
         render_mode: str | None = None,
         *,
@@ -164,6 +170,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
             alignment=alignment,
             reward_weights=reward_weights,
             query_order=query_order,
+            balance=balance,
             device=device,
             table=table,
         )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maw_gym.checks import one_of, shown
+from maw_gym.corpora.balance import balanced_shares, check_balance
 from maw_gym.corpora.splits import SPLITS
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
@@ -25,15 +26,17 @@ class QueryOrder:
         kind: ``"random"`` draws uniformly and independently; ``"sequential"`` walks through the
             queries in order and starts over after the last.
         size: number of queries.
+        shares: (N,) how likely a random order draws each query; None draws them alike.
 
     Attributes:
         position: the query that a sequential order shows next.
     """
 
-    def __init__(self, kind: str, size: int) -> None:
+    def __init__(self, kind: str, size: int, shares: NDArray[np.float64] | None = None) -> None:
         self.kind = kind
         self.size = size
         self.position = 0
+        self._ends = None if shares is None else shares.cumsum() / shares.sum()
 
     def restart(self) -> None:
         """Begin the walk anew; a random order has nothing to restart but its generator."""
@@ -41,6 +44,8 @@ class QueryOrder:
 
     def take(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
         """The next `count` queries (count,)."""
+        if self.kind == "random" and self._ends is not None:
+            return np.searchsorted(self._ends[:-1], generator.random(count), side="right")
         if self.kind == "random":
             # Half the time of generator.integers, and 2^53 is far above any number of queries; a
             # product of a double below 1 and an integer rounds to below that integer.
@@ -62,6 +67,7 @@ def load_bandit(
     alignment: str,
     reward_weights: Sequence[float],
     query_order: str,
+    balance: float,
     device: str,
     table: DepthTable | None,
 ) -> tuple[Bandit, QueryOrder]:
@@ -77,6 +83,11 @@ def load_bandit(
     reward = RewardSpec(reward_weights, alignment)
     one_of("query_order", query_order, QUERY_ORDERS)
     one_of("split", split, SPLITS)
+    if check_balance(balance) != 1 and query_order != "random":
+        raise InputError(
+            f"balance {balance} is for random draws, and query_order is {query_order!r}; leave one"
+            " of them out"
+        )
     if table is None:
         task = load_task(dataset, encoder, device)
         queries = task.collection.splits
@@ -92,7 +103,14 @@ def load_bandit(
     bandit = _bandits.get(key)
     if bandit is None:
         bandit = _bandits[key] = Bandit(table, blocks, reward)
-    return bandit, QueryOrder(query_order, len(bandit))
+    shares = None
+    if balance != 1:
+        if not any(table.groups):
+            raise InputError(
+                f"balance {balance} needs queries in groups, and these have none; leave it at 1"
+            )
+        shares = balanced_shares(table.groups, balance)
+    return bandit, QueryOrder(query_order, len(bandit), shares)
 
 
 def checked_options(options: dict[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         alignment: see there.
         reward_weights: see there.
         query_order: see there.
+        balance: see there.
         device: see there.
         render_mode: None; frames are drawn by `GRPOEnvironment`.
         autoreset_mode: SAME_STEP or DISABLED, also by its value.
@@ -84,6 +85,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         alignment: str = "ndcg",
         reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
         query_order: str = "random",
+        balance: float = 1.0,
         device: str = "auto",
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
@@ -106,6 +108,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             alignment=alignment,
             reward_weights=reward_weights,
             query_order=query_order,
+            balance=balance,
             device=device,
             table=table,
         )

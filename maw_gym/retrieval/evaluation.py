@@ -41,6 +41,20 @@ class Evaluation:
         """Mean of each measure over all queries, those without a retrieved document included."""
         return {name: float(values.mean()) for name, values in self.per_query.items()}
 
+    def by_group(self, groups: Sequence[str]) -> dict[str, "Evaluation"]:
+        """The same for the queries of each group alone.
+
+        Args:
+            groups: N of them, see `Collection.query_groups`.
+        """
+        rows: dict[str, list[int]] = {}
+        for row, group in enumerate(groups):
+            rows.setdefault(group, []).append(row)
+        return {
+            group: Evaluation({name: values[of] for name, values in self.per_query.items()})
+            for group, of in sorted(rows.items())
+        }
+
 
 def evaluate_rankings(
     queries: QuerySet, doc_ids: Sequence[str], documents: ArrayLike

@@ -1,6 +1,7 @@
 """What a router sees of queries that no table knows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def observations(
         )
     encoder = embedder.maw
     # Rows without judgments: their alignment is 0.
-    columns = {
+    columns: dict[str, Any] = {
         name: np.zeros((len(ids), width), np.float32)
         for name, width in column_widths(embedder).items()
     }

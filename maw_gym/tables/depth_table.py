@@ -41,6 +41,7 @@ class DepthTable:
             `maw_gym.retrieval.unjudged.STATISTICS`.
         content: (N, h) in [-1, 1], mean hidden state of unit length.
         clusters: (N, K) in [-1, 1], cosine to the encoder's centroids; K = 0 without them.
+        groups: N groups of the queries, see `Collection.query_groups`, or none.
     """
 
     query_ids: tuple[str, ...]
@@ -52,6 +53,7 @@ class DepthTable:
     retrieval: Floats
     content: Floats
     clusters: Floats
+    groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.query_ids)

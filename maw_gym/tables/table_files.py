@@ -7,6 +7,7 @@ chunks that are whole. Only a complete table gets its name.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def read_table(path: Path) -> DepthTable:
         raise DamagedFileError(f"{path} is not a depth table ({error}); delete it") from None
     widths = {name: depths * PER_DEPTH[name] if name in PER_DEPTH else None for name in COLUMNS}
     check_tensors(path, tensors, {name: (len(ids), width) for name, width in widths.items()})
-    columns = {name: tensor.numpy() for name, tensor in tensors.items()}
+    columns: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
     for column in columns.values():
         column.flags.writeable = False
     return DepthTable(ids, **columns)

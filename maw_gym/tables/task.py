@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +110,11 @@ class RetrievalTask:
             queries = self.collection.splits[split]
             widths = column_widths(self.embedder)
             path = cache_home() / "tables" / f"{self.key}-{split}.safetensors"
-            self._tables[split] = load_or_build(
+            table = load_or_build(
                 path, queries.ids, widths, lambda rows: self._columns(split, rows)
             )
+            groups = self.collection.query_groups(split)
+            self._tables[split] = replace(table, groups=groups if any(groups) else ())
         return self._tables[split]
 
     def _columns(self, split: str, rows: slice) -> Mapping[str, NDArray[np.float32]]:

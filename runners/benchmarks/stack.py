@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +22,7 @@ from maw_gym.corpora import Collection
 from maw_gym.corpora.records import QuerySet
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
+from maw_gym.tables.columns import COLUMNS
 from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.task import RetrievalTask
 from runners.benchmarks.measuring import Row, interleaved, row
@@ -65,9 +67,7 @@ def table_rows(
         rows.append(_once(collection, "tables, cached", start, count, "queries/s"))
         largest = max(tables, key=len)
         # The memory maps go with the folder.
-        columns = {
-            name: np.array(getattr(largest, name)) for name in vars(largest) if name != "query_ids"
-        }
+        columns: dict[str, Any] = {name: np.array(getattr(largest, name)) for name in COLUMNS}
     return rows, DepthTable(largest.query_ids, **columns)
 
 

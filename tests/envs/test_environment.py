@@ -213,7 +213,7 @@ def test_step_needs_a_reset():
     [
         ({"observation": "attenton"}, "'attenton'", "attention"),
         ({"observation": []}, "()", "attention"),
-        ({"observation": "clusters"}, "clusters", "trained encoder"),
+        ({"observation": "clusters"}, "clusters", "train one with depths of clusters"),
         ({"alignment": "map"}, "'map'", "ndcg, listwise"),
         ({"query_order": "shuffled"}, "'shuffled'", "random, sequential"),
         ({"split": "dev"}, "'dev'", "encoder, train, validation, test"),

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -531,3 +532,36 @@ def test_gymnasiums_wrappers_of_vector_observations():
     assert observations.shape == (2, 8, 8)
     assert observations.max() == 0.5
     assert flat.step(np.array([0, 1]))[0].max() == 0.5
+
+
+GROUPED = replace(TABLE, groups=("red", "red", "blue"))
+
+
+def test_groups_are_shown_equally_often_if_asked_for():
+    env = GRPOVectorEnvironment(num_envs=20_000, table=GROUPED, balance=0)
+    _, infos = env.reset(seed=0)
+    shown = dict(zip(*np.unique(infos["query_id"].astype(str), return_counts=True), strict=True))
+    # Half for the one blue query, a quarter for each red one.
+    for query, share in {APPLE: 0.25, BERRY: 0.25, CHERRY: 0.5}.items():
+        assert shown[query] / 20_000 == pytest.approx(share, abs=0.015)
+    again = GRPOVectorEnvironment(num_envs=20_000, table=GROUPED, balance=1)
+    plain = GRPOVectorEnvironment(num_envs=20_000, table=TABLE)
+    assert (
+        again.reset(seed=1)[1]["query_id"].tolist() == plain.reset(seed=1)[1]["query_id"].tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"balance": 1.5}, "balance must be a number from 0"),
+        ({"balance": 0}, "balance 0 needs queries in groups, and these have none"),
+        (
+            {"balance": 0, "table": GROUPED, "query_order": "sequential"},
+            "balance 0 is for random draws, and query_order is 'sequential'",
+        ),
+    ],
+)
+def test_balance_that_cannot_be(asked, message):
+    with pytest.raises(InputError, match=message):
+        GRPOVectorEnvironment(**{"table": TABLE, **asked})

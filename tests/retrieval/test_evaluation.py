@@ -10,6 +10,7 @@ from ir_measures import AP, RR, nDCG
 from maw_gym.corpora.records import QuerySet
 from maw_gym.retrieval.document_index import DocumentIndex
 from maw_gym.retrieval.evaluation import (
+    Evaluation,
     evaluate_embeddings,
     evaluate_rankings,
     trec_name,
@@ -183,3 +184,10 @@ def test_a_measure_that_is_not_given_ends_the_evaluation(monkeypatch):
         evaluate_rankings(query_set({"a": 1}), ("a",), [[0]])
     # Of a query without a relevant document in its list, 0 is right.
     assert evaluate_rankings(query_set({"b": 1}), ("a",), [[0]]).mean["nDCG@10"] == 0
+
+
+def test_measures_of_each_group_alone():
+    found = Evaluation({"AP": np.array([0.1, 0.2, 0.9, 0.4])}).by_group(["b", "a", "b", "a"])
+    assert list(found) == ["a", "b"]
+    assert found["a"].per_query["AP"].tolist() == [0.2, 0.4]
+    assert found["b"].mean == {"AP": pytest.approx(0.5)}

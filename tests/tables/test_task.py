@@ -8,6 +8,7 @@ from filelock import FileLock
 import maw_gym.encoders.embedder
 import maw_gym.tables.task
 from maw_gym.corpora import load_collection
+from maw_gym.corpora.records import Groups
 from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
@@ -116,6 +117,14 @@ def test_listwise_is_the_mass_of_the_relevant_documents(task, tiny):
         for row, grades in enumerate(queries.relevance):
             expected = sum(mass[row, int(name[1:])].item() for name, g in grades.items() if g)
             assert table.listwise[row, depth] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_table_knows_the_groups_of_its_queries(task, tiny):
+    assert task.table("test").groups == ()
+    first = tiny.splits["test"].ids[0]
+    other = RetrievalTask(tiny._replace(groups=Groups({first: "x"}, {})), task.embedder)
+    assert other.table("test").groups == ("x", *[""] * 6)
+    assert (other.table("test").ndcg == task.table("test").ndcg).all()
 
 
 def test_a_split_without_queries(tiny_folder):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import padded
 from maw_gym.encoders.training.loop import Stage, run
-from maw_gym.encoders.training.pairs import Pairs
+from maw_gym.encoders.training.pairs import Pairs, epoch_rows
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.files.epoch_checkpoints import Best
@@ -94,15 +94,15 @@ def _groups(embedder: Embedder, settings: TrainingSettings) -> list[dict[str, An
 def _losses(
     embedder: Embedder, pairs: Pairs, settings: TrainingSettings, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    for rows, documents in batches(pairs, settings.batch_size, generator):
+    for rows, documents in batches(pairs, settings.batch_size, settings.balance, generator):
         yield batch_loss(embedder, pairs, rows, documents, settings)
 
 
 def batches(
-    pairs: Pairs, size: int, generator: torch.Generator
+    pairs: Pairs, size: int, balance: float, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Rows (B,) of queries in random order, and one relevant document each, drawn uniformly."""
-    for rows in torch.randperm(len(pairs.queries), generator=generator).split(size):
+    """Rows (B,) of queries, see `epoch_rows`, and one relevant document each, drawn uniformly."""
+    for rows in epoch_rows(pairs.groups, balance, generator).split(size):
         draws = torch.rand(len(rows), generator=generator).tolist()
         chosen = [pairs.relevant[row] for row in rows.tolist()]
         documents = [

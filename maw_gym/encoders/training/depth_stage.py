@@ -21,7 +21,7 @@ from maw_gym.encoders.clusters import cluster, contents, nearest
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import padded
 from maw_gym.encoders.training.loop import Stage, run
-from maw_gym.encoders.training.pairs import Pairs
+from maw_gym.encoders.training.pairs import Pairs, epoch_rows
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.files.epoch_checkpoints import Best
@@ -63,11 +63,13 @@ class Judged(NamedTuple):
         queries: token ids of each query.
         documents: (M, h), of unit length.
         relevant: per query the rows of its relevant documents, at least one.
+        groups: per query its group.
     """
 
     queries: list[list[int]]
     documents: Tensor
     relevant: list[list[int]]
+    groups: list[str]
 
 
 def train_depths(
@@ -165,7 +167,7 @@ def judged_queries(queries: list[list[int]], documents: Tensor, pairs: Pairs) ->
     needed = sorted({row for rows in pairs.relevant for row in rows})
     position = {row: place for place, row in enumerate(needed)}
     relevant = [[position[row] for row in rows] for rows in pairs.relevant]
-    return Judged(queries, documents[needed], relevant)
+    return Judged(queries, documents[needed], relevant, pairs.groups)
 
 
 def _losses(
@@ -176,7 +178,8 @@ def _losses(
     generator: torch.Generator,
 ) -> Iterator[Tensor]:
     depths = embedder.maw.depths
-    for rows in torch.randperm(len(judged.queries), generator=generator).split(settings.batch_size):
+    order = epoch_rows(judged.groups, settings.balance, generator)
+    for rows in order.split(settings.batch_size):
         if fixed is None:
             depth = torch.randint(depths, (len(rows),), generator=generator)
         else:

@@ -197,6 +197,13 @@ def with_depths(embedder: Embedder, depths: int) -> Embedder:
     return replace(embedder, encoder=encoder.eval().requires_grad_(False))
 
 
+def grouping(sources: Sequence[Collection], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a key that says which query is in which group, where training asks for it."""
+    if "balance" not in settings:
+        return {}
+    return {"groups": [dict(source.groups.queries) for source in sources]}
+
+
 def _path(
     kind: str,
     sources: Sequence[Collection],
@@ -208,6 +215,7 @@ def _path(
         {
             "format": FORMAT,
             "sources": [source.provenance["content"] for source in sources],
+            **grouping(sources, about["settings"]),
             "text": WordLlama.name,
             "device": torch.device(device).type,
             **about,

@@ -1,13 +1,14 @@
 """How encoders are trained, with the defaults."""
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from maw_gym.settings import Above0, Coefficient, Count, Index, Rate, Whole, checked
+from maw_gym.settings import Above0, Coefficient, Count, Index, Rate, Share, Whole, checked
 
 Depths = Literal["temperatures", "clusters"]
+NEUTRAL: Final = ("balance", 1.0)
 
 
 @checked
@@ -51,13 +52,20 @@ class TrainingSettings:
     """train the token embeddings too, in the first stage"""
     embedding_learning_rate: Rate = 1e-2
     """peak for them"""
+    balance: Share = 1.0
+    """exponent on the sizes of the groups of queries, such as packages: 1 learns from all queries
+    alike, 0 from all groups alike"""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     """of the order of the pairs, the draws of depths and documents, and the clusters"""
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values."""
-        return asdict(self)
+        """The settings as JSON values.
+
+        Where all queries are learned from alike nothing is said of balance, so that encoders from
+        before it could be otherwise keep their key.
+        """
+        return {name: value for name, value in asdict(self).items() if (name, value) != NEUTRAL}
 
     def of_attention(self) -> dict[str, Any]:
         """Those that the first stage depends on, as JSON values."""
-        return {name: value for name, value in asdict(self).items() if name[:5] != "depth"}
+        return {name: value for name, value in self.to_json().items() if name[:5] != "depth"}

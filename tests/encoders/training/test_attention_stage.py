@@ -139,7 +139,7 @@ def test_an_epoch_sees_every_query_once_with_a_relevant_document(tiny, embedder)
     for _ in range(8):
         seen = []
         generator = torch.Generator().manual_seed(len(drawn))
-        drawings = list(batches(pairs, 4, generator))
+        drawings = list(batches(pairs, 4, 1.0, generator))
         assert [len(rows) for rows, _ in drawings] == [4, 4, 2]
         for rows, documents in drawings:
             seen += rows.tolist()

@@ -45,7 +45,7 @@ def test_settings_of_before_balance_are_the_same() -> None:
     assert TrainingSettings(**TrainingSettings().to_json()) == TrainingSettings()
     assert TrainingSettings(balance=0.5).to_json()["balance"] == 0.5
     assert TrainingSettings(balance=0.5).of_attention()["balance"] == 0.5
-    with pytest.raises(InputError, match="^balance must be at most 1, got 2"):
+    with pytest.raises(InputError, match=r"^balance must be at most 1, got 2"):
         TrainingSettings(balance=2)
 
 

@@ -3,12 +3,12 @@
 Notation: N training queries, B of one batch, D depths, h embedding width, M documents of one step.
 """
 
-import math
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from maw_gym.encoders.training.depth_stage import listwise_loss
 from maw_gym.retrieval.ranking import TEMPERATURE
 from maw_gym.tables.task import RetrievalTask
 
@@ -41,10 +41,7 @@ def one_hot_choice(logits: Tensor, temperature: float) -> Tensor:
 def ranking_loss(
     choice: Tensor, embeddings: Tensor, documents: Tensor, relevant: Tensor, temperature: float
 ) -> Tensor:
-    """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) of the chosen depth's embedding.
-
-    Minus the log of the softmax(cosine / temperature) mass on the relevant documents: what the
-    table calls listwise alignment, over the documents of one step.
+    """The listwise loss of the chosen depth's embedding, over the documents of one step.
 
     Args:
         choice: (B, D), weights of the depths.
@@ -57,9 +54,7 @@ def ranking_loss(
         Scalar, the mean over queries.
     """
     chosen = torch.einsum("bd,bdh->bh", choice, embeddings)
-    scores = chosen @ documents.T / temperature  # (B, M)
-    mass = scores.masked_fill(~relevant, -math.inf).logsumexp(-1)
-    return (scores.logsumexp(-1) - mass).mean()
+    return listwise_loss(chosen, documents, relevant, temperature)
 
 
 class RankingLoss:

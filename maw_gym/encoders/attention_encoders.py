@@ -104,19 +104,22 @@ class NonMAWEncoder(nn.Module):
         """Contextual states (B, S, h) of hidden states (B, S, h) under mask (B, S)."""
         x = self.norm(hidden)
         heads = self._heads_output(self.query_proj(x), self.key_proj(x), self.value_proj(x), mask)
-        return hidden + self.out_proj(merge_heads(heads))
+        return self._contextual(hidden, mask, heads)
+
+    def _contextual(self, hidden: Tensor, mask: Tensor, heads: Tensor) -> Tensor:
+        """The states (B, S, h) plus what the heads (B, H, S, e) add, nothing without tokens."""
+        added = self.out_proj(merge_heads(heads))
+        return hidden + added * mask.any(-1)[:, None, None]
 
     def _heads_output(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """Softmax(Q K^T / sqrt(e)) V (B, H, S, e) of Q, K and V (B, S, H e).
 
-        A text without tokens has rows of 0.
+        Rows of a text without tokens are finite and mean nothing.
         """
-        some = mask.any(-1, keepdim=True)
         # A row without any key is 0 / 0 in some of torch's kernels: such texts attend to padding.
-        keys = (mask | ~some)[:, None, None]
+        keys = (mask | ~mask.any(-1, keepdim=True))[:, None, None]
         query, key, value = (split_heads(y, self.heads) for y in (query, key, value))
-        heads = scaled_dot_product_attention(query, key, value, attn_mask=keys)
-        return heads * some[:, None, None]
+        return scaled_dot_product_attention(query, key, value, attn_mask=keys)
 
     def pooling(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Weights (B, S) of the tokens in the embedding: they sum to 1, or are 0 without tokens."""
@@ -235,7 +238,7 @@ class MAWEncoder(NonMAWEncoder):
         x = self.norm(hidden)
         query, key = self._depth_projections(x, mask, None, depth)
         heads = self._heads_output(query, key, self.value_proj(x), mask)
-        return hidden + self.out_proj(merge_heads(heads))
+        return self._contextual(hidden, mask, heads)
 
     def _depth_projections(
         self, x: Tensor, mask: Tensor, place: Tensor | None, depth: Tensor

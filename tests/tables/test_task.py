@@ -1,4 +1,5 @@
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,11 +8,13 @@ from filelock import FileLock
 
 import maw_gym.encoders.embedder
 import maw_gym.tables.task
-from maw_gym.corpora import load_collection
+from maw_gym.corpora import load_collection, splits
 from maw_gym.corpora.records import Groups
 from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
+from maw_gym.encoders.training import selection
+from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError
 from maw_gym.retrieval.search import rank
 from maw_gym.tables.task import RetrievalTask, load_task, resolve_device
@@ -366,6 +369,27 @@ def test_an_encoder_from_a_file(tiny_folder, tiny, tmp_path):
     # Another encoder under the same name is not the one read before.
     save_embedder(path, untrained_embedder([], SHAPE), {})
     assert len(load_task(str(tiny_folder), str(path), "cpu").embedder.maw.centroids) == 0
+
+
+def test_a_trained_encoder_and_how_it_is_trained(tiny_folder, home, monkeypatch):
+    """Collection, both stages of training, index, tables and evaluation, all from settings."""
+    monkeypatch.setattr(splits, "ENCODER_MINIMUM", 0)  # the tiny collection trains an encoder
+    # Without pydocs, which takes long to train on, and without the untrained one.
+    monkeypatch.setattr(selection, "_candidates", lambda collection: {"own pairs": [collection]})
+    monkeypatch.setattr(selection, "_scores", lambda *given: {"own pairs": 1.0})
+    short = TrainingSettings(epochs=1, depth_epochs=1, batch_size=4)
+    task = load_task(str(tiny_folder), "trained", "cpu", training=short)
+    assert load_task(str(tiny_folder), "trained", "cpu", 0, None, replace(short)) is task
+    assert task.encoder_provenance["chosen"] == "own pairs"
+    assert task.encoder_provenance["training"]["settings"] == short.to_json()
+    assert task.table("train").clusters.shape[1] == 0
+    assert_table_is_evaluation(task, "test", [[0] * 7, [31] * 7])
+    assert len(list((home / "documents").glob("*.safetensors"))) == 1
+    clusters = replace(short, depths="clusters")
+    other = load_task(str(tiny_folder), "trained", "cpu", training=clusters)
+    assert other is not task
+    assert other.table("train").clusters.shape[1] == 32
+    assert torch.equal(other.index.vectors, task.index.vectors)
 
 
 @pytest.mark.parametrize(

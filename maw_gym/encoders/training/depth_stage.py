@@ -209,7 +209,7 @@ def depth_loss(
     ids, mask = padded([judged.queries[row] for row in rows])
     vectors = embedder.embed(ids.to(device), mask.to(device), depth.to(device))
     ranked, relevant = _ranked(judged, rows, settings.depth_negatives, generator)
-    return ranking_loss(
+    return listwise_loss(
         vectors, judged.documents[ranked], relevant.to(device), settings.temperature
     )
 
@@ -232,10 +232,13 @@ def _ranked(
     return ranked, relevant
 
 
-def ranking_loss(
+def listwise_loss(
     queries: Tensor, documents: Tensor, relevant: Tensor, temperature: float
 ) -> Tensor:
-    """Cross-entropy of the relevant documents: -log of their softmax mass, mean over queries.
+    """Minus the log of the softmax mass on relevant documents, mean over queries.
+
+    The mass is what tables call listwise alignment. With one relevant document this is InfoNCE
+    (van den Oord et al. 2018, arXiv:1807.03748).
 
     Args:
         queries: (B, h), of unit length.

@@ -13,8 +13,8 @@ from maw_gym.encoders.training.depth_stage import (
     DepthWeights,
     depth_loss,
     judged_queries,
+    listwise_loss,
     mean_entropy,
-    ranking_loss,
     train_depths,
 )
 from maw_gym.encoders.training.pairs import pairs_of
@@ -117,7 +117,7 @@ def test_weights_by_hand():
 )
 def test_loss_by_hand(relevant, temperature, expected):
     queries, documents = torch.eye(3)[:2], torch.eye(3)
-    loss = ranking_loss(queries, documents, torch.tensor(relevant).bool(), temperature)
+    loss = listwise_loss(queries, documents, torch.tensor(relevant).bool(), temperature)
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 

@@ -5,6 +5,7 @@ from maw_gym.encoders.encoder_files import save_embedder
 from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.settings import HomeText, Index, checked, part
+from maw_gym.tables.depth_profile import depth_profile
 from maw_gym.tables.task import RetrievalTask, resolve_device
 from runners.experiments.report import BASELINES, MEASURES, metrics, rows_of
 from runners.experiments.runs import Stopwatch, open_run, run_main, write_config, write_json
@@ -44,8 +45,11 @@ def main(settings: EncoderRunSettings) -> None:
     with watch.stage("evaluation on test queries"):
         spec = TaskSettings(dataset=settings.dataset, seed=settings.seed)
         rows = rows_of(task, spec, ("mean-pooling", *BASELINES))
+    profile = depth_profile(task.table("test"))
     content = metrics(spec, rows, None, watch) | {"encoder": provenance}
+    content["depths"] = {name: values.tolist() for name, values in profile._asdict().items()}
     write_json(folder / "metrics.json", content)
+    print(profile, end="\n\n")
     print(run_table(rows, MEASURES))
     print(f"\nencoder: {provenance['chosen']}; give others {folder / 'encoder.safetensors'}")
 

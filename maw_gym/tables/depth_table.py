@@ -22,7 +22,7 @@ BLOCKS: Final = ("attention", "profile", "retrieval", "content", "clusters")
 ALIGNMENTS: Final = ("ndcg", "listwise")
 NO_CENTROIDS: Final = (
     "observation block 'clusters' needs an encoder with centroids, and this one has none; train one"
-    " with depths of clusters or leave the block out"
+    " with --depths clusters or leave the block out"
 )
 
 

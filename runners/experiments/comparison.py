@@ -52,7 +52,9 @@ def open_fold(field: Field, settings: CompareSettings, fold: int) -> Fold:
     where = f", fold {fold}" if len(field.folds) > 1 else ""
     print(f"{field.dataset}{where}: encoder and depth tables ...", file=sys.stderr, flush=True)
     common = settings.common(field.dataset, fold)
-    task = load_task(common.dataset, common.encoder, common.device, fold)
+    task = load_task(
+        common.dataset, common.encoder, common.device, fold, training=common.encoder_training
+    )
     common = replace(common, observation=blocks_of(task, common.observation))
     return Fold(task, common, reference(task, common))
 

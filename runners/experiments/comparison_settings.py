@@ -68,6 +68,8 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
         return OnlineSettings(
             dataset=dataset,
             encoder=self.encoder,
+            depths=self.depths,
+            encoder_seed=self.encoder_seed,
             observation=self.observation,
             network=self.network,
             alignment=self.alignment,

@@ -7,8 +7,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
 
 from maw_gym.envs.bandit import Bandit
+from maw_gym.envs.drawing import depths_figure, figure_rgb
 from maw_gym.envs.rendering import COLOURS
 from maw_gym.files.cache import written_whole
 from maw_gym.tables.task import RetrievalTask
@@ -24,7 +26,7 @@ def draw(
     did: Did,
     folder: Path,
 ) -> None:
-    """Write reward_curve.png, depth_usage.png and reward_by_depth.png into `folder`."""
+    """Write the run's pictures into `folder`, and that of attention into its TensorBoard too."""
     assert did.trained is not None
     assert did.depths is not None
     train, validation, test = (
@@ -35,6 +37,10 @@ def draw(
     save(depth_usage(did.depths, test.num_depths, learner), folder / "depth_usage.png")
     terms = {name: values.mean(0) for name, values in test.terms.items()}
     save(reward_by_depth(terms), folder / "reward_by_depth.png")
+    picture = attention_by_depth(task)
+    save(picture, folder / "attention_by_depth.png")
+    with SummaryWriter(str(folder.parent)) as events:
+        events.add_image("attention/depths", figure_rgb(picture), dataformats="HWC")
 
 
 def reward_curve(validation: Bandit, fixed: int, learner: str, trained: Trained) -> Figure:
@@ -82,6 +88,20 @@ def reward_by_depth(terms: dict[str, NDArray[Any]]) -> Figure:
     figure.axes[0].set_title("Mean over test queries")
     figure.axes[-1].set_xlabel("depth, from focused to broad")
     return figure
+
+
+def attention_by_depth(task: RetrievalTask) -> Figure:
+    """Attention of one test query through five depths, from the most focused to the broadest.
+
+    The query is the first of 8 tokens or more, or the first of all.
+    """
+    queries, depths = task.collection.splits["test"], task.embedder.maw.depths
+    lengths = [len(ids) for ids in task.embedder.query_ids(queries.texts)]
+    row = next((row for row, length in enumerate(lengths) if length >= 8), 0)
+    weights = {}
+    for depth in sorted({*(depths * part // 4 for part in range(4)), depths - 1}):
+        weights[depth], tokens = task.attention(queries.ids[row], depth)
+    return depths_figure(queries.ids[row], weights, tokens)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -27,7 +27,7 @@ from runners.experiments.settings import (
     SupervisedSpec,
     TaskSettings,
 )
-from runners.experiments.unrouted import EncoderSpec, bm25, standard_attention, unrouted
+from runners.experiments.unrouted import EncoderSpec, bm25, ensemble, standard_attention, unrouted
 
 
 def _plain(common: TaskSettings, task: RetrievalTask) -> TaskSettings:
@@ -136,6 +136,12 @@ METHODS: Final[dict[str, Method]] = {
         "MAW encoder with one untied depth, same pairs and steps: nothing is chosen",
         _trained_alike,
         cost="dear",
+    ),
+    "ensemble": Method(
+        ensemble,
+        "encoder",
+        "all depths",
+        "the mean of all depths' embeddings: nothing is chosen, at the cost of every depth",
     ),
     "random": Method(
         randomly, "static", "random depth", "a depth drawn uniformly for each query", seeded=True

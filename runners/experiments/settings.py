@@ -15,6 +15,7 @@ from agents.grpo.settings import DEFAULTS, GRPOSettings
 from agents.networks import check_network
 from agents.ppo import PPOSettings, check_batches
 from agents.supervised import SupervisedSettings
+from maw_gym.encoders.training.settings import Depths, TrainingSettings
 from maw_gym.errors import InputError
 from maw_gym.settings import Above0, Coefficient, Count, HomePath, HomeText, Index, Seed, checked
 from maw_gym.tables.depth_table import checked_blocks
@@ -31,6 +32,16 @@ class EncoderChoice:
     """trained (on this dataset, cached), untrained, or the path of an encoder.safetensors"""
     device: str = "auto"
     """auto (the GPU where there is one), cpu, cuda, ..."""
+    depths: Depths = "temperatures"
+    """what tells the depths of a trained encoder apart: temperatures (from focused to broad) or
+    clusters (each learns from one k-means cluster of the queries)"""
+    encoder_seed: Seed = 0
+    """of the training of a trained encoder"""
+
+    @property
+    def encoder_training(self) -> TrainingSettings:
+        """How a trained encoder is trained."""
+        return TrainingSettings(depths=self.depths, seed=self.encoder_seed)
 
 
 @checked

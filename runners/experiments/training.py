@@ -50,7 +50,9 @@ def open_task(spec: RouterSettings) -> RetrievalTask:
     Raises:
         InputError: the encoder cannot give the observation.
     """
-    task = load_task(spec.dataset, spec.encoder, spec.device, spec.fold)
+    task = load_task(
+        spec.dataset, spec.encoder, spec.device, spec.fold, training=spec.encoder_training
+    )
     if "clusters" in spec.observation and not len(task.embedder.maw.centroids):
         raise InputError(NO_CENTROIDS)  # before minutes go into tables
     for split in ("train", "validation", "test"):

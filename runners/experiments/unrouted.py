@@ -1,8 +1,10 @@
 """Methods that choose no depth: BM25 and encoders."""
 
+from collections.abc import Sequence
 from dataclasses import field
 
 import torch
+from torch import Tensor
 
 from agents.baseline_encoders import (
     baseline_encoder,
@@ -12,8 +14,10 @@ from agents.baseline_encoders import (
 )
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.ensemble import ensemble_queries
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
+from maw_gym.retrieval.evaluation import evaluate_embeddings
 from maw_gym.settings import checked
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.online import Log
@@ -40,6 +44,22 @@ def standard_attention(task: RetrievalTask, spec: TaskSettings, split: str, log:
         ranked=task.evaluate(split),
         parameters=size(task.embedder.encoder, but="depth_"),
         encode=lambda texts: task.embedder.encode_queries(texts).cpu(),
+    )
+
+
+def ensemble(task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None) -> Did:
+    """The mean of all depths' embeddings."""
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        return ensemble_queries(task.embedder, texts)
+
+    queries = task.collection.splits[split]
+    return Did(
+        ranked=evaluate_embeddings(
+            task.index, queries, encode(queries.texts), task.candidates(split)
+        ),
+        parameters=size(task.embedder.encoder),
+        encode=lambda texts: encode(texts).cpu(),
     )
 
 

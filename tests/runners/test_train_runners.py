@@ -80,8 +80,9 @@ def test_ppo_leaves_what_a_run_leaves(ppo: Path) -> None:
     assert tags(ppo) >= {
         "rollout/ep_rew_mean", "reward/entropy", "reward/focus", "reward/alignment", "eval/reward",
         "eval/regret", "eval/gap_closed", "eval/ndcg@10", "policy/depths", "attention/depth",
-        "train/loss",
+        "train/loss", "attention/depths",
     }  # fmt: skip
+    assert (ppo / "figures" / "attention_by_depth.png").stat().st_size > 10_000
 
 
 def test_supervised_leaves_what_a_run_leaves(supervised: Path) -> None:

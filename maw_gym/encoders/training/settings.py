@@ -46,7 +46,7 @@ class TrainingSettings:
     """cosines are divided by it"""
     query_tokens: Count = 32
     """queries are cut here in training"""
-    document_tokens: Count = 128
+    document_tokens: Count = 96
     """documents are cut here in the first stage"""
     train_embedding: bool = False
     """train the token embeddings too, in the first stage"""

@@ -37,7 +37,7 @@ def kept_run(
         name: of the result among those of the experiment.
         trec: the TREC run file, which belongs to the result.
     """
-    path = folder / "cells" / f"{name}.{result_key(method, task, spec)}.json"
+    path = folder / "cells" / f"{name}.{result_key(method, task, spec)}.safetensors"
     if not trec.exists():
         path.unlink(missing_ok=True)  # its ranking belongs to it
 

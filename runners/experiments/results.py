@@ -3,22 +3,25 @@
 Notation: N queries of the split, D depths.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maw_gym.files.cache import written_whole
+from maw_gym.errors import DamagedFileError
+from maw_gym.files.cache import kept
+from maw_gym.files.tensor_files import read_tensors, write_tensors
 from maw_gym.retrieval.evaluation import Evaluation
 from maw_gym.retrieval.search import Ranking
 from maw_gym.routers.depth_router import DepthRouter
 from runners.experiments.online import Trained
+
+KIND: Final = "result"
 
 Encode = Callable[[list[str]], Any]  # a query alone in a list to what is ranked with
 
@@ -83,14 +86,19 @@ class Result:
 
 
 def kept_result(path: Path, compute: Callable[[], Result]) -> Result:
-    """The result at `path`, computed and written if it is not there, whole or not at all."""
-    try:
-        return Result(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # absent, or cut short by a full disk
+    """The result at `path`, computed and written where there is none or a damaged one."""
+    result = kept(path, _read)
+    if result is None:
         result = compute()
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(asdict(result)), encoding="utf-8")
+        write_tensors(path, {}, KIND, asdict(result))
     return result
+
+
+def _read(path: Path) -> Result:
+    try:
+        return Result(**read_tensors(path, KIND).settings)
+    except TypeError as problem:  # of a version with other fields
+        raise DamagedFileError(f"{path} holds no result ({problem})") from None
 
 
 def size(module: torch.nn.Module, but: str = "-") -> int:

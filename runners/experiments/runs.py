@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from agents.sb3.stopping import STOP, Stopped
 from maw_gym.errors import InputError
-from maw_gym.files.cache import written_whole
+from maw_gym.files.cache import sweep, written_whole
 from runners.experiments.command_line import given_flags
 from runners.experiments.resuming import CONFIG, check_provenance, settings_of
 from runners.experiments.settings import FolderSettings
@@ -77,6 +77,7 @@ def open_run(settings: FolderSettings, default: str) -> Path:
     """
     resume: Path | None = getattr(settings, "resume", None)
     if resume is not None:
+        sweep(resume)
         return resume
     name = settings.run_name
     plain = name is None or (

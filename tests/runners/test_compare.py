@@ -14,6 +14,7 @@ from tiny_collection import PAIRS
 
 from maw_gym.corpora import load_collection
 from maw_gym.errors import InputError
+from maw_gym.files.tensor_files import read_tensors
 from runners.compare import main
 from runners.experiments.comparison_settings import CompareSettings
 
@@ -80,8 +81,10 @@ def test_rewards_are_between_chance_and_oracle(finished: Path) -> None:
     assert rows["random"]["reward"]["gap_closed"] == pytest.approx(0, abs=1e-9)
     assert rows["oracle"]["reward"]["gap_closed"] == pytest.approx(1, abs=1e-9)
     # The rule's label is depth 5 everywhere, and a classifier can learn nothing else.
-    for path in (finished / "cells").glob("*.supervised-rule.*.json"):
-        cell = json.loads(path.read_text())
+    found = list((finished / "cells").glob("*.supervised-rule.*.safetensors"))
+    assert len(found) == 2
+    for path in found:
+        cell = read_tensors(path, "result").settings
         assert cell["facts"]["label_constant"]
         assert cell["facts"]["label_most_common"] == 5
         assert cell["depths"].count(5) > len(cell["depths"]) / 2

@@ -136,14 +136,16 @@ def test_shared_documents() -> None:
 
 
 def test_kept_results_are_not_computed_again(tmp_path: Path) -> None:
-    path = tmp_path / "cells" / "one.json"
+    path = tmp_path / "cells" / "one.safetensors"
     first = cell("ppo", [0.1, 1 / 3], reward=[0.5, 0.25])
     first.history = [(0, 0.5), (10, 0.6)]
     assert kept_result(path, lambda: first).measures["AP"] == [0.1, 1 / 3]
     again = kept_result(path, lambda: pytest.fail("computed again"))
     assert again.measures["nDCG@10"] == [0.1, 1 / 3]
     assert again.terms == first.terms
-    path.write_text(path.read_text()[:20])  # a file cut short is no result
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"0.333", b"0.433"))  # a number changed by hand is no result
+    assert path.read_bytes() != content
     assert kept_result(path, lambda: cell("ppo", [0.7])).measures["AP"] == [0.7]
 
 

@@ -76,6 +76,9 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(
     assert told[-1] == f"error: stopped by SIGTERM; go on with --resume {folder}"
     (written,) = checkpoint_files(folder)
     assert int(written.stem) < 6400
+    left = folder / "checkpoints" / ".000000000128.safetensors.abc.writing"
+    left.touch()  # as by a kill in the midst of writing
     done = run(command("train_grpo", "--resume", folder), maw_gym_home)
     assert done.returncode == 0, done.stderr
+    assert not left.exists()
     assert differences(whole, folder) == []

@@ -42,6 +42,7 @@ Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]  # of learning
 Above0 = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Coefficient = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Folds = Annotated[Whole, Field(ge=2, le=1000)]
 Share = Annotated[float, BeforeValidator(_no_truth), Field(ge=0, le=1, allow_inf_nan=False)]
 HomePath = Annotated[Path, AfterValidator(expanded)]
 HomeText = Annotated[str, AfterValidator(_name_or_path)]

@@ -10,14 +10,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from maw_gym.errors import InputError, printable
 from maw_gym.routers.routed_encoder import ENCODER_FILE, RoutedEncoder
-from maw_gym.settings import HomePath, HomeText, Index, Seed, checked, one_line
-from maw_gym.tables.task import load_task
+from maw_gym.settings import Folds, HomePath, HomeText, Index, Seed, checked, one_line
 from runners.experiments.report import MEASURES, metrics, ordered, row_of, rows_of
 from runners.experiments.resuming import CONFIG, read_config
 from runners.experiments.routed import by_router
 from runners.experiments.runs import Stopwatch, run_main, write_json
 from runners.experiments.settings import RewardSettings, TaskSettings
 from runners.experiments.tables import run_table
+from runners.experiments.tasks import task_of
 
 
 @checked
@@ -31,7 +31,9 @@ class EvaluateSettings:
     split: Literal["encoder", "train", "validation", "test"] = "test"
     """whose queries are judged"""
     fold: Index = 0
-    """which of 5 folds is the test split, for datasets without subsets"""
+    """which fold is the test split, where there are folds"""
+    folds: Folds | None = None
+    """cut all queries into so many folds; unless given, 5 where there are no subsets"""
     seed: Seed = 0
     """of the random depths in the table"""
     device: str = "auto"
@@ -76,10 +78,11 @@ def main(settings: EvaluateSettings) -> None:
         seed=settings.seed,
         device=settings.device,
         fold=settings.fold,
+        folds=settings.folds,
     )
     split, watch = settings.split, Stopwatch()
     with watch.stage("depth tables"):
-        task = load_task(dataset, spec.encoder, spec.device, spec.fold)
+        task = task_of(spec)
         if not task.collection.splits[split].ids:
             raise InputError(f"{dataset} has no {split} queries; choose another --split")
         task.table(split)

@@ -4,7 +4,7 @@ from maw_gym.corpora import load_collection
 from maw_gym.encoders.encoder_files import save_embedder
 from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.settings import HomeText, Index, checked, part
+from maw_gym.settings import Folds, HomeText, Index, checked, part
 from maw_gym.tables.depth_profile import depth_profile
 from maw_gym.tables.task import RetrievalTask, resolve_device
 from runners.experiments.report import BASELINES, MEASURES, metrics, rows_of
@@ -20,7 +20,9 @@ class EncoderRunSettings(FolderSettings, TrainingSettings):
     dataset: HomeText = "pydocs"
     """an ir_datasets id (pydocs, beir/scifact, cranfield, ...) or a folder in BEIR's layout"""
     fold: Index = 0
-    """which of 5 folds is the test split, for datasets without subsets"""
+    """which fold is the test split, where there are folds"""
+    folds: Folds | None = None
+    """cut all queries into so many folds; unless given, 5 where there are no subsets"""
     device: str = "auto"
     """auto (the GPU where there is one), cpu, cuda, ..."""
 
@@ -31,7 +33,7 @@ def main(settings: EncoderRunSettings) -> None:
     folder = open_run(settings, f"encoder-{settings.dataset}-seed{settings.seed}")
     watch = Stopwatch()
     with watch.stage("collection"):
-        collection = load_collection(settings.dataset, settings.fold)
+        collection = load_collection(settings.dataset, settings.fold, settings.folds)
     with watch.stage("encoder"):
         embedder, provenance = trained_embedder(
             collection, device, part(TrainingSettings, settings)

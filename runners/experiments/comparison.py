@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maw_gym.files.cache import written_whole
-from maw_gym.tables.task import RetrievalTask, load_task
+from maw_gym.tables.task import RetrievalTask
 from runners.experiments.analysis import Results, rows_of
 from runners.experiments.command_line import command_of
 from runners.experiments.comparison_settings import CompareSettings
@@ -18,6 +18,7 @@ from runners.experiments.pictures import draw_all
 from runners.experiments.results import slug
 from runners.experiments.runs import write_json
 from runners.experiments.settings import OnlineSettings
+from runners.experiments.tasks import task_of
 from runners.experiments.writing import Outcome, join_runs, report_text, write_per_query
 
 
@@ -52,9 +53,7 @@ def open_fold(field: Field, settings: CompareSettings, fold: int) -> Fold:
     where = f", fold {fold}" if len(field.folds) > 1 else ""
     print(f"{field.dataset}{where}: encoder and depth tables ...", file=sys.stderr, flush=True)
     common = settings.common(field.dataset, fold)
-    task = load_task(
-        common.dataset, common.encoder, common.device, fold, training=common.encoder_training
-    )
+    task = task_of(common)
     common = replace(common, observation=blocks_of(task, common.observation))
     return Fold(task, common, reference(task, common))
 

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Self
 from pydantic import Field, model_validator
 
 from maw_gym.errors import InputError
-from maw_gym.settings import Count, HomeText, Seed, checked
+from maw_gym.settings import Count, Folds, HomeText, Seed, checked
 from runners.experiments.methods import METHODS, check_methods
 from runners.experiments.settings import (
     EncoderChoice,
@@ -35,6 +35,9 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
     """training queries that each learner sees; as train_grpo.py (--quick: 40000)"""
     baseline: str | None = None
     """what all are tested against; non-maw-trained (--quick: standard-attention)"""
+    folds: Folds | None = None
+    """cut all queries, whatever their subsets, into so many folds and compare on all of them;
+    unless given, 5 where there are no subsets"""
     seed_intervals: bool = False
     """also give 95% intervals over seeds (Student's t); needs two seeds or more"""
     quick: bool = False
@@ -77,6 +80,8 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
             device=self.device,
             timesteps=self.timesteps or timesteps,
             fold=fold,
+            folds=self.folds,
+            balance=self.balance,
         )
 
     @model_validator(mode="after")

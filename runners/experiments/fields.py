@@ -49,6 +49,7 @@ class Reference:
         validation: mean reward on validation queries of `random`, `best_fixed` and `oracle`.
         encoder: its provenance.
         facts: counts for the report.
+        groups: of the N queries, such as packages; empty where they have none.
     """
 
     fold: int
@@ -61,28 +62,34 @@ class Reference:
     validation: dict[str, float]
     encoder: dict[str, Any]
     facts: dict[str, Any]
+    groups: tuple[str, ...] = ()
 
 
-def checked_field(dataset: str) -> Field:
+def checked_field(dataset: str, number: int | None = None) -> Field:
     """A dataset that can be compared on.
+
+    Args:
+        dataset: its name.
+        number: of folds, see `load_collection`.
 
     Raises:
         InputError: it does not exist, has no training queries, or too few queries for the folds.
     """
-    collection = load_collection(dataset)
+    collection = load_collection(dataset, folds=number)
     crossed = "fold" in collection.provenance["splits"]
-    folds = tuple(range(FOLDS)) if crossed else (0,)
+    folds = tuple(range(number or FOLDS)) if crossed else (0,)
     queries = sum(len(split.ids) for split in collection.splits.values())
-    if crossed and queries < LEAST * FOLDS:
+    if crossed and queries < LEAST * len(folds):
         raise InputError(
-            f"{dataset} has {queries} judged queries, too few for {FOLDS} folds of {LEAST} or more"
+            f"{dataset} has {queries} judged queries, too few for {len(folds)} folds of {LEAST} or"
+            " more"
         )
     for fold in folds:
-        one = load_collection(dataset, fold) if fold else collection
+        one = load_collection(dataset, fold, number) if fold else collection
         for split, least in (("train", LEAST), ("validation", 1), ("test", LEAST)):
             count = len(one.splits[split].ids)
             if count < least:
-                where = f" in fold {fold} of {FOLDS}" if crossed else ""
+                where = f" in fold {fold} of {len(folds)}" if crossed else ""
                 raise InputError(
                     f"{dataset} has {count} {split} queries{where}; a comparison needs {least} or"
                     " more: give a dataset with training queries, or with more of them"
@@ -135,6 +142,7 @@ def reference(task: RetrievalTask, settings: RouterSettings) -> Reference:
             "depths": test.num_depths,
             **shared_documents(task.collection),
         },
+        groups=test.table.groups,
     )
 
 

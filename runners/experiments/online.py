@@ -108,6 +108,7 @@ def train_online(
         observation=spec.observation,
         alignment=spec.alignment,
         reward_weights=spec.reward_weights,
+        balance=spec.balance,
         table=table,
     )
     shared = is_shared(spec.network, table, spec.observation)

@@ -17,7 +17,18 @@ from agents.ppo import PPOSettings, check_batches
 from agents.supervised import SupervisedSettings
 from maw_gym.encoders.training.settings import Depths, TrainingSettings
 from maw_gym.errors import InputError
-from maw_gym.settings import Above0, Coefficient, Count, HomePath, HomeText, Index, Seed, checked
+from maw_gym.settings import (
+    Above0,
+    Coefficient,
+    Count,
+    Folds,
+    HomePath,
+    HomeText,
+    Index,
+    Seed,
+    Share,
+    checked,
+)
 from maw_gym.tables.depth_table import checked_blocks
 from maw_gym.tables.rewards import DEFAULT_WEIGHTS, RewardSpec
 
@@ -37,11 +48,14 @@ class EncoderChoice:
     clusters (each learns from one k-means cluster of the queries)"""
     encoder_seed: Seed = 0
     """of the training of a trained encoder"""
+    balance: Share = 1.0
+    """exponent on the sizes of groups of queries, such as packages, when an encoder is trained and
+    when the environment draws queries: 1 as they are, 0 all groups alike"""
 
     @property
     def encoder_training(self) -> TrainingSettings:
         """How a trained encoder is trained."""
-        return TrainingSettings(depths=self.depths, seed=self.encoder_seed)
+        return TrainingSettings(depths=self.depths, balance=self.balance, seed=self.encoder_seed)
 
 
 @checked
@@ -49,9 +63,13 @@ class DataSettings(EncoderChoice):
     """Which queries go through which encoder."""
 
     dataset: HomeText = "pydocs"
-    """an ir_datasets id (pydocs, beir/scifact, cranfield, ...) or a folder in BEIR's layout"""
+    """an ir_datasets id (pydocs, beir/scifact, ...), pydocs:NAME,NAME for docstrings of installed
+    packages, or a folder in BEIR's layout"""
     fold: Index = 0
-    """which of 5 folds is the test split, for datasets without subsets"""
+    """which fold is the test split, where there are folds"""
+    folds: Folds | None = None
+    """cut all queries, whatever their subsets, into so many folds; unless given, 5 where there are
+    no subsets"""
 
 
 @checked
@@ -79,9 +97,9 @@ class ObservationSettings:
     """What a router sees, and its shape."""
 
     observation: tuple[str, ...] = ("profile",)
-    """blocks of the observation, of: attention, profile, content, clusters"""
+    """blocks of the observation, of: attention, profile, retrieval, content, clusters"""
     network: Literal["auto", "shared", "mlp"] = "auto"
-    """shared (one small network scores every depth by its own numbers: profile, clusters), mlp
+    """shared (one small network scores every depth by its own numbers: profile, retrieval), mlp
     (all numbers in, all depths out), or auto: shared where the observation allows it"""
 
     @model_validator(mode="after")

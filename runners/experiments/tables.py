@@ -1,8 +1,13 @@
 """Markdown tables of a comparison, made of rows as `analysis.rows_of` makes them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from maw_gym.retrieval.evaluation import Evaluation
 from runners.experiments.analysis import COLUMNS, MAIN, NAMES
 
 Row = Mapping[str, Any]
@@ -47,6 +52,23 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1)
         for line in whole
     )
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def group_table(scores: Mapping[str, NDArray[np.float64]], groups: Sequence[str]) -> str:
+    """Mean nDCG@10 of every method on the queries of each group, and with all groups alike.
+
+    Args:
+        scores: by method, (N,) of the queries.
+        groups: of the N queries.
+    """
+    sizes = Counter(groups)
+    head = ["method", *(f"{name or 'none'} ({sizes[name]})" for name in sorted(sizes)), "alike"]
+    lines = []
+    for method, values in scores.items():
+        of_groups = Evaluation({MAIN: values}).by_group(groups).values()
+        means = [one.mean[MAIN] for one in of_groups]
+        lines.append([method, *map(number, means), number(float(np.mean(means)))])
+    return markdown(head, lines)
 
 
 def retrieval_table(rows: Sequence[Row]) -> str:

@@ -6,13 +6,14 @@ from typing import Any
 from agents.supervised import label_sentence
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import NO_CENTROIDS
-from maw_gym.tables.task import RetrievalTask, load_task
+from maw_gym.tables.task import RetrievalTask
 from runners.experiments.offline import forget_training
 from runners.experiments.online import Log, Trained
 from runners.experiments.report import report
 from runners.experiments.routed import by_training
 from runners.experiments.runs import Stopwatch, open_run, write_config
 from runners.experiments.settings import RouterSettings, RunSettings
+from runners.experiments.tasks import task_of
 
 
 def train_run(
@@ -50,9 +51,7 @@ def open_task(spec: RouterSettings) -> RetrievalTask:
     Raises:
         InputError: the encoder cannot give the observation.
     """
-    task = load_task(
-        spec.dataset, spec.encoder, spec.device, spec.fold, training=spec.encoder_training
-    )
+    task = task_of(spec)
     if "clusters" in spec.observation and not len(task.embedder.maw.centroids):
         raise InputError(NO_CENTROIDS)  # before minutes go into tables
     for split in ("train", "validation", "test"):

@@ -92,6 +92,14 @@ def _dataset(outcome: Outcome, settings: CompareSettings) -> Iterator[str]:
     if any(row["reward"] for row in rows):
         yield "### Reward"
         yield tables.reward_table(rows)
+    groups = [group for fold in outcome.references for group in fold.groups]
+    if len(set(groups)) > 1:
+        yield "### nDCG@10 by group"
+        yield tables.group_table({one.method: one.scores(MAIN) for one in outcome.results}, groups)
+        yield (
+            "In brackets: test queries. Alike: the mean over groups, whatever their size. How large"
+            " groups weigh in training is the setting `balance`."
+        )
     duels = duels_of(outcome)
     if duels:
         yield "### GRPO against the other ways to choose a depth"
@@ -119,8 +127,8 @@ def _notes(outcome: Outcome) -> Iterator[str]:
     if len(folds) > 1:
         total = sum(len(fold.query_ids) for fold in folds)
         yield (
-            f"The collection has no split of its own: cross-validated in {len(folds)} folds over"
-            f" queries, results of all {total:,} test queries pooled. Fold 0 has {counts} queries."
+            f"Cross-validated in {len(folds)} folds over queries, results of all {total:,} test"
+            f" queries pooled. Fold 0 has {counts} queries."
             " Routers are trained in every fold anew."
         )
     else:

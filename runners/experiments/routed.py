@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from agents.baselines import random_depths, static_router
 from maw_gym.envs.bandit import Bandit
+from maw_gym.retrieval.search_index import SearchIndex
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.rewards import NDCG
@@ -65,9 +66,10 @@ def by_router(task: RetrievalTask, router: DepthRouter, split: str) -> Did:
     did = by_depths(task, depths)
     did.router = router
     if "depth" not in router.settings:  # of a fixed one there is nothing to look at
-        did.encode = RoutedEncoder(
-            task.embedder, router, task.collection.name, task.device
-        ).encode_query
+        routed = RoutedEncoder(task.embedder, router, task.collection.name, task.device)
+        # Of use where the router looks at what a search finds; its searches are part of its cost.
+        routed.documents = SearchIndex(task.index, task.embedder.fingerprint())
+        did.encode = routed.encode_query
     return did
 
 

@@ -16,6 +16,7 @@ from runners.experiments.results import Did
 from runners.experiments.runs import Stopwatch, write_json
 from runners.experiments.settings import RouterSettings, TaskSettings
 from runners.experiments.tables import run_table
+from runners.report_page import write_report_page
 
 MEASURES: Final = ("nDCG@10", "RR@10", "R@100", "Success@10")
 ENCODERS: Final = ("non-maw-zero-shot", "standard-attention")
@@ -114,7 +115,7 @@ def report(
         spec: of the training.
         learner: its name in the table.
         did: what it did with the test queries.
-        folder: gets router.safetensors, encoder.safetensors, metrics.json and figures/.
+        folder: gets router.safetensors, encoder.safetensors, metrics.json, figures/, report.html.
         watch: has timed the stages so far.
     """
     assert did.trained is not None
@@ -132,3 +133,4 @@ def report(
     chosen, count = task.encoder_provenance.get("chosen"), len(task.table("test"))
     print(f"\n{count} test queries of {spec.dataset}; encoder: {chosen}; run: {folder}")
     print(f"reward curves: tensorboard --logdir {folder.parent}")
+    print(f"query by query: {write_report_page(folder, task)}")

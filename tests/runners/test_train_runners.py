@@ -26,7 +26,14 @@ from runners.experiments.settings import GRPOSpec, PPOSpec
 from runners.train_ppo import PPORunSettings
 from runners.train_supervised import SupervisedRunSettings
 
-FILES = {"config.json", "encoder.safetensors", "router.safetensors", "metrics.json", "figures"}
+FILES = {
+    "config.json",
+    "encoder.safetensors",
+    "router.safetensors",
+    "metrics.json",
+    "figures",
+    "report.html",
+}
 
 
 def run(runner: str, *arguments: object) -> "subprocess.CompletedProcess[str]":

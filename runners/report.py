@@ -1,0 +1,28 @@
+"""Write a run's report.html anew: its table, its curves, and its depths query by query.
+
+`python runners/report.py --run runs/NAME`
+"""
+
+from maw_gym.settings import Count, HomePath, checked
+from runners.experiments.runs import run_main
+from runners.report_page import write_report_page
+from runners.report_page.payload import QUERIES
+
+
+@checked
+class ReportSettings:
+    """Of which run."""
+
+    run: HomePath
+    """folder of a finished run"""
+    queries: Count = QUERIES
+    """test queries that can be looked at one by one, at most"""
+
+
+def main(settings: ReportSettings) -> None:
+    """Write the page and say where it is."""
+    print(write_report_page(settings.run, queries=settings.queries))
+
+
+if __name__ == "__main__":
+    run_main(ReportSettings, main)

@@ -1,0 +1,101 @@
+"""The folder of a finished run whose ids and texts try to be more than text."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from maw_gym.corpora import load_collection
+from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
+from maw_gym.routers.depth_router import DepthRouter, save_router
+
+DEPTHS = 4
+CHOSEN = 2  # by the router, for every query
+SCRIPT = '</script><script>window.owned = 1; document.title = "owned"</script>'
+IMAGE = '<img src="x" onerror="window.owned = 1">'
+SCRIPT_ID = "</script><script>window.owned=1</script>"  # an id has no white space
+IMAGE_ID = "<img/src=x/onerror=window.owned=1>"
+BELL = "a bell \x07, an escape \x1b[31m, a turn \u202eback"
+LONG = "abcdefghij" * 1000
+QUERIES = (
+    ("q1", "how bees make honey"),
+    ("q2", "cause of ocean tides"),
+    ("q3", "baking bread without yeast"),
+    ("q4", "why leaves turn red"),
+    ("q5", "largest planet"),
+    (f"q6{SCRIPT_ID}", f"{SCRIPT} honey"),
+    (f"q7{IMAGE_ID}", f"{IMAGE} tides &amp; &lt;b&gt;moon&lt;/b&gt;"),
+    ("q8\x07\u202e", f"{BELL} bread"),
+    ("q9" + LONG, LONG),
+)
+DOCUMENTS = (
+    ("d1", "Worker bees gather nectar and dry it in the hive until it is honey."),
+    ("d2", "The pull of the moon lifts the sea, so the water rises twice a day."),
+    ("d3", "Soda and buttermilk raise a loaf of flour quickly."),
+    ("d4", "In autumn trees stop making green pigment and other colours show."),
+    ("d5", "Jupiter is heavier than all other planets of the solar system together."),
+    (f"d6{SCRIPT_ID}", f"Honey {SCRIPT}"),
+    (f"d7{IMAGE_ID}", f"Tides and the moon {IMAGE}"),
+    ("d8\x1b\u2066", f"Bread: {BELL}"),
+    ("d9" + LONG, LONG),
+    ("d10", "Trains left the station every ten minutes."),
+    ("d11", "The museum shows paintings from four centuries."),
+    ("d12", "Batteries store energy in chemical form."),
+)
+
+
+def write_hostile_collection(folder: Path) -> Path:
+    """In BEIR's layout: 4 training, 1 dev and 4 test queries, the hostile ones; qI wants dI."""
+    (folder / "qrels").mkdir(parents=True)
+    with (folder / "corpus.jsonl").open("w") as file:
+        for name, text in DOCUMENTS:
+            file.write(json.dumps({"_id": name, "title": "", "text": text}) + "\n")
+    with (folder / "queries.jsonl").open("w") as file:
+        for name, text in QUERIES:
+            file.write(json.dumps({"_id": name, "text": text}) + "\n")
+    for part, rows in {"train": range(4), "dev": range(4, 5), "test": range(5, 9)}.items():
+        with (folder / "qrels" / f"{part}.tsv").open("w") as file:
+            file.write("query-id\tcorpus-id\tscore\n")
+            for row in rows:
+                file.write(f"{QUERIES[row][0]}\t{DOCUMENTS[row][0]}\t{2 if row == 5 else 1}\n")
+    return folder
+
+
+def write_hostile_run(folder: Path) -> Path:
+    """Write the run into `folder`, and its collection beside it."""
+    dataset = write_hostile_collection(folder.parent / "collection")
+    collection = load_collection(str(dataset))
+    folder.mkdir()
+    embedder = untrained_embedder(collection.doc_texts, EncoderSettings(depths=DEPTHS))
+    save_embedder(folder / "encoder.safetensors", embedder, {})
+    bias = torch.zeros(DEPTHS)
+    bias[CHOSEN] = 1
+    width = 2 * DEPTHS
+    router = DepthRouter(
+        [(torch.zeros(DEPTHS, width), bias)],
+        "relu",
+        torch.zeros(width),
+        torch.ones(width),
+        ("profile",),
+        {},
+    )
+    save_router(folder / "router.safetensors", router)
+    settings = {"dataset": str(dataset), "fold": 0, "device": "cpu", "alignment": "ndcg"}
+    settings |= {"reward_weights": [0.5, 0.25, 0.25], SCRIPT: IMAGE}
+    (folder / "config.json").write_text(json.dumps({"learner": SCRIPT, "settings": settings}))
+    retrieval = {"nDCG@10": 0.5, "RR@10": 0.25, "R@100": 1.0, "Success@10": 0.75}
+    baselines = {
+        IMAGE: {"reward": None, "retrieval": retrieval},
+        "oracle, upper bound": {"reward": {"mean": 0.75, "gap_closed": 1.0}, "retrieval": {}},
+        "random depth": {"reward": {"mean": 0.5, "gap_closed": None}, "retrieval": retrieval},
+    }
+    own = {"reward": {"mean": 0.625, "gap_closed": 0.5}, "retrieval": retrieval}
+    (folder / "metrics.json").write_text(json.dumps({**own, "baselines": baselines}))
+    with SummaryWriter(str(folder)) as writer:
+        for step, value in ((0, 0.25), (10, 0.5), (20, 0.75)):
+            writer.add_scalar("eval/reward", value, step)
+            writer.add_scalar("train/" + IMAGE, value, step)
+            writer.add_scalar("time/fps", 1.0, step)
+    return folder

@@ -1,0 +1,263 @@
+"""What the page of a run is told, and how it is put into one file."""
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hostile_run import CHOSEN, DEPTHS, IMAGE, LONG, QUERIES, SCRIPT, write_hostile_run
+
+from maw_gym.envs.bandit import Bandit
+from maw_gym.errors import InputError
+from maw_gym.retrieval.evaluation import evaluate_embeddings
+from maw_gym.tables.task import RetrievalTask, load_task
+from runners.report import ReportSettings, main
+from runners.report_page import page, write_report_page
+from runners.report_page.curves import curve
+from runners.report_page.page import data_block, rendered
+from runners.report_page.payload import run_payload
+from runners.report_page.sample import Sample, packed, sampled_queries
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hostile_run(tmp_path_factory.mktemp("hostile") / "run")
+
+
+@pytest.fixture(scope="module")
+def payload(run: Path) -> dict[str, Any]:
+    return run_payload(run)
+
+
+@pytest.fixture(scope="module")
+def task(run: Path) -> RetrievalTask:
+    return load_task(str(run.parent / "collection"), str(run / "encoder.safetensors"), "cpu")
+
+
+# --- what the page is told -------------------------------------------------------------------
+
+
+def test_the_table_has_the_run_above_the_upper_bounds(payload: dict[str, Any]) -> None:
+    table = payload["table"]
+    assert table["columns"] == ["reward", "gap closed", "nDCG@10", "RR@10", "R@100", "Success@10"]
+    rows = [(row["name"], row["own"], row["values"]) for row in table["rows"]]
+    assert rows == [
+        (IMAGE, False, [None, None, 0.5, 0.25, 1.0, 0.75]),
+        ("random depth", False, [0.5, None, 0.5, 0.25, 1.0, 0.75]),
+        (SCRIPT, True, [0.625, 0.5, 0.5, 0.25, 1.0, 0.75]),
+        ("oracle, upper bound", False, [0.75, 1.0, None, None, None, None]),
+    ]
+
+
+def test_the_depths_are_those_of_the_table(payload: dict[str, Any], task: RetrievalTask) -> None:
+    table, depths = task.table("test"), payload["depths"]
+    assert depths["ndcg"] == pytest.approx(table.ndcg.mean(0), abs=1e-4)
+    assert depths["profile"]["entropy"] == pytest.approx(table.entropy.mean(0), abs=1e-4)
+    reward = 0.5 * table.entropy + 0.25 * table.focus + 0.25 * table.ndcg
+    assert depths["profile"]["reward"] == pytest.approx(reward.mean(0), abs=1e-4)
+    assert depths["chosen"] == [0, 0, 4, 0]
+    assert depths["best"] == np.bincount(reward.argmax(1), minlength=DEPTHS).tolist()
+    train = task.table("train")
+    fixed = (0.5 * train.entropy + 0.25 * train.focus + 0.25 * train.ndcg).mean(0).argmax()
+    assert depths["best_fixed"] == fixed
+
+
+def test_every_query_is_that_of_the_split(payload: dict[str, Any], task: RetrievalTask) -> None:
+    table, sample = task.table("test"), payload["sample"]
+    assert sample["of"] == len(sample["queries"]) == 4
+    reward = 0.5 * table.entropy + 0.25 * table.focus + 0.25 * table.ndcg
+    for row, query in enumerate(sample["queries"]):
+        assert query["text"] == QUERIES[5 + row][1][:999] + "…" * (row == 3)
+        assert query["terms"]["entropy"] == pytest.approx(table.entropy[row], abs=1e-4)
+        assert query["terms"]["alignment"] == pytest.approx(table.ndcg[row], abs=1e-4)
+        assert query["terms"]["reward"] == pytest.approx(reward[row], abs=1e-4)
+        assert query["ndcg"][:DEPTHS] == pytest.approx(table.ndcg[row], abs=1e-4)
+        assert (query["chosen"], query["best"]) == (CHOSEN, reward[row].argmax())
+
+
+def test_attention_is_that_of_every_depth_and_head(
+    payload: dict[str, Any], task: RetrievalTask
+) -> None:
+    query_id = QUERIES[5][0]
+    query = payload["sample"]["queries"][0]
+    n = len(query["tokens"])
+    numbers = np.frombuffer(gzip.decompress(base64.b64decode(query["attention"])), np.uint8)
+    weights = (numbers.reshape(DEPTHS + 1, 8, n, n) / 255) ** 2
+    for depth in range(DEPTHS):
+        expected, tokens = task.attention(query_id, depth)
+        assert query["tokens"] == tokens
+        assert np.abs(weights[depth] - expected).max() < 0.004
+    # The standard attention comes last. With four depths none has its temperature, but between the
+    # second and the third lies its entropy.
+    entropy = [-(one * np.log(one + 1e-9)).sum(-1).mean() for one in weights]
+    assert entropy[1] < entropy[DEPTHS] < entropy[2]
+
+
+def test_rankings_are_those_of_the_evaluation(payload: dict[str, Any], task: RetrievalTask) -> None:
+    sample, queries = payload["sample"], task.collection.splits["test"]
+    ids = [document["id"] for document in sample["documents"]]
+    for place in range(DEPTHS + 1):
+        depths = None if place == DEPTHS else torch.full((len(queries.ids),), place)
+        embeddings = task.embedder.encode_queries(queries.texts, depths)
+        evaluation, ranking = evaluate_embeddings(task.index, queries, embeddings, None, 10)
+        for row, query in enumerate(sample["queries"]):
+            shown = [ids[document] for document, _ in query["rankings"][place]]
+            expected = [task.index.doc_ids[one] for one in ranking.documents[row].tolist()]
+            assert shown == [name[:199] + "…" * (len(name) > 200) for name in expected]
+            assert query["ndcg"][place] == pytest.approx(
+                evaluation.per_query["nDCG@10"][row], abs=1e-4
+            )
+    relevant = [query["relevant"] for query in sample["queries"]]
+    named = [{ids[int(place)][:2]: grade for place, grade in one.items()} for one in relevant]
+    assert named == [{"d6": 2}, {"d7": 1}, {"d8": 1}, {"d9": 1}]
+
+
+def test_curves_come_from_the_logs(payload: dict[str, Any]) -> None:
+    values = {"name": "", "steps": [0, 10, 20], "values": [0.25, 0.5, 0.75]}
+    assert payload["curves"] == [
+        {"title": "Mean reward, validation queries", "curves": [values]},
+        {"title": "train/" + IMAGE, "curves": [values]},
+    ]
+
+
+def test_a_run_without_logs_has_no_curves(run: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "metrics.json", "encoder.safetensors", "router.safetensors"):
+        (tmp_path / name).symlink_to(run / name)
+    assert run_payload(tmp_path, queries=1)["curves"] == []
+
+
+def test_settings_are_lines(payload: dict[str, Any]) -> None:
+    settings = dict(payload["run"]["settings"])
+    assert settings["settings.reward_weights"] == "0.5, 0.25, 0.25"
+    assert settings[f"settings.{SCRIPT}"] == IMAGE
+    assert settings["learner"] == SCRIPT
+
+
+# --- samples and curves by hand --------------------------------------------------------------
+
+
+def test_half_of_the_queries_differ_most_and_half_are_spread() -> None:
+    ndcg = np.zeros((9, 2), np.float32)
+    ndcg[4, 0], ndcg[7, 1], ndcg[2] = 0.5, 1.0, 1.0
+    # 7 and 4 differ; the first and the last of the rest are 0 and 8.
+    assert sampled_queries(ndcg, 4).tolist() == [7, 0, 4, 8]
+    assert sampled_queries(ndcg, 1).tolist() == [7]
+    assert sorted(sampled_queries(ndcg, 50).tolist()) == list(range(9))
+    assert sampled_queries(ndcg[:1], 40).tolist() == [0]
+
+
+def test_weights_are_packed_by_their_roots() -> None:
+    weights = np.array([0.0, 0.25, 1.0, 0.01, 1.5, -1.0], np.float32)
+    numbers = gzip.decompress(base64.b64decode(packed(weights)))
+    assert list(numbers) == [0, 128, 255, 26, 255, 0]
+
+
+def test_attention_takes_no_more_than_its_room(task: RetrievalTask) -> None:
+    bandit, chosen = Bandit(task.table("test")), np.zeros(4, np.int64)
+    whole = Sample(task, bandit, chosen, 40).to_json()["queries"]
+    sizes = sorted(len(query["attention"]) for query in whole)
+    some = Sample(task, bandit, chosen, 40, limit=sum(sizes) - 1).to_json()
+    assert len(some["queries"]) == 3
+    assert some["of"] == 4
+    assert Sample(task, bandit, chosen, 40, limit=1).to_json()["queries"] == []
+
+
+def test_long_curves_are_means_of_neighbours_and_the_last_number_of_a_step_counts() -> None:
+    short = curve("reward", [5, 10, 5], [1.0, float("nan"), 3.0])
+    assert short == ("reward", [5, 10], [3.0, None])
+    long = curve("reward", range(800), [float(step) for step in range(800)])
+    assert long.steps[:2] == [1, 3]
+    assert long.values[:2] == [0.5, 2.5]
+    assert len(long.steps) == 400
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+def test_data_holds_nothing_that_ends_a_script() -> None:
+    content = {"a": f"{SCRIPT}<!-- ]]> & \u2028 ü \ud800", "b": [1, None, LONG]}
+    block = data_block(content)
+    assert not set("<>&\u2028") & set(block)
+    assert block.isascii()
+    assert json.loads(block) == content
+    with pytest.raises(ValueError, match="Out of range float"):
+        data_block(float("nan"))
+
+
+def test_the_page_is_one_file_whose_policy_names_its_script_and_its_style(run: Path) -> None:
+    path = write_report_page(run)
+    assert path == run / "report.html"
+    text = path.read_text(encoding="ascii")
+    assert len(text) < 10_000_000
+    assert not re.search(r"\[\[[A-Z_]+\]\]", text)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy
+    for name, kind in (("style", "style-src"), ("script", "script-src")):
+        blocks = re.findall(rf"<{name}>(.*?)</{name}>", text, re.DOTALL)
+        assert len(blocks) == 1
+        digest = base64.b64encode(hashlib.sha256(blocks[0].encode()).digest()).decode()
+        assert f"{kind} 'sha256-{digest}'" in policy[1]
+    assert "default-src 'none'" in policy[1]
+    markup = text[: text.index('id="data"')]
+    assert not re.search(r"\b(src|href)=\"(?!#)|url\(|@import", markup)
+
+
+def test_the_command_writes_the_page_anew(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "report.html"
+    path.write_text("old")
+    main(ReportSettings(run=run, queries=2))
+    assert capsys.readouterr().out == f"{path}\n"
+    content = re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)
+    assert content
+    assert len(json.loads(content[1])["sample"]["queries"]) == 2
+    with pytest.raises(InputError, match="queries must be at least 1, got 0"):
+        ReportSettings(run=run, queries=0)
+
+
+def test_a_page_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "LARGEST", 1000)
+    with pytest.raises(InputError, match=r"the page would have \d+ bytes, more than 1000"):
+        rendered({})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.json", None, "metrics.json cannot be read .No such file or directory.; give"),
+        ("metrics.json", "[" * 100_000, "metrics.json is not JSON"),
+        ("metrics.json", "[]", "metrics.json is not a run's metrics.json; give"),
+        ("config.json", None, "no run with a config.json in"),
+        ("config.json", '{"settings": 3}', "config.json has no settings; give"),
+        ("config.json", '{"settings": {"reward_weights": null}}', "reward_weights must be three"),
+        ("config.json", '{"settings": {"dataset": 3}}', "a dataset is named by a text, not by 3"),
+        ("router.safetensors", None, "router.safetensors"),
+        ("encoder.safetensors", "", "encoder.safetensors"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_one_line(
+    run: Path, tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    for other in ("config.json", "metrics.json", "encoder.safetensors", "router.safetensors"):
+        if other != name:
+            (tmp_path / other).symlink_to(run / other)
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        write_report_page(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_numbers_that_are_none_are_left_out(run: Path, tmp_path: Path) -> None:
+    for other in ("config.json", "encoder.safetensors", "router.safetensors"):
+        (tmp_path / other).symlink_to(run / other)
+    rows = {"a": 3, "b": {"reward": [], "retrieval": {"nDCG@10": "x", "RR@10": 1e999}}}
+    (tmp_path / "metrics.json").write_text(json.dumps({"baselines": rows}))
+    shown = run_payload(tmp_path, queries=1)["table"]["rows"]
+    assert [row["values"] for row in shown] == [[None] * 6] * 3

@@ -8,11 +8,11 @@ set OMP_WAIT_POLICY=passive: threads spinning at barriers steal each other's tim
 """
 
 import platform
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +21,7 @@ from maw_gym.encoders.attention_encoders import MAWEncoder
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.text import padded
-from maw_gym.errors import InputError
+from maw_gym.settings import Coefficient, Count, HomePath, HomeText, Index, checked
 from maw_gym.tables.task import resolve_device
 from runners.benchmarks.attention_rows import (
     CPU_SHAPES,
@@ -40,54 +40,37 @@ from runners.benchmarks.stack import (
 )
 from runners.experiments.runs import run_main, write_json
 
-PARTS = ("attention", "table", "environment", "training", "profile")
+Part = Literal["attention", "table", "environment", "training", "profile"]
 SIZES = (1, 64, 1024, 8192)
 RAGGED_QUERIES = 64
 
 
-@dataclass(frozen=True)
+@checked
 class BenchmarkSettings:
     """What is measured, and how often."""
 
-    parts: tuple[str, ...] = PARTS
-    """of attention, table, environment, training, profile"""
-    dataset: str = "pydocs"
+    parts: tuple[Part, ...] = get_args(Part)
+    """which of them"""
+    dataset: HomeText = "pydocs"
     """whose queries make the ragged batch and the depth tables"""
-    rounds: int = 9
+    rounds: Count = 9
     """interleaved rounds of each row"""
-    budget: float = 20.0
+    budget: Coefficient = 20.0
     """seconds that a slow row may take in all its rounds; at least two rounds are run"""
-    timesteps: int = 32_768
+    timesteps: Count = 32_768
     """environment steps of each round of training"""
-    num_envs: int = 256
+    num_envs: Annotated[Count, Field(multiple_of=8)] = 256
     """sub-environments in training"""
-    synthetic: int = 0
+    synthetic: Index = 0
     """so many synthetic queries of 24 tokens make a depth table of their own; 0 is none"""
     compile: bool | None = None
     """a row for torch.compile too; on a GPU unless told otherwise"""
     device: str = "auto"
     """auto (the GPU where there is one), cpu, cuda, ..."""
-    out: Path | None = None
+    out: HomePath | None = None
     """JSON file of all numbers"""
     quick: bool = False
     """tiny shapes and two rounds: whether it runs, not how fast"""
-
-    def check(self) -> None:
-        """Refuse what can be refused before any work starts.
-
-        Raises:
-            InputError: a setting is out of its range.
-        """
-        for part in self.parts:
-            if part not in PARTS:
-                raise InputError(f"unknown part {part!r}; choose from {', '.join(PARTS)}")
-        for name in ("rounds", "timesteps", "num_envs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_envs % 8:
-            raise InputError(f"num_envs must be divisible by 8, got {self.num_envs}")
-        if self.synthetic < 0:
-            raise InputError(f"synthetic must be 0 or more, got {self.synthetic}")
 
 
 @torch.no_grad()
@@ -186,7 +169,6 @@ def _short(name: str, value: float) -> str:
 
 def main(settings: BenchmarkSettings) -> None:
     """Measure, print, write."""
-    settings.check()
     device = resolve_device(settings.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     name += f", {torch.get_num_threads()} CPU threads"

@@ -148,7 +148,7 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "clip_range_high": ("train_grpo", lambda at: [*SMALL(at), "--clip-range", "None", "--clip-range-high", 0.3], "clip_range_high=0.3 without clip_range: give both or none"),
     "n_steps": ("train_grpo", lambda at: [*SMALL(at), "--n-steps", 0], "n_steps must be at least 1, got 0"),
     "n_epochs": ("train_grpo", lambda at: [*SMALL(at), "--n-epochs", 0], "n_epochs must be at least 1, got 0"),
-    "groups of one": ("train_grpo", lambda at: [*SMALL(at), "--group-size", 1], "group_size=1: advantage='group' compares the members of a group, .*"),
+    "groups of one": ("train_grpo", lambda at: [*SMALL(at), "--group-size", 1, "--advantage", "group"], "group_size=1: advantage='group' compares the members of a group, .*"),
     "learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", "nan"], "learning_rate must be a finite number, got nan"),
     "negative learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", -1], "learning_rate must be above 0, got -1"),
     "batch of one": ("train_ppo", "--batch-size 1", "batch_size must be at least 2, got 1"),

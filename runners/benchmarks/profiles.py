@@ -1,6 +1,6 @@
 """Where the time goes inside a stage, by operator: torch's profiler, once warm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -95,7 +95,22 @@ def _operators(case: str, function: Callable[[], object], device: torch.device) 
     calls = {one.key: one.count for one in events}
     whole = profile.profiler.kineto_results
     span = (whole.trace_start_ns(), max(one.end_ns() for one in whole.events()))
-    total = max((span[1] - span[0]) / 1e9, sum(times.values()))
+    return shares(case, times, calls, (span[1] - span[0]) / 1e9, "kernel" if cuda else "operator")
+
+
+def shares(
+    case: str, times: Mapping[str, float], calls: Mapping[str, int], seconds: float, what: str
+) -> list[Row]:
+    """The operators that take longest, all others together, and the time in which none ran.
+
+    Args:
+        case: see `Row`.
+        times: seconds of each operator.
+        calls: of each operator.
+        seconds: of the whole stage; operators may run side by side and take longer together.
+        what: they are, "operator" or "kernel".
+    """
+    total = max(seconds, sum(times.values()))
     largest = sorted(times, key=times.__getitem__, reverse=True)[:SHOWN]
     rows = [
         row("profile", case, name[:60], [times[name]], [total], more={"calls": calls[name]})
@@ -103,6 +118,5 @@ def _operators(case: str, function: Callable[[], object], device: torch.device) 
     ]
     rest = sum(times.values()) - sum(times[name] for name in largest)
     rows.append(row("profile", case, "other operators", [rest], [total]))
-    name = "no kernel" if cuda else "no operator"
-    rows.append(row("profile", case, name, [total - sum(times.values())], [total]))
+    rows.append(row("profile", case, f"no {what}", [total - sum(times.values())], [total]))
     return rows

@@ -19,7 +19,7 @@ class TrainingSettings:
         InputError: a setting is out of its range.
     """
 
-    epochs: Index = 6
+    epochs: Index = 5
     """of the standard attention"""
     learning_rate: Rate = 2e-3
     """peak of the one-cycle schedule for the projections of the standard attention"""
@@ -46,7 +46,7 @@ class TrainingSettings:
     """cosines are divided by it"""
     query_tokens: Count = 32
     """queries are cut here in training"""
-    document_tokens: Count = 96
+    document_tokens: Count = 128
     """documents are cut here in the first stage"""
     train_embedding: bool = False
     """train the token embeddings too, in the first stage"""

@@ -103,7 +103,7 @@ def grpo_run(at: Place, finished: bool = False, **changes: Any) -> Path:
 
 COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "alignment": ("train_grpo", "--alignment bm25", "alignment must be 'ndcg' or 'listwise', got 'bm25'"),
-    "block": ("train_grpo", "--observation pixels", "unknown observation block 'pixels'; choose from attention, profile, content, clusters"),
+    "block": ("train_grpo", "--observation pixels", "unknown observation block 'pixels'; choose from attention, profile, retrieval, content, clusters"),
     "block twice": ("train_ppo", "--observation profile profile", r"observation must name one or more different blocks of .*; got \('profile', 'profile'\)"),
     "network": ("train_grpo", "--network deep", "network must be 'auto', 'shared' or 'mlp', got 'deep'"),
     "shared attention": ("compare", "--network shared --observation attention", "a shared network wants numbers of every depth, and observation block 'attention' has none; leave it out or take network mlp"),

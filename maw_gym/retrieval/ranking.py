@@ -24,6 +24,7 @@ from maw_gym.retrieval.unjudged import LONG, SHORT, STATISTICS, ranking_statisti
 
 TEMPERATURE: Final = 0.05  # of the listwise mass
 CUTOFF: Final = 10  # of nDCG
+SHARED: Final = 256  # columns in which the best of all depths of a query are looked for first
 BLOCK_BYTES: Final = 8 * 2**20  # of one block of scores: with its weights it stays in cache
 
 
@@ -105,10 +106,27 @@ def rankings_of_depths(
 
 
 def _top(scores: Tensor, tie_rank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of scores (b, D, C), in order: values and columns (b, D, k)."""
-    best = top_in_tie_order(scores.flatten(0, 1), tie_rank, k)
-    values, columns = (part.view(*scores.shape[:2], -1) for part in best)
-    return values, columns
+    """The k best of scores (b, D, C), in order: values and columns (b, D, k).
+
+    Depths of a query prefer much the same documents. So the best are looked for among the columns
+    with the largest scores through any depth, and found there where the last of them is above all
+    other columns.
+    """
+    b, depths, width = scores.shape
+    flat = scores.flatten(0, 1)
+    if depths == 1 or width < 4 * SHARED:
+        values, columns = top_in_tie_order(flat, tie_rank, k)
+        return values.view(b, depths, -1), columns.view(b, depths, -1)
+    highest, common = scores.amax(1).topk(SHARED + 1)
+    common = common[:, :SHARED]
+    common = common.gather(1, tie_rank[common].argsort(1))  # columns break ties by themselves
+    listed = scores.gather(2, common[:, None].expand(-1, depths, -1)).flatten(0, 1)
+    values, at = top_in_tie_order(listed, torch.arange(SHARED, device=scores.device), k)
+    columns = common.repeat_interleave(depths, 0).gather(1, at)
+    rows = (values[:, -1] <= highest[:, -1].repeat_interleave(depths)).nonzero()[:, 0]
+    if len(rows):
+        values[rows], columns[rows] = top_in_tie_order(flat[rows], tie_rank, k)
+    return values.view(b, depths, -1), columns.view(b, depths, -1)
 
 
 def _observed(block: "_Block", scores: Tensor, columns: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from maw_gym.retrieval.document_index import (
     trec_order,
 )
 from maw_gym.retrieval.ranking import (
+    _top,
     alignment_of_depths,
     ideal_dcg,
     listwise_of_scores,
@@ -49,6 +50,26 @@ def test_top_breaks_ties_inside_and_across_the_cut():
     assert columns.tolist() == [[1, 4, 3], [0, 1, 2], [1, 3, 4]]
     values, columns = top_in_tie_order(scores, tie_rank, 9)
     assert columns.tolist() == [[1, 4, 3, 2, 0], [0, 1, 2, 3, 4], [1, 3, 4, 2, 0]]
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.1, 10.0])
+@pytest.mark.parametrize("levels", [3, 200, 10**6])
+def test_the_top_of_many_depths_is_that_of_sorting_each(monkeypatch, apart, levels):
+    """Depths that are the same, alike and quite different; with many ties, some and hardly any."""
+    monkeypatch.setattr(maw_gym.retrieval.ranking, "SHARED", 60)
+    generator = torch.Generator().manual_seed(levels)
+    scores = torch.randn(3, 1, 500, generator=generator)
+    scores = ((scores + apart * torch.randn(3, 6, 500, generator=generator)) * levels).round()
+    scores[0, 0] = -torch.inf
+    scores[1, :, 40:] = -torch.inf
+    tie_rank = torch.randperm(500, generator=generator)
+    by_tie = tie_rank.argsort()
+    expected = scores[..., by_tie].sort(dim=-1, descending=True, stable=True)
+    for k in (1, 10, 50):
+        values, columns = _top(scores, tie_rank, k)
+        assert torch.equal(values, expected.values[..., :k])
+        there = values > -torch.inf
+        assert torch.equal(columns[there], by_tie[expected.indices[..., :k]][there])
 
 
 def test_ndcg_by_hand():

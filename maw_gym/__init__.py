@@ -1,5 +1,7 @@
 """maw_gym: a Gymnasium environment for learning which attention to use."""
 
+# First, since it must come before torch.
+import maw_gym.waiting  # noqa: F401  # isort: split
 from maw_gym.corpora import load_collection  # registers pydocs with ir_datasets
 from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.envs.environment import GRPOEnvironment

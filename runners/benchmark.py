@@ -3,8 +3,7 @@
 Attention: all depths' statistics the seed's way, with the 5D tensor, with depth_statistics, and the
 floor (depth projections and torch's attention). Then depth tables, environment steps, training
 steps, and the operators in which a table and the encoder's training spend their time. A table goes
-to stdout and, with --out, all numbers to a JSON file. On a machine that works on something else too
-set OMP_WAIT_POLICY=passive: threads spinning at barriers steal each other's time.
+to stdout and, with --out, all numbers to a JSON file.
 """
 
 import platform

@@ -18,7 +18,7 @@ from runners.experiments.writing import reading
 def main(settings: CompareSettings) -> None:
     """Run what is not there yet, then write the report from everything."""
     resolve_device(settings.device)
-    fields = [checked_field(dataset, settings.folds) for dataset in settings.datasets]
+    fields = [checked_field(dataset, settings.fold_count) for dataset in settings.datasets]
     if settings.encoder != "trained":  # what is cheap to open is opened before anything is written
         load_task(settings.datasets[0], settings.encoder, settings.device)
     folder = open_run(settings, f"compare-{'-'.join(settings.datasets)}")

@@ -1,6 +1,8 @@
 """From cells to rows: pooling over folds, averaging over seeds, intervals and tests.
 
-Notation: N test queries of all folds, S seeds of a method, D depths.
+Notation: N test queries of all folds, E encoders, S seeds of a method on each of them, D depths.
+Seeds of encoders are crossed with queries in intervals and margins; those of a learner are averaged
+first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ from scipy import stats
 from maw_gym.retrieval.evaluation import MEASURES
 from maw_gym.retrieval.significance import (
     bootstrap_interval,
+    equivalence_margin,
     holm,
     sign_flip_test,
     smallest_detectable_difference,
@@ -40,22 +43,24 @@ class Results:
     Attributes:
         method: its name.
         seeds: S of them; one where the method has none.
-        cells: per seed the cells of all folds, in the order of the folds.
+        cells: per encoder and seed the cells of all folds, in the order of the folds.
+        encoders: E.
     """
 
     method: str
     seeds: tuple[int, ...]
     cells: tuple[tuple[Result, ...], ...]
+    encoders: int = 1
 
     def measure(self, name: str) -> Floats:
-        """Values (S, N) of a retrieval measure."""
+        """Values (E * S, N) of a retrieval measure."""
         return np.array(
             [np.concatenate([cell.measures[name] for cell in row]) for row in self.cells]
         )
 
     @cached_property
     def terms(self) -> dict[str, Floats] | None:
-        """Reward and its terms (S, N); None where no depth is chosen."""
+        """Reward and its terms (E * S, N); None where no depth is chosen."""
         if self.cells[0][0].terms is None:
             return None
         return {
@@ -67,16 +72,21 @@ class Results:
 
     @cached_property
     def depths(self) -> NDArray[np.int64] | None:
-        """Chosen depths (S, N)."""
+        """Chosen depths (E * S, N)."""
         if self.cells[0][0].depths is None:
             return None
         return np.array([np.concatenate([cell.depths or [] for cell in r]) for r in self.cells])
 
-    def scores(self, name: str) -> Floats:
-        """Values (N,) of a measure or "reward", averaged over seeds."""
+    def by_encoder(self, name: str) -> Floats:
+        """Values (E, N) of a measure or "reward", averaged over the seeds of the method."""
         terms = self.terms or {}
         values = terms[name] if name in terms else self.measure(name)
-        mean: Floats = values.mean(axis=0)
+        mean: Floats = values.reshape(self.encoders, -1, values.shape[-1]).mean(axis=1)
+        return mean
+
+    def scores(self, name: str) -> Floats:
+        """Values (N,) of a measure or "reward", averaged over encoders and seeds."""
+        mean: Floats = self.by_encoder(name).mean(axis=0)
         return mean
 
 
@@ -92,7 +102,7 @@ def rows_of(
     Args:
         dataset: its name.
         results: of every method.
-        references: of every fold.
+        references: of every encoder and fold.
         baseline: the method that the others are tested against.
         seed_intervals: add intervals over seeds.
     """
@@ -120,21 +130,26 @@ def compared(
         baseline: what they are tested against.
         score: a retrieval measure, or "reward".
     """
-    against = baseline.scores(score)
-    differences = {name: one.scores(score) - against for name, one in tested.items()}
+    against = baseline.by_encoder(score)
+    differences = {name: one.by_encoder(score) - against for name, one in tested.items()}
     p_values = [sign_flip_test(values) for values in differences.values()]
     found = {}
     for (name, values), p, adjusted in zip(
         differences.items(), p_values, holm(p_values), strict=True
     ):
+        low, high = bootstrap_interval(values, level=ORDINARY)
         found[name] = {
             "baseline": baseline.method,
             "score": score,
             "difference": float(values.mean()),
+            "low": low,
+            "high": high,
+            "equivalence_margin": equivalence_margin(values, level=ORDINARY),
+            "baseline_mean": float(against.mean()),
             "p": p,
             "p_holm": adjusted,
             "smallest_detectable": smallest_detectable_difference(values),
-            **wins_ties_losses(values)._asdict(),
+            **wins_ties_losses(values.mean(axis=0))._asdict(),
         }
     return found
 
@@ -146,9 +161,9 @@ def _row(
     retrieval = {}
     for name in NAMES:
         scores, by_seed = one.scores(name), one.measure(name).mean(axis=1)
-        low, high = bootstrap_interval(scores, level=ORDINARY)
+        low, high = bootstrap_interval(one.by_encoder(name), level=ORDINARY)
         retrieval[name] = {"mean": float(scores.mean()), "low": low, "high": high}
-        if len(one.seeds) > 1:
+        if len(by_seed) > 1:
             retrieval[name]["seed_deviation"] = float(by_seed.std(ddof=1))
             if seed_intervals:
                 retrieval[name] |= dict(
@@ -178,7 +193,7 @@ def _row(
 def _reward(one: Results, references: Sequence[Reference]) -> dict[str, float | None] | None:
     if one.terms is None:
         return None
-    known = {
+    known = {  # each encoder has depths, and so rewards, of its own
         name: float(np.concatenate([getattr(fold, name) for fold in references]).mean())
         for name in ("random", "best_fixed", "oracle")
     }

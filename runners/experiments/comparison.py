@@ -1,5 +1,6 @@
 """A comparison: every method with every seed on every fold of every dataset."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,42 +32,45 @@ class Fold(NamedTuple):
 
 
 def run_dataset(field: Field, settings: CompareSettings, folder: Path) -> Outcome:
-    """Every method on one dataset, over all its folds."""
-    folds = [open_fold(field, settings, fold) for fold in field.folds]
+    """Every method on one dataset, over all its folds, with every encoder."""
+    encoders = [
+        [open_fold(field, settings, fold, seed) for fold in field.folds]
+        for seed in settings.seeds_of_encoders
+    ]
     results, skipped = [], {}
     for name in settings.method_names:
-        reasons = [METHODS[name].lacks(fold.task) for fold in folds]
+        reasons = [METHODS[name].lacks(fold.task) for folds in encoders for fold in folds]
         reason = next(filter(None, reasons), None)
         if reason:
             skipped[name] = reason
         else:
-            results.append(run_method(field, folds, settings.learner_seeds, name, folder))
-    references = [fold.reference for fold in folds]
-    rows = rows_of(
-        field.dataset, results, references, settings.tested_against, settings.seed_intervals
-    )
-    return Outcome(field, references, results, rows, skipped)
+            results.append(run_method(field, encoders, settings.learner_seeds, name, folder))
+    every = [fold.reference for folds in encoders for fold in folds]
+    rows = rows_of(field.dataset, results, every, settings.tested_against, settings.seed_intervals)
+    return Outcome(field, every[: len(field.folds)], results, rows, skipped)
 
 
-def open_fold(field: Field, settings: CompareSettings, fold: int) -> Fold:
+def open_fold(field: Field, settings: CompareSettings, fold: int, encoder_seed: int) -> Fold:
     """The task of a fold with its tables, and what its results are seen against."""
     where = f", fold {fold}" if len(field.folds) > 1 else ""
+    where += f", encoder {encoder_seed}" if len(settings.seeds_of_encoders) > 1 else ""
     print(f"{field.dataset}{where}: encoder and depth tables ...", file=sys.stderr, flush=True)
-    common = settings.common(field.dataset, fold)
+    common = settings.common(field.dataset, fold, encoder_seed)
     task = task_of(common)
     common = replace(common, observation=blocks_of(task, common.observation))
     return Fold(task, common, reference(task, common))
 
 
 def run_method(
-    field: Field, folds: Sequence[Fold], seeds: Sequence[int], name: str, folder: Path
+    field: Field, encoders: Sequence[Sequence[Fold]], seeds: Sequence[int], name: str, folder: Path
 ) -> Results:
-    """One method with all its seeds in all folds; what is there already is read."""
+    """One method with all its seeds on all encoders in all folds; what is there is read."""
     method = METHODS[name]
     seeds = tuple(seeds) if method.seeded else (0,)
     rows = []
-    for seed in seeds:
-        label = f"{slug(field.dataset)}.{name}" + (f".seed{seed}" if method.seeded else "")
+    for folds, seed in itertools.product(encoders, seeds):
+        encoder = f".encoder{folds[0].settings.encoder_seed}" if len(encoders) > 1 else ""
+        label = f"{slug(field.dataset)}.{name}{encoder}" + (f".seed{seed}" if method.seeded else "")
         whole = folder / "runs" / f"{label}.trec"
         row, parts = [], []
         for fold in folds:
@@ -77,7 +81,7 @@ def run_method(
         if len(folds) > 1:
             join_runs(parts, whole)
         rows.append(tuple(row))
-    return Results(name, seeds, tuple(rows))
+    return Results(name, seeds, tuple(rows), len(encoders))
 
 
 def write_all(outcomes: Sequence[Outcome], settings: CompareSettings, folder: Path) -> None:

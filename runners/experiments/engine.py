@@ -21,7 +21,7 @@ from runners.experiments.online import Log
 from runners.experiments.results import Did, Result, kept_result
 from runners.experiments.settings import TaskSettings
 
-FORMAT: Final = 2  # raise when what a result holds changes
+FORMAT: Final = 3  # raise when what a result holds changes
 
 
 def kept_run(
@@ -81,6 +81,7 @@ def result_of(method: str, task: RetrievalTask, spec: TaskSettings, did: Did, tr
         method,
         spec.seed if METHODS[method].seeded else 0,
         spec.fold,
+        spec.encoder_seed,
         {name: values.tolist() for name, values in evaluation.per_query.items()},
         did.parameters,
         did.training_seconds,

@@ -6,7 +6,7 @@ of every table is such a function and one entry in `METHODS`.
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +15,7 @@ from maw_gym.errors import InputError
 from maw_gym.settings import part
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.offline import train_classifier, train_on_all_rewards
-from runners.experiments.online import Log, train_grpo, train_ppo
+from runners.experiments.online import Log, Trained, train_grpo, train_ppo
 from runners.experiments.results import Did
 from runners.experiments.routed import by_hindsight, by_rule, by_training, randomly
 from runners.experiments.settings import (
@@ -27,7 +27,26 @@ from runners.experiments.settings import (
     SupervisedSpec,
     TaskSettings,
 )
-from runners.experiments.unrouted import EncoderSpec, bm25, ensemble, standard_attention, unrouted
+from runners.experiments.unrouted import (
+    EncoderSpec,
+    bm25,
+    ensemble,
+    standard_attention,
+    unrouted,
+    with_bm25,
+)
+
+RANKINGS: Final = ("profile", "retrieval")  # observed by those that see rankings
+
+
+def _for_ndcg(
+    train: Callable[[RetrievalTask, Any, Log], Trained],
+    task: RetrievalTask,
+    spec: RouterSettings,
+    log: Log,
+) -> Trained:
+    """Train on nDCG@10 alone; what the depths are worth is told by the table's own reward."""
+    return train(task, replace(spec, alignment="ndcg", reward_weights=(0.0, 0.0, 1.0)), log)
 
 
 def _plain(common: TaskSettings, task: RetrievalTask) -> TaskSettings:
@@ -40,9 +59,9 @@ def _trained_alike(common: TaskSettings, task: RetrievalTask) -> EncoderSpec:
 
 
 def _online(
-    kind: type[OnlineSettings], common: OnlineSettings, task: RetrievalTask
+    kind: type[OnlineSettings], common: OnlineSettings, task: RetrievalTask, **more: Any
 ) -> OnlineSettings:
-    return kind(**asdict(common))
+    return kind(**asdict(common) | more)
 
 
 def _offline(
@@ -50,11 +69,15 @@ def _offline(
 ) -> RouterSettings:
     """As many training queries seen as the others have timesteps."""
     epochs = max(1, round(common.timesteps / len(task.table("train"))))
-    return kind(**asdict(part(RouterSettings, common)), epochs=epochs, **more)
+    return kind(**asdict(part(RouterSettings, common)) | more, epochs=epochs)
 
 
 def _no_training_queries(task: RetrievalTask) -> str | None:
     return None if len(task.table("train")) else "there is no training query"
+
+
+def _no_validation_queries(task: RetrievalTask) -> str | None:
+    return None if task.collection.splits["validation"].ids else "there is no validation query"
 
 
 def _no_centroids(task: RetrievalTask) -> str | None:
@@ -143,6 +166,19 @@ METHODS: Final[dict[str, Method]] = {
         "all depths",
         "the mean of all depths' embeddings: nothing is chosen, at the cost of every depth",
     ),
+    "dense-bm25": Method(
+        partial(with_bm25, "sum"),
+        "ranker",
+        "dense + BM25",
+        "standard attention and BM25: sum of standardised scores, weighed on validation queries",
+        lacks=_no_validation_queries,
+    ),
+    "dense-bm25-rrf": Method(
+        partial(with_bm25, "ranks"),
+        "ranker",
+        "dense + BM25, RRF",
+        "standard attention and BM25: reciprocal rank fusion",
+    ),
     "random": Method(
         randomly, "static", "random depth", "a depth drawn uniformly for each query", seeded=True
     ),
@@ -206,6 +242,22 @@ METHODS: Final[dict[str, Method]] = {
         partial(_offline, FullInformationSpec),
         seeded=True,
     ),
+    "full-ndcg": Method(
+        partial(by_training, partial(_for_ndcg, train_on_all_rewards)),
+        "learner",
+        "full information, nDCG@10",
+        "the same, paid for nDCG@10 alone",
+        partial(_offline, FullInformationSpec),
+        seeded=True,
+    ),
+    "full-ndcg-retrieval": Method(
+        partial(by_training, partial(_for_ndcg, train_on_all_rewards)),
+        "learner",
+        "full information, nDCG@10, sees rankings",
+        "the same, and it sees what the ranking through each depth looks like",
+        partial(_offline, FullInformationSpec, observation=RANKINGS),
+        seeded=True,
+    ),
     "ppo": Method(
         partial(by_training, train_ppo),
         "learner",
@@ -220,6 +272,14 @@ METHODS: Final[dict[str, Method]] = {
         "GRPO",
         "GRPO",
         partial(_online, GRPOSpec),
+        seeded=True,
+    ),
+    "grpo-retrieval": Method(
+        partial(by_training, train_grpo),
+        "learner",
+        "GRPO, sees rankings",
+        "GRPO that also sees what the ranking through each depth looks like, without judgments",
+        partial(_online, GRPOSpec, observation=RANKINGS),
         seeded=True,
     ),
     "oracle": Method(

@@ -59,6 +59,7 @@ class Result:
         method: its name.
         seed: of the method, 0 where it has none.
         fold: 0 where the dataset has none.
+        encoder_seed: of the encoder that is routed.
         measures: measure name to N values.
         parameters: see `Did`.
         training_seconds: see `Did`.
@@ -74,6 +75,7 @@ class Result:
     method: str
     seed: int
     fold: int
+    encoder_seed: int
     measures: dict[str, list[float]]
     parameters: int | None = None
     training_seconds: float | None = None

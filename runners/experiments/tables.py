@@ -23,6 +23,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:+.1f}%"
 
 
+def share(value: float, whole: float) -> str:
+    """A size as a share of another."""
+    return f"{100 * value / whole:.1f}%" if whole else "-"
+
+
 def p_value(value: float) -> str:
     """A p-value; the smallest that 10,000 draws can tell is shown as a bound."""
     return "<.0001" if value < 1e-4 else f"{value:.4f}".lstrip("0")
@@ -93,6 +98,7 @@ def test_table(rows: Sequence[Row], baseline: str) -> str:
         "p",
         "p (Holm)",
         "detectable",
+        "within",
         "wins / ties / losses",
         "vs zero-shot",
         "vs trained",
@@ -100,13 +106,15 @@ def test_table(rows: Sequence[Row], baseline: str) -> str:
     lines = []
     for row in rows:
         test = row["test"]
-        difference: list[str] = ["-"] * 5
+        difference: list[str] = ["-"] * 6
         if test:
             difference = [
-                number(test["difference"], 4, sign=True),
+                f"{number(test['difference'], 4, sign=True)}"
+                f" [{number(test['low'], 4, sign=True)}, {number(test['high'], 4, sign=True)}]",
                 p_value(test["p"]),
                 p_value(test["p_holm"]),
-                number(test["smallest_detectable"]),
+                share(test["smallest_detectable"], test["baseline_mean"]),
+                share(test["equivalence_margin"], test["baseline_mean"]),
                 f"{test['wins']} / {test['ties']} / {test['losses']}",
             ]
         lines.append(

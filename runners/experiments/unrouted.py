@@ -19,6 +19,7 @@ from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.retrieval.evaluation import evaluate_embeddings
 from maw_gym.settings import checked
+from maw_gym.tables.hybrid import Hybrid
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.online import Log
 from runners.experiments.results import Did, size
@@ -61,6 +62,15 @@ def ensemble(task: RetrievalTask, spec: TaskSettings, split: str, log: Log | Non
         parameters=size(task.embedder.encoder),
         encode=lambda texts: encode(texts).cpu(),
     )
+
+
+def with_bm25(
+    fusion: str, task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None
+) -> Did:
+    """The MAW encoder's standard attention and BM25 together."""
+    hybrid = Hybrid(task)
+    facts = {"weight of cosines": hybrid.weight} if fusion == "sum" else {}
+    return Did(ranked=hybrid.evaluate(split, fusion=fusion), facts=facts)
 
 
 def unrouted(name: str, task: RetrievalTask, spec: EncoderSpec, split: str, log: Log | None) -> Did:

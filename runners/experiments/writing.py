@@ -58,11 +58,14 @@ def report_text(outcomes: Sequence[Outcome], settings: CompareSettings, command:
         f"Made by `{command}`.",
         f"Learners saw {timesteps:,} training queries each, on the same queries, with"
         f" seeds {seeds}; scores are averaged over seeds, query by query, before they are tested."
-        " Encoders have one seed. Intervals in square brackets are bootstrap 95% intervals over"
-        " test queries. p: paired sign-flip test over test queries, 10,000 draws; Holm's"
-        " correction is over all methods of a dataset but the oracles, which read the answers and"
-        " bound what any router could reach. `detectable` is the smallest true difference that"
-        " these queries would show with power .8 at level .05. AP is over the first 100 documents.",
+        f" Encoders have seeds {' '.join(map(str, settings.seeds_of_encoders))}. Intervals in"
+        " square brackets are bootstrap 95% intervals, over test queries and, where there are"
+        " several, over encoders together. p: paired sign-flip test over test queries, 10,000"
+        " draws; Holm's correction is over all methods of a dataset but the oracles, which read the"
+        " answers and bound what any router could reach. `detectable` is the smallest true"
+        " difference that would be found with power .8 at level .05, `within` the smallest margin"
+        " below which two one-sided tests at .05 place the difference, both in shares of the"
+        " baseline's mean. AP is over the first 100 documents.",
     ]
     if settings.quick:
         parts.append(
@@ -183,6 +186,11 @@ def reading(outcome: Outcome, baseline: str) -> Iterator[str]:
             if row["test"] and row["test"]["p_holm"] < 0.05 and sign * row["test"]["difference"] > 0
         ]
         yield f"Significantly {word} the baseline (Holm, .05): {', '.join(names) or 'none'}."
+    for name in ("grpo", "full-ndcg", "full-ndcg-retrieval"):
+        test = rows.get(name, {}).get("test")
+        if test:
+            margin = tables.share(test["equivalence_margin"], test["baseline_mean"])
+            yield f"The difference of {name} from {baseline} is less than {margin} at 95%."
     duels = duels_of(outcome)
     if duels:
         reward, ndcg = duels
@@ -233,7 +241,17 @@ def duels_of(
 
 def write_per_query(path: Path, outcomes: Sequence[Outcome]) -> None:
     """Every score of every query, method and seed as CSV."""
-    head = ["dataset", "fold", "query_id", "method", "seed", "depth", *COLUMNS, *NAMES]
+    head = [
+        "dataset",
+        "fold",
+        "query_id",
+        "method",
+        "encoder_seed",
+        "seed",
+        "depth",
+        *COLUMNS,
+        *NAMES,
+    ]
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
         writer.writerow(head)
@@ -244,7 +262,8 @@ def write_per_query(path: Path, outcomes: Sequence[Outcome]) -> None:
                     terms = ["" if not cell.terms else cell.terms[name][at] for name in COLUMNS]
                     depth = "" if not cell.depths else cell.depths[at]
                     scores = [cell.measures[name][at] for name in NAMES]
-                    start = [outcome.field.dataset, cell.fold, query, cell.method, cell.seed]
+                    start = [outcome.field.dataset, cell.fold, query, cell.method]
+                    start += [cell.encoder_seed, cell.seed]
                     writer.writerow([*start, depth, *terms, *scores])
 
 

@@ -26,6 +26,7 @@ def cell(
         method,
         seed,
         fold,
+        0,
         dict.fromkeys(NAMES, ndcg),
         depths=[0] * len(ndcg) if reward else None,
         terms=terms,
@@ -48,6 +49,31 @@ def test_scores_are_pooled_over_folds_and_averaged_over_seeds() -> None:
     )
     assert one.measure("nDCG@10").tolist() == [[0.0, 1.0, 0.5], [1.0, 1.0, 0.0]]
     assert one.scores("nDCG@10").tolist() == [0.5, 1.0, 0.25]
+
+
+def test_every_encoder_has_scores_of_its_own_and_the_seeds_on_it_are_averaged() -> None:
+    one = Results(
+        "grpo",
+        (0, 1),
+        (
+            (cell("grpo", [0.0, 1.0]),),
+            (cell("grpo", [1.0, 1.0], seed=1),),
+            (cell("grpo", [0.2, 0.4]),),
+            (cell("grpo", [0.4, 0.0], seed=1),),
+        ),
+        encoders=2,
+    )
+    assert one.by_encoder("nDCG@10").tolist() == pytest.approx(np.array([[0.5, 1.0], [0.3, 0.2]]))
+    assert one.scores("nDCG@10").tolist() == pytest.approx([0.4, 0.6])
+
+
+def test_a_constant_difference_has_itself_as_interval_and_margin() -> None:
+    base = Results("maw-single", (0,), ((cell("maw-single", [0.2, 0.6]),),) * 2, encoders=2)
+    other = Results("grpo", (0,), ((cell("grpo", [0.1, 0.5]),),) * 2, encoders=2)
+    test = compared({"grpo": other}, base, "nDCG@10")["grpo"]
+    numbers = [test[name] for name in ("difference", "low", "high", "equivalence_margin")]
+    assert numbers == pytest.approx([-0.1, -0.1, -0.1, 0.1])
+    assert test["baseline_mean"] == pytest.approx(0.4)
 
 
 def test_rows_by_hand() -> None:

@@ -130,9 +130,9 @@ def _notes(outcome: Outcome) -> Iterator[str]:
     if len(folds) > 1:
         total = sum(len(fold.query_ids) for fold in folds)
         yield (
-            f"Cross-validated in {len(folds)} folds over queries, results of all {total:,} test"
-            f" queries pooled. Fold 0 has {counts} queries."
-            " Routers are trained in every fold anew."
+            f"All queries are cross-validated in {len(folds)} folds: results of all {total:,} test"
+            f" queries pooled. Fold 0 has {counts} queries. Encoders and routers are trained in"
+            " every fold anew."
         )
     else:
         yield f"Queries: {counts}."

@@ -126,7 +126,7 @@ def test_settings_that_claim_terabytes(depths: int, shared: bool, tmp_path: Path
     }  # fmt: skip
     content = json.dumps({"kind": "router", "settings": router})
     write_header(tmp_path / "r.safetensors", {"__metadata__": {"maw_gym": content}}, b"")
-    with pytest.raises(InputError, match=r"tensor 'layers\.0\.bias' is gone"):
+    with pytest.raises(InputError, match="incomplete router settings"):
         load_router(tmp_path / "r.safetensors")
     shape = {"hidden": 256, "heads": 8, "depths": depths, "vocabulary": 32000}
     encoder = {

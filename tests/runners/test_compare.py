@@ -179,7 +179,7 @@ def test_collections_without_subsets_are_cross_validated(
     folder = whole_collection(tmp_path / "whole", tiny_folder, len(PAIRS))
     in_process(folder, tmp_path)
     run = tmp_path / "folds"
-    assert "cross-validated in 5 folds over queries" in (run / "report.md").read_text()
+    assert "All queries are cross-validated in 5 folds" in (run / "report.md").read_text()
     with (run / "per_query.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "best-fixed-reward"]
     # Every query is tested exactly once, 24 in 5 folds: 4 of 5 and one of 4.

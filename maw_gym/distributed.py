@@ -9,11 +9,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from maw_gym.errors import InputError
 
@@ -123,18 +124,84 @@ def from_all(thing: Thing) -> list[Thing]:
     return things
 
 
-def gathered(rows: Tensor) -> Tensor:
-    """The rows (n, ...) of all processes one below the other, with gradients to all of them.
+def share(count: int) -> slice:
+    """This process's rows of a batch of `count`; all where there are fewer than processes."""
+    return own_range(count) if count >= processes() else slice(0, count)
 
-    Every process has the same number of rows; all do this together. A loss of all rows, computed by
-    every process, has in each process the gradient of its own rows times the number of processes.
+
+def gathered(rows: Tensor, count: int) -> Tensor:
+    """All `count` rows of a batch, with gradients, from every process's `share`.
+
+    All do this together. A loss of all rows, computed by every process, has in each process the
+    gradient of its own rows times the number of processes; `average_gradients` makes of that, in
+    every process, the gradient that one process alone would have.
+
+    Args:
+        rows: (n, ...), what this process has made of its share.
+        count: of all rows.
     """
-    if processes() == 1:
+    if processes() == 1 or count < processes():
         return rows
-    from torch.distributed.nn.functional import all_gather
+    # Shares differ by one row, and what is exchanged must have one shape.
+    sizes = [count * (at + 1) // processes() - count * at // processes() for at in _numbers()]
+    padding = rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])
+    parts = _Gathered.apply(torch.cat([rows, padding])).chunk(processes())
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
+
+class _Gathered(torch.autograd.Function):
+    """All processes' rows; backwards, all processes' gradients of one's own."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        del context
+        parts = [torch.empty_like(rows) for _ in _numbers()]
+        with _others():
+            dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        del context
+        whole = gradient.clone()
+        with _others():
+            dist.all_reduce(whole)
+        return whole.chunk(processes())[process()]
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace every gradient by its mean over processes; all do this together."""
+    if processes() == 1:
+        return
+    gradients = [one.grad for one in parameters if one.grad is not None]
+    if not gradients:
+        return
+    # One message in the place of one for each parameter.
+    whole = torch.cat([gradient.flatten() for gradient in gradients])
     with _others():
-        return torch.cat(all_gather(rows))
+        dist.all_reduce(whole)
+    whole /= processes()
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, mean in zip(gradients, whole.split(sizes), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def check_shares(batch_size: int) -> None:
+    """Refuse a batch that the processes cannot share evenly.
+
+    Raises:
+        InputError: their number does not divide it.
+    """
+    if batch_size % processes():
+        raise InputError(
+            f"batch_size {batch_size} cannot be shared by {processes()} processes; give a multiple"
+            f" of {processes()}"
+        )
+
+
+def _numbers() -> range:
+    return range(processes())
 
 
 @contextmanager

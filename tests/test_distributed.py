@@ -11,10 +11,16 @@ from processes import free_port, together
 
 from agents.baselines import fixed_router
 from maw_gym import distributed
-from maw_gym.corpora import load_collection
+from maw_gym.corpora import load_collection, splits
 from maw_gym.encoders import document_parts
 from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.training.attention_stage import batch_loss
+from maw_gym.encoders.training.depth_stage import depth_loss, judged_queries
+from maw_gym.encoders.training.pairs import pairs_of
+from maw_gym.encoders.training.selection import train_encoder
+from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
 from maw_gym.retrieval.document_index import DocumentIndex
 from maw_gym.retrieval.search import rank, rank_together
@@ -32,7 +38,7 @@ def exchange() -> dict[str, Any]:
     me = distributed.process()
     rows = torch.full((2, 1), float(me + 1), requires_grad=True)
     # Every process has the whole loss: the sum of the squares 1, 1, 4, 4.
-    loss = (distributed.gathered(rows) ** 2).sum()
+    loss = (distributed.gathered(rows, 2 * distributed.processes()) ** 2).sum()
     loss.backward()
     distributed.wait()
     try:
@@ -101,6 +107,34 @@ def test_a_missing_rendezvous_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     assert "\n" not in str(caught.value)
 
 
+def uneven() -> list[Any]:
+    """A batch of three rows for two processes, and one of a single row."""
+    weight = torch.tensor([2.0], requires_grad=True)
+    found = []
+    for batch in ([1.0, 2.0, 3.0], [5.0]):
+        weight.grad = None
+        rows = torch.tensor(batch)[distributed.share(len(batch))] * weight
+        loss = (distributed.gathered(rows, len(batch)) ** 2).mean()
+        loss.backward()
+        distributed.average_gradients([weight, torch.ones(1)])
+        found += [rows.tolist(), loss.item(), weight.grad.item()]
+    try:
+        distributed.check_shares(513)
+    except InputError as problem:
+        found.append(str(problem))
+    return found
+
+
+def test_gradients_are_those_of_the_whole_batch() -> None:
+    # Mean of (w x)^2 at w = 2: 4 (1 + 4 + 9) / 3 = 56 / 3, derivative 56 / 3; then 100 and 100.
+    refused = "batch_size 513 cannot be shared by 2 processes; give a multiple of 2"
+    whole = [pytest.approx(56 / 3), pytest.approx(56 / 3)]
+    first, second = together(uneven)
+    assert first == [[2], *whole, [10], 100, 100, refused]
+    assert second == [[4, 6], *whole, [10], 100, 100, refused]
+    assert uneven() == [[2, 4, 6], *whole, [10], 100, 100]
+
+
 # --- search -----------------------------------------------------------------------------------
 
 
@@ -121,6 +155,106 @@ def test_search_over_processes_is_that_of_one_bit_for_bit(k: int) -> None:
     expected = rank(index, vectors(750)[700:], k)
     for found in together(search_part, k):
         assert found == (expected.documents.tolist(), expected.scores.tolist())
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+def in_double(folder: Path, stage: str) -> tuple[float, dict[str, Any]]:
+    """Loss and gradients of one batch of 11 pairs, in float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(splits, "ENCODER_MINIMUM", 0)
+            collection = load_collection(str(folder))
+        shape = EncoderSettings(depths=3)
+        embedder = untrained_embedder(collection.doc_texts, shape)
+        embedder.encoder.double().requires_grad_(True)
+        embedder.text.embedding = embedder.text.embedding.double()
+        pairs = pairs_of([collection], embedder)
+        rows = torch.arange(len(pairs.queries))
+        settings = TrainingSettings()
+        if stage == "attention":
+            documents = [options[0] for options in pairs.relevant]
+            loss = batch_loss(embedder, pairs, rows, documents, settings)
+        else:
+            with torch.no_grad():
+                vectors = embedder.encode_ids(pairs.documents).double()
+            judged = judged_queries(pairs.queries, vectors, pairs)
+            generator = torch.Generator().manual_seed(0)
+            depth = rows % 3
+            loss = depth_loss(embedder, judged, rows.tolist(), depth, settings, generator)
+        loss.backward()
+        trained = {
+            name: parameter
+            for name, parameter in embedder.encoder.named_parameters()
+            if parameter.grad is not None
+        }
+        distributed.average_gradients(trained.values())
+        return loss.item(), {name: one.grad.numpy() for name, one in trained.items()}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("stage", ["attention", "depths"])
+def test_losses_and_gradients_are_those_of_one_process(tiny_folder: Path, stage: str) -> None:
+    loss, gradients = in_double(tiny_folder, stage)
+    assert len(gradients) >= 2
+    assert all(gradient.dtype == np.float64 for gradient in gradients.values())
+    for other, found in together(in_double, tiny_folder, stage):
+        assert other == pytest.approx(loss, abs=1e-5)
+        assert found.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            assert np.abs(gradient).max() > 1e-5, name
+            np.testing.assert_allclose(found[name], gradient, atol=1e-5, rtol=0)
+
+
+def trained(folder: Path, home: Path, stop_after: int | None) -> dict[str, np.ndarray]:
+    """An encoder of both stages, two epochs each; or stopped in the first stage."""
+    os.environ["MAW_GYM_HOME"] = str(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "ENCODER_MINIMUM", 0)
+        collection = load_collection(str(folder))
+        if stop_after is not None:
+            score = Validation.score
+            calls = iter(range(stop_after + 1))
+
+            def stopped(self: Validation, *more: Any) -> float:
+                next(calls)  # raises when the epochs are over
+                return score(self, *more)
+
+            patch.setattr(Validation, "score", stopped)
+        settings = TrainingSettings(epochs=2, depth_epochs=2, batch_size=4)
+        shape = EncoderSettings(depths=2)
+        try:
+            embedder, _ = train_encoder([collection], "cpu", settings, shape, home / "it")
+        except (StopIteration, InputError):
+            return {}
+    return {name: tensor.numpy() for name, tensor in embedder.tensors().items()}
+
+
+def test_two_processes_train_the_encoder_of_one(tiny_folder: Path, tmp_path: Path) -> None:
+    expected = trained(tiny_folder, tmp_path / "one", None)
+    found = together(trained, tiny_folder, tmp_path / "two", None)
+    for tensors in found:
+        assert tensors.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(tensors[name], value, atol=2e-4, rtol=0)
+    files = [
+        sorted(p.name for p in (tmp_path / x / "encoders").glob("*.saf*")) for x in ("one", "two")
+    ]
+    assert files[0] == files[1]
+
+
+def test_one_process_goes_on_from_a_checkpoint_of_two(tiny_folder: Path, tmp_path: Path) -> None:
+    # Judged before the first epoch and after it; the second judgment more is the end.
+    assert together(trained, tiny_folder, tmp_path / "shared", 1) == [{}, {}]
+    kept = list((tmp_path / "shared" / "encoders").rglob("*attention*"))
+    assert kept
+    found = trained(tiny_folder, tmp_path / "shared", None)
+    expected = trained(tiny_folder, tmp_path / "alone", None)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=2e-4, rtol=0)
 
 
 # --- documents and tables ---------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maw_gym.distributed import gathered, share
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import padded
 from maw_gym.encoders.training.loop import Stage, run
@@ -120,6 +121,9 @@ def batch_loss(
 ) -> Tensor:
     """Loss of one batch, with gradients.
 
+    Each of several processes (`maw_gym.distributed`) encodes its share and has the whole loss:
+    every document of the batch is a negative, whoever has encoded it.
+
     Args:
         embedder: is trained.
         pairs: what to learn from.
@@ -129,9 +133,12 @@ def batch_loss(
     """
     device = embedder.device
     cut = embedder.text.cut
-    ids, mask = padded([cut(pairs.queries[row], settings.query_tokens) for row in rows.tolist()])
+    own = share(len(rows))
+    ids, mask = padded(
+        [cut(pairs.queries[row], settings.query_tokens) for row in rows[own].tolist()]
+    )
     queries = embedder.embed(ids.to(device), mask.to(device))
-    texts = [cut(pairs.documents[row], settings.document_tokens) for row in documents]
+    texts = [cut(pairs.documents[row], settings.document_tokens) for row in documents[own]]
     order = torch.tensor(sorted(range(len(texts)), key=lambda row: len(texts[row])))
     encoded = []
     for group in order.chunk(GROUPS):
@@ -139,6 +146,7 @@ def batch_loss(
         encoded.append(embedder.embed(ids.to(device), mask.to(device)))
     vectors = torch.cat(encoded)[order.argsort().to(device)]
     which = torch.tensor(documents, device=device)
+    queries, vectors = gathered(queries, len(rows)), gathered(vectors, len(rows))
     return contrastive_loss(queries, vectors, which, settings.temperature)
 
 

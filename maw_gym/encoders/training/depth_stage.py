@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from maw_gym.distributed import gathered, share
 from maw_gym.encoders.attention_encoders import temperatures
 from maw_gym.encoders.clusters import cluster, contents, nearest
 from maw_gym.encoders.embedder import Embedder
@@ -195,7 +196,7 @@ def depth_loss(
     settings: TrainingSettings,
     generator: torch.Generator,
 ) -> Tensor:
-    """Loss of one batch, with gradients.
+    """Loss of one batch, with gradients; each of several processes encodes its share.
 
     Args:
         embedder: its depths are trained.
@@ -206,8 +207,10 @@ def depth_loss(
         generator: draws documents, where there are too many to rank them all.
     """
     device = embedder.device
-    ids, mask = padded([judged.queries[row] for row in rows])
-    vectors = embedder.embed(ids.to(device), mask.to(device), depth.to(device))
+    own = share(len(rows))
+    ids, mask = padded([judged.queries[row] for row in rows[own]])
+    vectors = embedder.embed(ids.to(device), mask.to(device), depth[own].to(device))
+    vectors = gathered(vectors, len(rows))
     ranked, relevant = _ranked(judged, rows, settings.depth_negatives, generator)
     return listwise_loss(
         vectors, judged.documents[ranked], relevant.to(device), settings.temperature

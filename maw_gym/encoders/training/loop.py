@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from maw_gym.distributed import average_gradients, check_same, from_first, is_first
+from maw_gym.files.cache import content_key
 from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress, stage_folder
+from maw_gym.files.tensor_files import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,10 @@ class Stage(NamedTuple):
 def run(stage: Stage, checkpoint: Path | None = None) -> Best:
     """Train a stage in place; epoch 0, before the first step, is judged with the others.
 
+    Several processes (`maw_gym.distributed`) do this together: the losses are of whole batches, of
+    which each has encoded its share, and the first one judges and writes. Any number of them can go
+    on from a checkpoint.
+
     Args:
         stage: what to train.
         checkpoint: the file that the whole training is for; every epoch is kept beside it, and a
@@ -52,8 +59,12 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
 
     Raises:
         FloatingPointError: a loss is not finite.
+        InputError: processes that begin with different weights or from different checkpoints.
     """
-    best = Best(stage.score(), 0, _copied(stage.weights))
+    about = {"stage": stage.name, **stage.about}
+    start = content_key({"about": about, "weights": fingerprint(stage.weights)})
+    check_same(f"start of training {stage.name}", start)
+    best = Best(_score(stage), 0, _copied(stage.weights))
     steps = stage.epochs * stage.steps
     if steps == 0:
         return best
@@ -67,16 +78,19 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
     )
     generator = torch.Generator().manual_seed(stage.seed)
     folder = None if checkpoint is None else stage_folder(checkpoint, stage.name)
-    about = {"stage": stage.name, **stage.about}
     kept = EpochCheckpoints(folder, about, stage.weights, optimizer, generator, schedule)
     done, best, _ = kept.restore(Progress(0, best, []))
+    check_same(f"checkpoint of training {stage.name}", f"after epoch {done}")
     label = f"training {stage.name}"
-    with tqdm(total=steps, desc=label, delay=2, leave=False, disable=None) as bar:
+    hidden = None if is_first() else True
+    with tqdm(total=steps, desc=label, delay=2, leave=False, disable=hidden) as bar:
         bar.update(done * stage.steps)
         for epoch in range(done + 1, stage.epochs + 1):
             for loss in stage.losses(generator):
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                for group in stage.groups:
+                    average_gradients(group["params"])
                 if not math.isfinite(loss.item()):
                     raise FloatingPointError(
                         f"loss {loss.item()} in epoch {epoch} of training {stage.name}; lower the"
@@ -85,16 +99,22 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
                 optimizer.step()
                 schedule.step()
                 bar.update()
-            score = stage.score()
+            score = _score(stage)
             bar.set_postfix({"validation nDCG@10": f"{score:.4f}"}, refresh=False)
             log.info("%s, epoch %d: validation nDCG@10 %.4f", stage.name, epoch, score)
             if score > best.score:
                 best = Best(score, epoch, _copied(stage.weights))
-            kept.write(Progress(epoch, best, []))
+            if is_first():
+                kept.write(Progress(epoch, best, []))
     with torch.no_grad():
         for name, value in stage.weights.items():
             value.copy_(best.weights[name])
     return best
+
+
+def _score(stage: Stage) -> float:
+    """What the first process finds: a rounding apart, others might keep another epoch."""
+    return from_first(stage.score() if is_first() else 0.0)
 
 
 def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from maw_gym.corpora import Collection, is_pydocs, load_collection
+from maw_gym.distributed import check_same, check_shares, from_first, is_first
 from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder
 from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.embedder import Embedder
@@ -20,8 +21,9 @@ from maw_gym.encoders.training.depth_stage import train_depths
 from maw_gym.encoders.training.pairs import pairs_of
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
-from maw_gym.files.cache import cache_home, content_key, kept_or_built
+from maw_gym.files.cache import cache_home, content_key
 from maw_gym.files.epoch_checkpoints import forget_checkpoints
+from maw_gym.files.together import kept_or_built_together
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ def trained_embedder(
         how it was trained.
     """
     settings = settings or TrainingSettings()
+    check_shares(settings.batch_size)
+    check_same("collection", collection.provenance["content"])
     path = _path("trained", [collection], device, {"settings": settings.to_json()})
 
     def build() -> Trained:
@@ -98,7 +102,7 @@ def _scores(
         scores[name] = (
             provenance["attention"]["validation nDCG@10"] if judged else validation.score(embedder)
         )
-    return scores
+    return from_first(scores)  # a rounding apart, others might choose another
 
 
 def train_encoder(
@@ -226,13 +230,18 @@ def _path(
 
 def _kept(path: Path, device: torch.device | str, build: Callable[[], Trained]) -> Trained:
     """The encoder at `path`, built if need be; checkpoints of a finished training go."""
+    made: list[Trained] = []
 
-    def built() -> Trained:
-        embedder, provenance = build()
+    def write() -> Trained:
+        embedder, provenance = made.pop() if made else build()
         save_embedder(path, embedder, provenance)
         return embedder, provenance
 
-    embedder, provenance = kept_or_built(path, load_embedder, built)
+    # Several processes train together, and the first one writes.
+    embedder, provenance = kept_or_built_together(
+        path, load_embedder, lambda: made.append(build()), write
+    )
     with contextlib.suppress(OSError):  # left by a kill after the end; the cache may be read-only
-        forget_checkpoints(path)
+        if is_first():
+            forget_checkpoints(path)
     return embedder.to(device), provenance

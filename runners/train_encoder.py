@@ -1,6 +1,10 @@
-"""Train an encoder in two stages and show what its depths are worth before a router is learned."""
+"""Train an encoder in two stages and show what its depths are worth before a router is learned.
+
+Several processes share the work: torchrun --nproc-per-node 4 runners/train_encoder.py ...
+"""
 
 from maw_gym.corpora import load_collection
+from maw_gym.distributed import is_first, start, stop
 from maw_gym.encoders.encoder_files import save_embedder
 from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
@@ -29,17 +33,21 @@ class EncoderRunSettings(FolderSettings, TrainingSettings):
 
 def main(settings: EncoderRunSettings) -> None:
     """Train or read the encoder, judge it on the test split, and leave a run folder."""
+    start(settings.device)
     device = resolve_device(settings.device)
-    folder = open_run(settings, f"encoder-{settings.dataset}-seed{settings.seed}")
-    watch = Stopwatch()
+    # Several processes do the same; the first one writes.
+    name = f"encoder-{settings.dataset}-seed{settings.seed}"
+    folder = open_run(settings, name) if is_first() else None
+    watch = Stopwatch(silent=folder is None)
     with watch.stage("collection"):
         collection = load_collection(settings.dataset, settings.fold, settings.folds)
     with watch.stage("encoder"):
         embedder, provenance = trained_embedder(
             collection, device, part(TrainingSettings, settings)
         )
+    if folder is not None:
         save_embedder(folder / "encoder.safetensors", embedder, {"encoder": provenance})
-    write_config(folder, "encoder", settings, collection.provenance, provenance)
+        write_config(folder, "encoder", settings, collection.provenance, provenance)
     with watch.stage("depth tables"):
         task = RetrievalTask(collection, embedder, device, provenance)
         for split in ("train", "test"):
@@ -47,13 +55,15 @@ def main(settings: EncoderRunSettings) -> None:
     with watch.stage("evaluation on test queries"):
         spec = TaskSettings(dataset=settings.dataset, seed=settings.seed)
         rows = rows_of(task, spec, ("mean-pooling", *BASELINES))
-    profile = depth_profile(task.table("test"))
-    content = metrics(spec, rows, None, watch) | {"encoder": provenance}
-    content["depths"] = {name: values.tolist() for name, values in profile._asdict().items()}
-    write_json(folder / "metrics.json", content)
-    print(profile, end="\n\n")
-    print(run_table(rows, MEASURES))
-    print(f"\nencoder: {provenance['chosen']}; give others {folder / 'encoder.safetensors'}")
+    if folder is not None:
+        profile = depth_profile(task.table("test"))
+        content = metrics(spec, rows, None, watch) | {"encoder": provenance}
+        content["depths"] = {name: values.tolist() for name, values in profile._asdict().items()}
+        write_json(folder / "metrics.json", content)
+        print(profile, end="\n\n")
+        print(run_table(rows, MEASURES))
+        print(f"\nencoder: {provenance['chosen']}; give others {folder / 'encoder.safetensors'}")
+    stop()
 
 
 if __name__ == "__main__":

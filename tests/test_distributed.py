@@ -269,7 +269,7 @@ def task_of(folder: Path) -> RetrievalTask:
 
 def small_portions() -> None:
     document_parts.PART = 7
-    table_files.CHUNK = 3
+    table_files.CHUNK = 4  # 7 test queries for two processes, 5 validation queries, 12 others
 
 
 def evaluated(folder: Path, home: Path) -> tuple[Any, ...]:
@@ -292,7 +292,7 @@ def test_documents_and_tables_are_built_in_shares_and_joined(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(document_parts, "PART", 7)
-    monkeypatch.setattr(table_files, "CHUNK", 3)
+    monkeypatch.setattr(table_files, "CHUNK", 4)
     monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "alone"))
     alone = evaluated(tiny_folder, tmp_path / "alone")
     for found in together(evaluated, tiny_folder, tmp_path / "together"):
@@ -318,7 +318,7 @@ def test_an_index_is_built_in_shares_and_searched_in_shares(
     tiny_folder: Path, tmp_path: Path, folder: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(document_parts, "PART", 7)
-    monkeypatch.setattr(table_files, "CHUNK", 3)
+    monkeypatch.setattr(table_files, "CHUNK", 4)
     alone = index_and_search(tiny_folder, None, own_texts=False)
     target = folder and tmp_path / folder
     for found in together(index_and_search, tiny_folder, target, False):

@@ -1,6 +1,6 @@
 """An encoder and BM25 together on one collection: dense + BM25."""
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 from torch import Tensor
@@ -72,3 +72,9 @@ class Hybrid:
         collection = self.task.collection
         documents = ranking.documents.numpy()
         return evaluate_rankings(collection.splits[split], collection.doc_ids, documents), ranking
+
+
+@lru_cache(maxsize=1)
+def hybrid_of(task: RetrievalTask) -> Hybrid:
+    """The task's `Hybrid`, the same as last time for the same task: its weight is chosen once."""
+    return Hybrid(task)

@@ -16,6 +16,7 @@ from maw_gym.attention.depth_attention import attention_weights, split_heads
 from maw_gym.checks import checked_int, one_of, shown
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.corpora.splits import FOLDS, SPLITS
+from maw_gym.distributed import processes
 from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, untrained_embedder
@@ -110,6 +111,9 @@ class RetrievalTask:
             queries = self.collection.splits[split]
             widths = column_widths(self.embedder)
             path = cache_home() / "tables" / f"{self.key}-{split}.safetensors"
+            if processes() > 1:
+                # Together, before each goes to its own rows, of which one may have none.
+                self.index  # noqa: B018
             table = load_or_build(
                 path, queries.ids, widths, lambda rows: self._columns(split, rows)
             )

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 from maw_gym.encoders.encoder_files import save_embedder
 from maw_gym.envs.bandit import Bandit
 from maw_gym.routers.depth_router import save_router
+from maw_gym.tables.hybrid import hybrid_of
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments import figures
 from runners.experiments.engine import ranked
@@ -19,10 +20,11 @@ from runners.experiments.tables import run_table
 from runners.report_page import write_report_page
 
 MEASURES: Final = ("nDCG@10", "RR@10", "R@100", "Success@10")
+RANKERS: Final = ("bm25", "dense-bm25")
 ENCODERS: Final = ("non-maw-zero-shot", "standard-attention")
 STATIC: Final = ("random", "best-fixed-reward", "best-fixed-ndcg", "observed-reward", "cluster")
 ORACLES: Final = ("oracle", "oracle-ndcg")
-BASELINES: Final = ENCODERS + STATIC + ORACLES
+BASELINES: Final = RANKERS + ENCODERS + STATIC + ORACLES
 
 
 class Row(NamedTuple):
@@ -121,7 +123,9 @@ def report(
     assert did.trained is not None
     with watch.stage("evaluation on test queries"):
         result, rows = row_of(task, spec, did), rows_of(task, spec)
-        save_router(folder / ROUTER, did.trained.router)
+        router = did.trained.router
+        router.settings["hybrid_weight"] = hybrid_of(task).weight  # of RoutedEncoder.search
+        save_router(folder / ROUTER, router)
         save_embedder(
             folder / "encoder.safetensors", task.embedder, {"encoder": task.encoder_provenance}
         )

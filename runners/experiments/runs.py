@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import re
 import subprocess
@@ -60,6 +61,9 @@ def run_main(settings: type[Settings], main: Callable[[Settings], None]) -> None
 
 
 def _quit(message: str, status: int) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        # Of torchrun's processes the first one says what all have found; it ends the others.
+        time.sleep(10)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     # Worker threads must not hold a failed run; buffers were written above.
     raise SystemExit(status)
@@ -189,15 +193,21 @@ def git_commit() -> str | None:
 
 
 class Stopwatch:
-    """Seconds of each stage of a run, for the `wall_seconds` of metrics.json."""
+    """Seconds of each stage of a run, for the `wall_seconds` of metrics.json.
 
-    def __init__(self) -> None:
+    Args:
+        silent: tell nobody which stage runs.
+    """
+
+    def __init__(self, silent: bool = False) -> None:
+        self.silent = silent
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage and tell the user that it runs."""
-        print(f"{name} ...", file=sys.stderr, flush=True)
+        if not self.silent:
+            print(f"{name} ...", file=sys.stderr, flush=True)
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)

@@ -19,7 +19,7 @@ from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.retrieval.evaluation import evaluate_embeddings
 from maw_gym.settings import checked
-from maw_gym.tables.hybrid import Hybrid
+from maw_gym.tables.hybrid import hybrid_of
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.online import Log
 from runners.experiments.results import Did, size
@@ -68,7 +68,7 @@ def with_bm25(
     fusion: str, task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None
 ) -> Did:
     """The MAW encoder's standard attention and BM25 together."""
-    hybrid = Hybrid(task)
+    hybrid = hybrid_of(task)
     facts = {"weight of cosines": hybrid.weight} if fusion == "sum" else {}
     return Did(ranked=hybrid.evaluate(split, fusion=fusion), facts=facts)
 

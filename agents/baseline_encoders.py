@@ -17,10 +17,21 @@ import torch
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
+from maw_gym.encoders.encoder_files import (
+    encoder_shape,
+    load_embedder,
+    save_embedder,
+    untrained_embedder,
+)
+from maw_gym.encoders.text import TextEncoder, WordLlama
 from maw_gym.encoders.training.attention_stage import train_attention
 from maw_gym.encoders.training.pairs import pairs_of
-from maw_gym.encoders.training.selection import grouping, train_encoder, trained_attention
+from maw_gym.encoders.training.selection import (
+    grouping,
+    train_encoder,
+    trained_attention,
+    with_states,
+)
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
@@ -45,10 +56,11 @@ def baseline_encoder(
     device: torch.device | str = "cpu",
     settings: TrainingSettings | None = None,
     shape: EncoderSettings | None = None,
+    text: TextEncoder | None = None,
 ) -> tuple[Embedder, dict[str, Any]]:
     """An encoder of `ENCODERS`; trained ones are kept in the cache folder.
 
-    - ``mean_pooling``: the mean of the token embeddings.
+    - ``mean_pooling``: the mean of the tokens' states.
     - ``zero_shot``: NON-MAW, untrained.
     - ``non_maw``: NON-MAW, trained as long as both stages of a MAW encoder.
     - ``single_depth``: MAW with one depth, of the same standard attention and so of the same
@@ -67,6 +79,7 @@ def baseline_encoder(
         device: where training runs.
         settings: of the MAW encoder's training; None are the defaults.
         shape: of the MAW encoder; None is the default.
+        text: what encoders stand on, before any training; None is WordLlama.
 
     Returns:
         The embedder and its provenance.
@@ -76,10 +89,11 @@ def baseline_encoder(
     """
     if name not in ENCODERS:
         raise InputError(f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}")
-    settings, maw = settings or TrainingSettings(), shape or EncoderSettings()
+    settings, text = settings or TrainingSettings(), text or WordLlama()
+    maw = shape or encoder_shape(text)
     ordinary = replace(maw, depths=0)
     if name in UNTRAINED:
-        embedder = untrained_embedder(collection.doc_texts, ordinary)
+        embedder = untrained_embedder(collection.doc_texts, ordinary, text)
         if name == "mean_pooling":
             with torch.no_grad():
                 embedder.encoder.out_proj.weight.zero_()
@@ -95,6 +109,7 @@ def baseline_encoder(
             **grouping(sources, settings.to_json()),
             "settings": settings.to_json(),
             "shape": maw.to_json(),
+            "text": text.name,
             "device": torch.device(device).type,
         }
     )
@@ -105,10 +120,10 @@ def baseline_encoder(
         began = time.perf_counter()
         if name == "single_depth":
             one = replace(maw, depths=1)
-            embedder, provenance = train_encoder(sources, device, settings, one)
+            embedder, provenance = train_encoder(sources, device, settings, one, text=text)
         else:
             wide = wide_settings(maw) if name == "wide_non_maw" else ordinary
-            embedder, provenance = train_without_depths(sources, device, settings, wide)
+            embedder, provenance = train_without_depths(sources, device, settings, wide, text)
         seconds = round(time.perf_counter() - began, 1)
         provenance = {"baseline": name, "seconds": seconds, **provenance}
         save_embedder(path, embedder, provenance)
@@ -123,6 +138,7 @@ def train_without_depths(
     device: torch.device | str,
     settings: TrainingSettings,
     shape: EncoderSettings,
+    text: TextEncoder | None = None,
 ) -> tuple[Embedder, dict[str, Any]]:
     """Train a NON-MAW encoder for as many steps as a MAW encoder has in both stages.
 
@@ -134,11 +150,13 @@ def train_without_depths(
         device: where training runs.
         settings: see `TrainingSettings`.
         shape: of the encoder, without depths.
+        text: what it stands on; None is WordLlama. Only the first stage trains it along.
 
     Returns:
         The embedder and its provenance.
     """
-    embedder, provenance = trained_attention(sources, device, settings, shape)
+    embedder, provenance = trained_attention(sources, device, settings, shape, text)
+    embedder = with_states(embedder, sources, settings)
     embedder.encoder.requires_grad_(True)
     again = replace(settings, epochs=settings.depth_epochs, seed=settings.seed + 1)
     pairs = pairs_of(sources, embedder)

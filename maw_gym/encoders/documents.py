@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from maw_gym.corpora import Collection
-from maw_gym.distributed import check_same
+from maw_gym.distributed import check_same, processes
+from maw_gym.encoders.collection_states import with_document_states
 from maw_gym.encoders.document_parts import encoded_parts
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.files.cache import cache_home, content_key
@@ -56,7 +57,9 @@ def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
     path = cache_home() / "documents" / f"{key}.safetensors"
     folder = path.with_suffix(".parts")
     documents = collection.doc_ids, collection.doc_texts
-    parts = partial(encoded_parts, embedder, *documents, torch.float32, folder)
+    # States are kept by one process; several are quicker without, each with its own share.
+    knowing = with_document_states(embedder, collection) if processes() == 1 else embedder
+    parts = partial(encoded_parts, knowing, *documents, torch.float32, folder)
 
     def build() -> Tensor:
         embeddings = with_copies(*joined(part.encoded() for part in parts()))

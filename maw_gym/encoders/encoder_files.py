@@ -40,8 +40,9 @@ def untrained_embedder(
 ) -> Embedder:
     """An embedder without any training on a collection's queries.
 
-    Over static token embeddings it knows how rare the collection's tokens are. Over the states of a
-    transformer it starts from their plain mean, which pretraining has made an embedding.
+    It knows how rare the collection's tokens are: rare ones weigh more in the pooling. Over static
+    token embeddings the untrained attention adds all of V; the states of a transformer are in
+    context already, and a tenth of V is enough to tell the depths apart.
 
     Args:
         doc_texts: the collection's documents, for the idf pooling weights.
@@ -56,10 +57,9 @@ def untrained_embedder(
         text, encoder.eval(), min(QUERY_TOKENS, longest), min(DOCUMENT_TOKENS, longest)
     )
     with torch.no_grad():
-        if text.static:
-            ids = text.tokenize(doc_texts)
-            encoder.token_weight.copy_(idf_token_weights(ids, settings.vocabulary))
-        else:
+        ids = text.tokenize(doc_texts)
+        encoder.token_weight.copy_(idf_token_weights(ids, settings.vocabulary))
+        if not text.static:
             encoder.out_proj.weight.mul_(CONTEXTUAL_OUTPUT)
     return embedder
 

@@ -48,7 +48,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
     |             |         |     |     | each of the H heads pooled to 8 x 8; of unit length      |
     | `profile`   | 2 * D   | 0   | 1   | entropy of every depth, then focus of every depth        |
     | `retrieval` | 11 * D  | -1  | 2   | what a search through every depth finds, see below       |
-    | `content`   | h       | -1  | 1   | mean of the token embeddings, of unit length             |
+    | `content`   | h       | -1  | 1   | mean of the tokens' hidden states, of unit length        |
     | `clusters`  | K       | -1  | 1   | cosine to K query clusters, of depths trained on them    |
 
     With the default, `attention` and H = 8, that is 512 numbers.
@@ -117,8 +117,12 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
     |                  |                    |                   | equally often                    |
     | `device`         | **str**            | `"auto"`          | where the encoder runs, once     |
     | `render_mode`    | **str** or None    | `None`            | `"rgb_array"` or `"ansi"`        |
-    | `table`          | **DepthTable**     | `None`            | takes the place of `dataset`,    |
-    |                  |                    |                   | `encoder`, `split` and `device`  |
+    | `text_encoder`   | **str**            | `"wordllama"`     | what the encoder stands on: or   |
+    |                  |                    |                   | `"minilm"`, or the folder or hub |
+    |                  |                    |                   | name of a transformer            |
+    | `table`          | **DepthTable**     | `None`            | takes the place of all of these  |
+    |                  |                    |                   | but `observation`, `alignment`,  |
+    |                  |                    |                   | `reward_weights`, `query_order`  |
 
     A setting that is unknown raises `maw_gym.errors.InputError`, a ValueError.
 
@@ -155,6 +159,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         balance: float = 1.0,
         device: str = "auto",
         render_mode: str | None = None,
+        text_encoder: str = "wordllama",
         *,
         table: DepthTable | None = None,
     ) -> None:
@@ -172,13 +177,14 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
             query_order=query_order,
             balance=balance,
             device=device,
+            text_encoder=text_encoder,
             table=table,
         )
         self.render_mode = render_mode
         self.observation_space = self.bandit.observation_space
         self.action_space = self.bandit.action_space
         # What a task is loaded from when a frame is drawn; a table by itself has no texts.
-        self._origin = (dataset, encoder, device) if table is None else None
+        self._origin = (dataset, encoder, device, text_encoder) if table is None else None
         self._query: int | None = None
         self._depth: int | None = None
 
@@ -265,6 +271,8 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
             raise InputError(
                 "an environment made from a table has no texts to draw; make it from a dataset"
             )
-        weights, tokens = load_task(*self._origin).attention(query_id, depth)
+        dataset, encoder, device, text_encoder = self._origin
+        task = load_task(dataset, encoder, device, text_encoder=text_encoder)
+        weights, tokens = task.attention(query_id, depth)
         outcome: Outcome = self.bandit.outcome(query, depth)
         return Scene(query_id, weights, tokens, depth, self.bandit.num_depths, outcome)

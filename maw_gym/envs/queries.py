@@ -69,12 +69,13 @@ def load_bandit(
     query_order: str,
     balance: float,
     device: str,
+    text_encoder: str,
     table: DepthTable | None,
 ) -> tuple[Bandit, QueryOrder]:
     """Check the settings of an environment, then load what it reads.
 
     Environments with equal settings share one `Bandit` in a process. A `table` given stands for
-    whatever `dataset`, `encoder`, `split` and `device` would have loaded.
+    whatever `dataset`, `encoder`, `split`, `device` and `text_encoder` would have loaded.
 
     Raises:
         InputError: a setting is unknown, or the split has no query.
@@ -89,7 +90,7 @@ def load_bandit(
             " of them out"
         )
     if table is None:
-        task = load_task(dataset, encoder, device)
+        task = load_task(dataset, encoder, device, text_encoder=text_encoder)
         queries = task.collection.splits
         if not queries[split].ids:
             counts = ", ".join(f"{name} {len(queries[name].ids)}" for name in SPLITS)

@@ -61,6 +61,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         device: see there.
         render_mode: None; frames are drawn by `GRPOEnvironment`.
         autoreset_mode: SAME_STEP or DISABLED, also by its value.
+        text_encoder: see there.
         table: see there.
 
     Raises:
@@ -89,6 +90,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         device: str = "auto",
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        text_encoder: str = "wordllama",
         *,
         table: DepthTable | None = None,
     ) -> None:
@@ -110,6 +112,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             query_order=query_order,
             balance=balance,
             device=device,
+            text_encoder=text_encoder,
             table=table,
         )
         self.num_envs = num_envs

@@ -17,9 +17,11 @@ from maw_gym.checks import checked_int, one_of, shown
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.corpora.splits import FOLDS, SPLITS
 from maw_gym.distributed import processes
+from maw_gym.encoders.collection_states import with_query_states
 from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, untrained_embedder
+from maw_gym.encoders.text import TextEncoder, WordLlama, load_text_encoder
 from maw_gym.errors import InputError
 from maw_gym.files.cache import cache_home, content_key, expanded, kept_or_built
 from maw_gym.retrieval.candidates import candidate_documents, with_relevant
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # raise when the meaning of a cached number changes
+NAMED = ("untrained", "trained")  # encoders that are no files
 
 
 class RetrievalTask:
@@ -49,6 +52,8 @@ class RetrievalTask:
         embedder: a MAW encoder for tables; a NON-MAW one can only be evaluated.
         device: where texts are encoded and ranked.
         encoder_provenance: JSON values: which encoder this is and how it came about.
+        pretrained: the text encoder as it was before any training, which encoders to compare with
+            stand on; None is the embedder's.
     """
 
     def __init__(
@@ -57,11 +62,13 @@ class RetrievalTask:
         embedder: Embedder,
         device: torch.device | str = "cpu",
         encoder_provenance: Mapping[str, Any] | None = None,
+        pretrained: TextEncoder | None = None,
     ) -> None:
         self.collection = collection
-        self.embedder = embedder.to(device)
+        self.embedder = with_query_states(embedder.to(device), collection)
         self.device = torch.device(device)
         self.encoder_provenance = dict(encoder_provenance or {})
+        self.pretrained = pretrained or embedder.text
         self._tables: dict[str, DepthTable] = {}
         self._candidates: dict[str, list[NDArray[np.int64]]] = {}
 
@@ -249,6 +256,7 @@ def load_task(
     fold: int = 0,
     folds: int | None = None,
     training: "TrainingSettings | None" = None,
+    text_encoder: str = WordLlama.name,
 ) -> RetrievalTask:
     """The task of these settings; equal settings share one task in a process.
 
@@ -261,6 +269,8 @@ def load_task(
         folds: see there.
         training: how a "trained" encoder is trained, its seed and what tells its depths apart
             included; None are the defaults.
+        text_encoder: what the encoder stands on, see
+            `maw_gym.encoders.text.loading.load_text_encoder`; the file of an encoder has its own.
 
     Raises:
         InputError: a setting that does not exist.
@@ -270,7 +280,7 @@ def load_task(
         raise InputError(f"a dataset is named by a text, not by {shown(dataset)}")
     where = resolve_device(device)
     version = None
-    if encoder not in ("untrained", "trained"):
+    if encoder not in NAMED:
         path = expanded(encoder)
         if not os.path.isfile(path):
             raise InputError(
@@ -280,7 +290,13 @@ def load_task(
         # A file that was written anew is another encoder.
         status = path.stat()
         version = (status.st_ino, status.st_size, status.st_mtime_ns)
-    return _task(dataset, encoder, version, where, fold, folds, training)
+        if text_encoder != WordLlama.name:
+            raise InputError(
+                f"encoder {encoder!r} has a text encoder of its own; leave out {text_encoder!r}"
+            )
+    # A model that is not there is refused before anything is read.
+    text = load_text_encoder(text_encoder)
+    return _task(dataset, encoder, version, where, fold, folds, training, text_encoder, text.name)
 
 
 # Apart from `load_task`, so that arguments by position, by name and by default are the same key.
@@ -293,11 +309,15 @@ def _task(
     fold: int,
     folds: int | None,
     training: "TrainingSettings | None",
+    text_encoder: str,
+    text_name: str,
 ) -> RetrievalTask:
-    del version  # tells one file of that name from the next
+    del version, text_name  # tell one file of that name from the next
     collection = load_collection(dataset, fold, folds)
-    embedder, provenance = _embedder(collection, encoder, device, training)
-    return RetrievalTask(collection, embedder, device, provenance)
+    text = load_text_encoder(text_encoder)
+    embedder, provenance = _embedder(collection, encoder, device, training, text)
+    pretrained = text if encoder in NAMED else None
+    return RetrievalTask(collection, embedder, device, provenance, pretrained)
 
 
 def _embedder(
@@ -305,13 +325,14 @@ def _embedder(
     encoder: str,
     device: torch.device,
     training: "TrainingSettings | None",
+    text: TextEncoder,
 ) -> tuple[Embedder, dict[str, Any]]:
     if encoder == "untrained":
-        return untrained_embedder(collection.doc_texts), {"chosen": "untrained"}
+        return untrained_embedder(collection.doc_texts, None, text), {"chosen": "untrained"}
     if encoder == "trained":
         # Imported late: an environment with an untrained encoder needs no training code.
         from maw_gym.encoders.training.selection import trained_embedder
 
-        return trained_embedder(collection, device, training)
+        return trained_embedder(collection, device, training, text)
     embedder, provenance = load_embedder(expanded(encoder))
     return embedder, {"chosen": encoder, "training": provenance}

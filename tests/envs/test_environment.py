@@ -30,8 +30,8 @@ def loaded(monkeypatch):
     asked = []
     task = HandMadeTask()
 
-    def load_task(*settings):
-        asked.append(settings)
+    def load_task(*settings, **named):
+        asked.append((*settings, named))
         return task
 
     monkeypatch.setattr(maw_gym.envs.queries, "load_task", load_task)
@@ -258,9 +258,9 @@ def test_unknown_option():
         GRPOEnvironment(table=TABLE).reset(options={"queryid": APPLE})
 
 
-def test_dataset_encoder_and_device_reach_the_task(loaded):
-    GRPOEnvironment(dataset="some/set", encoder="some.safetensors", device="cpu")
-    assert loaded == [("some/set", "some.safetensors", "cpu")]
+def test_dataset_encoders_and_device_reach_the_task(loaded):
+    GRPOEnvironment(dataset="some/set", encoder="untrained", device="cpu", text_encoder="minilm")
+    assert loaded == [("some/set", "untrained", "cpu", {"text_encoder": "minilm"})]
 
 
 def test_equal_settings_share_one_bandit():

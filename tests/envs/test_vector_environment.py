@@ -405,7 +405,7 @@ def test_reset_mask_resets_some():
 @pytest.fixture
 def served(monkeypatch):
     task = HandMadeTask()
-    monkeypatch.setattr(maw_gym.envs.queries, "load_task", lambda *settings: task)
+    monkeypatch.setattr(maw_gym.envs.queries, "load_task", lambda *_, **__: task)
 
 
 @pytest.mark.usefixtures("served")

@@ -12,10 +12,16 @@ import torch
 from maw_gym.corpora import Collection, is_pydocs, load_collection
 from maw_gym.distributed import check_same, check_shares, from_first, is_first
 from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder
+from maw_gym.encoders.collection_states import with_document_states, with_query_states
 from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
-from maw_gym.encoders.text import WordLlama
+from maw_gym.encoders.encoder_files import (
+    encoder_shape,
+    load_embedder,
+    save_embedder,
+    untrained_embedder,
+)
+from maw_gym.encoders.text import TextEncoder, WordLlama
 from maw_gym.encoders.training.attention_stage import train_attention
 from maw_gym.encoders.training.depth_stage import train_depths
 from maw_gym.encoders.training.pairs import pairs_of
@@ -36,6 +42,7 @@ def trained_embedder(
     collection: Collection,
     device: torch.device | str = "cpu",
     settings: TrainingSettings | None = None,
+    text: TextEncoder | None = None,
 ) -> Trained:
     """The best of several encoders on the collection's validation queries, with its depths.
 
@@ -49,27 +56,30 @@ def trained_embedder(
         collection: what to encode.
         device: where training runs.
         settings: of the training; None are the defaults.
+        text: what the encoder stands on; None is WordLlama.
 
     Returns:
         The embedder, and its provenance: the candidates' validation scores, which was chosen, and
         how it was trained.
     """
-    settings = settings or TrainingSettings()
+    settings, text = settings or TrainingSettings(), text or WordLlama()
     check_shares(settings.batch_size)
     check_same("collection", collection.provenance["content"])
-    path = _path("trained", [collection], device, {"settings": settings.to_json()})
+    path = _path("trained", [collection], device, {"settings": settings.to_json()}, text)
 
     def build() -> Trained:
         candidates = _candidates(collection)
-        scores = _scores(collection, candidates, device, settings)
+        scores = _scores(collection, candidates, device, settings, text)
         chosen = max(scores, key=lambda name: scores[name])
         log.info("encoder of %s: %s, of validation nDCG@10 %s", collection.name, chosen, scores)
         training: dict[str, Any] = {}
         if chosen == "untrained":
-            embedder = untrained_embedder(collection.doc_texts).to(device)
+            embedder = untrained_embedder(collection.doc_texts, None, text).to(device)
         else:
             sources = candidates[chosen]
-            embedder, training = train_encoder(sources, device, settings, checkpoint=path)
+            embedder, training = train_encoder(
+                sources, device, settings, checkpoint=path, text=text
+            )
         return embedder, {"chosen": chosen, "validation nDCG@10": scores, "training": training}
 
     return _kept(path, device, build)
@@ -92,12 +102,14 @@ def _scores(
     candidates: Mapping[str, Sequence[Collection]],
     device: torch.device | str,
     settings: TrainingSettings,
+    text: TextEncoder,
 ) -> dict[str, float]:
-    untrained = untrained_embedder(collection.doc_texts, EncoderSettings(depths=0)).to(device)
+    untrained = untrained_embedder(collection.doc_texts, encoder_shape(text, 0), text).to(device)
+    untrained = with_states(untrained, [collection], settings)
     validation = Validation(collection, untrained, settings.document_tokens)
     scores = {"untrained": validation.score(untrained)}
     for name, sources in candidates.items():
-        embedder, provenance = trained_attention(sources, device, settings)
+        embedder, provenance = trained_attention(sources, device, settings, text=text)
         judged = sources[0] is collection  # its training ended with this very score
         scores[name] = (
             provenance["attention"]["validation nDCG@10"] if judged else validation.score(embedder)
@@ -111,6 +123,7 @@ def train_encoder(
     settings: TrainingSettings,
     shape: EncoderSettings | None = None,
     checkpoint: Path | None = None,
+    text: TextEncoder | None = None,
 ) -> Trained:
     """Train a MAW encoder in both stages; the first is `trained_attention`.
 
@@ -122,13 +135,15 @@ def train_encoder(
         shape: of the encoder; None is the default MAW encoder.
         checkpoint: the file that the encoder is trained for; epochs of the depths are kept beside
             it, and a training that was stopped goes on after its last one. None keeps nothing.
+        text: what the encoder stands on; None is WordLlama.
 
     Returns:
         The embedder and its provenance.
     """
-    shape = shape or EncoderSettings()
-    attention, provenance = trained_attention(sources, device, settings, shape)
-    embedder = with_depths(attention, shape.depths)
+    text = text or WordLlama()
+    shape = shape or encoder_shape(text)
+    attention, provenance = trained_attention(sources, device, settings, shape, text)
+    embedder = with_states(with_depths(attention, shape.depths), sources, settings)
     documents = [document_embeddings(source, attention) for source in sources]
     validation = Validation(sources[0], embedder, settings.document_tokens)
     best = train_depths(
@@ -152,6 +167,7 @@ def trained_attention(
     device: torch.device | str,
     settings: TrainingSettings,
     shape: EncoderSettings | None = None,
+    text: TextEncoder | None = None,
 ) -> Trained:
     """A NON-MAW encoder after the first stage, in the cache: what all depths start from.
 
@@ -162,20 +178,23 @@ def trained_attention(
         device: where to train.
         settings: of which those of the first stage count.
         shape: of the encoder, whatever its depths; None is the default.
+        text: what the encoder stands on; None is WordLlama.
 
     Returns:
         The embedder and its provenance.
     """
-    shape = replace(shape or EncoderSettings(), depths=0)
+    text = text or WordLlama()
+    shape = replace(shape or encoder_shape(text), depths=0)
     about = {"settings": settings.of_attention(), "shape": shape.to_json()}
-    path = _path("attention", sources, device, about)
+    path = _path("attention", sources, device, about, text)
 
     def build() -> Trained:
         log.info("training an encoder on %s", [source.name for source in sources])
-        embedder = untrained_embedder(sources[0].doc_texts, shape).to(device)
+        embedder = untrained_embedder(sources[0].doc_texts, shape, text).to(device)
         if settings.train_embedding:
             table = torch.nn.Parameter(WordLlama().embedding.clone().to(device))
             embedder = Embedder(WordLlama(table), embedder.encoder)
+        embedder = with_states(embedder, sources, settings)
         pairs = pairs_of(sources, embedder)
         validation = Validation(sources[0], embedder, settings.document_tokens)
         with torch.no_grad():
@@ -192,6 +211,19 @@ def trained_attention(
         }
 
     return _kept(path, device, build)
+
+
+def with_states(
+    embedder: Embedder, sources: Sequence[Collection], settings: TrainingSettings
+) -> Embedder:
+    """The embedder, which reads what is trained and judged on from disk where states are frozen."""
+    cut = replace(
+        embedder, query_tokens=settings.query_tokens, document_tokens=settings.document_tokens
+    )
+    for source in sources:
+        cut = with_document_states(with_query_states(cut, source), source)
+    # Queries are judged at the length at which they will be searched.
+    return with_query_states(replace(embedder, text=cut.text), sources[0])
 
 
 def with_depths(embedder: Embedder, depths: int) -> Embedder:
@@ -213,6 +245,7 @@ def _path(
     sources: Sequence[Collection],
     device: torch.device | str,
     about: Mapping[str, Any],
+    text: TextEncoder,
 ) -> Path:
     """Where an encoder is cached; the name holds a key of all it depends on."""
     key = content_key(
@@ -220,7 +253,7 @@ def _path(
             "format": FORMAT,
             "sources": [source.provenance["content"] for source in sources],
             **grouping(sources, about["settings"]),
-            "text": WordLlama.name,
+            "text": text.name,
             "device": torch.device(device).type,
             **about,
         }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from maw_gym.encoders.collection_states import with_stored_states
+from maw_gym.encoders.collection_states import with_document_states, with_query_states
 from maw_gym.encoders.encoder_files import encoder_shape, untrained_embedder
 from maw_gym.encoders.text import load_text_encoder, padded, states
 from maw_gym.encoders.text.states import StoredStates
@@ -145,7 +145,7 @@ def test_no_text(home, text):
 
 def test_an_embedder_reads_the_states_of_a_collection(home, text, tiny, monkeypatch):
     plain = untrained_embedder(tiny.doc_texts, encoder_shape(text, depths=3), text)
-    embedder = with_stored_states(plain, tiny, documents=True)
+    embedder = with_document_states(with_query_states(plain, tiny), tiny)
     queries = tiny.splits["test"].texts
     depths = torch.arange(len(queries)) % 3
     for encode in (
@@ -155,14 +155,14 @@ def test_an_embedder_reads_the_states_of_a_collection(home, text, tiny, monkeypa
         assert torch.allclose(encode(embedder), encode(plain), atol=1e-3)
     noted = Noted(monkeypatch)
     monkeypatch.setattr(text.model, "forward", lambda **_: pytest.fail("computed"))
-    again = with_stored_states(plain, tiny, documents=True)
+    again = with_query_states(with_document_states(plain, tiny), tiny)
     assert again.encode_documents([*tiny.doc_texts, "", *queries]).shape == (38, 24)
     assert noted.rows == []
 
 
 def test_unknown_texts_are_computed(home, text, tiny):
     plain = untrained_embedder([], None, text)
-    embedder = with_stored_states(plain, tiny, documents=False)
+    embedder = with_query_states(plain, tiny)
     texts = [*tiny.splits["test"].texts[:2], "a bread of moon"]
     assert torch.allclose(embedder.encode_queries(texts), plain.encode_queries(texts), atol=1e-6)
     ids, mask = padded(text.tokenize(["a bread of moon"]))
@@ -170,7 +170,7 @@ def test_unknown_texts_are_computed(home, text, tiny):
 
 
 def test_nothing_is_kept_of_static_states_and_of_weights_in_training(text, tiny):
-    static = untrained_embedder([])
-    assert with_stored_states(static, tiny, documents=True) is static
-    trained = untrained_embedder([], None, text.trainable(1, CPU))
-    assert with_stored_states(trained, tiny, documents=True) is trained
+    trained = text.trainable(1, CPU)
+    for embedder in (untrained_embedder([]), untrained_embedder([], None, trained)):
+        assert with_query_states(embedder, tiny) is embedder
+        assert with_document_states(embedder, tiny) is embedder

@@ -1,0 +1,97 @@
+"""A transformer as text encoder through task, tables and environments."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import maw_gym  # noqa: F401 - registers the environments
+from maw_gym.encoders.encoder_files import encoder_shape, save_embedder, untrained_embedder
+from maw_gym.encoders.text import load_text_encoder
+from maw_gym.encoders.text.states import StoredStates
+from maw_gym.errors import InputError
+from maw_gym.tables.task import RetrievalTask, load_task
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty cache folder."""
+    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def task(tiny, tiny_transformer):
+    text = load_text_encoder(str(tiny_transformer))
+    embedder = untrained_embedder(tiny.doc_texts, encoder_shape(text, depths=4), text)
+    with torch.no_grad():
+        embedder.maw.value_proj.weight.mul_(-40)  # so that the depths rank differently
+    return RetrievalTask(tiny, embedder)
+
+
+def test_the_table_is_the_evaluation(task):
+    table = task.table("train")
+    assert table.attention.shape == (len(table), 64 * 3)
+    assert table.content.shape == (len(table), 24)
+    assert not (table.ndcg[:, 0] == table.ndcg[:, 3]).all()
+    for depth in range(4):
+        evaluation, _ = task.evaluate("train", torch.full((len(table),), depth))
+        assert np.abs(evaluation.per_query["nDCG@10"] - table.ndcg[:, depth]).max() <= 1e-6
+
+
+def test_pictures_show_the_models_tokens(task):
+    query = task.collection.splits["test"].ids[0]
+    weights, tokens = task.attention(query, 2)
+    assert tokens[0] == "[CLS]"
+    assert tokens[-1] == "[SEP]"
+    assert weights.shape == (3, len(tokens), len(tokens))
+    assert np.abs(weights.sum(-1) - 1).max() < 1e-5
+
+
+def test_load_task_takes_a_folder(home, tiny_folder, tiny_transformer):
+    task = load_task(str(tiny_folder), "untrained", "cpu", text_encoder=str(tiny_transformer))
+    assert task.embedder.maw.settings == encoder_shape(task.embedder.text)
+    assert (task.embedder.text.width, task.embedder.maw.heads) == (24, 3)
+    again = load_task(str(tiny_folder), "untrained", "cpu", text_encoder=str(tiny_transformer))
+    assert again is task
+    assert load_task(str(tiny_folder), "untrained", "cpu") is not task
+
+
+def test_a_second_encoder_reads_the_states_of_the_first(home, tiny, tiny_transformer, monkeypatch):
+    text = load_text_encoder(str(tiny_transformer))
+    embedders = [untrained_embedder([], encoder_shape(text, depths), text) for depths in (2, 3)]
+    first, second = (RetrievalTask(tiny, embedder) for embedder in embedders)
+    first.table("train")
+    assert len(list((home / "states").glob("*.npy"))) == 2  # of queries and of documents
+    monkeypatch.setattr(StoredStates, "_computed", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(text.model, "forward", lambda **_: pytest.fail("computed again"))
+    assert second.table("train").entropy.shape == (len(tiny.splits["train"].ids), 3)
+
+
+def test_environments_stand_on_it(home, tiny_folder, tiny_transformer):
+    settings = {"dataset": str(tiny_folder), "device": "cpu", "split": "test"}
+    settings["text_encoder"] = str(tiny_transformer)
+    env = gym.make("MAWDepth-v0", render_mode="ansi", **settings)
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == (64 * 3,)
+    assert env.step(5)[2]
+    assert "[CLS]" in env.render()
+    envs = gym.make_vec("MAWDepth-v0", num_envs=2, **settings)
+    assert envs.reset(seed=0)[0].shape == (2, 64 * 3)
+    plain = gym.make("MAWDepth-v0", dataset=str(tiny_folder), device="cpu", split="test")
+    assert plain.reset(seed=0)[0].shape == (64 * 8,)
+
+
+def test_the_file_of_an_encoder_has_its_own(home, tiny_folder, tiny_transformer, tmp_path):
+    text = load_text_encoder(str(tiny_transformer))
+    path = str(tmp_path / "encoder.safetensors")
+    save_embedder(tmp_path / "encoder.safetensors", untrained_embedder([], None, text), {})
+    task = load_task(str(tiny_folder), path, "cpu")
+    assert task.embedder.text.name == text.name
+    with pytest.raises(InputError, match=r"has a text encoder of its own; leave out 'minilm'$"):
+        load_task(str(tiny_folder), path, "cpu", text_encoder="minilm")
+
+
+def test_a_model_that_is_not_there(tiny_folder):
+    with pytest.raises(InputError, match=r"^text encoder './nowhere' is no folder; give "):
+        gym.make("MAWDepth-v0", dataset=str(tiny_folder), text_encoder="./nowhere")

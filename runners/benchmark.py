@@ -37,7 +37,7 @@ from runners.benchmarks.stack import (
     table_rows,
     training_rows,
 )
-from runners.experiments.runs import run_main, write_json
+from runners.experiments.runs import run_main, writable_output, write_json
 
 Part = Literal["attention", "table", "environment", "training", "profile"]
 SIZES = (1, 64, 1024, 8192)
@@ -168,13 +168,14 @@ def _short(name: str, value: float) -> str:
 
 def main(settings: BenchmarkSettings) -> None:
     """Measure, print, write."""
+    out = settings.out and writable_output(settings.out)
     device = resolve_device(settings.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     name += f", {torch.get_num_threads()} CPU threads"
     ceilings = machine(device, 2 if settings.quick else settings.rounds)
     rows = measure(settings, device)
     show(rows, ceilings, name)
-    if settings.out is not None:
+    if out is not None:
         content: dict[str, Any] = {
             "device": name,
             "machine": ceilings,
@@ -182,7 +183,7 @@ def main(settings: BenchmarkSettings) -> None:
             "settings": asdict(settings),
             "rows": [asdict(row) for row in rows],
         }
-        write_json(settings.out, content)
+        write_json(out, content)
 
 
 if __name__ == "__main__":

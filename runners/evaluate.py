@@ -14,7 +14,7 @@ from maw_gym.settings import Folds, HomePath, HomeText, Index, Seed, checked, on
 from runners.experiments.report import MEASURES, metrics, ordered, row_of, rows_of
 from runners.experiments.resuming import CONFIG, read_config
 from runners.experiments.routed import by_router
-from runners.experiments.runs import Stopwatch, run_main, write_json
+from runners.experiments.runs import Stopwatch, run_main, writable_output, write_json
 from runners.experiments.settings import RewardSettings, TaskSettings
 from runners.experiments.tables import run_table
 from runners.experiments.tasks import task_of
@@ -65,6 +65,7 @@ def learner_and_reward(settings: EvaluateSettings) -> tuple[str, RewardSettings]
 
 def main(settings: EvaluateSettings) -> None:
     """Print the table of a training run for another collection."""
+    output = settings.output and writable_output(settings.output)
     learner, reward = learner_and_reward(settings)
     routed = RoutedEncoder.from_run(settings.run, settings.device)
     dataset = settings.dataset or routed.dataset
@@ -89,14 +90,14 @@ def main(settings: EvaluateSettings) -> None:
     with watch.stage(f"evaluation on {split} queries"):
         result = row_of(task, spec, by_router(task, routed.router, split), split)
         rows = rows_of(task, spec, split=split)
-    if settings.output is not None:
-        content = metrics(spec, rows, result, watch, split)
-        write_json(settings.output, {"run": str(settings.run), **content})
     print(run_table(ordered(rows, learner, result), MEASURES))
     print(
         f"\n{len(task.table(split))} {split} queries of {printable(dataset)}; encoder and router of"
         f" {settings.run}, trained on {printable(str(routed.dataset))}"
     )
+    if output is not None:
+        content = metrics(spec, rows, result, watch, split)
+        write_json(output, {"run": str(settings.run), **content})
 
 
 if __name__ == "__main__":

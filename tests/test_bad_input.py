@@ -84,6 +84,8 @@ RUNNERS = {
     "train_supervised": "SupervisedRunSettings",
     "train_encoder": "EncoderRunSettings",
     "compare": "CompareSettings",
+    "evaluate": "EvaluateSettings",
+    "benchmark": "BenchmarkSettings",
 }
 Arguments = Callable[[Place], list[Any]]
 TINY: Arguments = lambda at: ["--dataset", at.tiny, "--encoder", "untrained"]
@@ -151,6 +153,22 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "groups of one": ("train_grpo", lambda at: [*SMALL(at), "--group-size", 1, "--advantage", "group"], "group_size=1: advantage='group' compares the members of a group, .*"),
     "learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", "nan"], "learning_rate must be a finite number, got nan"),
     "negative learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", -1], "learning_rate must be above 0, got -1"),
+    "huge learning rate": ("train_grpo", "--learning-rate 1e30", "learning_rate must be at most 10, got 1e30"),
+    "PPO's huge learning rate": ("train_ppo", "--learning-rate 1e30", "learning_rate must be at most 10, got 1e30"),
+    "classifier's huge learning rate": ("train_supervised", "--learning-rate 1e30", "learning_rate must be at most 10, got 1e30"),
+    "huge weights": ("train_grpo", "--reward-weights 1e300 1 1", r"reward_weights must be .*; got \(1e\+300, 1.0, 1.0\)"),
+    "environments without end": ("train_grpo", "--num-envs 1000000000", "num_envs must be at most 16777216, got 1000000000"),
+    "steps without end": ("train_ppo", "--n-steps 1000000000", "n_steps must be at most 16777216, got 1000000000"),
+    "rollout without end": ("train_grpo", "--n-steps 100000", "a rollout of 256 num_envs times 100000 n_steps is larger than 4,194,304 samples; lower one of them"),
+    "encoder's seed": ("train_encoder", "--seed -1", "seed must be at least 0, got -1"),
+    "encoder's huge seed": ("train_encoder", "--seed 9223372036854775808", r"seed must be below 92233720368547\d+, got 9223372036854775808"),
+    "encoder's weight decay": ("train_encoder", "--weight-decay nan", "weight_decay must be a finite number, got nan"),
+    "encoder's embedding": ("train_encoder", "--embedding-learning-rate -1", "embedding_learning_rate must be above 0, got -1"),
+    "budget": ("benchmark", "--budget nan", "budget must be a finite number, got nan"),
+    "user of a folder": ("train_grpo", "--logdir ~nosuchuser/x", "no home folder is known for '~nosuchuser/x'; give the whole path"),
+    "user of a run": ("evaluate", "--run ~nosuchuser/x", "no home folder is known for '~nosuchuser/x'; give the whole path"),
+    "numbers into a folder": ("evaluate", lambda at: ["--run", at.tmp, "--output", at.tmp], "'.*' is no ordinary file; give another for the numbers"),
+    "no run": ("evaluate", "", "the following arguments are required: --run; --help shows all flags"),
     "batch of one": ("train_ppo", "--batch-size 1", "batch_size must be at least 2, got 1"),
     "batches": ("train_ppo", lambda at: [*SMALL(at), "--batch-size", 100], r"batch_size 100 does not divide the 128 samples of a rollout \(n_steps \* num_envs\)"),
     "PPO's clip_range": ("train_ppo", "--clip-range 0", "clip_range must be above 0, got 0"),
@@ -191,7 +209,7 @@ def test_runners(
 ):
     given = arguments.split() if isinstance(arguments, str) else arguments(place)
     logdir = place.tmp / "logs"
-    if not {"--logdir", "--resume"} & set(given):
+    if runner not in ("evaluate", "benchmark") and not {"--logdir", "--resume"} & set(given):
         given = ["--logdir", logdir, *given]
     monkeypatch.setattr(sys, "argv", [runner, *map(str, given)])
     module = importlib.import_module(f"runners.{runner}")
@@ -221,7 +239,7 @@ def test_runners(
         ),
     ],
 )
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", sorted(set(RUNNERS) - {"evaluate"}))
 def test_flags_that_are_none(
     runner: str,
     flags: list[str],

@@ -1,6 +1,7 @@
 """Frames of the environment: a depth's attention over a query's tokens beside its reward terms."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -58,20 +59,30 @@ class Scene(NamedTuple):
     outcome: Terms | None = None
 
 
+@contextmanager
+def importing_matplotlib() -> Iterator[None]:
+    """Import what draws in here, late: who draws nothing needs no matplotlib that can be imported.
+
+    Raises:
+        InputError: matplotlib cannot be imported under its present settings.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"matplotlib cannot be imported ({reason}); mend its matplotlibrc or unset MPLBACKEND"
+        ) from None
+
+
 def attention_frame(scene: Scene) -> NDArray[np.uint8]:
     """The pixels of `maw_gym.envs.drawing.attention_figure`, (600, 1100, 3).
 
     Raises:
         InputError: matplotlib cannot be imported under its present settings.
     """
-    # Imported late: who draws nothing needs no matplotlib that can be imported.
-    try:
+    with importing_matplotlib():
         from maw_gym.envs.drawing import attention_figure, figure_rgb
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"matplotlib cannot be imported ({reason}); mend its matplotlibrc or unset MPLBACKEND"
-        ) from None
     return figure_rgb(attention_figure(scene))
 
 

@@ -15,7 +15,6 @@ from runners.experiments.comparison_settings import CompareSettings
 from runners.experiments.engine import kept_run
 from runners.experiments.fields import Field, Reference, blocks_of, reference
 from runners.experiments.methods import METHODS
-from runners.experiments.pictures import draw_all
 from runners.experiments.results import slug
 from runners.experiments.runs import write_json
 from runners.experiments.settings import OnlineSettings
@@ -88,6 +87,8 @@ def write_all(outcomes: Sequence[Outcome], settings: CompareSettings, folder: Pa
     """Write results.json, per_query.csv, the pictures and, last, report.md."""
     write_json(folder / "results.json", [row for outcome in outcomes for row in outcome.rows])
     write_per_query(folder / "per_query.csv", outcomes)
+    from runners.experiments.pictures import draw_all
+
     for outcome in outcomes:
         draw_all(outcome, settings.tested_against, folder / "figures")
     text = report_text(outcomes, settings, command_of("compare", settings))

@@ -1,5 +1,6 @@
 """The settings of a comparison, checked before any work starts."""
 
+import os
 from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
@@ -141,6 +142,10 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
                 f"encoder {self.encoder!r} is one encoder, but encoder_seeds are"
                 f" {' '.join(map(str, self.seeds_of_encoders))}; give --encoder-seeds 0"
             )
+        folders = [os.path.realpath(name) for name in self.datasets if os.path.isdir(name)]
+        for place in folders:
+            if folders.count(place) > 1:
+                raise InputError(f"the dataset {place!r} is given twice; leave one out")
         if self.methods not in (None, ("all",)):
             check_methods(self.methods or ())
         check_methods([self.tested_against])

@@ -23,6 +23,7 @@ from agents.sb3.stopping import STOP
 from agents.sb3.training_state import restore_training
 from agents.sb3.vec_env import to_sb3
 from maw_gym.envs.bandit import Bandit
+from maw_gym.errors import InputError
 from maw_gym.files.cache import written_whole
 from maw_gym.files.checkpoints import Checkpoint, Checkpoints
 from maw_gym.routers.depth_router import DepthRouter
@@ -115,13 +116,13 @@ def train_online(
     observations = table.observation(spec.observation)
     mean, scale = standardisation(observations, table.num_depths if shared else 1)
     standard = {"mean": mean.tolist(), "scale": scale.tolist(), "limit": LIMIT}
-    model = make_model(
-        to_sb3(environment),
-        SharedPolicyNetwork if shared else GRPOPolicyNetwork,
-        policy_kwargs={"features_extractor_kwargs": standard},
-        seed=spec.seed,
-        device=spec.device,
-    )
+    policy = SharedPolicyNetwork if shared else GRPOPolicyNetwork
+    others: dict[str, Any] = {"policy_kwargs": {"features_extractor_kwargs": standard}}
+    others |= {"seed": spec.seed, "device": spec.device}
+    try:
+        model = make_model(to_sb3(environment), policy, **others)
+    except ValueError as problem:  # of an algorithm that knows nothing of this package
+        raise InputError(str(problem)) from None
     rollouts = -(-spec.timesteps // (spec.num_envs * model.n_steps))
     callback = ValidationCallback(
         task,

@@ -6,10 +6,10 @@ from typing import Any, Final, NamedTuple
 
 from maw_gym.encoders.encoder_files import save_embedder
 from maw_gym.envs.bandit import Bandit
+from maw_gym.envs.rendering import importing_matplotlib
 from maw_gym.routers.depth_router import save_router
 from maw_gym.tables.hybrid import hybrid_of
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments import figures
 from runners.experiments.engine import ranked
 from runners.experiments.methods import METHODS
 from runners.experiments.offline import ROUTER
@@ -121,6 +121,8 @@ def report(
         watch: has timed the stages so far.
     """
     assert did.trained is not None
+    with importing_matplotlib():
+        from runners.experiments import figures
     with watch.stage("evaluation on test queries"):
         result, rows = row_of(task, spec, did), rows_of(task, spec)
         router = did.trained.router

@@ -3,6 +3,8 @@
 Notation: N queries of the split, D depths.
 """
 
+import hashlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -113,5 +115,8 @@ def size(module: torch.nn.Module, but: str = "-") -> int:
 
 
 def slug(name: str) -> str:
-    """A dataset's name as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    """A dataset's name as part of a file name; different names have different ones."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    if plain == name:
+        return name
+    return f"{plain[-80:]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:6]}"

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from agents.sb3.stopping import STOP, Stopped
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, printable
 from maw_gym.files.cache import sweep, written_whole
 from runners.experiments.command_line import given_flags
 from runners.experiments.resuming import CONFIG, check_provenance, settings_of
 from runners.experiments.settings import FolderSettings
+from runners.experiments.streams import lasting_streams
 
 Settings = TypeVar("Settings")
 
@@ -41,6 +42,11 @@ def run_main(settings: type[Settings], main: Callable[[Settings], None]) -> None
         main: the runner.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    with lasting_streams():
+        _run(settings, main)
+
+
+def _run(settings: type[Settings], main: Callable[[Settings], None]) -> None:
     try:
         with STOP.installed():
             given = given_flags(settings, sys.modules[main.__module__].__doc__)
@@ -49,7 +55,14 @@ def run_main(settings: type[Settings], main: Callable[[Settings], None]) -> None
         _quit(str(mistake), 2)
     except OSError as problem:
         # No permission, no space: the environment's fault, and no traceback mends it.
-        _quit(f"{problem.strerror or problem}: {problem.filename or ''}".rstrip(": "), 2)
+        where = f"{problem.filename}: " if problem.filename else ""
+        _quit(
+            f"{where}{problem.strerror or problem}; make room, or give another place that can be"
+            " read and written",
+            2,
+        )
+    except MemoryError:
+        _quit("the memory is not enough; lower --num-envs, --n-steps or the batch size", 2)
     except FloatingPointError as problem:
         _quit(str(problem), 1)
     except Stopped as stopped:
@@ -64,7 +77,7 @@ def _quit(message: str, status: int) -> None:
     if os.environ.get("RANK", "0") != "0":
         # Of torchrun's processes the first one says what all have found; it ends the others.
         time.sleep(10)
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     # Worker threads must not hold a failed run; buffers were written above.
     raise SystemExit(status)
 
@@ -90,6 +103,11 @@ def open_run(settings: FolderSettings, default: str) -> Path:
     if not plain:
         raise InputError(
             f"run name {name!r} must be a plain folder name; use --logdir for its place"
+        )
+    if not str(settings.logdir.absolute()).isprintable():
+        raise InputError(
+            f"the log folder {str(settings.logdir)!r} has characters that TensorBoard cannot write;"
+            " choose another --logdir"
         )
     try:
         settings.logdir.mkdir(parents=True, exist_ok=True)
@@ -128,6 +146,29 @@ def _give_back() -> None:
         with contextlib.suppress(OSError):
             (folder / CONFIG).unlink(missing_ok=True)
             folder.rmdir()
+
+
+def writable_output(path: Path) -> Path:
+    """A file that numbers can be written to at the end, before any work; a link is followed.
+
+    Raises:
+        InputError: it is a folder or a device, or its folder cannot be written to.
+    """
+    try:
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            raise InputError(f"{str(path)!r} is no ordinary file; give another for the numbers")
+        folder = next(parent for parent in target.parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"{str(folder)!r} cannot be written to; give another file")
+        longest = os.pathconf(folder, "PC_NAME_MAX") - 20  # while it is written its name is longer
+        if len(os.fsencode(target.name)) > longest:
+            raise InputError(f"the name of {str(path)!r} is too long; give a shorter one")
+    except (OSError, RuntimeError, ValueError) as problem:
+        if isinstance(problem, InputError):
+            raise
+        raise InputError(f"{str(path)!r} cannot be written ({problem}); give another") from None
+    return target
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -236,5 +236,12 @@ def test_words_for_numbers() -> None:
     assert p_value(1.0) == "1.0000"
     assert percent(0.0325) == "+3.2%"
     assert percent(None) == "-"
-    assert slug("/tmp/a b/") == "tmp-a-b"
+    assert slug("pydocs") == "pydocs"
+    assert slug("/x/a/b").startswith("x-a-b-")
+    assert len({slug(name) for name in ("/x/a/b", "/x/a-b", "x-a-b", "/x/a b")}) == 4
     assert markdown(["a", "b"], [["x", "10"]]) == "| a   |    b |\n| --- | ---: |\n| x   |   10 |"
+
+
+def test_a_folder_named_in_two_ways_is_given_twice(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"the dataset '{tmp_path}' is given twice"):
+        CompareSettings(datasets=(f"{tmp_path}", f"{tmp_path}/"))

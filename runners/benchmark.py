@@ -2,7 +2,8 @@
 
 Attention: all depths' statistics the seed's way, with the 5D tensor, with depth_statistics, and the
 floor (depth projections and torch's attention). Then depth tables, environment steps, training
-steps, and the operators in which a table and the encoder's training spend their time. A table goes
+steps, and the operators in which a table and the encoder's training spend their time. With --parts
+search also the search of up to a million documents, beside FAISS. A table goes
 to stdout and, with --out, all numbers to a JSON file.
 """
 
@@ -31,6 +32,7 @@ from runners.benchmarks.attention_rows import (
 )
 from runners.benchmarks.measuring import Row, machine
 from runners.benchmarks.profiles import profile_rows
+from runners.benchmarks.search import faiss_rows, size_rows
 from runners.benchmarks.stack import (
     environment_rows,
     synthetic_queries,
@@ -39,7 +41,8 @@ from runners.benchmarks.stack import (
 )
 from runners.experiments.runs import run_main, writable_output, write_json
 
-Part = Literal["attention", "table", "environment", "training", "profile"]
+Part = Literal["attention", "table", "environment", "training", "profile", "search"]
+PARTS: tuple[Part, ...] = get_args(Part)[:-1]  # search takes some ten minutes, and is asked for
 SIZES = (1, 64, 1024, 8192)
 RAGGED_QUERIES = 64
 
@@ -48,8 +51,8 @@ RAGGED_QUERIES = 64
 class BenchmarkSettings:
     """What is measured, and how often."""
 
-    parts: tuple[Part, ...] = get_args(Part)
-    """which of them"""
+    parts: tuple[Part, ...] = PARTS
+    """which of them; search indexes a million documents and is compared with FAISS"""
     dataset: HomeText = "pydocs"
     """whose queries make the ragged batch and the depth tables"""
     rounds: Count = 9
@@ -121,6 +124,11 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
             )
     if "profile" in settings.parts:
         rows += profile_rows(collection, embedder, device)
+    if "search" in settings.parts:
+        if settings.quick:
+            rows += size_rows((500, 1000), 50, str(device)) + faiss_rows(1000, 50, rounds=rounds)
+        else:
+            rows += size_rows(device=str(device)) + faiss_rows(rounds=min(rounds, 3))
     if settings.synthetic:
         large = synthetic_queries(collection, embedder, settings.synthetic)
         rows += table_rows(large, embedder, device)[0]

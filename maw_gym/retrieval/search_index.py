@@ -135,6 +135,7 @@ class SearchIndex:
         else:
             (folder / ABOUT).unlink(missing_ok=True)
             write_vectors(folder / VECTORS, vectors, first)
+            del vectors  # maps of the parts
             documents = DocumentIndex(doc_ids, mapped_vectors(folder / VECTORS), device)
         bm25 = None if words is None else BM25(doc_ids, *words.weighed(len(doc_ids)))
         approximate = None

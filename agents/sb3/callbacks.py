@@ -1,16 +1,17 @@
 """What happens between rollouts: logging, looking at validation queries, checkpoints."""
 
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
-import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image, KVWriter, TensorBoardOutputFormat
+from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.sb3.stopping import STOP
@@ -18,54 +19,63 @@ from agents.sb3.training_state import aliases, first_not_finite, training_state
 from maw_gym.envs.bandit import Bandit, Outcome
 from maw_gym.envs.rendering import Scene, attention_frame
 from maw_gym.files.checkpoints import Checkpoints
-from maw_gym.tables.rewards import NDCG, TERMS
+from maw_gym.tables.rewards import NDCG, TERMS, gap_closed
 from maw_gym.tables.task import RetrievalTask
+
+MEASURES: Final = (*TERMS, "regret", "random")  # of each episode, in its info
 
 
 class ValidationCallback(BaseCallback):
-    """Judges the greedy policy on validation queries and keeps the best one.
+    """Averages the policy's weights over the end of the training, and judges on validation queries.
 
-    Logged: `reward/*`, the mean terms of the training episodes since the last rollout; at each
-    evaluation `eval/reward`, `eval/regret`, `eval/gap_closed`, `eval/ndcg@10`, `policy/depths` and
-    `attention/depth`. Evaluations are written at once, at the step of the policy they judge; what
-    SB3 records waits for the end of the next rollout.
+    What is kept of a training is the mean of the weights that its last updates left: the best of
+    many looks at few validation queries is mostly their noise (docs/grpo.md compares).
+
+    Logged of each rollout: `reward/*`, the mean terms of its episodes, `reward/regret`, and
+    `reward/gap_closed`, what they got above chance over what the oracle would have got above it;
+    exact, since infos tell both. At each evaluation: `eval/reward`, `eval/regret`,
+    `eval/gap_closed`, `eval/ndcg@10`, `policy/depths` and `attention/depth`. Evaluations are
+    written at once, at the step of the policy they judge; what SB3 records waits for the end of the
+    next rollout.
 
     Args:
         task: draws the attention picture.
         bandit: the validation queries.
         interval: rollouts between evaluations.
+        average_from: timestep after which weights are averaged. From then on the average is judged.
 
     Attributes:
-        best_reward: mean reward of the best policy so far.
-        best_weights: its state dict.
-        best_step: the timestep at which it was seen.
+        average: of the weights; holds the policy to keep once the training has ended.
         history: (timestep, mean validation reward) of every evaluation.
+        training: (timestep, `reward/gap_closed`) of every rollout.
     """
 
+    average: AveragedModel
+
     def __init__(
-        self,
-        task: RetrievalTask,
-        bandit: Bandit,
-        interval: int,
+        self, task: RetrievalTask, bandit: Bandit, interval: int, average_from: int
     ) -> None:
         super().__init__()
         self.task = task
         self.bandit = bandit
         self.interval = interval
-        self.best_reward = -np.inf
-        self.best_weights: dict[str, Tensor] = {}
-        self.best_step = 0
+        self.average_from = average_from
         self.history: list[tuple[int, float]] = []
+        self.training: list[tuple[int, float]] = []
         self._rollouts = 0
         self._begun_at = -1
-        self._sums: Counter[str] = Counter()
-        self._episodes = 0
+        self._sums: defaultdict[str, float] = defaultdict(float)
+
+    def _init_callback(self) -> None:
+        if not hasattr(self, "average"):
+            self.average = AveragedModel(self.model.policy)
 
     def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
-            for term in TERMS:
-                self._sums[term] += info[term]
-        self._episodes += len(self.locals["infos"])
+        infos = self.locals["infos"]
+        for name in MEASURES:
+            self._sums[name] += sum(info[name] for info in infos)
+        self._sums["reward"] += float(self.locals["rewards"].sum())
+        self._sums["episodes"] += len(infos)
         return True
 
     def _on_rollout_start(self) -> None:
@@ -74,45 +84,62 @@ class ValidationCallback(BaseCallback):
         if self._begun_at == self.num_timesteps:
             return  # the checkpoint that the run goes on from was written after this
         self._begun_at = self.num_timesteps
+        self._average()
         if self._rollouts % self.interval == 0:
             self.evaluate()
         self._rollouts += 1
 
     def _on_rollout_end(self) -> None:
-        for term in TERMS:
-            self.logger.record(f"reward/{term}", self._sums[term] / self._episodes)
+        means = {name: total / self._sums["episodes"] for name, total in self._sums.items()}
+        for name in (*TERMS, "regret"):
+            self.logger.record(f"reward/{name}", means[name])
+        closed = gap_closed(means["reward"], means["random"], means["reward"] + means["regret"])
+        if closed is not None:
+            self.logger.record("reward/gap_closed", closed)
+            self.training.append((self.num_timesteps, closed))
         self._sums.clear()
-        self._episodes = 0
 
     def _on_training_end(self) -> None:
-        if self.history[-1][0] != self.num_timesteps:
+        if self._begun_at != self.num_timesteps:
+            self._begun_at = self.num_timesteps
+            self._average()
             self.evaluate()
 
+    def _average(self) -> None:
+        """Take the weights that the last update left into the average, or begin it with them."""
+        if self.num_timesteps <= self.average_from:
+            self.average.n_averaged.zero_()
+        self.average.update_parameters(self.model.policy)
+
     def get_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Between two rollouts: the best weights so far, and JSON values."""
-        kept = set(aliases(self.model.policy.state_dict()).values())
+        """Between two rollouts: the average of the weights, and JSON values."""
+        weights = self.average.module.state_dict()
         state = {
-            "best_reward": self.best_reward,
-            "best_step": self.best_step,
+            "averaged": int(self.average.n_averaged),
             "history": self.history,
+            "training": self.training,
             "rollouts": self._rollouts,
             "begun_at": self._begun_at,
         }
-        return {f"best/{name}": self.best_weights[name] for name in kept}, state
+        return {f"average/{name}": weights[name] for name in set(aliases(weights).values())}, state
 
     def set_state(
         self, policy: nn.Module, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
     ) -> None:
         """Go on from `get_state`; the policy tells which names share a tensor."""
+        self.average = AveragedModel(policy)
         names = aliases(policy.state_dict()).items()
-        self.best_weights = {name: tensors[f"best/{kept}"] for name, kept in names}
-        self.best_reward, self.best_step = state["best_reward"], state["best_step"]
+        weights = {name: tensors[f"average/{kept}"] for name, kept in names}
+        self.average.module.load_state_dict(weights)
+        self.average.n_averaged.fill_(state["averaged"])
         self.history = [(step, mean) for step, mean in state["history"]]
+        self.training = [(step, closed) for step, closed in state["training"]]
         self._rollouts, self._begun_at = state["rollouts"], state["begun_at"]
 
     def evaluate(self) -> None:
-        """Judge the greedy policy now."""
-        depths, _ = self.model.predict(self.bandit.observations, deterministic=True)
+        """Judge the greedy policy now: the average, which is the policy itself until half-time."""
+        policy = cast(BasePolicy, self.average.module)
+        depths, _ = policy.predict(self.bandit.observations, deterministic=True)
         summary = self.bandit.summary(depths)
         mean = summary.mean
         values: dict[str, Any] = {
@@ -122,7 +149,7 @@ class ValidationCallback(BaseCallback):
         }
         if summary.gap_closed is not None:
             values["eval/gap_closed"] = summary.gap_closed
-        better = mean > self.best_reward
+        better = all(mean > before for _, before in self.history)
         for output in self.logger.output_formats:
             given = values
             if isinstance(output, TensorBoardOutputFormat):
@@ -133,10 +160,6 @@ class ValidationCallback(BaseCallback):
             if isinstance(output, KVWriter):
                 output.write(given, dict.fromkeys(given, ()), self.num_timesteps)
         self.history.append((self.num_timesteps, mean))
-        if better:
-            self.best_reward, self.best_step = mean, self.num_timesteps
-            state = self.model.policy.state_dict()
-            self.best_weights = {name: value.detach().clone() for name, value in state.items()}
 
     def _picture(self, depth: int) -> Image:
         """The attention of the first validation query at the depth chosen for it."""

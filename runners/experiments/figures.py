@@ -13,6 +13,7 @@ from maw_gym.envs.bandit import Bandit
 from maw_gym.envs.drawing import depths_figure, figure_rgb
 from maw_gym.envs.rendering import COLOURS
 from maw_gym.files.cache import written_whole
+from maw_gym.tables.rewards import SMALLEST_GAP
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.online import Trained
 from runners.experiments.results import Did
@@ -44,22 +45,28 @@ def draw(
 
 
 def reward_curve(validation: Bandit, fixed: int, learner: str, trained: Trained) -> Figure:
-    """Mean validation reward over training, between chance, the best fixed depth and the oracle."""
+    """Share of the gap between chance (0) and the oracle (1) over training and validation."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    chance, oracle = validation.random.mean(), validation.best.mean(dtype=np.float64)
+    gap = max(float(oracle - chance), SMALLEST_GAP)
+    if trained.training:
+        steps, shares = zip(*trained.training, strict=True)
+        axes.plot(
+            steps, shares, color=COLOURS["focus"], alpha=0.6, label="training, as it explores"
+        )
     steps, means = zip(*trained.history, strict=True)
-    axes.plot(steps, means, color=COLOURS["entropy"], marker="o", markersize=3, label=learner)
-    lines = {
-        "best fixed depth": (validation.mean(fixed), COLOURS["focus"], "--"),
-        "random depth": (validation.random.mean(), COLOURS["reward"], ":"),
-    }
-    for label, (level, colour, style) in lines.items():
-        axes.axhline(level, color=colour, linestyle=style, label=f"{label}, {level:.4f}")
-    axes.axvline(trained.chosen_at, color=COLOURS["regret"], linewidth=0.8, label="kept")
-    oracle = validation.best.mean()
-    axes.set_title(f"Validation queries; the oracle, at {oracle:.4f}, lies above the picture")
+    closed = [(mean - chance) / gap for mean in means]
+    label = "validation, greedy"
+    axes.plot(steps, closed, color=COLOURS["entropy"], marker="o", markersize=3, label=label)
+    level = (validation.mean(fixed) - chance) / gap
+    label = f"best fixed depth on validation, {level:.3f}"
+    axes.axhline(level, color=COLOURS["reward"], linestyle="--", label=label)
+    label = "averaged from here" if trained.training else "kept"
+    axes.axvline(trained.chosen_at, color=COLOURS["regret"], linewidth=0.8, label=label)
+    axes.set_title(f"{learner}: validation reward {means[0]:.4f} to {means[-1]:.4f}")
     axes.set_xlabel("training queries seen (environment steps)")
-    axes.set_ylabel("mean reward of the greedy policy")
+    axes.set_ylabel("share of the gap from chance to the oracle")
     axes.legend(frameon=False)
     return figure
 

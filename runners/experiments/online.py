@@ -1,6 +1,6 @@
 """Training a learner that acts in the environment: GRPO and PPO."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -57,14 +57,16 @@ class Trained(NamedTuple):
     Attributes:
         router: from observation to depth.
         history: (training queries seen, mean validation reward).
-        chosen_at: the place in the history that was kept.
+        chosen_at: the place in the history that was kept, or from which weights were averaged.
         facts: JSON values about the training.
+        training: (training queries seen, share of the gap that the choices in it closed).
     """
 
     router: DepthRouter
     history: list[tuple[int, float]]
     chosen_at: int
     facts: dict[str, Any]
+    training: Sequence[tuple[int, float]] = ()
 
 
 def train_grpo(task: RetrievalTask, spec: GRPOSpec, log: Log) -> Trained:
@@ -92,7 +94,7 @@ def train_online(
     make_model: MakeModel,
     log: Log,
 ) -> Trained:
-    """Train on the `train` queries and keep the policy that is best on validation queries.
+    """Train on the `train` queries and keep the mean of the weights from half-time on.
 
     Args:
         task: with tables of training and validation queries.
@@ -127,7 +129,8 @@ def train_online(
     callback = ValidationCallback(
         task,
         Bandit(task.table("validation"), spec.observation, spec.reward),
-        max(1, rollouts // spec.evaluations),
+        interval=max(1, rollouts // spec.evaluations),
+        average_from=spec.timesteps // 2,
     )
     kept = Checkpoints(log.folder / "checkpoints", _identity(task, spec, learner))
     if not log.resume:
@@ -135,10 +138,10 @@ def train_online(
     _learn(model, callback, spec.timesteps, log, kept)
     with written_whole(log.folder / "model.zip") as temporary:
         model.save(temporary)
-    model.policy.load_state_dict(callback.best_weights)
+    model.policy.load_state_dict(callback.average.module.state_dict())
     about = router_settings(task, learner, seed=spec.seed)
     router = router_from_model(model, spec.observation, about)
-    return Trained(router, callback.history, callback.best_step, {})
+    return Trained(router, callback.history, callback.average_from, {}, callback.training)
 
 
 def _identity(task: RetrievalTask, spec: OnlineSettings, learner: str) -> dict[str, Any]:

@@ -18,8 +18,6 @@ from agents.supervised import SupervisedSettings
 from maw_gym.encoders.training.settings import Depths, TrainingSettings
 from maw_gym.errors import InputError
 from maw_gym.settings import (
-    Above0,
-    Coefficient,
     Count,
     Folds,
     HomePath,
@@ -133,7 +131,7 @@ class OnlineSettings(RouterSettings):
     group_size: Count = DEFAULTS.group_size
     """neighbouring sub-environments that share each query"""
     evaluations: Count = 20
-    """how many times the validation queries are looked at; the best policy is kept"""
+    """how many times the validation queries are looked at"""
 
     @model_validator(mode="after")
     def _fill_rollouts(self) -> Self:
@@ -153,11 +151,6 @@ class OnlineSettings(RouterSettings):
 @checked
 class GRPOSpec(GRPOSettings, OnlineSettings):
     """All that a training with GRPO depends on."""
-
-    batch_size: Count | None = None
-    n_epochs: Count = 1
-    clip_range: Above0 | None = None
-    ent_coef: Coefficient = 0.0
 
 
 @checked

@@ -1,0 +1,138 @@
+"""Contextual bandits whose every reward is known, to compare learners on.
+
+Notation: N contexts, O observed numbers, A actions, E sub-environments.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import ArrayLike, NDArray
+
+from maw_gym.errors import InputError
+
+GENERATOR: Final = 0  # seed of the synthetic problems, which are the same in every run
+CLASSES: Final = {
+    "digits": "load_digits",
+    "breast cancer": "load_breast_cancer",
+    "wine": "load_wine",
+}
+SYNTHETIC: Final = ("one-hot", "linear", "dense")
+PROBLEMS: Final = (*CLASSES, *SYNTHETIC)
+
+
+class Problem(NamedTuple):
+    """A contextual bandit with full information.
+
+    Attributes:
+        name: see `problem`.
+        contexts: (N, O) float32.
+        rewards: (N, A) float64 of every action.
+    """
+
+    name: str
+    contexts: NDArray[np.float32]
+    rewards: NDArray[np.float64]
+
+    @property
+    def optimum(self) -> float:
+        """Mean reward of each context's best action."""
+        return float(self.rewards.max(axis=1).mean())
+
+    def share(self, actions: ArrayLike) -> float:
+        """Mean reward of actions (N,) over the optimum."""
+        chosen = self.rewards[np.arange(len(self.rewards)), np.asarray(actions)]
+        return float(chosen.mean() / self.optimum)
+
+
+def problem(name: str) -> Problem:
+    """One of `PROBLEMS`.
+
+    - `digits` (1,797 contexts of 64 numbers, 10 actions), `breast cancer` (569, 30, 2) and `wine`
+      (178, 13, 3): the data sets that scikit-learn carries with it, standardised; reward 1 for the
+      right class.
+    - `one-hot`: 32 contexts that have nothing in common, 32 actions; reward 1 for one of them.
+    - `linear`: 1,000 contexts of 16 numbers, 8 actions; rewards are linear in the context and have
+      mean 0 over actions.
+    - `dense`: 16 contexts that have nothing in common, 8 actions, rewards uniform in [0, 1].
+
+    Raises:
+        InputError: another name, or scikit-learn is missing.
+    """
+    if name in CLASSES:
+        return Problem(name, *_classification(CLASSES[name]))
+    draw = np.random.default_rng(GENERATOR)
+    if name == "one-hot":
+        contexts, rewards = np.eye(32), np.eye(32)[draw.permutation(32)]
+    elif name == "linear":
+        contexts = draw.standard_normal((1000, 16))
+        rewards = contexts @ draw.standard_normal((16, 8)) / 4
+        rewards -= rewards.mean(axis=1, keepdims=True)
+    elif name == "dense":
+        contexts, rewards = np.eye(16), draw.random((16, 8))
+    else:
+        raise InputError(f"unknown bandit {name!r}; choose from {', '.join(PROBLEMS)}")
+    return Problem(name, contexts.astype(np.float32), rewards)
+
+
+def _classification(loader: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    try:
+        from sklearn import datasets
+    except ImportError:
+        raise InputError(
+            'the classification bandits need scikit-learn: pip install "maw_gym[benchmark]"'
+        ) from None
+    data, target = getattr(datasets, loader)(return_X_y=True)
+    deviation = data.std(axis=0)
+    contexts = (data - data.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    return contexts.astype(np.float32), np.eye(target.max() + 1)[target]
+
+
+class ProblemEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]]):
+    """Contexts of a problem drawn uniformly, one action each, autoreset in the same step.
+
+    Args:
+        problem: the bandit.
+        num_envs: E.
+        group_size: so many neighbours share each context; a divisor of E.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(self, problem: Problem, num_envs: int, group_size: int = 1) -> None:
+        self.problem = problem
+        self.num_envs = num_envs
+        self.group_size = group_size
+        contexts, rewards = problem.contexts, problem.rewards
+        self.single_observation_space = spaces.Box(
+            contexts.min(axis=0), contexts.max(axis=0), dtype=np.float32
+        )
+        self.single_action_space = spaces.Discrete(rewards.shape[1])
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._rows = np.zeros(num_envs, np.int64)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Show new contexts (E, O)."""
+        super().reset(seed=seed)
+        return self._drawn(), {}
+
+    def step(
+        self, actions: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Reward actions (E,) and show the next contexts."""
+        rewards = self.problem.rewards[self._rows, actions]
+        final = {"final_obs": self.problem.contexts[self._rows], "final_info": {}}
+        ended = np.ones(self.num_envs, np.bool_)
+        return self._drawn(), rewards, ended, ~ended, final
+
+    def _drawn(self) -> NDArray[np.float32]:
+        groups = self.np_random.integers(
+            len(self.problem.contexts), size=self.num_envs // self.group_size
+        )
+        self._rows = groups.repeat(self.group_size)
+        return self.problem.contexts[self._rows]

@@ -1,6 +1,7 @@
 """Trying out GRPO's settings on a tiny collection."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ def test_leaves_a_report(
     report = (tmp_path / "one" / "report.md").read_text()
     assert report.splitlines()[0].startswith("| GRPO with")
     assert report in capsys.readouterr().out
+    # Going on trains nothing again; a result that is lost, or of another default, is.
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "one" / "cells").iterdir()}
+    (lost,) = (path for path in kept if path.match("kl--none.seed1.*.safetensors"))
+    lost.unlink()
+    ablate.main(replace(settings, resume=tmp_path / "one"))
+    now = {path: path.stat().st_mtime_ns for path in (tmp_path / "one" / "cells").iterdir()}
+    assert now.keys() == kept.keys()
+    (ranking,) = (path for path in kept if path.match("kl--none.seed1.trec"))
+    assert {path for path in kept if now[path] != kept[path]} == {lost, ranking}
+    assert (tmp_path / "one" / "report.md").read_text() == report
 
 
 def test_table() -> None:

@@ -8,7 +8,7 @@ Left out: all about sequences (token ratios, lengths, process rewards): an answe
 Different from DeepSeekMath: the reference is renewed every few rollouts (`reference_interval=None`
 keeps the first), and the KL is summed over all actions (`kl="exact"`; theirs is `kl="k3"`): with
 discrete actions nothing has to be estimated. The sampled mean of log-ratios (`kl="k1"`) has a
-gradient that is zero on average: as a penalty it only adds noise.
+gradient that is zero on average in the first pass and a wrong one later: as a penalty it does harm.
 Different from TRL's GRPOTrainer: the deviation that divides a group's advantages has ddof 0 and
 1e-8 added to it (TRL: ddof 1 and 1e-4), so groups of 8 have advantages 1.07 times as large; there
 is an entropy bonus; the KL is in the loss by default (TRL's `beta` is 0).

@@ -118,8 +118,8 @@ class SharedPolicyNetwork(GRPOPolicyNetwork):
         **kwargs: The remaining arguments of GRPOPolicyNetwork.
 
     Raises:
-        ValueError: The actions are not Discrete, or the observation has not equally many numbers
-            for every action.
+        ValueError: The actions are not Discrete, or the observation is no Box of equally many
+            numbers for every action.
     """
 
     action_space: spaces.Discrete
@@ -137,6 +137,12 @@ class SharedPolicyNetwork(GRPOPolicyNetwork):
     ) -> None:
         if not isinstance(action_space, spaces.Discrete):
             raise ValueError(f"a shared network scores Discrete actions, got {action_space}")
+        if not isinstance(observation_space, spaces.Box):
+            raise ValueError(
+                "a shared network wants a Box that has numbers for each of the"
+                f" {action_space.n} actions, not {observation_space}: take MlpPolicy or"
+                " MultiInputPolicy"
+            )
         own = {"activation_fn": activation_fn, "actions": int(action_space.n)}
         super().__init__(
             observation_space,

@@ -22,11 +22,11 @@ class GRPOSettings:
 
     learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 1e-3
     """of Adam"""
-    n_steps: Count = 8
+    n_steps: Count = 16
     """steps of every sub-environment per rollout"""
     batch_size: Count | None = 128
     """samples per gradient step; None is the whole rollout"""
-    n_epochs: Count = 4
+    n_epochs: Count = 8
     """passes over each rollout"""
     advantage: Literal["auto", "critic", "group", "group_mean"] = "auto"
     """reward minus a value head's estimate, or minus its group's mean, over its deviation or not"""

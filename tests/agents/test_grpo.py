@@ -54,7 +54,7 @@ def test_solves_the_bandit(advantage: str, ratio: str) -> None:
     model = GRPO(
         "MlpPolicy", env, advantage=advantage, ratio=ratio, seed=0, device="cpu", learning_rate=3e-3
     )
-    model.learn((10 if ratio == "old" else 20) * 512)
+    model.learn(20 * 1024)
     mean, std = evaluate_policy(model, make_vec_env(BanditEnv, 1, seed=1), n_eval_episodes=40)
     assert (mean, std) == (1.0, 0.0)
     if ratio == "reference":
@@ -70,14 +70,14 @@ def test_solves_the_bandit(advantage: str, ratio: str) -> None:
         {"clip_range": 0.2, "clip_range_high": 0.28, "kl": "k3"},
         {"clip_range": LinearSchedule(0.3, 0.0, 1.0), "learning_rate": lambda left: 6e-3 * left},
         {"clip_range": lambda left: 0.2, "clip_range_high": ConstantSchedule(0.3)},
-        {"kl": "k1", "advantage": "critic"},
+        {"kl": "k1", "advantage": "critic", "n_epochs": 2},
         {"kl": "k2", "advantage": "group_mean"},
     ],
 )
 def test_solves_the_bandit_with_further_options(settings: dict[str, Any]) -> None:
     settings = {"learning_rate": 3e-3} | settings
     model = GRPO("MlpPolicy", grouped(64, 8), seed=0, device="cpu", **settings)
-    model.learn(10 * 512)
+    model.learn(20 * 1024)
     actions, _ = model.predict(np.eye(CONTEXTS, dtype=np.float32), deterministic=True)
     assert actions.tolist() == [0, 1, 2, 3]
 
@@ -348,6 +348,17 @@ def test_save_load_predict(tmp_path: Path) -> None:
     changed.set_env(grouped())
     with pytest.raises(ValueError, match="16 environments do not divide into groups of 5"):
         changed.learn(64)
+
+
+def test_a_model_of_older_defaults_loads_and_learns_on() -> None:
+    """Saved when n_epochs was 1 and group_size 8 by default, trained with 4 passes."""
+    path = Path(__file__).parent / "saved" / "model_of_older_defaults.zip"
+    model = GRPO.load(path, env=grouped(64, 8), device="cpu")
+    assert (model.advantage, model.group_size, model.n_epochs, model.n_steps) == ("group", 8, 4, 4)
+    chosen, _ = model.predict(np.eye(CONTEXTS, dtype=np.float32), deterministic=True)
+    assert chosen.tolist() == [0, 1, 2, 3]
+    model.learn(256, reset_num_timesteps=False)
+    assert model.num_timesteps == 6144 + 256
 
 
 def test_resuming_goes_on_identically(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch as th
 from bandits import CONTEXTS, BanditEnv, GroupedBanditEnv
 from gymnasium import spaces
+from hand_made import TABLE
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -12,6 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from agents import GRPO, SharedPolicyNetwork, router_from_model
 from agents.grpo.networks import ActionHead, MeanHead, SharedEncoder
 from agents.sb3.vec_env import to_sb3
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.routers.depth_router import depth_features
 
 BOX = spaces.Box(-1, 1, (4,), np.float32)
@@ -61,6 +63,20 @@ def test_heads_by_hand() -> None:
 def test_numbers_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="of the 3; the observation has 4: take MlpPolicy"):
         SharedEncoder(BOX, actions=3)
+
+
+def test_observations_without_numbers_of_every_action_are_refused() -> None:
+    for space in (spaces.Discrete(4), spaces.Dict(x=BOX), spaces.MultiBinary(4)):
+        with pytest.raises(ValueError, match=r"has numbers for each of the 2 actions.* not .*4"):
+            SharedPolicyNetwork(space, spaces.Discrete(2), lambda _: 1e-3)
+    # 64 numbers and 4 depths divide, but the environment says that they are of none
+    env = to_sb3(GRPOVectorEnvironment(8, 4, table=TABLE, observation="attention"))
+    with pytest.raises(
+        ValueError, match=r"this environment's observation of \(64,\) has none: take"
+    ):
+        GRPO("SharedPolicy", env, device="cpu")
+    env = to_sb3(GRPOVectorEnvironment(8, 4, table=TABLE, observation="profile"))
+    assert GRPO("SharedPolicy", env, device="cpu").learn(8).num_timesteps == 128
 
 
 def test_actions_that_are_not_discrete_are_refused() -> None:

@@ -89,7 +89,8 @@ def baseline_encoder(
     """
     if name not in ENCODERS:
         raise InputError(f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}")
-    settings, text = settings or TrainingSettings(), text or WordLlama()
+    text = text or WordLlama()
+    settings = (settings or TrainingSettings()).suited(text, device)
     maw = shape or encoder_shape(text)
     ordinary = replace(maw, depths=0)
     if name in UNTRAINED:

@@ -6,6 +6,7 @@ in the folder of the comparison: `--resume FOLDER` goes on where it was stopped.
 
 import time
 
+from maw_gym.encoders.text import load_text_encoder
 from maw_gym.envs.rendering import importing_matplotlib
 from maw_gym.tables.task import load_task, resolve_device
 from runners.experiments.comparison import run_dataset, write_all
@@ -22,8 +23,15 @@ def main(settings: CompareSettings) -> None:
         import matplotlib.figure  # noqa: F401
     resolve_device(settings.device)
     fields = [checked_field(dataset, settings.fold_count) for dataset in settings.datasets]
-    if settings.encoder != "trained":  # what is cheap to open is opened before anything is written
-        load_task(settings.datasets[0], settings.encoder, settings.device)
+    # What is cheap to open is opened before anything is written.
+    load_text_encoder(settings.text_encoder)
+    if settings.encoder != "trained":
+        load_task(
+            settings.datasets[0],
+            settings.encoder,
+            settings.device,
+            text_encoder=settings.text_encoder,
+        )
     folder = open_run(settings, f"compare-{'-'.join(settings.datasets)}")
     provenance = {field.dataset: field.provenance for field in fields}
     write_config(folder, "comparison", settings, provenance, {"encoder": settings.encoder})

@@ -6,6 +6,7 @@ Several processes share the work: torchrun --nproc-per-node 4 runners/train_enco
 from maw_gym.corpora import load_collection
 from maw_gym.distributed import is_first, start, stop
 from maw_gym.encoders.encoder_files import save_embedder
+from maw_gym.encoders.text import load_text_encoder
 from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.settings import Folds, HomeText, Index, checked, part
@@ -27,6 +28,10 @@ class EncoderRunSettings(FolderSettings, TrainingSettings):
     """which fold is the test split, where there are folds"""
     folds: Folds | None = None
     """cut all queries into so many folds; unless given, 5 where there are no subsets"""
+    text_encoder: HomeText = "wordllama"
+    """what the encoder stands on: wordllama (static token embeddings), minilm (all-MiniLM-L6-v2),
+    or the folder or hub name of a transformer, over which settings left at their default take the
+    values that suit it"""
     device: str = "auto"
     """auto (the GPU where there is one), cpu, cuda, ..."""
 
@@ -35,6 +40,7 @@ def main(settings: EncoderRunSettings) -> None:
     """Train or read the encoder, judge it on the test split, and leave a run folder."""
     start(settings.device)
     device = resolve_device(settings.device)
+    text = load_text_encoder(settings.text_encoder)
     # Several processes do the same; the first one writes.
     name = f"encoder-{settings.dataset}-seed{settings.seed}"
     folder = open_run(settings, name) if is_first() else None
@@ -43,13 +49,13 @@ def main(settings: EncoderRunSettings) -> None:
         collection = load_collection(settings.dataset, settings.fold, settings.folds)
     with watch.stage("encoder"):
         embedder, provenance = trained_embedder(
-            collection, device, part(TrainingSettings, settings)
+            collection, device, part(TrainingSettings, settings), text
         )
     if folder is not None:
         save_embedder(folder / "encoder.safetensors", embedder, {"encoder": provenance})
         write_config(folder, "encoder", settings, collection.provenance, provenance)
     with watch.stage("depth tables"):
-        task = RetrievalTask(collection, embedder, device, provenance)
+        task = RetrievalTask(collection, embedder, device, provenance, text)
         for split in ("train", "test"):
             task.table(split)
     with watch.stage("evaluation on test queries"):

@@ -20,7 +20,12 @@ def with_query_states(embedder: Embedder, collection: Collection) -> Embedder:
 
 
 def with_document_states(embedder: Embedder, collection: Collection) -> Embedder:
-    """The same embedder, which keeps the states of a collection's documents on disk."""
+    """The same embedder, which keeps the states of a collection's documents on disk.
+
+    A transformer that was trained here reads documents once, for their index, and keeps none.
+    """
+    if isinstance(embedder.text, Transformer) and embedder.text.tuned:
+        return embedder
     documents = collection.doc_texts
     return _with_states(embedder, collection, "documents", documents, embedder.document_tokens)
 

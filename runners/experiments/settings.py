@@ -41,6 +41,11 @@ class EncoderChoice:
     """trained (on this dataset, cached), untrained, or the path of an encoder.safetensors"""
     device: str = "auto"
     """auto (the GPU where there is one), cpu, cuda, ..."""
+    text_encoder: HomeText = "wordllama"
+    """what the encoder stands on: wordllama (static token embeddings), minilm (all-MiniLM-L6-v2),
+    or the folder or hub name of a transformer; the file of an encoder has its own"""
+    train_text_encoder: bool = False
+    """train the text encoder along with a trained encoder"""
     depths: Depths = "temperatures"
     """what tells the depths of a trained encoder apart: temperatures (from focused to broad) or
     clusters (each learns from one k-means cluster of the queries)"""
@@ -53,7 +58,12 @@ class EncoderChoice:
     @property
     def encoder_training(self) -> TrainingSettings:
         """How a trained encoder is trained."""
-        return TrainingSettings(depths=self.depths, balance=self.balance, seed=self.encoder_seed)
+        return TrainingSettings(
+            train_text_encoder=self.train_text_encoder,
+            depths=self.depths,
+            balance=self.balance,
+            seed=self.encoder_seed,
+        )
 
 
 @checked

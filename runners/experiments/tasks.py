@@ -27,4 +27,5 @@ def task_of(settings: DataSettings) -> RetrievalTask:
         settings.fold,
         settings.folds,
         settings.encoder_training,
+        settings.text_encoder,
     )

@@ -77,14 +77,14 @@ def unrouted(name: str, task: RetrievalTask, spec: EncoderSpec, split: str, log:
     """An encoder of `agents.baseline_encoders`."""
     sources = training_sources(task)
     embedder, provenance = baseline_encoder(
-        name, task.collection, sources, task.device, spec.training
+        name, task.collection, sources, task.device, spec.training, text=task.pretrained
     )
     did = Did(facts={"encoder": provenance})
     if "pairs" in provenance:
         # Of an encoder from the cache, the time is the one it took when it was trained.
         did.training_seconds = provenance.get("seconds")
         if sources[0].name != task.collection.name:
-            embedder = _chosen(task, embedder, did)
+            embedder = _chosen(task, embedder, spec.training, did)
     did.parameters = 0 if name == "mean_pooling" else size(embedder.encoder)
     depth = torch.zeros(1, dtype=torch.long) if embedder.encoder.settings.depths else None
     did.encode = lambda texts: embedder.encode_queries(texts, depth).cpu()
@@ -92,14 +92,18 @@ def unrouted(name: str, task: RetrievalTask, spec: EncoderSpec, split: str, log:
     return did
 
 
-def _chosen(task: RetrievalTask, trained: Embedder, did: Did) -> Embedder:
+def _chosen(
+    task: RetrievalTask, trained: Embedder, training: TrainingSettings, did: Did
+) -> Embedder:
     """Of the trained and the untrained encoder the better one on validation queries.
 
     The MAW encoder has this choice too, where it was trained on another collection.
     """
-    untrained = untrained_embedder(task.collection.doc_texts, trained.encoder.settings)
+    text = task.pretrained
+    untrained = untrained_embedder(task.collection.doc_texts, trained.encoder.settings, text)
     untrained = untrained.to(task.device)
-    validation = Validation(task.collection, untrained, TrainingSettings().document_tokens)
+    cut = training.suited(text, task.device).document_tokens
+    validation = Validation(task.collection, untrained, cut)
     scores = {"untrained": validation.score(untrained), "trained": validation.score(trained)}
     better = scores["trained"] > scores["untrained"]
     did.facts |= {

@@ -111,7 +111,7 @@ def test_depths_of_clusters_are_resumed(tiny, tmp_path, steps, fresh):
 
 
 def test_trained_token_embeddings_are_resumed(tiny, steps, fresh):
-    settings = TrainingSettings(epochs=2, batch_size=12, train_embedding=True)
+    settings = TrainingSettings(epochs=2, batch_size=12, train_text_encoder=True)
     fresh("whole")
     whole, _ = trained_attention([tiny], "cpu", settings, SHAPE)
     fresh("stopped")

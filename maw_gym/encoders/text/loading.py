@@ -165,6 +165,7 @@ def transformer_settings(text: Transformer) -> dict[str, Any]:
         "tokenizer": text.tokenizer.to_str(),
         "positions": text.positions,
         "pad": text.pad,
+        "tuned": text.tuned,
     }
 
 
@@ -184,6 +185,7 @@ class StoredTransformer:
         self.name = name
         self.transformers = _transformers(name)
         self.positions, self.pad = about["positions"], about["pad"]
+        self.tuned = bool(about["tuned"])
         given = {key: value for key, value in about["config"].items() if key not in LEFT_OUT}
         try:
             self.tokenizer = Tokenizer.from_str(about["tokenizer"])
@@ -213,7 +215,9 @@ class StoredTransformer:
         with torch.random.fork_rng(devices=[]):
             model = self._model()
         model.load_state_dict(dict(weights), strict=False, assign=True)
-        return _checked(self.name, model, self.tokenizer, self.positions, self.pad)
+        text = _checked(self.name, model, self.tokenizer, self.positions, self.pad)
+        text.tuned = self.tuned
+        return text
 
     def _model(self) -> Any:
         with _quietly(self.transformers):

@@ -41,6 +41,7 @@ class Transformer:
         pad: the tokenizer's padding id.
         packaged: whether an installed package has these very weights, so that they need not be
             saved.
+        tuned: whether they were trained here, on the pairs of a collection.
     """
 
     static = False
@@ -53,6 +54,7 @@ class Transformer:
         positions: int | None,
         pad: int = 0,
         packaged: bool = False,
+        tuned: bool = False,
     ) -> None:
         self.name = name
         self.model: nn.Module = model.eval().requires_grad_(False)
@@ -61,6 +63,7 @@ class Transformer:
         self.positions = positions
         self.pad = pad
         self.packaged = packaged
+        self.tuned = tuned
         self.recompute = False
         self.states: tuple[TokenStates, ...] = ()
         self.width = int(self.config.hidden_size)
@@ -147,7 +150,7 @@ class Transformer:
             device: where it is trained.
         """
         text = copy.copy(self)
-        text.states, text.packaged = (), False
+        text.states, text.packaged, text.tuned = (), False, True
         text.model = copy.deepcopy(self.model).to(device).requires_grad_(True)
         layers = int(self.config.num_hidden_layers)
         needed = 4 * KEPT_NUMBERS * self.width * layers * tokens

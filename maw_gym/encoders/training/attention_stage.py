@@ -81,14 +81,15 @@ def _groups(embedder: Embedder, settings: TrainingSettings) -> list[dict[str, An
             "weight_decay": 0.0,
         },
     ]
-    if embedder.text.own_weights():
-        groups.append(
-            {
-                "params": list(embedder.text.own_weights().values()),
-                "lr": settings.embedding_learning_rate,
-                "weight_decay": 0.0,
-            }
-        )
+    of_text = [
+        weight
+        for name, weight in embedder.text.own_weights().items()
+        # States do not pass through the pooler.
+        if weight.requires_grad and not name.startswith("pooler.")
+    ]
+    if of_text:
+        decay = 0.0 if embedder.text.static else settings.weight_decay
+        groups.append({"params": of_text, "lr": settings.text_learning_rate, "weight_decay": decay})
     return groups
 
 

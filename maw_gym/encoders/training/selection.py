@@ -21,7 +21,7 @@ from maw_gym.encoders.encoder_files import (
     save_embedder,
     untrained_embedder,
 )
-from maw_gym.encoders.text import TextEncoder, WordLlama
+from maw_gym.encoders.text import TextEncoder, Transformer, WordLlama
 from maw_gym.encoders.training.attention_stage import train_attention
 from maw_gym.encoders.training.depth_stage import train_depths
 from maw_gym.encoders.training.pairs import pairs_of
@@ -62,7 +62,8 @@ def trained_embedder(
         The embedder, and its provenance: the candidates' validation scores, which was chosen, and
         how it was trained.
     """
-    settings, text = settings or TrainingSettings(), text or WordLlama()
+    text = text or WordLlama()
+    settings = (settings or TrainingSettings()).suited(text, device)
     check_shares(settings.batch_size)
     check_same("collection", collection.provenance["content"])
     path = _path("trained", [collection], device, {"settings": settings.to_json()}, text)
@@ -141,6 +142,7 @@ def train_encoder(
         The embedder and its provenance.
     """
     text = text or WordLlama()
+    settings = settings.suited(text, device)
     shape = shape or encoder_shape(text)
     attention, provenance = trained_attention(sources, device, settings, shape, text)
     embedder = with_states(with_depths(attention, shape.depths), sources, settings)
@@ -184,6 +186,7 @@ def trained_attention(
         The embedder and its provenance.
     """
     text = text or WordLlama()
+    settings = settings.suited(text, device)
     shape = replace(shape or encoder_shape(text), depths=0)
     about = {"settings": settings.of_attention(), "shape": shape.to_json()}
     path = _path("attention", sources, device, about, text)
@@ -191,9 +194,8 @@ def trained_attention(
     def build() -> Trained:
         log.info("training an encoder on %s", [source.name for source in sources])
         embedder = untrained_embedder(sources[0].doc_texts, shape, text).to(device)
-        if settings.train_embedding:
-            table = torch.nn.Parameter(WordLlama().embedding.clone().to(device))
-            embedder = Embedder(WordLlama(table), embedder.encoder)
+        if settings.train_text_encoder:
+            embedder = replace(embedder, text=_trainable(text, settings, embedder.device))
         embedder = with_states(embedder, sources, settings)
         pairs = pairs_of(sources, embedder)
         validation = Validation(sources[0], embedder, settings.document_tokens)
@@ -202,6 +204,8 @@ def trained_attention(
             embedder.encoder.out_proj.weight.zero_()
         best = train_attention(embedder, pairs, validation, settings, path)
         embedder.encoder.eval().requires_grad_(False)
+        for weight in embedder.text.own_weights().values():
+            weight.requires_grad_(False)
         return embedder, {
             "collections": [source.provenance["content"] for source in sources],
             "names": [source.name for source in sources],
@@ -211,6 +215,14 @@ def trained_attention(
         }
 
     return _kept(path, device, build)
+
+
+def _trainable(text: TextEncoder, settings: TrainingSettings, device: torch.device) -> TextEncoder:
+    """A copy of the text encoder whose weights take gradients."""
+    if isinstance(text, Transformer):
+        longest = settings.query_tokens + settings.document_tokens
+        return text.trainable(settings.batch_size * longest, device)
+    return WordLlama(torch.nn.Parameter(WordLlama().embedding.clone().to(device)))
 
 
 def with_states(

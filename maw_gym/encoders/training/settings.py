@@ -1,19 +1,33 @@
 """How encoders are trained, with the defaults."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Final, Literal
 
+import torch
 from pydantic import Field
 
+from maw_gym.encoders.embedder import DOCUMENT_TOKENS, QUERY_TOKENS, check_positions
+from maw_gym.encoders.text import TextEncoder
 from maw_gym.settings import Above0, Coefficient, Count, Index, Rate, Share, Whole, checked
 
 Depths = Literal["temperatures", "clusters"]
 NEUTRAL: Final = ("balance", 1.0)
+# Of a transformer that is trained along.
+TUNED: Final = {
+    "learning_rate": 5e-4,
+    "token_learning_rate": 5e-3,
+    "text_learning_rate": 1e-4,
+    "batch_size": 256,
+    "query_tokens": 40,
+    "document_tokens": 128,
+}
 
 
 @checked
 class TrainingSettings:
     """How an encoder is trained; part of its cache key. What begins with "depth" is stage 2's.
+
+    The defaults are those of static token embeddings, see `suited` for transformers.
 
     Raises:
         InputError: a setting is out of its range.
@@ -48,15 +62,45 @@ class TrainingSettings:
     """queries are cut here in training"""
     document_tokens: Count = 128
     """documents are cut here in the first stage"""
-    train_embedding: bool = False
-    """train the token embeddings too, in the first stage"""
-    embedding_learning_rate: Rate = 1e-2
-    """peak for them"""
+    train_text_encoder: bool = False
+    """train the text encoder along in the first stage: token embeddings, or the transformer"""
+    text_learning_rate: Rate = 1e-2
+    """peak for it"""
     balance: Share = 1.0
     """exponent on the sizes of the groups of queries, such as packages: 1 learns from all queries
     alike, 0 from all groups alike"""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     """of the order of the pairs, the draws of depths and documents, and the clusters"""
+
+    def suited(self, text: TextEncoder, device: torch.device | str) -> "TrainingSettings":
+        """These settings for a text encoder: what is left at its default takes a value that suits.
+
+        A frozen transformer is trained on texts as long as they are searched, so that their states
+        are computed once. One that is trained along learns at a rate of its own, from shorter texts
+        and in smaller batches, for 4 epochs on a GPU and for one on a CPU.
+
+        Args:
+            text: what the encoder will stand on.
+            device: where it will be trained.
+
+        Raises:
+            InputError: texts are to be longer than the text encoder can read.
+        """
+        longest = text.positions or DOCUMENT_TOKENS
+        values: dict[str, Any] = {}
+        if self.train_text_encoder and not text.static:
+            values = TUNED | {"epochs": 1 if torch.device(device).type == "cpu" else 4}
+        elif not text.static:
+            values = {"query_tokens": QUERY_TOKENS, "document_tokens": DOCUMENT_TOKENS}
+        for name in ("query_tokens", "document_tokens"):
+            if name in values:
+                values[name] = min(values[name], longest)
+        default = TrainingSettings()
+        given = {name for name in values if getattr(self, name) != getattr(default, name)}
+        settings = replace(self, **{k: value for k, value in values.items() if k not in given})
+        for name in ("query_tokens", "document_tokens"):
+            check_positions(text, name, getattr(settings, name))
+        return settings
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values.

@@ -1,16 +1,19 @@
 """Encoders trained over a transformer, frozen or trained along."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 
 from maw_gym.encoders.encoder_files import encoder_shape, untrained_embedder
-from maw_gym.encoders.text import load_text_encoder
+from maw_gym.encoders.text import WordLlama, load_text_encoder
 from maw_gym.encoders.text.states import StoredStates
 from maw_gym.encoders.training import selection
 from maw_gym.encoders.training.selection import train_encoder, trained_attention, trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.validation import Validation
+from maw_gym.errors import InputError
 from maw_gym.tables.task import RetrievalTask
 
 SETTINGS = TrainingSettings(
@@ -23,6 +26,13 @@ def home(tmp_path, monkeypatch):
     """An empty cache folder."""
     monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture
+def rising(monkeypatch):
+    """Every epoch is better than the one before."""
+    scores = itertools.count()
+    monkeypatch.setattr(Validation, "score", lambda *_: float(next(scores)))
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +82,126 @@ def test_a_trained_encoder_is_read_from_the_cache(tiny, text, monkeypatch):
     again, same = trained_embedder(tiny, "cpu", SETTINGS, text)
     assert provenance == same
     assert first.fingerprint() == again.fingerprint()
+
+
+# --- trained along ---------------------------------------------------------------------------
+
+TUNED = replace(SETTINGS, train_text_encoder=True, text_learning_rate=1e-3)
+
+
+@pytest.mark.usefixtures("rising")
+def test_the_transformer_is_trained_with_the_first_stage(tiny, text, home):
+    embedder, provenance = train_encoder(
+        [tiny], "cpu", TUNED, encoder_shape(text, depths=3), text=text
+    )
+    tuned = embedder.text
+    assert tuned.tuned
+    assert not tuned.trained
+    moved = {
+        name
+        for name, weight in tuned.weights().items()
+        if not torch.equal(weight, text.weights()[name])
+    }
+    assert "encoder.layer.0.attention.self.query.weight" in moved
+    assert not any(name.startswith("pooler.") for name in moved)
+    assert provenance["settings"]["train_text_encoder"]
+    # Documents are read once, for their index; of queries the states are kept for the depths.
+    assert len(list((home / "states").glob("*.npy"))) == 1
+    # The one that it was made from is as it was.
+    assert text.name == tuned.name
+    assert not text.tuned
+
+
+@pytest.mark.usefixtures("rising")
+def test_a_trained_transformer_comes_back_from_the_cache_and_takes_its_depths_along(tiny, text):
+    shape = encoder_shape(text, depths=3)
+    first, provenance = trained_attention([tiny], "cpu", TUNED, shape, text)
+    again, same = trained_attention([tiny], "cpu", TUNED, shape, text)
+    assert provenance == same
+    assert first.fingerprint() == again.fingerprint()
+    assert again.text.tuned
+    queries = tiny.splits["test"].texts
+    assert torch.equal(first.encode_queries(queries), again.encode_queries(queries))
+
+
+def test_a_stopped_training_of_the_transformer_goes_on(tiny, text, home, monkeypatch):
+    # The further a weight has moved, the better.
+    start = text.weights()["encoder.layer.0.attention.self.query.weight"]
+
+    def rising(_, embedder):
+        weight = embedder.text.weights()["encoder.layer.0.attention.self.query.weight"]
+        return (weight - start).abs().sum().item()
+
+    monkeypatch.setattr(Validation, "score", rising)
+    whole, provenance = trained_attention([tiny], "cpu", TUNED, text=text)
+    assert provenance["attention"]["epoch"] == 2
+    monkeypatch.setenv("MAW_GYM_HOME", str(home / "other"))
+    scores = []
+
+    def stopped(*arguments):
+        if len(scores) == 2:
+            raise KeyboardInterrupt
+        scores.append(rising(*arguments))
+        return scores[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "score", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            trained_attention([tiny], "cpu", TUNED, text=text)
+    resumed, _ = trained_attention([tiny], "cpu", TUNED, text=text)
+    assert resumed.fingerprint() == whole.fingerprint()
+
+
+@pytest.mark.usefixtures("rising")
+def test_recomputing_activations_changes_nothing(tiny, text, home, monkeypatch):
+    settings = replace(TUNED, epochs=1)
+    plenty, provenance = trained_attention([tiny], "cpu", settings, text=text)
+    monkeypatch.setenv("MAW_GYM_HOME", str(home / "other"))
+    monkeypatch.setattr("maw_gym.encoders.text.transformer.free_memory", lambda device: 1)
+    little, _ = trained_attention([tiny], "cpu", settings, text=text)
+    assert provenance["attention"]["epoch"] == 1
+    assert plenty.fingerprint() == little.fingerprint()
+
+
+@pytest.mark.usefixtures("rising")
+def test_token_embeddings_are_trained_along_too(tiny):
+    settings = TrainingSettings(epochs=1, batch_size=6, train_text_encoder=True)
+    embedder, _ = trained_attention([tiny], "cpu", settings)
+    assert not torch.equal(embedder.text.embedding, WordLlama().embedding)
+
+
+# --- settings that suit ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "expected"),
+    [
+        ({}, "cpu", (5, 512, 64, 96)),  # the states of texts as long as they are searched
+        ({"document_tokens": 50}, "cpu", (5, 512, 64, 50)),
+        ({"train_text_encoder": True}, "cpu", (1, 256, 40, 96)),
+        ({"train_text_encoder": True}, "cuda", (4, 256, 40, 96)),
+        ({"train_text_encoder": True, "epochs": 2, "batch_size": 9}, "cuda", (2, 9, 40, 96)),
+    ],
+)
+def test_what_is_left_open_suits_the_transformer(text, given, device, expected):
+    settings = TrainingSettings(**given).suited(text, device)
+    found = (
+        settings.epochs,
+        settings.batch_size,
+        settings.query_tokens,
+        settings.document_tokens,
+    )
+    assert found == expected
+    assert settings.text_learning_rate == (1e-4 if given.get("train_text_encoder") else 1e-2)
+    assert settings.suited(text, device) == settings
+
+
+def test_static_token_embeddings_keep_the_defaults():
+    for settings in (TrainingSettings(), TrainingSettings(train_text_encoder=True)):
+        assert settings.suited(WordLlama(), "cuda") == settings
+
+
+def test_texts_longer_than_the_model_reads_are_refused(tiny, text):
+    settings = TrainingSettings(document_tokens=97)
+    with pytest.raises(InputError, match=r"^document_tokens 97 is more than the 96 tokens that"):
+        trained_embedder(tiny, "cpu", settings, text)

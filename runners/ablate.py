@@ -42,13 +42,9 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "reward: equal weights": {"reward_weights": (1 / 3, 1 / 3, 1 / 3)},
     "kl: k3, sampled": {"kl": "k3"},
     "kl: none": {"kl_coef": 0.0},
-    "clipped, 4 passes": {"ratio": "old", "clip_range": 0.2, "n_epochs": 4},
-    "clipped higher above (DAPO), 4 passes": {
-        "ratio": "old",
-        "clip_range": 0.2,
-        "clip_range_high": 0.28,
-        "n_epochs": 4,
-    },
+    "one pass in one step, unclipped": {"clip_range": None, "n_epochs": 1, "batch_size": None},
+    "4 passes": {"n_epochs": 4},
+    "clipped higher above (DAPO)": {"clip_range_high": 0.28},
 }
 
 

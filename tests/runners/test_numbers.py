@@ -26,8 +26,8 @@ KINDS = {"train_grpo": "GRPORunSettings", "train_ppo": "PPORunSettings"}
 def flags(tiny_folder: Path, tmp_path: Path) -> list[object]:
     return [
         "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
-        "--num-envs", 16, "--timesteps", 2560, "--device", "cpu", "--checkpoint-every", 1,
-        "--logdir", tmp_path, "--run-name", "run",
+        "--num-envs", 16, "--n-steps", 8, "--timesteps", 2560, "--device", "cpu",
+        "--checkpoint-every", 1, "--logdir", tmp_path, "--run-name", "run",
     ]  # fmt: skip
 
 
@@ -56,7 +56,8 @@ def test_a_loss_that_is_not_finite(
         return loss(*arguments) * (math.nan if next(calls) == 6 else 1.0)
 
     monkeypatch.setattr(losses, "policy_loss", failing)
-    line = told("train_grpo", flags, monkeypatch, capsys)
+    whole = ["--n-epochs", 1, "--batch-size", "None"]  # one loss for each rollout
+    line = told("train_grpo", [*flags, *whole], monkeypatch, capsys)
     # The sixth rollout of 128 steps fails; checkpoints are written before each but the first.
     last = tmp_path / "run" / "checkpoints" / "000000000640.safetensors"
     assert re.fullmatch(

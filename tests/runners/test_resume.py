@@ -18,8 +18,8 @@ def checkpoint_files(run: Path) -> list[Path]:
 def arguments(tiny_folder: Path) -> Arguments:
     return [
         "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
-        "--timesteps", 6400, "--num-envs", 16, "--checkpoint-every", 4, "--evaluations", 3,
-        "--device", "cpu",
+        "--timesteps", 6400, "--num-envs", 16, "--n-steps", 8, "--checkpoint-every", 4,
+        "--evaluations", 3, "--device", "cpu",
     ]  # fmt: skip
 
 

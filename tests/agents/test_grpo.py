@@ -1,3 +1,5 @@
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -503,3 +505,15 @@ def test_a_separate_encoder_for_the_critic() -> None:
     model.learn(80 * 64)
     actions, _ = model.predict(np.eye(CONTEXTS, dtype=np.float32), deterministic=True)
     assert actions.tolist() == [0, 1, 2, 3]
+
+
+def test_the_page_about_grpo_has_the_defaults_of_the_class() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "grpo.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| `?\"?([\w.-]+)\"?`? \|", page, re.MULTILINE))
+    parameters = inspect.signature(GRPO).parameters
+    assert len(told) >= 13
+    for name, value in told.items():
+        default = parameters[name].default
+        assert value == str(default) or float(value) == default, name
+    assert "| `clip_range`, `clip_range_high` | 0.2, None |" in page
+    assert (parameters["clip_range"].default, parameters["clip_range_high"].default) == (0.2, None)

@@ -93,7 +93,7 @@ def _training_bandit(task: RetrievalTask, reward: RewardSpec) -> Bandit:
 
 
 def rule_depths(task: RetrievalTask, split: str) -> NDArray[np.int64]:
-    """What the source text's rule says (N,) of each query of a split.
+    """What the rule says (N,) of each query of a split.
 
     This reads the judgments, so it is no router: it tells how good the labels are.
     """

@@ -18,9 +18,8 @@ from maw_gym.routers.depth_router import DepthRouter
 class GRPORouter(DepthRouter):
     """The policy that GRPO trained, as a router.
 
-    In the source text a GRPORouter also holds the frozen reference policy and the environment.
-    These belong to training and live in `agents.grpo.GRPO`; what is left to route with is the
-    policy. Saved and loaded again (`maw_gym.routers.depth_router`) it is a plain `DepthRouter`.
+    The frozen reference policy and the environment belong to the training and live in
+    `agents.grpo.GRPO`; what is left to route with is the policy. Saved and loaded again (`maw_gym.routers.depth_router`) it is a plain `DepthRouter`.
 
     Args:
         model: an algorithm of Stable-Baselines3 whose policy is a GRPOPolicyNetwork.

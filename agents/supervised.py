@@ -2,10 +2,9 @@
 
 Notation: N training queries, B of one batch, D depths, h embedding width, M documents of one step.
 
-Kept of the source text: mean over depth, 8 x 8 pooling, a classifier, labels by rule, cross-entropy
-plus a ranking loss through Gumbel-softmax. Filled in: the labels' scaling to other D, labels by
-oracle as an alternative, what the ranking loss is (InfoNCE of the relevant documents against
-sampled ones), the temperature's schedule.
+A classifier over pooled attention (or any other observation), cross-entropy with labels by rule or
+by oracle, plus a ranking loss through Gumbel-softmax: InfoNCE of the relevant documents against
+sampled ones.
 """
 
 import logging
@@ -120,7 +119,7 @@ def relevant_counts(queries: QuerySet) -> NDArray[np.int64]:
 
 
 def rule_labels(counts: ArrayLike, depths: int) -> NDArray[np.int64]:
-    """Labels (N,) of the source text's rule: the more relevant documents, the broader the depth.
+    """Labels (N,) by rule: the more relevant documents, the broader the depth.
 
     Fewer than 3 relevant documents: depth 5; fewer than 10: 15; else 25, of 32. With other numbers
     of depths these are ``floor(5 D / 32)`` and so on: the same place in the range.

@@ -1,6 +1,6 @@
 """Measure everything that is meant to be fast, each row beside what bounds it, in one process.
 
-Attention: all depths' statistics the seed's way, with the 5D tensor, with depth_statistics, and the
+Attention: all depths' statistics depth by depth, with the 5D tensor, with depth_statistics, and the
 floor (depth projections and torch's attention). Then depth tables, environment steps, training
 steps, and the operators in which a table and the encoder's training spend their time. With --parts
 search also the search of up to a million documents, beside FAISS. A table goes

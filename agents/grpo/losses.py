@@ -89,7 +89,7 @@ def exact_kl(log_probs: th.Tensor, reference_log_probs: th.Tensor) -> th.Tensor:
 def sampled_kl(log_prob: th.Tensor, reference_log_prob: th.Tensor, kind: str) -> th.Tensor:
     """Estimates of KL(pi || p) from one action a ~ pi each (Schulman 2020, joschu.net/blog).
 
-    With r = p(a) / pi(a): k1 = -log r (the seed's; unbiased, may be negative), k2 = (log r)^2 / 2
+    With r = p(a) / pi(a): k1 = -log r (unbiased, may be negative), k2 = (log r)^2 / 2
     (biased, low variance), k3 = r - 1 - log r (unbiased, >= 0; DeepSeekMath's). They are estimates
     of the value. As losses they differ more: the gradient of k1 is zero on average, that of k2 is
     the gradient of KL(pi || p), and that of k3 the gradient of KL(p || pi).

@@ -1,4 +1,4 @@
-"""All depths' statistics four ways: the seed's, the 5D tensor, depth_statistics, and the floor."""
+"""All depths' statistics four ways: depth by depth, the 5D tensor, depth_statistics, and the floor."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from maw_gym.attention.depth_attention import (
 )
 from runners.benchmarks.measuring import Row, interleaved, peak_memory, row
 
-SEED, TENSOR, OURS, FLOOR = "the seed's way", "5D tensor", "depth_statistics", "floor"
+SEED, TENSOR, OURS, FLOOR = "depth by depth", "5D tensor", "depth_statistics", "floor"
 COMPILED = "torch.compile"
 COMPILED_DEPTHS = 4  # depths at once: all of them do not fit at the larger shapes
 DEPTHS = 32

@@ -19,7 +19,8 @@ class GRPORouter(DepthRouter):
     """The policy that GRPO trained, as a router.
 
     The frozen reference policy and the environment belong to the training and live in
-    `agents.grpo.GRPO`; what is left to route with is the policy. Saved and loaded again (`maw_gym.routers.depth_router`) it is a plain `DepthRouter`.
+    `agents.grpo.GRPO`; what is left to route with is the policy. Saved and loaded again
+    (`maw_gym.routers.depth_router`) it is a plain `DepthRouter`.
 
     Args:
         model: an algorithm of Stable-Baselines3 whose policy is a GRPOPolicyNetwork.

@@ -1,4 +1,4 @@
-"""All depths' statistics four ways: depth by depth, the 5D tensor, depth_statistics, and the floor."""
+"""All depths' statistics: depth by depth, by the 5D tensor, by depth_statistics, and the floor."""
 
 import math
 from collections.abc import Callable, Sequence

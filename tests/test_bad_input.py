@@ -163,7 +163,7 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "encoder's seed": ("train_encoder", "--seed -1", "seed must be at least 0, got -1"),
     "encoder's huge seed": ("train_encoder", "--seed 9223372036854775808", r"seed must be below 92233720368547\d+, got 9223372036854775808"),
     "encoder's weight decay": ("train_encoder", "--weight-decay nan", "weight_decay must be a finite number, got nan"),
-    "encoder's embedding": ("train_encoder", "--embedding-learning-rate -1", "embedding_learning_rate must be above 0, got -1"),
+    "encoder's embedding": ("train_encoder", "--text-learning-rate -1", "text_learning_rate must be above 0, got -1"),
     "budget": ("benchmark", "--budget nan", "budget must be a finite number, got nan"),
     "user of a folder": ("train_grpo", "--logdir ~nosuchuser/x", "no home folder is known for '~nosuchuser/x'; give the whole path"),
     "user of a run": ("evaluate", "--run ~nosuchuser/x", "no home folder is known for '~nosuchuser/x'; give the whole path"),

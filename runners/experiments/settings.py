@@ -134,7 +134,7 @@ class RouterSettings(ObservationSettings, TaskSettings):
 class OnlineSettings(RouterSettings):
     """How a learner meets its queries in the environment."""
 
-    timesteps: Count = 400_000
+    timesteps: Count = 100_000
     """environment steps, over all sub-environments together"""
     num_envs: Count = 256
     """sub-environments stepped at once"""

@@ -184,7 +184,7 @@ def test_settings_fill_in_what_is_not_told() -> None:
     whole = CompareSettings()
     assert whole.learner_seeds == (0, 1, 2)
     assert whole.tested_against == "non-maw-trained"
-    assert whole.common("pydocs").timesteps == 400_000
+    assert whole.common("pydocs").timesteps == 100_000
     assert set(METHODS) - set(whole.method_names) == {"non-maw-wide"}  # an hour without a GPU
     assert CompareSettings(methods=("all",)).method_names == tuple(METHODS)
     some = CompareSettings(methods=("grpo", "bm25"), baseline="ppo")

@@ -1,6 +1,7 @@
 """The settings of a comparison, checked before any work starts."""
 
 import os
+from dataclasses import fields
 from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
@@ -110,21 +111,16 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
     def common(self, dataset: str, fold: int = 0, encoder_seed: int = 0) -> OnlineSettings:
         """What the methods' specifications are made of."""
         timesteps = QUICK_TIMESTEPS if self.quick else OnlineSettings.timesteps
-        return OnlineSettings(
-            dataset=dataset,
-            encoder=self.encoder,
-            depths=self.depths,
-            encoder_seed=encoder_seed,
-            observation=self.observation,
-            network=self.network,
-            alignment=self.alignment,
-            reward_weights=self.reward_weights,
-            device=self.device,
-            timesteps=self.timesteps or timesteps,
-            fold=fold,
-            folds=self.fold_count,
-            balance=self.balance,
-        )
+        # Whatever both have, so that a setting added to both cannot be left behind here.
+        names = {one.name for one in fields(OnlineSettings)} & {one.name for one in fields(self)}
+        own = {
+            "dataset": dataset,
+            "encoder_seed": encoder_seed,
+            "timesteps": self.timesteps or timesteps,
+            "fold": fold,
+            "folds": self.fold_count,
+        }
+        return OnlineSettings(**{name: getattr(self, name) for name in names} | own)
 
     @model_validator(mode="after")
     def _fit_the_comparison(self) -> Self:

@@ -185,6 +185,10 @@ def test_settings_fill_in_what_is_not_told() -> None:
     assert whole.learner_seeds == (0, 1, 2)
     assert whole.tested_against == "non-maw-trained"
     assert whole.common("pydocs").timesteps == 100_000
+    told = CompareSettings(text_encoder="minilm", train_text_encoder=True, balance=0.5, folds=3)
+    common = told.common("pydocs", fold=2, encoder_seed=7)
+    assert (common.text_encoder, common.train_text_encoder) == ("minilm", True)
+    assert (common.balance, common.folds, common.fold, common.encoder_seed) == (0.5, 3, 2, 7)
     assert set(METHODS) - set(whole.method_names) == {"non-maw-wide"}  # an hour without a GPU
     assert CompareSettings(methods=("all",)).method_names == tuple(METHODS)
     some = CompareSettings(methods=("grpo", "bm25"), baseline="ppo")

@@ -6,7 +6,7 @@ in the folder of the comparison: `--resume FOLDER` goes on where it was stopped.
 
 import time
 
-from maw_gym.encoders.text import load_text_encoder
+from maw_gym.encoders.text import text_encoders
 from maw_gym.envs.rendering import importing_matplotlib
 from maw_gym.tables.task import load_task, resolve_device
 from runners.experiments.comparison import run_dataset, write_all
@@ -24,7 +24,7 @@ def main(settings: CompareSettings) -> None:
     resolve_device(settings.device)
     fields = [checked_field(dataset, settings.fold_count) for dataset in settings.datasets]
     # What is cheap to open is opened before anything is written.
-    load_text_encoder(settings.text_encoder)
+    text_encoders(settings.text_encoder)
     if settings.encoder != "trained":
         load_task(
             settings.datasets[0],

@@ -6,7 +6,7 @@ Several processes share the work: torchrun --nproc-per-node 4 runners/train_enco
 from maw_gym.corpora import load_collection
 from maw_gym.distributed import is_first, start, stop
 from maw_gym.encoders.encoder_files import save_embedder
-from maw_gym.encoders.text import load_text_encoder
+from maw_gym.encoders.text import text_encoders
 from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.settings import Folds, HomeText, Index, checked, part
@@ -30,8 +30,8 @@ class EncoderRunSettings(FolderSettings, TrainingSettings):
     """cut all queries into so many folds; unless given, 5 where there are no subsets"""
     text_encoder: HomeText = "wordllama"
     """what the encoder stands on: wordllama (static token embeddings), minilm (all-MiniLM-L6-v2),
-    or the folder or hub name of a transformer, over which settings left at their default take the
-    values that suit it"""
+    the folder or hub name of a transformer, or auto (wordllama, or untrained minilm where that is
+    better); over a transformer, settings left at their default take values that suit it"""
     device: str = "auto"
     """auto (the GPU where there is one), cpu, cuda, ..."""
 
@@ -40,7 +40,7 @@ def main(settings: EncoderRunSettings) -> None:
     """Train or read the encoder, judge it on the test split, and leave a run folder."""
     start(settings.device)
     device = resolve_device(settings.device)
-    text = load_text_encoder(settings.text_encoder)
+    texts = text_encoders(settings.text_encoder)
     # Several processes do the same; the first one writes.
     name = f"encoder-{settings.dataset}-seed{settings.seed}"
     folder = open_run(settings, name) if is_first() else None
@@ -49,13 +49,14 @@ def main(settings: EncoderRunSettings) -> None:
         collection = load_collection(settings.dataset, settings.fold, settings.folds)
     with watch.stage("encoder"):
         embedder, provenance = trained_embedder(
-            collection, device, part(TrainingSettings, settings), text
+            collection, device, part(TrainingSettings, settings), texts[0], texts[1:]
         )
     if folder is not None:
         save_embedder(folder / "encoder.safetensors", embedder, {"encoder": provenance})
         write_config(folder, "encoder", settings, collection.provenance, provenance)
     with watch.stage("depth tables"):
-        task = RetrievalTask(collection, embedder, device, provenance, text)
+        pretrained = next((text for text in texts if text.name == embedder.text.name), None)
+        task = RetrievalTask(collection, embedder, device, provenance, pretrained)
         for split in ("train", "test"):
             task.table(split)
     with watch.stage("evaluation on test queries"):

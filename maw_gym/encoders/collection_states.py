@@ -4,19 +4,24 @@ Static token embeddings are looked up anyway, and weights in training change: th
 back as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from maw_gym.corpora import Collection
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import Transformer
-from maw_gym.encoders.text.states import StoredStates
+from maw_gym.encoders.text.states import Ids, StoredStates
 
 
 def with_query_states(embedder: Embedder, collection: Collection) -> Embedder:
     """The same embedder, which keeps the states of all queries of a collection on disk."""
-    queries = [query for split in collection.splits.values() for query in split.texts]
-    return _with_states(embedder, collection, "queries", queries, embedder.query_tokens)
+
+    def ids() -> Ids:
+        return embedder.query_ids(
+            [query for split in collection.splits.values() for query in split.texts]
+        )
+
+    return with_token_states(embedder, collection, "queries", embedder.query_tokens, ids)
 
 
 def with_document_states(embedder: Embedder, collection: Collection) -> Embedder:
@@ -26,21 +31,28 @@ def with_document_states(embedder: Embedder, collection: Collection) -> Embedder
     """
     if isinstance(embedder.text, Transformer) and embedder.text.tuned:
         return embedder
-    documents = collection.doc_texts
-    return _with_states(embedder, collection, "documents", documents, embedder.document_tokens)
+
+    def ids() -> Ids:
+        return embedder.document_ids(collection.doc_texts)
+
+    return with_token_states(embedder, collection, "documents", embedder.document_tokens, ids)
 
 
-def _with_states(
-    embedder: Embedder, collection: Collection, kind: str, texts: Sequence[str], limit: int
+def with_token_states(
+    embedder: Embedder, collection: Collection, kind: str, limit: int, ids: Callable[[], Ids]
 ) -> Embedder:
+    """The same embedder, which keeps the states of some texts of a collection on disk.
+
+    Args:
+        embedder: over any text encoder.
+        collection: has the texts.
+        kind: which of its texts these are.
+        limit: tokens that they are cut at.
+        ids: gives their token ids; called only where the states are not on disk.
+    """
     text = embedder.text
     if not isinstance(text, Transformer) or text.trained:
         return embedder
-    states = StoredStates(
-        text,
-        {"texts": kind, "tokens": limit, "collection": collection.provenance["content"]},
-        lambda: [text.cut(ids, limit) for ids in text.tokenize(texts)],
-        embedder.device,
-        f"hidden states of {kind}",
-    )
+    about = {"texts": kind, "tokens": limit, "collection": collection.provenance["content"]}
+    states = StoredStates(text, about, ids, embedder.device, f"hidden states of {kind}")
     return replace(embedder, text=text.knowing(*text.states, states))

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from maw_gym.encoders.collection_states import with_query_states
 from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, untrained_embedder
-from maw_gym.encoders.text import TextEncoder, WordLlama, load_text_encoder
+from maw_gym.encoders.text import TextEncoder, WordLlama, text_encoders
+from maw_gym.encoders.text.loading import AUTO
 from maw_gym.errors import InputError
 from maw_gym.files.cache import cache_home, content_key, expanded, kept_or_built
 from maw_gym.retrieval.candidates import candidate_documents, with_relevant
@@ -271,6 +272,8 @@ def load_task(
             included; None are the defaults.
         text_encoder: what the encoder stands on, see
             `maw_gym.encoders.text.loading.load_text_encoder`; the file of an encoder has its own.
+            With "auto" the untrained encoder over MiniLM, where it is installed, is a candidate for
+            the "trained" one.
 
     Raises:
         InputError: a setting that does not exist.
@@ -294,9 +297,13 @@ def load_task(
             raise InputError(
                 f"encoder {encoder!r} has a text encoder of its own; leave out {text_encoder!r}"
             )
+    if text_encoder == AUTO and encoder != "trained":
+        raise InputError(
+            f"text encoder 'auto' is chosen for a trained encoder, not for {encoder!r}; name one"
+        )
     # A model that is not there is refused before anything is read.
-    text = load_text_encoder(text_encoder)
-    return _task(dataset, encoder, version, where, fold, folds, training, text_encoder, text.name)
+    names = tuple(text.name for text in text_encoders(text_encoder))
+    return _task(dataset, encoder, version, where, fold, folds, training, text_encoder, names)
 
 
 # Apart from `load_task`, so that arguments by position, by name and by default are the same key.
@@ -310,13 +317,13 @@ def _task(
     folds: int | None,
     training: "TrainingSettings | None",
     text_encoder: str,
-    text_name: str,
+    text_names: tuple[str, ...],
 ) -> RetrievalTask:
-    del version, text_name  # tell one file of that name from the next
+    del version, text_names  # tell one file of that name from the next
     collection = load_collection(dataset, fold, folds)
-    text = load_text_encoder(text_encoder)
-    embedder, provenance = _embedder(collection, encoder, device, training, text)
-    pretrained = text if encoder in NAMED else None
+    texts = text_encoders(text_encoder)
+    embedder, provenance = _embedder(collection, encoder, device, training, texts)
+    pretrained = next((text for text in texts if text.name == embedder.text.name), None)
     return RetrievalTask(collection, embedder, device, provenance, pretrained)
 
 
@@ -325,14 +332,14 @@ def _embedder(
     encoder: str,
     device: torch.device,
     training: "TrainingSettings | None",
-    text: TextEncoder,
+    texts: Sequence[TextEncoder],
 ) -> tuple[Embedder, dict[str, Any]]:
     if encoder == "untrained":
-        return untrained_embedder(collection.doc_texts, None, text), {"chosen": "untrained"}
+        return untrained_embedder(collection.doc_texts, None, texts[0]), {"chosen": "untrained"}
     if encoder == "trained":
         # Imported late: an environment with an untrained encoder needs no training code.
         from maw_gym.encoders.training.selection import trained_embedder
 
-        return trained_embedder(collection, device, training, text)
+        return trained_embedder(collection, device, training, texts[0], texts[1:])
     embedder, provenance = load_embedder(expanded(encoder))
     return embedder, {"chosen": encoder, "training": provenance}

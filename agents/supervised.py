@@ -57,7 +57,8 @@ class SupervisedSettings(FitSettings):
         Jang et al. 2017 (arXiv:1611.01144) anneal exponentially, down to 0.5: low temperatures
         have gradients near those of the choice made, and a large variance.
         """
-        return self.temperature_start * (self.temperature_end / self.temperature_start) ** progress
+        ratio = self.temperature_end / self.temperature_start
+        return self.temperature_start * math.pow(ratio, progress)
 
 
 class SupervisedClassificationRouter(nn.Module):

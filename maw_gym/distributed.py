@@ -6,7 +6,7 @@ processes must do together says so: whoever leaves it out makes the others wait.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -145,7 +145,8 @@ def gathered(rows: Tensor, count: int) -> Tensor:
     # Shares differ by one row, and what is exchanged must have one shape.
     sizes = [count * (at + 1) // processes() - count * at // processes() for at in _numbers()]
     padding = rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])
-    parts = _Gathered.apply(torch.cat([rows, padding])).chunk(processes())
+    gather: Callable[[Tensor], Tensor] = _Gathered.apply
+    parts = gather(torch.cat([rows, padding])).chunk(processes())
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 

@@ -5,6 +5,7 @@ which leaves half of an AMD processor's vector unit idle; oneDNN, which the whee
 writes its kernels for the processor at hand.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,11 +27,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     if not (large and plain and torch.backends.mkldnn.is_available()):
         return functional.linear(x, weight)
     rows = x.reshape(-1, x.shape[-1])
+    multiply: Callable[[Tensor, Tensor], Tensor] = _product
     if torch.is_grad_enabled() and any(one.requires_grad for one in matrices):
-        product = _Linear.apply(rows, weight)
-    else:
-        product = _product(rows, weight)
-    return product.view(*x.shape[:-1], len(weight))
+        multiply = _Linear.apply
+    return multiply(rows, weight).view(*x.shape[:-1], len(weight))
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -136,8 +136,8 @@ def interval(values: Sequence[float]) -> float:
     """Half the width of Student's 95% interval of the mean; 0 of equal values or a single one."""
     if len(values) < 2:
         return 0.0
-    deviation = float(np.std(values, ddof=1))
-    return float(stats.t.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5
+    error = stats.sem(values)
+    return float(stats.t.ppf(0.975, len(values) - 1) * error)
 
 
 Curves = dict[str, dict[str, list[list[tuple[int, float]]]]]  # by problem, then by learner

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
@@ -28,7 +29,7 @@ class Standardised(BaseFeaturesExtractor):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         features_dim: int,
         mean: Sequence[float] | None,
         scale: Sequence[float] | None,
@@ -59,7 +60,7 @@ class StateEncoder(Standardised):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         widths: tuple[int, ...] = (512, 256, 128),
         activation_fn: type[nn.Module] = nn.ReLU,
         mean: Sequence[float] | None = None,
@@ -72,7 +73,8 @@ class StateEncoder(Standardised):
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """(B, *observation) float -> (B, widths[-1])."""
-        return self.layers(self.standardised(observations))
+        features: th.Tensor = self.layers(self.standardised(observations))
+        return features
 
 
 class SharedEncoder(Standardised):
@@ -100,7 +102,7 @@ class SharedEncoder(Standardised):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         actions: int,
         widths: tuple[int, ...] = (32, 32),
         activation_fn: type[nn.Module] = nn.ReLU,
@@ -123,7 +125,8 @@ class SharedEncoder(Standardised):
         # (B, F D) -> (B, D, F)
         own = self.standardised(observations).unflatten(1, (-1, self.actions)).transpose(1, 2)
         others = own - own.mean(1, keepdim=True), own - own.amax(1, keepdim=True)
-        return self.layers(th.cat((own, *others), -1))
+        features: th.Tensor = self.layers(th.cat((own, *others), -1))
+        return features
 
 
 def _numbers(values: Sequence[float] | None, default: float, size: int, name: str) -> th.Tensor:

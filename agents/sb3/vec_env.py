@@ -92,7 +92,8 @@ class SB3VecEnv(VecEnv):
         self.reset_infos = _rows(infos, self.num_envs)
         self._reset_seeds()
         self._reset_options()
-        return _copied(observations)
+        copied: VecEnvObs = _copied(observations)
+        return copied
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Remember the actions (num_envs, *action) for step_wait."""

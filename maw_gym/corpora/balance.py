@@ -38,4 +38,4 @@ def balanced_shares(groups: Sequence[str], balance: float) -> NDArray[np.float64
     """
     sizes = Counter(groups)
     weights = np.array([sizes[group] ** (check_balance(balance) - 1) for group in groups])
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum(), np.float64)

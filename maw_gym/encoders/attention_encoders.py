@@ -108,7 +108,7 @@ class NonMAWEncoder(nn.Module):
 
     def _contextual(self, hidden: Tensor, mask: Tensor, heads: Tensor) -> Tensor:
         """The states (B, S, h) plus what the heads (B, H, S, e) add, nothing without tokens."""
-        added = self.out_proj(merge_heads(heads))
+        added: Tensor = self.out_proj(merge_heads(heads))
         return hidden + added * mask.any(-1)[:, None, None]
 
     def _heads_output(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:

@@ -162,12 +162,12 @@ class Bandit:
     @cached_property
     def oracle(self) -> NDArray[np.int64]:
         """Each query's best depth (N,), of equal ones the smallest: it reads the answers."""
-        return self.rewards.argmax(axis=1).astype(np.int64)
+        return np.asarray(self.rewards.argmax(axis=1), np.int64)
 
     @cached_property
     def random(self) -> NDArray[np.float64]:
         """Expected reward (N,) of a depth drawn uniformly."""
-        return self.rewards.astype(np.float64).mean(axis=1)
+        return np.asarray(self.rewards.astype(np.float64).mean(axis=1))
 
     def best_fixed(self) -> int:
         """The depth of largest mean reward, of equal ones the smallest.

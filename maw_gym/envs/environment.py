@@ -261,7 +261,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         return attention_frame(scene)
 
     def _observed(self, query: int) -> NDArray[np.float32]:
-        return self.bandit.observations[query].copy()
+        return np.array(self.bandit.observations[query])
 
     def _scene(self, query: int, depth: int | None) -> Scene:
         query_id = self.bandit.query_ids[query]

@@ -130,7 +130,7 @@ def _unmarked(token: str) -> str:
 
 def mean_over_heads(weights: NDArray[np.floating]) -> NDArray[np.float64]:
     """Attention (n, n) of attention (H, n, n)."""
-    return np.asarray(weights, dtype=np.float64).mean(axis=0)
+    return np.asarray(np.asarray(weights, np.float64).mean(axis=0))
 
 
 def _shaded(matrix: NDArray[np.float64]) -> list[str]:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final, Self
 
 import numpy as np
@@ -202,7 +201,7 @@ def _words(texts: Sequence[str]) -> list[list[str]]:
     return words
 
 
-def _bm25s() -> ModuleType:
+def _bm25s() -> Any:
     """Imported on first use: `import maw_gym` should not wait for it."""
     import bm25s
 

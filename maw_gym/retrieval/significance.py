@@ -67,9 +67,9 @@ def bootstrap_interval(
     def means(*drawn: NDArray[np.int64], axis: int) -> Floats:
         """Means (draws,) over drawn queries (draws, N), after drawn seeds (draws, S) if several."""
         if seeds == 1:
-            return numbers[0][drawn[0]].mean(axis)
+            return np.asarray(numbers[0][drawn[0]].mean(axis))
         weights = (drawn[0][..., None] == np.arange(seeds)).mean(-2)  # (draws, S)
-        return np.take_along_axis(weights @ numbers, drawn[1], axis).mean(axis)
+        return np.asarray(np.take_along_axis(weights @ numbers, drawn[1], axis).mean(axis))
 
     parts = [np.arange(size) for size in (seeds, queries) if size > 1]
     found = stats.bootstrap(
@@ -248,7 +248,7 @@ def wins_ties_losses(differences: ArrayLike, *, tolerance: float = 1e-9) -> Coun
 
 def _distance(values: Floats, axis: int) -> Floats:
     """Distance of the sums from 0; equal ones may differ in the last digits by their order."""
-    return np.abs(values.sum(axis)).round(12)
+    return np.asarray(np.abs(values.sum(axis)).round(12))
 
 
 def _batch(width: int) -> int:

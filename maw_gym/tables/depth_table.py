@@ -61,7 +61,7 @@ class DepthTable:
     @property
     def num_depths(self) -> int:
         """D."""
-        return self.entropy.shape[1]
+        return int(self.entropy.shape[1])
 
     def alignment(self, kind: str) -> Floats:
         """Relevance alignment (N, D) in [0, 1] of the kind ``"ndcg"`` or ``"listwise"``.
@@ -85,7 +85,8 @@ class DepthTable:
             return np.concatenate([self.entropy, self.focus], axis=1)
         if name == "clusters" and self.clusters.shape[1] == 0:
             raise InputError(NO_CENTROIDS)
-        return getattr(self, name)
+        block: Floats = getattr(self, name)
+        return block
 
     def is_per_depth(self, name: str) -> bool:
         """Whether a block has numbers of every depth, D of one kind after the other.
@@ -100,7 +101,7 @@ class DepthTable:
         """How many numbers of the blocks belong to each depth; 0 where some belong to none."""
         if not all(map(self.is_per_depth, blocks)):
             return 0
-        return sum(self.block(name).shape[1] for name in blocks) // self.num_depths
+        return sum(int(self.block(name).shape[1]) for name in blocks) // self.num_depths
 
     def observation(self, blocks: Sequence[str]) -> Floats:
         """Observations (N, O): the blocks side by side, in the order given, C-contiguous."""

@@ -128,7 +128,7 @@ def attention_entropy(weights: ArrayLike) -> NDArray[np.float64]:
     if tokens <= 1:
         return np.zeros(attention.shape[:-3])
     rows = entr(attention).sum(axis=-1) / math.log(tokens)
-    return np.clip(rows.mean(axis=(-2, -1)), 0, 1)
+    return np.asarray(np.clip(rows.mean(axis=(-2, -1)), 0, 1))
 
 
 def attention_focus(weights: ArrayLike) -> NDArray[np.float64]:
@@ -149,7 +149,7 @@ def attention_focus(weights: ArrayLike) -> NDArray[np.float64]:
     attention = _square(weights)
     if attention.shape[-1] == 0:
         return np.zeros(attention.shape[:-3])
-    return np.clip(attention.max(axis=-1).mean(axis=(-2, -1)), 0, 1)
+    return np.asarray(np.clip(attention.max(axis=-1).mean(axis=(-2, -1)), 0, 1))
 
 
 def _square(weights: ArrayLike) -> NDArray[np.float64]:

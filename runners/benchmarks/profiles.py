@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from maw_gym.corpora import Collection
@@ -86,8 +85,8 @@ def _operators(case: str, function: Callable[[], object], device: torch.device) 
     ):
         function()
         synchronize(device)
-    wanted = DeviceType.CUDA if cuda else DeviceType.CPU
-    events: list[Any] = [one for one in profile.key_averages() if one.device_type == wanted]
+    wanted = "CUDA" if cuda else "CPU"
+    events: list[Any] = [one for one in profile.key_averages() if one.device_type.name == wanted]
     times = {
         one.key: (one.self_device_time_total if cuda else one.self_cpu_time_total) / 1e6
         for one in events

@@ -119,7 +119,7 @@ def _curve(axes: Axes, one: Results) -> None:
 
 def _at(grid: Floats, history: list[tuple[int, float]]) -> Floats:
     seen, rewards = np.array(history, np.float64).T
-    return np.interp(grid, seen, rewards)
+    return np.asarray(np.interp(grid, seen, rewards))
 
 
 def _break(top: Axes, bottom: Axes, level: float) -> None:

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -14,7 +14,10 @@ from maw_gym.errors import InputError
 from maw_gym.files.cache import expanded
 from maw_gym.settings import one_line
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 CONFIG: Final = "config.json"
 LARGEST: Final = 2_000_000  # bytes of a config.json; written ones have some 10,000
@@ -34,7 +37,7 @@ def settings_of(kind: type[Settings], given: dict[str, Any]) -> Settings:
     """
     if given.get("resume") is None:
         return kind(**given)
-    own: Any = run_settings(kind, expanded(given["resume"]))
+    own = run_settings(kind, expanded(given["resume"]))
     for name in given.keys() - {"resume"}:
         mine, other = getattr(own, name), getattr(replace(own, **{name: given[name]}), name)
         if mine != other:
@@ -62,14 +65,14 @@ def run_settings(kind: type[Settings], run: Path) -> Settings:
     given = config.get("settings")
     if not isinstance(given, dict):
         raise InputError(f"{run / CONFIG} has no settings; give the folder of another run")
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    known = {field.name for field in fields(kind)}
     for name in sorted(set(given) ^ known):
         raise InputError(
             f"run {str(run)!r} was made by {config.get('learner')!r} of another runner or version:"
             f" setting {name!r} is {'missing' if name in known else 'unknown'}"
         )
     try:
-        settings: Any = TypeAdapter(kind).validate_json(json.dumps(given), strict=True)
+        settings = TypeAdapter(kind).validate_json(json.dumps(given), strict=True)
     except ValidationError as error:
         raise InputError(f"{run / CONFIG}: impossible settings ({one_line(error)})") from None
     folder = run.absolute()

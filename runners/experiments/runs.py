@@ -13,17 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from agents.sb3.stopping import STOP, Stopped
 from maw_gym.errors import InputError, printable
 from maw_gym.files.cache import sweep, written_whole
 from runners.experiments.command_line import given_flags
-from runners.experiments.resuming import CONFIG, check_provenance, settings_of
+from runners.experiments.resuming import CONFIG, Settings, check_provenance, settings_of
 from runners.experiments.settings import FolderSettings
 from runners.experiments.streams import lasting_streams
-
-Settings = TypeVar("Settings")
 
 PACKAGES: Final = ("maw_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "ir_datasets")
 

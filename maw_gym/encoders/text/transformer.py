@@ -101,6 +101,7 @@ class Transformer:
         given = ids.masked_fill(~attended, self.pad)
         training = self.trained and torch.is_grad_enabled()
         self.model.to(ids.device)
+        states: Tensor
         with torch.autocast("cuda", torch.bfloat16, enabled=training and ids.is_cuda):
             if training and self.recompute:
                 states = checkpoint(self._run, given, attended, use_reentrant=False)

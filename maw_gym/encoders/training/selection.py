@@ -152,14 +152,12 @@ def _scores(
     """NDCG@10 of each judging query through the standard attention of each candidate."""
     learned_from = any(collection in sources for sources in candidates.values())
     queries = judges(collection, learned_from)
-    embedders = {name: lambda make=make: make(0).to(device) for name, make in untrained.items()}
-    embedders |= {
-        name: lambda sources=sources: trained_attention(sources, device, settings, text=text)[0]
-        for name, sources in candidates.items()
-    }
     scores = {}
-    for name, make in embedders.items():
-        embedder = make()
+    for name in [*untrained, *candidates]:
+        if name in untrained:
+            embedder = untrained[name](0).to(device)
+        else:
+            embedder, _ = trained_attention(candidates[name], device, settings, text=text)
         own = settings.suited(embedder.text, device)
         if not settings.train_text_encoder:  # else nothing is trained on the states of documents
             embedder = with_states(embedder, [collection], own)

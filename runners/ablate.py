@@ -7,7 +7,7 @@ stopped.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -57,6 +57,16 @@ def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
 @checked
 class AblateSettings(RunSettings, DataSettings):
     """Where GRPO's settings are tried out."""
+
+    main_flags: ClassVar = (
+        "dataset",
+        "text_encoder",
+        "timesteps",
+        "seeds",
+        "device",
+        "run_name",
+        "resume",
+    )
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_different)] = (0, 1, 2)
     """of the learner"""

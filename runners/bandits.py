@@ -7,7 +7,7 @@ pip install "maw_gym[benchmark]".
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -71,6 +71,7 @@ LEARNERS: Final = {
 class BanditSettings(FolderSettings):
     """What is compared."""
 
+    main_flags: ClassVar = ("problems", "timesteps", "group_size", "seeds", "run_name")
     problems: tuple[str, ...] = PROBLEMS
     """of digits, breast cancer, wine, one-hot, linear, dense"""
     timesteps: Count = 20_000

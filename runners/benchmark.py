@@ -9,7 +9,7 @@ to stdout and, with --out, all numbers to a JSON file.
 
 import platform
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -50,6 +50,16 @@ RAGGED_QUERIES = 64
 @checked
 class BenchmarkSettings:
     """What is measured, and how often."""
+
+    main_flags: ClassVar = (
+        "parts",
+        "dataset",
+        "rounds",
+        "budget",
+        "device",
+        "out",
+        "quick",
+    )
 
     parts: tuple[Part, ...] = PARTS
     """which of them; search indexes a million documents and is compared with FAISS"""

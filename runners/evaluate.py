@@ -1,16 +1,17 @@
 """Score a trained run on another collection: its encoder and its router, as they are.
 
-`python runners/evaluate.py --run runs/NAME --dataset beir/scifact --split test`
+`maw-gym evaluate runs/NAME --dataset beir/scifact --split test`
 """
 
 import json
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from maw_gym.errors import InputError, printable
 from maw_gym.routers.routed_encoder import ENCODER_FILE, RoutedEncoder
 from maw_gym.settings import Folds, HomePath, HomeText, Index, Seed, checked, one_line
+from runners.experiments.command_line import Flag
 from runners.experiments.report import MEASURES, metrics, ordered, row_of, rows_of
 from runners.experiments.resuming import CONFIG, read_config
 from runners.experiments.routed import by_router
@@ -24,7 +25,8 @@ from runners.experiments.tasks import task_of
 class EvaluateSettings:
     """Which run meets which collection."""
 
-    run: HomePath
+    main_flags: ClassVar = ("dataset", "split", "device", "out")
+    run: Annotated[HomePath, Flag(positional=True)]
     """folder of a training run, with encoder.safetensors and router.safetensors"""
     dataset: HomeText | None = None
     """an ir_datasets id or a folder in BEIR's layout; the run's own unless given"""
@@ -38,7 +40,7 @@ class EvaluateSettings:
     """of the random depths in the table"""
     device: str = "auto"
     """auto (the GPU where there is one), cpu, cuda, ..."""
-    output: HomePath | None = None
+    out: Annotated[HomePath | None, Flag(old=("output",))] = None
     """JSON file for the numbers, like metrics.json; none unless given"""
 
 
@@ -65,7 +67,7 @@ def learner_and_reward(settings: EvaluateSettings) -> tuple[str, RewardSettings]
 
 def main(settings: EvaluateSettings) -> None:
     """Print the table of a training run for another collection."""
-    output = settings.output and writable_output(settings.output)
+    out = settings.out and writable_output(settings.out)
     learner, reward = learner_and_reward(settings)
     routed = RoutedEncoder.from_run(settings.run, settings.device)
     dataset = settings.dataset or routed.dataset
@@ -95,9 +97,9 @@ def main(settings: EvaluateSettings) -> None:
         f"\n{len(task.table(split))} {split} queries of {printable(dataset)}; encoder and router of"
         f" {settings.run}, trained on {printable(str(routed.dataset))}"
     )
-    if output is not None:
+    if out is not None:
         content = metrics(spec, rows, result, watch, split)
-        write_json(output, {"run": str(settings.run), **content})
+        write_json(out, {"run": str(settings.run), **content})
 
 
 if __name__ == "__main__":

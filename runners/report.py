@@ -1,9 +1,12 @@
 """Write a run's report.html anew: its table, its curves, and its depths query by query.
 
-`python runners/report.py --run runs/NAME`
+`maw-gym report runs/NAME`
 """
 
+from typing import Annotated, ClassVar
+
 from maw_gym.settings import Count, HomePath, checked
+from runners.experiments.command_line import Flag
 from runners.experiments.runs import run_main
 from runners.report_page import write_report_page
 from runners.report_page.payload import QUERIES
@@ -13,7 +16,9 @@ from runners.report_page.payload import QUERIES
 class ReportSettings:
     """Of which run."""
 
-    run: HomePath
+    main_flags: ClassVar = ("queries",)
+
+    run: Annotated[HomePath, Flag(positional=True)]
     """folder of a finished run"""
     queries: Count = QUERIES
     """test queries that can be looked at one by one, at most"""

@@ -3,6 +3,8 @@
 Several processes share the work: torchrun --nproc-per-node 4 runners/train_encoder.py ...
 """
 
+from typing import ClassVar
+
 from maw_gym.corpora import load_collection
 from maw_gym.distributed import is_first, start, stop
 from maw_gym.encoders.encoder_files import save_embedder
@@ -21,6 +23,17 @@ from runners.experiments.tables import run_table
 @checked
 class EncoderRunSettings(FolderSettings, TrainingSettings):
     """Which collection, where, and how to train; equal settings are trained once and cached."""
+
+    main_flags: ClassVar = (
+        "dataset",
+        "text_encoder",
+        "train_text_encoder",
+        "depths",
+        "epochs",
+        "seed",
+        "device",
+        "run_name",
+    )
 
     dataset: HomeText = "pydocs"
     """an ir_datasets id (pydocs, beir/scifact, cranfield, ...) or a folder in BEIR's layout"""

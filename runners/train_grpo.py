@@ -1,5 +1,7 @@
 """Train a GRPO router: which of the encoder's depths should each query take?"""
 
+from typing import ClassVar
+
 from maw_gym.settings import checked, part
 from runners.experiments.online import train_grpo
 from runners.experiments.runs import run_main
@@ -10,6 +12,17 @@ from runners.experiments.training import train_run
 @checked
 class GRPORunSettings(OnlineRunSettings, GRPOSpec):
     """Settings of a GRPO run."""
+
+    main_flags: ClassVar = (
+        "dataset",
+        "text_encoder",
+        "observation",
+        "timesteps",
+        "seed",
+        "device",
+        "run_name",
+        "resume",
+    )
 
 
 def main(settings: GRPORunSettings) -> None:

@@ -1,5 +1,7 @@
 """Train a supervised router: labels by a rule or by the oracle, no exploration."""
 
+from typing import ClassVar
+
 from maw_gym.settings import checked, part
 from runners.experiments.offline import train_classifier
 from runners.experiments.runs import run_main
@@ -10,6 +12,17 @@ from runners.experiments.training import train_run
 @checked
 class SupervisedRunSettings(RunSettings, SupervisedSpec):
     """Settings of a supervised run; see `agents.supervised`."""
+
+    main_flags: ClassVar = (
+        "dataset",
+        "text_encoder",
+        "observation",
+        "labels",
+        "seed",
+        "device",
+        "run_name",
+        "resume",
+    )
 
 
 def main(settings: SupervisedRunSettings) -> None:

@@ -79,7 +79,7 @@ def write_hostile_run(folder: Path) -> Path:
         torch.zeros(width),
         torch.ones(width),
         ("profile",),
-        {},
+        {"encoder": embedder.fingerprint()},
     )
     save_router(folder / "router.safetensors", router)
     settings = {"dataset": str(dataset), "fold": 0, "device": "cpu", "alignment": "ndcg"}

@@ -167,8 +167,8 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "budget": ("benchmark", "--budget nan", "budget must be a finite number, got nan"),
     "user of a folder": ("train_grpo", "--logdir ~nosuchuser/x", "no home folder is known for '~nosuchuser/x'; give the whole path"),
     "user of a run": ("evaluate", "--run ~nosuchuser/x", "no home folder is known for '~nosuchuser/x'; give the whole path"),
-    "numbers into a folder": ("evaluate", lambda at: ["--run", at.tmp, "--output", at.tmp], "'.*' is no ordinary file; give another for the numbers"),
-    "no run": ("evaluate", "", "the following arguments are required: --run; --help shows all flags"),
+    "numbers into a folder": ("evaluate", lambda at: ["--run", at.tmp, "--out", at.tmp], "'.*' is no ordinary file; give another for the numbers"),
+    "no run": ("evaluate", "", "the following arguments are required: RUN; --help-all shows all flags"),
     "batch of one": ("train_ppo", "--batch-size 1", "batch_size must be at least 2, got 1"),
     "batches": ("train_ppo", lambda at: [*SMALL(at), "--batch-size", 100], r"batch_size 100 does not divide the 128 samples of a rollout \(n_steps \* num_envs\)"),
     "PPO's clip_range": ("train_ppo", "--clip-range 0", "clip_range must be above 0, got 0"),
@@ -182,7 +182,7 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "methods": ("compare", "--methods grop", "unknown method 'grop'.*grpo.*"),
     "seeds twice": ("compare", "--seeds 1 1", "seeds must differ, got 1 1"),
     "baseline": ("compare", "--baseline oracle-ndcg", "the baseline cannot be 'oracle-ndcg', which reads the answers"),
-    "comparison of nothing": ("compare", "--datasets nope", "unknown dataset 'nope': .*"),
+    "comparison of nothing": ("compare", "--dataset nope", "unknown dataset 'nope': .*"),
     "comparison's place": ("compare", lambda at: ["--resume", at.tmp / "nowhere"], "no run with a config.json in '.*nowhere'; .*"),
     "no number": ("train_grpo", "--timesteps many", "timesteps must be a valid integer, got 'many'"),
     "resume otherwise": ("train_grpo", lambda at: ["--resume", grpo_run(at), "--learning-rate", 0.5], "--learning-rate 0.5 conflicts with the run's own 0.001; leave the flag out, or start another run"),
@@ -231,11 +231,11 @@ def test_runners(
     [
         (
             ["--device"],
-            "error: argument --device: expected one argument; --help shows all flags",
+            "error: argument --device: expected one argument; --help-all shows all flags",
         ),
         (
             ["--colour", "red"],
-            "error: unrecognized arguments: --colour red; --help shows all flags",
+            "error: unrecognized arguments: --colour red; --help-all shows all flags",
         ),
     ],
 )

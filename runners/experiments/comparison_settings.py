@@ -2,12 +2,13 @@
 
 import os
 from dataclasses import fields
-from typing import Annotated, Final, Self
+from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
 
 from maw_gym.errors import InputError
 from maw_gym.settings import Count, Folds, HomeText, Seed, checked
+from runners.experiments.command_line import Flag
 from runners.experiments.methods import METHODS, check_methods
 from runners.experiments.settings import (
     EncoderChoice,
@@ -49,7 +50,20 @@ VERDICT: Final = (
 class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderChoice):
     """Which methods meet on which datasets; None is filled in as documented."""
 
-    datasets: Annotated[tuple[HomeText, ...], Field(min_length=1)] = ("pydocs",)
+    main_flags: ClassVar = (
+        "datasets",
+        "methods",
+        "seeds",
+        "text_encoder",
+        "verdict",
+        "quick",
+        "device",
+        "resume",
+    )
+
+    datasets: Annotated[
+        tuple[HomeText, ...], Field(min_length=1), Flag("dataset", old=("datasets",))
+    ] = ("pydocs",)
     """ir_datasets ids (pydocs, beir/scifact, cranfield, ...) or folders in BEIR's layout"""
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """names of methods, or all; all but non-maw-wide, which wants a GPU, unless given (--quick:

@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from maw_gym.errors import InputError
 from maw_gym.files.cache import expanded
 from maw_gym.settings import one_line
+from runners.experiments.command_line import word_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -42,7 +43,7 @@ def settings_of(kind: type[Settings], given: dict[str, Any]) -> Settings:
         mine, other = getattr(own, name), getattr(replace(own, **{name: given[name]}), name)
         if mine != other:
             raise InputError(
-                f"--{name.replace('_', '-')} {other} conflicts with the run's own {mine}; leave the"
+                f"{word_of(kind, name)} {other} conflicts with the run's own {mine}; leave the"
                 " flag out, or start another run"
             )
     return own

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +29,12 @@ PACKAGES: Final = ("maw_gym", "gymnasium", "stable_baselines3", "torch", "numpy"
 _claimed: list[Path] = []
 
 
-def run_main(settings: type[Settings], main: Callable[[Settings], None]) -> None:
+def run_main(
+    settings: type[Settings],
+    main: Callable[[Settings], None],
+    arguments: Sequence[str] | None = None,
+    program: str | None = None,
+) -> None:
     """Read the command line and run `main`; whatever ends it early is one line on stderr.
 
     Exit status 2 is a user's mistake, 1 numbers that are no longer finite, 130 and 143 are SIGINT
@@ -38,16 +43,24 @@ def run_main(settings: type[Settings], main: Callable[[Settings], None]) -> None
     Args:
         settings: a dataclass, see `runners.experiments.command_line`.
         main: the runner.
+        arguments: see `given_flags`.
+        program: see there.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with lasting_streams():
-        _run(settings, main)
+        _run(settings, main, arguments, program)
 
 
-def _run(settings: type[Settings], main: Callable[[Settings], None]) -> None:
+def _run(
+    settings: type[Settings],
+    main: Callable[[Settings], None],
+    arguments: Sequence[str] | None,
+    program: str | None,
+) -> None:
     try:
         with STOP.installed():
-            given = given_flags(settings, sys.modules[main.__module__].__doc__)
+            about = sys.modules[main.__module__].__doc__
+            given = given_flags(settings, about, arguments, program)
             main(settings_of(settings, given))
     except InputError as mistake:
         _quit(str(mistake), 2)

@@ -1,8 +1,12 @@
-"""The task that settings name."""
+"""The task that settings name, and the collection of a run."""
 
-from maw_gym.corpora import load_collection
+from collections.abc import Mapping
+from pathlib import Path
+
+from maw_gym.corpora import Collection, load_collection
 from maw_gym.errors import InputError
 from maw_gym.tables.task import RetrievalTask, load_task
+from runners.experiments.resuming import CONFIG, read_config
 from runners.experiments.settings import DataSettings
 
 
@@ -29,3 +33,21 @@ def task_of(settings: DataSettings) -> RetrievalTask:
         settings.encoder_training,
         settings.text_encoder,
     )
+
+
+def collection_of_run(run: Path, dataset: str | None = None) -> Collection:
+    """The collection of a run, divided as the run had it; or another one.
+
+    Args:
+        run: folder of the run.
+        dataset: the other one, see `load_collection`.
+
+    Raises:
+        InputError: the run does not name its dataset, or it is not here any more.
+    """
+    if dataset is not None:
+        return load_collection(dataset)
+    settings = read_config(run).get("settings")
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("dataset"), str):
+        raise InputError(f"{run / CONFIG} does not name a dataset; give the folder of another run")
+    return load_collection(settings["dataset"], settings.get("fold", 0), settings.get("folds"))

@@ -7,7 +7,6 @@ from typing import Any, Final
 import numpy as np
 from pydantic_core import from_json
 
-from maw_gym.corpora import load_collection
 from maw_gym.encoders.encoder_files import load_embedder
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
@@ -15,6 +14,7 @@ from maw_gym.routers.depth_router import load_router
 from maw_gym.tables.rewards import TERMS, RewardSpec
 from maw_gym.tables.task import RetrievalTask, resolve_device
 from runners.experiments.resuming import CONFIG, read_config
+from runners.experiments.tasks import collection_of_run
 from runners.report_page.curves import read_curves
 from runners.report_page.sample import Sample, rounded
 
@@ -41,12 +41,12 @@ def run_payload(
     if not isinstance(settings, Mapping):
         raise InputError(f"{folder / CONFIG} has no settings; give the folder of a run")
     router = load_router(folder / "router.safetensors")
-    if task is None:
-        task = _task(folder, settings)
     reward = RewardSpec(
         settings.get("reward_weights", RewardSpec.weights),
         settings.get("alignment", RewardSpec.alignment),
     )
+    if task is None:
+        task = _task(folder, settings)
     test, train = (Bandit(task.table(split), reward=reward) for split in ("test", "train"))
     router.to(task.device)
     chosen = router.predict(test.table.observation(router.observation))[0]
@@ -90,7 +90,7 @@ def _metrics(folder: Path) -> dict[str, Any]:
 
 
 def _task(folder: Path, settings: Mapping[str, Any]) -> RetrievalTask:
-    collection = load_collection(settings.get("dataset", "pydocs"), settings.get("fold", 0))
+    collection = collection_of_run(folder)
     device = resolve_device(str(settings.get("device", "auto")))
     embedder, provenance = load_embedder(folder / "encoder.safetensors")
     return RetrievalTask(collection, embedder, device, provenance)

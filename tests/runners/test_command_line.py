@@ -1,12 +1,13 @@
 """Settings as a command line."""
 
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import pytest
 
 from maw_gym.errors import InputError
 from maw_gym.settings import Count, HomePath, checked
-from runners.experiments.command_line import given_flags
+from runners.experiments.command_line import Flag, command_of, given_flags
 from runners.train_grpo import GRPORunSettings
 
 
@@ -40,10 +41,13 @@ def test_only_what_was_given_is_said() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ([], "the following arguments are required: --dish; --help shows all flags"),
-        (["--dish"], "argument --dish: expected one argument; --help shows all flags"),
-        (["--dish", "a", "--sizes", "1"], "argument --sizes: expected 2 arguments; --help shows"),
-        (["--dish", "a", "--egg", "1"], "unrecognized arguments: --egg 1; --help shows all flags"),
+        ([], "the following arguments are required: --dish; --help-all shows all flags"),
+        (["--dish"], "argument --dish: expected one argument; --help-all shows all flags"),
+        (["--dish", "a", "--sizes", "1"], "argument --sizes: expected 2 arguments; --help-all"),
+        (
+            ["--dish", "a", "--egg", "1"],
+            "unrecognized arguments: --egg 1; --help-all shows all flags",
+        ),
     ],
 )
 def test_mistakes(line: list[str], message: str) -> None:
@@ -65,8 +69,90 @@ def test_the_help_says_what_stands_below_each_field(capsys: pytest.CaptureFixtur
 
 def test_every_flag_of_a_run_has_a_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        given_flags(GRPORunSettings, None, ["--help"])
+        given_flags(GRPORunSettings, None, ["--help-all"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "--kl-coef FLOAT weight of the KL penalty (default: 0.1)" in shown
     assert "--logdir PATH folder of all runs" in shown
     assert "--alignment {ndcg,listwise} relevance alignment in the reward (default: ndcg)" in shown
+
+
+@checked
+class Parcel:
+    """What to send where."""
+
+    main_flags: ClassVar = ("weight",)
+    sender: Annotated[str, Flag(positional=True)]
+    """who sends it; a name"""
+    town: Annotated[str, Flag(positional=True)]
+    """where it goes"""
+    weight: Count = 1
+    """in kilograms; the scales of the post office have the last word"""
+    bills: Annotated[tuple[str, ...], Flag("bill", old=("bills", "invoices"))] = ()
+    """papers that go with it"""
+    express: bool = False
+    """on the same day"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["Ann", "Ulm", "--weight", "2"],
+        ["Ann", "--weight", "2", "Ulm"],
+        ["--weight=2", "Ann", "Ulm"],
+        ["Ulm", "--weight", "2", "--sender", "Ann"],
+        ["--town", "Ulm", "--sender", "Ann", "--weight", "2"],
+    ],
+)
+def test_positional_words_have_flags_too(line: list[str]) -> None:
+    assert given_flags(Parcel, None, line) == {"sender": "Ann", "town": "Ulm", "weight": "2"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ([], "the following arguments are required: SENDER, TOWN; --help-all shows all flags"),
+        (["Ann"], "the following arguments are required: TOWN; --help-all shows all flags"),
+        (["Ann", "Ulm", "by air"], "unrecognized arguments: 'by air'; --help-all shows all flags"),
+    ],
+)
+def test_mistakes_with_positional_words(line: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        given_flags(Parcel, None, line)
+
+
+def test_old_words_work_and_name_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    given = given_flags(Parcel, None, ["Ann", "Ulm", "--invoices", "1.txt", "2.txt"])
+    assert given["bills"] == ["1.txt", "2.txt"]
+    assert capsys.readouterr().err == "--invoices is --bill now\n"
+    assert given_flags(Parcel, None, ["Ann", "Ulm", "--bill", "1.txt"])["bills"] == ["1.txt"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_command_is_told_in_the_new_words() -> None:
+    parcel = Parcel("Ann", "Ulm", bills=("1.txt", "my bill"), express=True)
+    assert command_of("send", parcel).endswith(" --bill 1.txt 'my bill' --express")
+
+
+def test_the_short_help_has_the_flags_used_most(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        given_flags(Parcel, "Send it.\n\nOr do not.", ["--help"], "post send")
+    assert capsys.readouterr().out == (
+        "usage: post send SENDER TOWN [--flag VALUE ...]\n\n"
+        "Send it.\n\n"
+        "arguments:\n"
+        "  SENDER        who sends it\n"
+        "  TOWN          where it goes\n\n"
+        "flags:\n"
+        "  --weight INT  in kilograms (default: 1)\n"
+        "  --help-all    show the other 2 flags too, and more about each\n"
+    )
+    with pytest.raises(SystemExit):
+        given_flags(Parcel, "Send it.\n\nOr do not.", ["--help-all"], "post send")
+    shown = capsys.readouterr().out
+    assert "Or do not." in shown
+    assert "in kilograms; the scales of the post office" in " ".join(shown.split())
+    assert "--bill [TEXT ...]" in shown
+    assert "--bills" not in shown

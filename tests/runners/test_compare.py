@@ -40,7 +40,7 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A comparison with two seeds."""
     logdir = tmp_path_factory.mktemp("runs")
     done = compare(
-        "--datasets", tiny_folder, "--encoder", "untrained", "--methods", *METHODS,
+        "--dataset", tiny_folder, "--encoder", "untrained", "--methods", *METHODS,
         "--baseline", "non-maw-zero-shot", "--seeds", 0, 1, "--timesteps", 2048,
         "--seed-intervals", "--device", "cpu", "--logdir", logdir, "--run-name", "tiny",
     )  # fmt: skip

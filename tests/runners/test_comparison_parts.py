@@ -199,7 +199,7 @@ def test_command_says_what_differs() -> None:
     assert command_of("compare", CompareSettings()) == "python runners/compare.py"
     some = CompareSettings(datasets=("a b",), quick=True, seeds=(3, 4), logdir=Path("elsewhere"))
     assert command_of("compare", some) == (
-        "python runners/compare.py --datasets 'a b' --seeds 3 4 --quick"
+        "python runners/compare.py --dataset 'a b' --seeds 3 4 --quick"
     )
 
 

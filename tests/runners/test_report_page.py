@@ -235,7 +235,11 @@ def test_a_page_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         ("config.json", None, "no run with a config.json in"),
         ("config.json", '{"settings": 3}', "config.json has no settings; give"),
         ("config.json", '{"settings": {"reward_weights": null}}', "reward_weights must be three"),
-        ("config.json", '{"settings": {"dataset": 3}}', "a dataset is named by a text, not by 3"),
+        (
+            "config.json",
+            '{"settings": {"dataset": 3}}',
+            "does not name a dataset; give the folder of another run",
+        ),
         ("router.safetensors", None, "router.safetensors"),
         ("encoder.safetensors", "", "encoder.safetensors"),
     ],

@@ -116,7 +116,7 @@ def test_evaluate_finds_the_numbers_of_the_run(
     ppo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "numbers.json"
-    evaluate.main(EvaluateSettings(run=ppo, device="cpu", output=output))
+    evaluate.main(EvaluateSettings(run=ppo, device="cpu", out=output))
     found, own = (json.loads(path.read_text()) for path in (output, ppo / "metrics.json"))
     for block in ("reward", "retrieval", "baselines"):
         assert found[block] == own[block]

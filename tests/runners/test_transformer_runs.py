@@ -67,9 +67,8 @@ def test_it_is_evaluated_without_it(folder: Path, beside: Path, tiny_folder: Pat
 def test_a_model_that_is_not_there_ends_every_runner(
     runner: str, beside: Path, tiny_folder: Path
 ) -> None:
-    where = "--datasets" if runner == "compare" else "--dataset"
     done = run(
-        runner, beside / "home", where, tiny_folder, "--device", "cpu", "--logdir",
+        runner, beside / "home", "--dataset", tiny_folder, "--device", "cpu", "--logdir",
         beside, "--text-encoder", "./nowhere",
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")

@@ -7,10 +7,9 @@ pip install "maw_gym[benchmark]".
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from pydantic import model_validator
 from rich.console import Console
 from scipy import stats
@@ -21,14 +20,18 @@ from tqdm import tqdm
 
 from agents.grpo import GRPO
 from agents.sb3.vec_env import to_sb3
+from maw_gym.envs.rendering import check_matplotlib
 from maw_gym.errors import InputError
 from maw_gym.files.cache import written_whole
 from maw_gym.settings import Count, checked
 from runners.experiments.bandits import PROBLEMS, Problem, ProblemEnv, problem
-from runners.experiments.figures import save
+from runners.experiments.figures import new_figure, save
 from runners.experiments.runs import open_run, run_main, write_json
 from runners.experiments.settings import FolderSettings
 from runners.experiments.tables import markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GOAL: Final = 0.97  # share of the optimum that the project wants of GRPO
 
@@ -154,11 +157,11 @@ def table(curves: Curves) -> str:
     return markdown(["share of the optimum", *next(iter(curves.values()))], lines)
 
 
-def draw(curves: Curves) -> Figure:
+def draw(curves: Curves) -> "Figure":
     """A panel for every problem: mean over seeds, and bands from the lowest to the highest."""
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    figure = new_figure(4 * columns, 3 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, (name, learners) in zip(panels, curves.items(), strict=False):
         for learner, runs in learners.items():
@@ -193,6 +196,7 @@ def report(curves: Curves, settings: BanditSettings) -> str:
 
 def main(settings: BanditSettings) -> None:
     """Train every learner on every problem and write what came of it."""
+    check_matplotlib()
     problems = [problem(name) for name in settings.problems]
     folder = open_run(settings, "bandits")
     curves: Curves = {}

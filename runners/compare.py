@@ -7,7 +7,7 @@ in the folder of the comparison: `--resume FOLDER` goes on where it was stopped.
 import time
 
 from maw_gym.encoders.text import text_encoders
-from maw_gym.envs.rendering import importing_matplotlib
+from maw_gym.envs.rendering import check_matplotlib
 from maw_gym.tables.task import load_task, resolve_device
 from runners.experiments.comparison import run_dataset, write_all
 from runners.experiments.comparison_settings import CompareSettings
@@ -19,8 +19,7 @@ from runners.experiments.writing import reading
 
 def main(settings: CompareSettings) -> None:
     """Run what is not there yet, then write the report from everything."""
-    with importing_matplotlib():  # which the report at the end needs
-        import matplotlib.figure  # noqa: F401
+    check_matplotlib()
     resolve_device(settings.device)
     fields = [checked_field(dataset, settings.fold_count) for dataset in settings.datasets]
     # What is cheap to open is opened before anything is written.

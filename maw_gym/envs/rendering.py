@@ -75,6 +75,16 @@ def importing_matplotlib() -> Iterator[None]:
         ) from None
 
 
+def check_matplotlib() -> None:
+    """Refuse before the work what could not be drawn after it.
+
+    Raises:
+        InputError: matplotlib cannot be imported under its present settings.
+    """
+    with importing_matplotlib():
+        import matplotlib.figure  # noqa: F401
+
+
 def attention_frame(scene: Scene) -> NDArray[np.uint8]:
     """The pixels of `maw_gym.envs.drawing.attention_figure`, (600, 1100, 3).
 

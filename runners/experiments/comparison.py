@@ -11,6 +11,7 @@ from maw_gym.files.cache import written_whole
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.analysis import Results, rows_of
 from runners.experiments.command_line import command_of
+from runners.experiments.comparison_figures import draw_all
 from runners.experiments.comparison_settings import CompareSettings
 from runners.experiments.engine import kept_run
 from runners.experiments.fields import Field, Reference, blocks_of, reference
@@ -84,11 +85,9 @@ def run_method(
 
 
 def write_all(outcomes: Sequence[Outcome], settings: CompareSettings, folder: Path) -> None:
-    """Write results.json, per_query.csv, the pictures and, last, report.md."""
+    """Write results.json, per_query.csv, the figures and, last, report.md."""
     write_json(folder / "results.json", [row for outcome in outcomes for row in outcome.rows])
     write_per_query(folder / "per_query.csv", outcomes)
-    from runners.experiments.pictures import draw_all
-
     for outcome in outcomes:
         draw_all(outcome, settings.tested_against, folder / "figures")
     text = report_text(outcomes, settings, command_of("compare", settings))

@@ -1,23 +1,38 @@
-"""Pictures of a run: the reward curve, which depths were chosen, the reward terms by depth."""
+"""Figures of a run: the reward curve, which depths were chosen, the reward terms by depth.
+
+matplotlib is imported where a figure is begun: a script may import this module whatever state that
+library is in.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from maw_gym.envs.bandit import Bandit
-from maw_gym.envs.drawing import depths_figure, figure_rgb
-from maw_gym.envs.rendering import COLOURS
+from maw_gym.envs.rendering import COLOURS, importing_matplotlib
 from maw_gym.files.cache import written_whole
 from maw_gym.tables.rewards import SMALLEST_GAP
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.online import Trained
 from runners.experiments.results import Did
 from runners.experiments.settings import TaskSettings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches.
+
+    Raises:
+        InputError: matplotlib cannot be imported under its present settings.
+    """
+    with importing_matplotlib():
+        from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def draw(
@@ -27,7 +42,9 @@ def draw(
     did: Did,
     folder: Path,
 ) -> None:
-    """Write the run's pictures into `folder`, and that of attention into its TensorBoard too."""
+    """Write the run's figures into `folder`, and that of attention into its TensorBoard too."""
+    with importing_matplotlib():
+        from maw_gym.envs.drawing import figure_rgb
     assert did.trained is not None
     assert did.depths is not None
     train, validation, test = (
@@ -38,15 +55,15 @@ def draw(
     save(depth_usage(did.depths, test.num_depths, learner), folder / "depth_usage.png")
     terms = {name: values.mean(0) for name, values in test.terms.items()}
     save(reward_by_depth(terms), folder / "reward_by_depth.png")
-    picture = attention_by_depth(task)
-    save(picture, folder / "attention_by_depth.png")
+    attention = attention_by_depth(task)
+    save(attention, folder / "attention_by_depth.png")
     with SummaryWriter(str(folder.parent)) as events:
-        events.add_image("attention/depths", figure_rgb(picture), dataformats="HWC")
+        events.add_image("attention/depths", figure_rgb(attention), dataformats="HWC")
 
 
-def reward_curve(validation: Bandit, fixed: int, learner: str, trained: Trained) -> Figure:
+def reward_curve(validation: Bandit, fixed: int, learner: str, trained: Trained) -> "Figure":
     """Share of the gap between chance (0) and the oracle (1) over training and validation."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     chance, oracle = validation.random.mean(), validation.best.mean(dtype=np.float64)
     gap = max(float(oracle - chance), SMALLEST_GAP)
@@ -71,9 +88,9 @@ def reward_curve(validation: Bandit, fixed: int, learner: str, trained: Trained)
     return figure
 
 
-def depth_usage(depths: NDArray[np.int64], num_depths: int, learner: str) -> Figure:
+def depth_usage(depths: NDArray[np.int64], num_depths: int, learner: str) -> "Figure":
     """How many test queries were sent to each depth."""
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = new_figure(7, 3)
     axes = figure.subplots()
     counts = np.bincount(depths, minlength=num_depths)
     axes.bar(np.arange(num_depths), counts, color=COLOURS["entropy"])
@@ -83,9 +100,9 @@ def depth_usage(depths: NDArray[np.int64], num_depths: int, learner: str) -> Fig
     return figure
 
 
-def reward_by_depth(terms: dict[str, NDArray[Any]]) -> Figure:
+def reward_by_depth(terms: dict[str, NDArray[Any]]) -> "Figure":
     """Mean of each reward term at every depth, each on a scale of its own."""
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    figure = new_figure(7, 6)
     for axes, (name, values) in zip(
         figure.subplots(len(terms), sharex=True), terms.items(), strict=True
     ):
@@ -97,11 +114,13 @@ def reward_by_depth(terms: dict[str, NDArray[Any]]) -> Figure:
     return figure
 
 
-def attention_by_depth(task: RetrievalTask) -> Figure:
+def attention_by_depth(task: RetrievalTask) -> "Figure":
     """Attention of one test query through five depths, from the most focused to the broadest.
 
     The query is the first of 8 tokens or more, or the first of all.
     """
+    with importing_matplotlib():
+        from maw_gym.envs.drawing import depths_figure
     queries, depths = task.collection.splits["test"], task.embedder.maw.depths
     lengths = [len(ids) for ids in task.embedder.query_ids(queries.texts)]
     row = next((row for row, length in enumerate(lengths) if length >= 8), 0)
@@ -111,8 +130,7 @@ def attention_by_depth(task: RetrievalTask) -> Figure:
     return depths_figure(queries.ids[row], weights, tokens)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
-    FigureCanvasAgg(figure)
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

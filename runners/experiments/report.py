@@ -1,4 +1,4 @@
-"""What a run says at its end: the table on test queries, metrics.json, routers and pictures."""
+"""What a run says at its end: the table on test queries, metrics.json, routers and figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any, Final, NamedTuple
 
 from maw_gym.encoders.encoder_files import save_embedder
 from maw_gym.envs.bandit import Bandit
-from maw_gym.envs.rendering import importing_matplotlib
 from maw_gym.routers.depth_router import save_router
 from maw_gym.tables.hybrid import hybrid_of
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.engine import ranked
+from runners.experiments.figures import draw
 from runners.experiments.methods import METHODS
 from runners.experiments.offline import ROUTER
 from runners.experiments.results import Did
@@ -121,8 +121,6 @@ def report(
         watch: has timed the stages so far.
     """
     assert did.trained is not None
-    with importing_matplotlib():
-        from runners.experiments import figures
     with watch.stage("evaluation on test queries"):
         result, rows = row_of(task, spec, did), rows_of(task, spec)
         router = did.trained.router
@@ -131,7 +129,7 @@ def report(
         save_embedder(
             folder / "encoder.safetensors", task.embedder, {"encoder": task.encoder_provenance}
         )
-        figures.draw(task, spec, learner, did, folder / "figures")
+        draw(task, spec, learner, did, folder / "figures")
     content = metrics(spec, rows, result, watch)
     content |= {"chosen_at": did.trained.chosen_at, "training": did.facts}
     write_json(folder / "metrics.json", content)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agents.supervised import label_sentence
-from maw_gym.envs.rendering import importing_matplotlib
+from maw_gym.envs.rendering import check_matplotlib
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import NO_CENTROIDS
 from maw_gym.tables.task import RetrievalTask
@@ -31,8 +31,7 @@ def train_run(
         learner: its name in the table and, in lower case, in the folder's name.
         train: see `runners.experiments.online`.
     """
-    with importing_matplotlib():  # which the report at the end needs
-        import matplotlib.figure  # noqa: F401
+    check_matplotlib()
     folder = open_run(settings, f"{learner.lower()}-{spec.dataset}-seed{spec.seed}")
     watch = Stopwatch()
     with watch.stage("encoder and depth tables"):

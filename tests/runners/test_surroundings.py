@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,4 +69,31 @@ def test_a_broken_matplotlib_is_one_line(flags: list[object], tmp_path: Path) ->
     (line,) = err.decode().splitlines()
     assert line.startswith("error: matplotlib cannot be imported (")
     assert line.endswith("mend its matplotlibrc or unset MPLBACKEND")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_draws_is_imported_when_it_draws(
+    tmp_path: Path, run_python: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting file that is no text, as `compare` and `bandits` meet it before their work."""
+    (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe backend")
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
+    out = run_python(f"""
+from pathlib import Path
+from maw_gym.errors import InputError
+from runners import ablate, bandits, benchmark, compare, evaluate, report
+from runners import train_encoder, train_grpo, train_ppo, train_supervised
+for settings, main in (
+    (bandits.BanditSettings, bandits.main), (compare.CompareSettings, compare.main)
+):
+    try:
+        main(settings(logdir=Path({str(tmp_path / "runs")!r})))
+    except InputError as error:
+        print(error)
+""")
+    lines = out.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("matplotlib cannot be imported (")
+        assert line.endswith("mend its matplotlibrc or unset MPLBACKEND")
     assert not (tmp_path / "runs").exists()

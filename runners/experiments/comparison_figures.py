@@ -1,20 +1,22 @@
-"""Pictures of a comparison, in colours and shapes that colour-blind readers can tell apart."""
+"""Figures of a comparison, in colours and shapes that colour-blind readers can tell apart."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from maw_gym.envs.rendering import COLOURS
 from runners.experiments.analysis import MAIN, Floats, Results
 from runners.experiments.fields import Reference
-from runners.experiments.figures import reward_by_depth, save
+from runners.experiments.figures import new_figure, reward_by_depth, save
 from runners.experiments.methods import METHODS
 from runners.experiments.results import slug
 from runners.experiments.writing import Outcome
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette; dashes and markers say the same once more.
 LOOKS: Final[dict[str, tuple[str, str, str]]] = {
@@ -35,7 +37,7 @@ GRID: Final = 101  # points of a curve
 
 
 def draw_all(outcome: Outcome, baseline: str, folder: Path) -> None:
-    """Write the five pictures of a dataset into `folder`."""
+    """Write the five figures of a dataset into `folder`."""
     name = outcome.field.dataset
     figures = {
         "reward_curves": reward_curves(outcome.results, outcome.references, name),
@@ -50,9 +52,9 @@ def draw_all(outcome: Outcome, baseline: str, folder: Path) -> None:
 
 def reward_curves(
     results: Sequence[Results], references: Sequence[Reference], dataset: str
-) -> Figure:
+) -> "Figure":
     """Validation reward of the learners over training; the oracle beyond a broken axis."""
-    figure = Figure(figsize=(8, 5.4), layout="constrained")
+    figure = new_figure(8, 5.4)
     top, axes = figure.subplots(2, sharex=True, height_ratios=(1, 7))
     levels = {
         name: float(np.mean([fold.validation[name] for fold in references]))
@@ -95,7 +97,7 @@ def reward_curves(
     return figure
 
 
-def _curve(axes: Axes, one: Results) -> None:
+def _curve(axes: "Axes", one: Results) -> None:
     """Mean and range over seeds, folds averaged, on a common grid."""
     histories = [[cell.history or [] for cell in row] for row in one.cells]
     last = min(history[-1][0] for row in histories for history in row)
@@ -122,7 +124,7 @@ def _at(grid: Floats, history: list[tuple[int, float]]) -> Floats:
     return np.asarray(np.interp(grid, seen, rewards))
 
 
-def _break(top: Axes, bottom: Axes, level: float) -> None:
+def _break(top: "Axes", bottom: "Axes", level: float) -> None:
     """Show that the y axis leaves something out between two plots."""
     top.set_ylim(level - 6e-4, level + 4e-4)
     top.set_yticks([level])
@@ -144,9 +146,9 @@ def _break(top: Axes, bottom: Axes, level: float) -> None:
         )
 
 
-def ndcg_intervals(rows: Sequence[Mapping[str, Any]], baseline: str, dataset: str) -> Figure:
+def ndcg_intervals(rows: Sequence[Mapping[str, Any]], baseline: str, dataset: str) -> "Figure":
     """Every method's nDCG@10 with its interval; the baseline's interval as a strip."""
-    figure = Figure(figsize=(8, 1.2 + 0.28 * len(rows)), layout="constrained")
+    figure = new_figure(8, 1.2 + 0.28 * len(rows))
     axes = figure.subplots()
     named = set()
     for at, row in enumerate(reversed(rows)):
@@ -177,27 +179,27 @@ def ndcg_intervals(rows: Sequence[Mapping[str, Any]], baseline: str, dataset: st
 
 def depth_usage(
     results: Sequence[Results], references: Sequence[Reference], dataset: str
-) -> Figure:
+) -> "Figure":
     """Share of test queries sent to each depth by each method that chooses, seeds together."""
     shown = [one for one in results if one.depths is not None and METHODS[one.method].seeded]
     shown += [one for one in results if one.method in ("cluster", "best-fixed-reward", "oracle")]
     depths = references[0].facts["depths"]
-    figure = Figure(figsize=(8, 1.4 + 0.45 * max(len(shown), 1)), layout="constrained")
+    figure = new_figure(8, 1.4 + 0.45 * max(len(shown), 1))
     axes = figure.subplots()
     shares = np.zeros((max(len(shown), 1), depths))
     for row, one in enumerate(shown):
         assert one.depths is not None
         shares[row] = np.bincount(one.depths.ravel(), minlength=depths) / one.depths.size
     # A constant choice must not darken all others: shares from a quarter on look the same.
-    picture = axes.imshow(100 * shares, aspect="auto", cmap="Blues", vmin=0, vmax=25)
+    image = axes.imshow(100 * shares, aspect="auto", cmap="Blues", vmin=0, vmax=25)
     axes.set_yticks(range(len(shown)), [one.method for one in shown])
     axes.set_xlabel("depth, from focused to broad")
     axes.set_title(f"{dataset}: depths chosen for test queries")
-    figure.colorbar(picture, ax=axes, label="% of queries", extend="max")
+    figure.colorbar(image, ax=axes, label="% of queries", extend="max")
     return figure
 
 
-def reward_terms(references: Sequence[Reference], dataset: str) -> Figure:
+def reward_terms(references: Sequence[Reference], dataset: str) -> "Figure":
     """The reward and its terms by depth, folds averaged by their number of queries."""
     weights = [len(fold.query_ids) for fold in references]
     terms = {
@@ -212,9 +214,9 @@ def reward_terms(references: Sequence[Reference], dataset: str) -> Figure:
     return figure
 
 
-def differences(named: Mapping[str, Results], baseline: str, dataset: str) -> Figure:
+def differences(named: Mapping[str, Results], baseline: str, dataset: str) -> "Figure":
     """Where the learners win and lose against the baseline."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(8, 4.5)
     axes = figure.subplots()
     against = named[baseline].scores(MAIN)
     learners = [one for name, one in named.items() if METHODS[name].kind == "learner"]

@@ -47,21 +47,40 @@ def start(device: str = "auto") -> None:
         )
     cuda = torch.cuda.is_available() and device != "cpu"
     if cuda:
-        local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if local >= count:
+        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= gpus:
             raise InputError(
-                f"there is no GPU for process {local} of this machine, which has {count}; start as"
-                f" many, --nproc-per-node {count}"
+                f"there is no GPU for process {local} of this machine, which has {gpus}; start as"
+                f" many, --nproc-per-node {gpus}"
             )
         torch.cuda.set_device(local)
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+        store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            timeout=PATIENCE,
+            store=dist.PrefixStore(_attempt(), store),
+            rank=rank,
+            world_size=count,
+        )
     except (RuntimeError, ValueError) as problem:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise InputError(
             f"no rendezvous of {os.environ['WORLD_SIZE']} processes at {where}:"
             f" {str(problem).splitlines()[0]}"
         ) from None
+
+
+def _attempt() -> str:
+    """What tells the addresses of this start from those of processes that have died since.
+
+    torchrun keeps one store for all of its restarts, and would give them the old addresses. It
+    counts restarts by machine, so that this serves one machine; several must not share a store,
+    see docs/scaling.md.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}" if shared and alone else "start"
 
 
 def stop() -> None:

@@ -60,6 +60,20 @@ def write_texts(path: Path, texts: Iterator[str]) -> None:
         file.writelines(f"{text}\n" for text in texts)
 
 
+def random_router(embedder: Embedder) -> DepthRouter:
+    """A router of random weights: it costs what a learned one does."""
+    generator = torch.Generator().manual_seed(0)
+    depths, width = embedder.maw.depths, 64 * embedder.maw.heads
+    return DepthRouter(
+        [(torch.randn(depths, width, generator=generator), torch.zeros(depths))],
+        "relu",
+        torch.zeros(width),
+        torch.ones(width),
+        ("attention",),
+        {"encoder": embedder.fingerprint()},
+    )
+
+
 def size_rows(
     sizes: Sequence[int] = (10_000, 100_000, 1_000_000),
     queries: int = 10_000,
@@ -98,17 +112,7 @@ def _index_and_search(
 ) -> tuple[float, float, int]:
     """Seconds to index and to search, and the most memory (bytes) that this process had."""
     embedder = untrained_embedder(())
-    generator = torch.Generator().manual_seed(0)
-    depths, width = embedder.maw.depths, 64 * embedder.maw.heads
-    router = DepthRouter(
-        [(torch.randn(depths, width, generator=generator), torch.zeros(depths))],
-        "relu",
-        torch.zeros(width),
-        torch.ones(width),
-        ("attention",),
-        {"encoder": embedder.fingerprint()},
-    )
-    routed = RoutedEncoder(embedder, router, device=device)
+    routed = RoutedEncoder(embedder, random_router(embedder), device=device)
     with (place / "texts").open(encoding="utf-8") as texts:
         start = time.perf_counter()
         ids = (f"d{number}" for number in range(size))

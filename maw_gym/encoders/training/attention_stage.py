@@ -48,6 +48,7 @@ def train_attention(
         name="attention",
         epochs=settings.epochs,
         steps=math.ceil(len(pairs.queries) / settings.batch_size),
+        queries=len(pairs.queries),
         groups=_groups(embedder, settings),
         weights=embedder.tensors(),
         losses=partial(_losses, embedder, pairs, settings),

@@ -133,6 +133,7 @@ def train_depths(
         name="depths",
         epochs=settings.depth_epochs,
         steps=math.ceil(len(queries) / settings.batch_size),
+        queries=len(queries),
         groups=[
             {
                 "params": [weight for name, weight in weights.items() if name.endswith(part)],

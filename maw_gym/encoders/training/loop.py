@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ class Stage(NamedTuple):
         name: of its checkpoints and messages.
         epochs: passes over the queries.
         steps: per epoch.
+        queries: per epoch, by all steps together.
         groups: parameter groups of AdamW with their peak learning rates.
         weights: everything that changes; the best epoch's are left in them.
         losses: one epoch's losses, a step each, with gradients; all that is random comes from the
@@ -37,6 +39,7 @@ class Stage(NamedTuple):
     name: str
     epochs: int
     steps: int
+    queries: int
     groups: list[dict[str, Any]]
     weights: Mapping[str, Tensor]
     losses: Callable[[torch.Generator], Iterator[Tensor]]
@@ -86,6 +89,7 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
     with tqdm(total=steps, desc=label, delay=2, leave=False, disable=hidden) as bar:
         bar.update(done * stage.steps)
         for epoch in range(done + 1, stage.epochs + 1):
+            began = time.perf_counter()
             for loss in stage.losses(generator):
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -99,9 +103,11 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
                 optimizer.step()
                 schedule.step()
                 bar.update()
+            rate = stage.queries / (time.perf_counter() - began)
             score = _score(stage)
             bar.set_postfix({"validation nDCG@10": f"{score:.4f}"}, refresh=False)
-            log.info("%s, epoch %d: validation nDCG@10 %.4f", stage.name, epoch, score)
+            message = "%s, epoch %d: %.0f queries/s, validation nDCG@10 %.4f"
+            log.info(message, stage.name, epoch, rate, score)
             if score > best.score:
                 best = Best(score, epoch, _copied(stage.weights))
             if is_first():

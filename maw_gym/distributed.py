@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from maw_gym.errors import InputError
 
@@ -55,11 +57,11 @@ def start(device: str = "auto") -> None:
             )
         torch.cuda.set_device(local)
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             timeout=PATIENCE,
-            store=dist.PrefixStore(_attempt(), store),
+            store=PrefixStore(_attempt(), store),
             rank=rank,
             world_size=count,
         )

@@ -16,10 +16,12 @@ from scipy import stats
 
 from maw_gym.retrieval.evaluation import MEASURES
 from maw_gym.retrieval.significance import (
-    bootstrap_interval,
-    equivalence_margin,
+    Interval,
+    bootstrap_means,
     holm,
-    sign_flip_test,
+    interval,
+    margin,
+    sign_flip_tests,
     smallest_detectable_difference,
     wins_ties_losses,
 )
@@ -107,7 +109,10 @@ def rows_of(
         seed_intervals: add intervals over seeds.
     """
     named = {one.method: one for one in results}
-    rows = [_row(dataset, one, references, seed_intervals) for one in results]
+    intervals = _intervals(results)
+    rows = [
+        _row(dataset, one, intervals[one.method], references, seed_intervals) for one in results
+    ]
     tested = [n for n in named if n != baseline and METHODS[n].kind != "oracle"]
     tests = compared({name: named[name] for name in tested}, named[baseline], MAIN)
     for row in rows:
@@ -130,21 +135,24 @@ def compared(
         baseline: what they are tested against.
         score: a retrieval measure, or "reward".
     """
+    if not tested:
+        return {}
     against = baseline.by_encoder(score)
-    differences = {name: one.by_encoder(score) - against for name, one in tested.items()}
-    p_values = [sign_flip_test(values) for values in differences.values()]
+    differences = np.array([one.by_encoder(score) - against for one in tested.values()])
+    p_values = sign_flip_tests(differences.mean(axis=1))
+    drawn = bootstrap_means(differences)
     found = {}
-    for (name, values), p, adjusted in zip(
-        differences.items(), p_values, holm(p_values), strict=True
+    for name, values, means, p, adjusted in zip(
+        tested, differences, drawn, p_values, holm(p_values), strict=True
     ):
-        low, high = bootstrap_interval(values, level=ORDINARY)
+        low, high = interval(means, ORDINARY)
         found[name] = {
             "baseline": baseline.method,
             "score": score,
             "difference": float(values.mean()),
             "low": low,
             "high": high,
-            "equivalence_margin": equivalence_margin(values, level=ORDINARY),
+            "equivalence_margin": margin(means, ORDINARY),
             "baseline_mean": float(against.mean()),
             "p": p,
             "p_holm": adjusted,
@@ -154,15 +162,25 @@ def compared(
     return found
 
 
+def _intervals(results: Sequence[Results]) -> dict[str, dict[str, Interval]]:
+    """By method and measure, over the very same resamples."""
+    drawn = bootstrap_means([one.by_encoder(name) for one in results for name in NAMES])
+    found = iter([interval(means, ORDINARY) for means in drawn])
+    return {one.method: {name: next(found) for name in NAMES} for one in results}
+
+
 def _row(
-    dataset: str, one: Results, references: Sequence[Reference], seed_intervals: bool
+    dataset: str,
+    one: Results,
+    intervals: Mapping[str, Interval],
+    references: Sequence[Reference],
+    seed_intervals: bool,
 ) -> dict[str, Any]:
     cells = [cell for row in one.cells for cell in row]
     retrieval = {}
     for name in NAMES:
         scores, by_seed = one.scores(name), one.measure(name).mean(axis=1)
-        low, high = bootstrap_interval(one.by_encoder(name), level=ORDINARY)
-        retrieval[name] = {"mean": float(scores.mean()), "low": low, "high": high}
+        retrieval[name] = {"mean": float(scores.mean()), **intervals[name]._asdict()}
         if len(by_seed) > 1:
             retrieval[name]["seed_deviation"] = float(by_seed.std(ddof=1))
             if seed_intervals:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_collection import write_tiny_collection
 
@@ -18,7 +19,8 @@ def test_leaves_an_encoder_and_what_it_is_worth(
     monkeypatch.setattr(splits, "ENCODER_MINIMUM", 0)  # the tiny collection trains an encoder
     # Without pydocs, which takes long to train on, and whatever the scores.
     monkeypatch.setattr(selection, "_candidates", lambda collection: {"own pairs": [collection]})
-    monkeypatch.setattr(selection, "_scores", lambda *given: {"own pairs": 1.0})
+    scores = {"untrained": np.array([0.5, 0.4]), "own pairs": np.array([1.0, 0.8])}
+    monkeypatch.setattr(selection, "_scores", lambda *given: scores)
     settings = EncoderRunSettings(
         dataset=str(write_tiny_collection(tmp_path / "data")), epochs=1, depth_epochs=1,
         batch_size=4, device="cpu", logdir=tmp_path, run_name="one",

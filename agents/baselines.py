@@ -164,6 +164,7 @@ def train_full_information(
     reward: RewardSpec = DEFAULT_REWARD,
     settings: FullInformationSettings | None = None,
     seed: int = 0,
+    balance: float = 1.0,
     writer: SummaryWriter | None = None,
 ) -> tuple[DepthRouter, dict[str, Any]]:
     """Train the router that sees the reward of every depth and need not explore.
@@ -181,6 +182,8 @@ def train_full_information(
         reward: weights and alignment.
         settings: see `FullInformationSettings`; None are the defaults.
         seed: of weights and order.
+        balance: exponent on the sizes of groups of queries: 1 learns from all queries alike, 0 from
+            all groups alike.
         writer: gets ``train/loss``, ``train/expected_reward``, ``train/entropy`` and
             ``eval/reward`` by epoch.
 
@@ -214,6 +217,8 @@ def train_full_information(
         generator,
         writer,
         "full-information router",
+        groups=bandit.table.groups,
+        balance=balance,
     )
     return router, fitted._asdict()
 

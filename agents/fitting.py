@@ -4,7 +4,7 @@ Notation: N queries, B of one batch, O observed numbers, D depths.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from maw_gym.encoders.training.pairs import epoch_rows
 from maw_gym.envs.bandit import Bandit
 from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress
 from maw_gym.files.tensor_files import fingerprint
@@ -116,6 +117,8 @@ def fit(
     writer: SummaryWriter | None = None,
     label: str = "router",
     checkpoint: Path | None = None,
+    groups: Sequence[str] = (),
+    balance: float = 1.0,
 ) -> Fitted:
     """Train a router in place and leave it with the weights of its best epoch.
 
@@ -134,6 +137,8 @@ def fit(
         label: of the progress bar.
         checkpoint: folder of the last finished epochs. The fit goes on after the last of them,
             and tells the writer of those before; None keeps nothing.
+        groups: of the N queries; needed where they are balanced.
+        balance: exponent on the sizes of the groups, see `epoch_rows`.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -147,6 +152,7 @@ def fit(
         "label": label,
         "settings": asdict(settings),
         "observations": fingerprint({"observations": observations}),
+        "balance": balance,
     }
     kept = EpochCheckpoints(checkpoint, about, router.state_dict(), optimizer, generator)
     start = Progress(0, Best(-math.inf, 0, _copied(router)), [])
@@ -158,7 +164,8 @@ def fit(
         bar.update(done)
         for epoch in range(finished + 1, settings.epochs + 1):
             records = []
-            for rows in _batches(len(observations), settings.batch_size, generator):
+            order = epoch_rows(groups or [""] * len(observations), balance, generator)
+            for rows in order.split(settings.batch_size):
                 place = rows.to(observations.device)
                 found = terms(place, router(observations[place]), done / steps)
                 record = {name: value.item() for name, value in found.items()}
@@ -194,10 +201,6 @@ def _log(writer: SummaryWriter | None, measured: dict[str, float], step: int) ->
     if writer is not None:
         for name, value in measured.items():
             writer.add_scalar(name, value, step)
-
-
-def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    yield from torch.randperm(count, generator=generator).split(size)
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:

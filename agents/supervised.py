@@ -174,6 +174,7 @@ def train_supervised(
     reward: RewardSpec = DEFAULT_REWARD,
     settings: SupervisedSettings | None = None,
     seed: int = 0,
+    balance: float = 1.0,
     writer: SummaryWriter | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[DepthRouter, dict[str, Any]]:
@@ -190,6 +191,8 @@ def train_supervised(
         reward: weights and alignment.
         settings: see `SupervisedSettings`; None are the defaults.
         seed: of weights, order, Gumbel noise and negatives.
+        balance: exponent on the sizes of groups of queries: 1 learns from all queries alike, 0 from
+            all groups alike.
         writer: gets ``train/loss``, ``train/cross_entropy``, ``train/ranking_loss``,
             ``train/temperature`` and ``eval/reward`` by epoch.
         checkpoint: see `agents.fitting.fit`.
@@ -246,5 +249,7 @@ def train_supervised(
         writer,
         f"supervised router ({labels} labels)",
         checkpoint,
+        groups=table.groups,
+        balance=balance,
     )
     return model.classifier, facts | fitted._asdict()

@@ -33,6 +33,7 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "observation: content, mlp": {"observation": ("content",)},
     "observation: clusters": {"observation": ("clusters",)},
     "observation: profile and clusters": {"observation": ("profile", "clusters")},
+    "observation: profile and retrieval": {"observation": ("profile", "retrieval")},
     "observation: all four, mlp": {"observation": ("attention", "profile", "content", "clusters")},
     "advantage: critic": {"advantage": "critic"},
     "advantage: group": {"advantage": "group"},

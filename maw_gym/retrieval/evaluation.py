@@ -3,12 +3,13 @@
 The measures are computed by ir_measures, never by the formulas that made the reward.
 """
 
+import gzip
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 from urllib.parse import quote
 
 import ir_measures
@@ -167,7 +168,7 @@ def write_trec_run(
     (``urllib.parse.unquote`` reads it back). The file appears whole or not at all.
 
     Args:
-        path: file to write or replace.
+        path: file to write or replace; compressed where its name ends in ".gz".
         query_ids: N ids.
         doc_ids: the collection's ids.
         documents: (N, k) positions in `doc_ids`, best first; -1 is left out.
@@ -183,12 +184,18 @@ def write_trec_run(
             f"{len(query_ids)} queries, documents {lists.shape}, scores {values.shape} do not fit"
         )
     tag = trec_name(tag)
-    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with written_whole(path) as temporary, _opened(temporary, path.suffix == ".gz") as file:
         for query_id, found, its_scores in zip(query_ids, lists, values, strict=True):
             name = trec_name(query_id)
             kept = zip(found[found >= 0], its_scores[found >= 0], strict=True)
             for at, (document, score) in enumerate(kept, 1):
                 file.write(f"{name} Q0 {trec_name(doc_ids[document])} {at} {score:.9g} {tag}\n")
+
+
+def _opened(path: Path, compressed: bool) -> TextIO:
+    if compressed:
+        return gzip.open(path, "wt", compresslevel=1, encoding="utf-8")
+    return path.open("w", encoding="utf-8")
 
 
 def trec_name(name: str) -> str:

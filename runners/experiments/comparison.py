@@ -16,9 +16,10 @@ from runners.experiments.comparison_settings import CompareSettings
 from runners.experiments.engine import kept_run
 from runners.experiments.fields import Field, Reference, blocks_of, reference
 from runners.experiments.methods import METHODS
-from runners.experiments.results import slug
+from runners.experiments.results import Result, slug
 from runners.experiments.runs import write_json
 from runners.experiments.settings import OnlineSettings
+from runners.experiments.side_by_side import run_side_by_side
 from runners.experiments.tasks import task_of
 from runners.experiments.writing import Outcome, join_runs, report_text, write_per_query
 
@@ -33,6 +34,10 @@ class Fold(NamedTuple):
 
 def run_dataset(field: Field, settings: CompareSettings, folder: Path) -> Outcome:
     """Every method on one dataset, over all its folds, with every encoder."""
+    pairs = list(itertools.product(settings.seeds_of_encoders, field.folds))
+    if settings.jobs > 1 and len(pairs) > 1:
+        calls = [(field, settings, folder, seed, fold) for seed, fold in pairs]
+        run_side_by_side(run_fold, calls, min(settings.jobs, len(calls)))
     encoders = [
         [open_fold(field, settings, fold, seed) for fold in field.folds]
         for seed in settings.seeds_of_encoders
@@ -44,10 +49,21 @@ def run_dataset(field: Field, settings: CompareSettings, folder: Path) -> Outcom
         if reason:
             skipped[name] = reason
         else:
-            results.append(run_method(field, encoders, settings.learner_seeds, name, folder))
+            results.append(run_method(field, encoders, settings, name, folder))
     every = [fold.reference for folds in encoders for fold in folds]
     rows = rows_of(field.dataset, results, every, settings.tested_against, settings.seed_intervals)
     return Outcome(field, every[: len(field.folds)], results, rows, skipped)
+
+
+def run_fold(
+    field: Field, settings: CompareSettings, folder: Path, encoder_seed: int, fold: int
+) -> None:
+    """Every method that can run on one fold with one encoder; the results stay in the folder."""
+    opened = open_fold(field, settings, fold, encoder_seed)
+    for name in settings.method_names:
+        if METHODS[name].lacks(opened.task) is None:
+            for seed in seeds_of(name, settings):
+                run_cell(field, settings, name, opened, seed, folder)
 
 
 def open_fold(field: Field, settings: CompareSettings, fold: int, encoder_seed: int) -> Fold:
@@ -62,26 +78,48 @@ def open_fold(field: Field, settings: CompareSettings, fold: int, encoder_seed: 
 
 
 def run_method(
-    field: Field, encoders: Sequence[Sequence[Fold]], seeds: Sequence[int], name: str, folder: Path
+    field: Field,
+    encoders: Sequence[Sequence[Fold]],
+    settings: CompareSettings,
+    name: str,
+    folder: Path,
 ) -> Results:
     """One method with all its seeds on all encoders in all folds; what is there is read."""
-    method = METHODS[name]
-    seeds = tuple(seeds) if method.seeded else (0,)
+    seeds = seeds_of(name, settings)
     rows = []
     for folds, seed in itertools.product(encoders, seeds):
-        encoder = f".encoder{folds[0].settings.encoder_seed}" if len(encoders) > 1 else ""
-        label = f"{slug(field.dataset)}.{name}{encoder}" + (f".seed{seed}" if method.seeded else "")
-        whole = folder / "runs" / f"{label}.trec"
-        row, parts = [], []
-        for fold in folds:
-            part = label if len(folds) == 1 else f"{label}.fold{fold.settings.fold}"
-            parts.append(whole if len(folds) == 1 else folder / "cells" / f"{part}.trec")
-            spec = method.specify(replace(fold.settings, seed=seed), fold.task)
-            row.append(kept_run(name, fold.task, spec, folder, part, parts[-1]))
+        cells = [run_cell(field, settings, name, fold, seed, folder) for fold in folds]
+        rows.append(tuple(result for result, _ in cells))
         if len(folds) > 1:
-            join_runs(parts, whole)
-        rows.append(tuple(row))
+            label = label_of(field, settings, name, folds[0], seed)
+            join_runs([run for _, run in cells], folder / "runs" / f"{label}.trec.gz")
     return Results(name, seeds, tuple(rows), len(encoders))
+
+
+def run_cell(
+    field: Field, settings: CompareSettings, name: str, fold: Fold, seed: int, folder: Path
+) -> tuple[Result, Path]:
+    """One method with one seed on one fold, and its TREC run file; what is there is read."""
+    label = label_of(field, settings, name, fold, seed)
+    run = folder / "runs" / f"{label}.trec"
+    if len(field.folds) > 1:
+        label += f".fold{fold.settings.fold}"
+        run = folder / "cells" / f"{label}.trec.gz"
+    spec = METHODS[name].specify(replace(fold.settings, seed=seed), fold.task)
+    return kept_run(name, fold.task, spec, folder, label, run), run
+
+
+def label_of(field: Field, settings: CompareSettings, name: str, fold: Fold, seed: int) -> str:
+    """What the files of a method are called, whatever the fold."""
+    label = f"{slug(field.dataset)}.{name}"
+    if len(settings.seeds_of_encoders) > 1:
+        label += f".encoder{fold.settings.encoder_seed}"
+    return f"{label}.seed{seed}" if METHODS[name].seeded else label
+
+
+def seeds_of(name: str, settings: CompareSettings) -> tuple[int, ...]:
+    """Seeds that a method runs with."""
+    return settings.learner_seeds if METHODS[name].seeded else (0,)
 
 
 def write_all(outcomes: Sequence[Outcome], settings: CompareSettings, folder: Path) -> None:

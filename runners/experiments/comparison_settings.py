@@ -82,6 +82,9 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
     unless given, 5 where there are no subsets and for --verdict"""
     seed_intervals: bool = False
     """also give 95% intervals over seeds (Student's t); needs two seeds or more"""
+    jobs: Count = 1
+    """folds and encoders that are worked on at once, each in a process of its own with its share of
+    the cores and, where there are several, of the GPUs"""
     verdict: bool = False
     """the study of docs/results.md: does choosing help? Folds, several encoders, fair controls"""
     quick: bool = False

@@ -39,6 +39,7 @@ def train_classifier(task: RetrievalTask, spec: SupervisedSpec, log: Log) -> Tra
             reward=spec.reward,
             settings=part(SupervisedSettings, spec),
             seed=spec.seed,
+            balance=spec.balance,
             writer=writer,
             checkpoint=stage_folder(log.folder / ROUTER, "training"),
         )
@@ -55,6 +56,7 @@ def train_on_all_rewards(task: RetrievalTask, spec: FullInformationSpec, log: Lo
             reward=spec.reward,
             settings=part(FullInformationSettings, spec),
             seed=spec.seed,
+            balance=spec.balance,
             writer=writer,
         )
         return _trained(task, spec, router, facts, writer)

@@ -120,7 +120,9 @@ def train_online(
     standard = {"mean": mean.tolist(), "scale": scale.tolist(), "limit": LIMIT}
     policy = SharedPolicyNetwork if shared else GRPOPolicyNetwork
     others: dict[str, Any] = {"policy_kwargs": {"features_extractor_kwargs": standard}}
-    others |= {"seed": spec.seed, "device": spec.device}
+    # Some thousand weights: a GPU would wait for its launches, and take twice a CPU's time.
+    device = "cpu" if shared and spec.device == "auto" else spec.device
+    others |= {"seed": spec.seed, "device": device}
     try:
         model = make_model(to_sb3(environment), policy, **others)
     except ValueError as problem:  # of an algorithm that knows nothing of this package

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
 CONFIG: Final = "config.json"
+HOW: Final = ("jobs",)  # settings that change how a run is made, and not what comes out
 LARGEST: Final = 2_000_000  # bytes of a config.json; written ones have some 10,000
 
 
 def settings_of(kind: type[Settings], given: dict[str, Any]) -> Settings:
     """The settings that a command line asks for.
 
-    With `resume` they are those of that run, and a flag that says something else is refused.
+    With `resume` they are those of that run, and a flag that says something else is refused, unless
+    it is one of `HOW`.
 
     Args:
         kind: dataclass of the runner's settings.
@@ -39,6 +41,7 @@ def settings_of(kind: type[Settings], given: dict[str, Any]) -> Settings:
     if given.get("resume") is None:
         return kind(**given)
     own = run_settings(kind, expanded(given["resume"]))
+    own = replace(own, **{name: given[name] for name in HOW if name in given})
     for name in given.keys() - {"resume"}:
         mine, other = getattr(own, name), getattr(replace(own, **{name: given[name]}), name)
         if mine != other:

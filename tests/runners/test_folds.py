@@ -1,5 +1,8 @@
 """Folds and balance, from a runner's settings to what is learned from."""
 
+import gzip
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,9 @@ from maw_gym.errors import InputError
 from runners.experiments.comparison import run_dataset
 from runners.experiments.comparison_settings import CompareSettings
 from runners.experiments.fields import checked_field
+from runners.experiments.methods import check_methods
 from runners.experiments.settings import DataSettings
+from runners.experiments.side_by_side import run_side_by_side
 from runners.experiments.tables import group_table
 from runners.experiments.tasks import task_of
 
@@ -30,8 +35,40 @@ def test_every_query_is_a_test_query_once(tiny_folder: Path, tmp_path: Path) -> 
     assert sorted(asked) == sorted(f"q{row}" for row in range(24))
     for results in outcome.results:
         assert results.measure("nDCG@10").shape == (1, 24)
-    lines = (tmp_path / "runs").glob("*standard-attention.trec")
-    assert {line.split()[0] for path in lines for line in path.read_text().splitlines()} == {*asked}
+    (run,) = (tmp_path / "runs").glob("*standard-attention.trec.gz")
+    with gzip.open(run, "rt") as lines:
+        assert {line.split()[0] for line in lines} == {*asked}
+
+
+def test_folds_side_by_side_have_the_results_of_one_after_the_other(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    settings = CompareSettings(
+        datasets=(str(tiny_folder),),
+        methods=("best-fixed-reward", "random"),
+        baseline="standard-attention",
+        encoder="untrained",
+        quick=True,
+        folds=2,
+        device="cpu",
+    )
+    field = checked_field(str(tiny_folder), settings.folds)
+    one = run_dataset(field, settings, tmp_path / "one")
+    both = run_dataset(field, replace(settings, jobs=2), tmp_path / "both")
+    for mine, other in zip(one.results, both.results, strict=True):
+        assert mine.scores("nDCG@10").tolist() == other.scores("nDCG@10").tolist()
+    names = {path.name for path in (tmp_path / "one").rglob("*.*")}
+    assert names == {path.name for path in (tmp_path / "both").rglob("*.*")}
+
+
+def test_a_mistake_in_another_process_is_raised_here(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown method 'grp': did you mean 'grpo'"):
+        run_side_by_side(check_methods, [(["grpo"],), (["grp"],)], 2)
+
+
+def test_a_process_that_dies_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"^one of 2 processes was ended from outside, perhaps "):
+        run_side_by_side(os._exit, [(9,), (9,)], 2)
 
 
 def test_results_of_each_group_and_with_groups_alike() -> None:

@@ -299,7 +299,7 @@ def _shares(drawn: NDArray[np.int64], count: int) -> Floats:
     """How often each of `count` is among those drawn (draws, n), as shares (draws, count)."""
     rows = np.arange(len(drawn))[:, None] * count
     times = np.bincount((drawn + rows).ravel(), minlength=len(drawn) * count)
-    return times.reshape(-1, count) / drawn.shape[1]
+    return np.asarray(times.reshape(-1, count) / drawn.shape[1])
 
 
 def _finite(values: ArrayLike) -> Floats:

@@ -1,8 +1,12 @@
 """The learners; each leaves a `DepthRouter` and has SB3's `predict`."""
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from agents.grpo import GRPO, GRPOPolicyNetwork, SharedPolicyNetwork
+if TYPE_CHECKING:
+    from agents.export import GRPORouter, router_from_model
+    from agents.grpo import GRPO, GRPOPolicyNetwork, SharedPolicyNetwork
+    from agents.supervised import SupervisedClassificationRouter
 
 __all__ = [
     "GRPO",
@@ -13,15 +17,18 @@ __all__ = [
     "router_from_model",
 ]
 
+# On first use: settings need no torch, and importing GRPO must not import maw_gym.
+_MODULES = {
+    "GRPO": "grpo",
+    "GRPOPolicyNetwork": "grpo",
+    "GRPORouter": "export",
+    "SharedPolicyNetwork": "grpo",
+    "SupervisedClassificationRouter": "supervised",
+    "router_from_model": "export",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # On first use: GRPO works on any environment, and importing it must not import maw_gym.
-    if name in ("GRPORouter", "router_from_model"):
-        from agents import export
-
-        return getattr(export, name)
-    if name == "SupervisedClassificationRouter":
-        from agents.supervised import SupervisedClassificationRouter
-
-        return SupervisedClassificationRouter
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

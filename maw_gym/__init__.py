@@ -1,16 +1,26 @@
-"""maw_gym: a Gymnasium environment for learning which attention to use."""
+"""maw_gym: a Gymnasium environment for learning which attention to use.
+
+Importing it registers `MAWDepth-v0` with Gymnasium, and `pydocs` with ir_datasets as soon as that
+is imported. Everything else, torch included, is imported when it is used.
+"""
 
 # First, since it must come before torch.
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 import maw_gym.waiting  # noqa: F401  # isort: split
-from maw_gym.corpora import load_collection  # registers pydocs with ir_datasets
-from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
-from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.registration import register_environments
-from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.routers.routed_encoder import RoutedEncoder
-from maw_gym.tables.depth_table import DepthTable
-from maw_gym.tables.task import RetrievalTask, load_task
+from maw_gym.late import after_import
+
+if TYPE_CHECKING:
+    from maw_gym.corpora import load_collection
+    from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
+    from maw_gym.envs.environment import GRPOEnvironment
+    from maw_gym.envs.vector_environment import GRPOVectorEnvironment
+    from maw_gym.routers.routed_encoder import RoutedEncoder
+    from maw_gym.tables.depth_table import DepthTable
+    from maw_gym.tables.task import RetrievalTask, load_task
 
 __version__ = "0.2.0"
 
@@ -28,4 +38,36 @@ __all__ = [
     "load_task",
 ]
 
+_MODULES = {
+    "DepthTable": "tables.depth_table",
+    "GRPOEnvironment": "envs.environment",
+    "GRPOVectorEnvironment": "envs.vector_environment",
+    "MAWEncoder": "encoders.attention_encoders",
+    "NonMAWEncoder": "encoders.attention_encoders",
+    "RetrievalTask": "tables.task",
+    "RoutedEncoder": "routers.routed_encoder",
+    "load_collection": "corpora",
+    "load_task": "tables.task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _register_pydocs() -> None:
+    from maw_gym.corpora.registry import registry
+
+    registry()
+
+
 register_environments()
+after_import("ir_datasets", _register_pydocs)

@@ -8,8 +8,7 @@ from typing import Annotated, ClassVar
 from maw_gym.settings import Count, HomePath, checked
 from runners.experiments.command_line import Flag
 from runners.experiments.runs import run_main
-from runners.report_page import write_report_page
-from runners.report_page.payload import QUERIES
+from runners.report_page import QUERIES
 
 
 @checked
@@ -26,6 +25,8 @@ class ReportSettings:
 
 def main(settings: ReportSettings) -> None:
     """Write the page and say where it is."""
+    from runners.report_page.page import write_report_page
+
     print(write_report_page(settings.run, queries=settings.queries))
 
 

@@ -1,15 +1,19 @@
 """GRPO for Stable-Baselines3: works on any environment of one-step episodes, discrete actions."""
 
-from agents.grpo.grpo import GRPO
-from agents.grpo.networks import SharedEncoder, StateEncoder
-from agents.grpo.policies import (
-    CnnPolicy,
-    GRPOPolicyNetwork,
-    MlpPolicy,
-    MultiInputPolicy,
-    SharedPolicy,
-    SharedPolicyNetwork,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.grpo.grpo import GRPO
+    from agents.grpo.networks import SharedEncoder, StateEncoder
+    from agents.grpo.policies import (
+        CnnPolicy,
+        GRPOPolicyNetwork,
+        MlpPolicy,
+        MultiInputPolicy,
+        SharedPolicy,
+        SharedPolicyNetwork,
+    )
 
 __all__ = [
     "GRPO",
@@ -22,3 +26,11 @@ __all__ = [
     "SharedPolicyNetwork",
     "StateEncoder",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: settings.py is imported where nothing is trained.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = {"GRPO": "grpo", "SharedEncoder": "networks", "StateEncoder": "networks"}
+    return getattr(import_module(f"{__name__}.{module.get(name, 'policies')}"), name)

@@ -1,6 +1,5 @@
 """Collections of texts, queries and judgments, divided into the four splits."""
 
-import contextlib
 import logging
 import os
 from pathlib import Path
@@ -19,9 +18,6 @@ __all__ = ["Collection", "QuerySet", "is_pydocs", "load_collection"]
 PYDOCS_FILE = ".safetensors"
 
 logger = logging.getLogger(__name__)
-
-with contextlib.suppress(InputError):  # said again where a dataset is asked for
-    registry()
 
 
 def load_collection(name_or_path: str, fold: int = 0, folds: int | None = None) -> Collection:

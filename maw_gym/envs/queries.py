@@ -1,5 +1,6 @@
 """Which queries an environment shows: a split seen as a bandit, and the order they come in."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -14,7 +15,9 @@ from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import DepthTable, checked_blocks
 from maw_gym.tables.rewards import RewardSpec
-from maw_gym.tables.task import load_task
+from maw_gym.tables.task import RetrievalTask, load_task
+
+log = logging.getLogger(__name__)
 
 QUERY_ORDERS: Final = ("random", "sequential")
 
@@ -95,6 +98,7 @@ def load_bandit(
         if not queries[split].ids:
             counts = ", ".join(f"{name} {len(queries[name].ids)}" for name in SPLITS)
             raise InputError(f"split {split!r} of {dataset!r} has no query; there are: {counts}")
+        _tell_of_building(task, split)
         table = task.table(split)
     if not isinstance(table, DepthTable):
         raise InputError(f"table must be a DepthTable, not {shown(table)}")
@@ -112,6 +116,17 @@ def load_bandit(
             )
         shares = balanced_shares(table.groups, balance)
     return bandit, QueryOrder(query_order, len(bandit), shares)
+
+
+def _tell_of_building(task: RetrievalTask, split: str) -> None:
+    """One line for who waits for a table: a warning, since others are shown by nobody."""
+    path = task.table_path(split)
+    if not path.exists():
+        log.warning(
+            "computing the depth table of %s: %d %s queries, %d documents; once, kept in %s",
+            *(task.collection.name, len(task.collection.splits[split].ids), split),
+            *(len(task.collection.doc_ids), path.parent),
+        )
 
 
 def checked_options(options: dict[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:

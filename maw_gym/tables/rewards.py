@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import entr
 
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import ALIGNMENTS, DepthTable
@@ -123,6 +122,8 @@ def attention_entropy(weights: ArrayLike) -> NDArray[np.float64]:
     Raises:
         InputError: `weights` has another shape.
     """
+    from scipy.special import entr  # late: a sixth of a second that environments do not need
+
     attention = _square(weights)
     tokens = attention.shape[-1]
     if tokens <= 1:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,6 +109,10 @@ class RetrievalTask:
 
         return kept_or_built(path, lambda path: BM25.load(path, ids), build)
 
+    def table_path(self, split: str) -> Path:
+        """Where the depth table of a split is kept."""
+        return cache_home() / "tables" / f"{self.key}-{split}.safetensors"
+
     def table(self, split: str) -> DepthTable:
         """The depth table of a split's queries; built once, then read from disk.
 
@@ -118,7 +123,7 @@ class RetrievalTask:
         if split not in self._tables:
             queries = self.collection.splits[split]
             widths = column_widths(self.embedder)
-            path = cache_home() / "tables" / f"{self.key}-{split}.safetensors"
+            path = self.table_path(split)
             if processes() > 1:
                 # Together, before each goes to its own rows, of which one may have none.
                 self.index  # noqa: B018

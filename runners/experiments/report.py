@@ -17,7 +17,7 @@ from runners.experiments.results import Did
 from runners.experiments.runs import Stopwatch, write_json
 from runners.experiments.settings import RouterSettings, TaskSettings
 from runners.experiments.tables import run_table
-from runners.report_page import write_report_page
+from runners.report_page.page import write_report_page
 
 MEASURES: Final = ("nDCG@10", "RR@10", "R@100", "Success@10")
 RANKERS: Final = ("bm25", "dense-bm25")

@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from agents.sb3.stopping import STOP, Stopped
 from maw_gym.errors import InputError, printable
 from maw_gym.files.cache import sweep, written_whole
 from runners.experiments.command_line import given_flags
 from runners.experiments.resuming import CONFIG, Settings, check_provenance, settings_of
-from runners.experiments.settings import FolderSettings
 from runners.experiments.streams import lasting_streams
+
+if TYPE_CHECKING:
+    from runners.experiments.settings import FolderSettings
 
 PACKAGES: Final = ("maw_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "ir_datasets")
 
@@ -93,7 +95,7 @@ def _quit(message: str, status: int) -> None:
     raise SystemExit(status)
 
 
-def open_run(settings: FolderSettings, default: str) -> Path:
+def open_run(settings: "FolderSettings", default: str) -> Path:
     """Claim the folder of a new run, or find that of one to go on with.
 
     Args:
@@ -191,7 +193,7 @@ def write_json(path: Path, content: Any) -> None:
 def write_config(
     folder: Path,
     learner: str | None,
-    settings: FolderSettings,
+    settings: "FolderSettings",
     dataset: Mapping[str, Any] | None = None,
     encoder: Mapping[str, Any] | None = None,
 ) -> None:

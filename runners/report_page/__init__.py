@@ -5,6 +5,6 @@ run's files; `sample.py` looks at some test queries through every depth, `curves
 learning curves. What a browser does with it is in assets/.
 """
 
-from runners.report_page.page import write_report_page
+from typing import Final
 
-__all__ = ["write_report_page"]
+QUERIES: Final = 40  # test queries that can be looked at one by one, at most

@@ -10,7 +10,8 @@ from typing import Any, Final
 from maw_gym.errors import InputError
 from maw_gym.files.cache import written_whole
 from maw_gym.tables.task import RetrievalTask
-from runners.report_page.payload import QUERIES, run_payload
+from runners.report_page import QUERIES
+from runners.report_page.payload import run_payload
 
 NAME: Final = "report.html"
 LARGEST: Final = 10_000_000  # bytes

@@ -15,10 +15,10 @@ from maw_gym.tables.rewards import TERMS, RewardSpec
 from maw_gym.tables.task import RetrievalTask, resolve_device
 from runners.experiments.resuming import CONFIG, read_config
 from runners.experiments.tasks import collection_of_run
+from runners.report_page import QUERIES
 from runners.report_page.curves import read_curves
 from runners.report_page.sample import Sample, rounded
 
-QUERIES: Final = 40
 MEASURES: Final = ("nDCG@10", "RR@10", "R@100", "Success@10")
 
 

@@ -18,9 +18,9 @@ from maw_gym.errors import InputError
 from maw_gym.retrieval.evaluation import evaluate_embeddings
 from maw_gym.tables.task import RetrievalTask, load_task
 from runners.report import ReportSettings, main
-from runners.report_page import page, write_report_page
+from runners.report_page import page
 from runners.report_page.curves import curve
-from runners.report_page.page import data_block, rendered
+from runners.report_page.page import data_block, rendered, write_report_page
 from runners.report_page.payload import run_payload
 from runners.report_page.sample import Sample, packed, sampled_queries
 

@@ -5,6 +5,7 @@ is imported. Everything else, torch included, is imported when it is used.
 """
 
 # First, since it must come before torch.
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +65,10 @@ def __dir__() -> list[str]:
 
 
 def _register_pydocs() -> None:
-    from maw_gym.corpora.registry import registry
+    if "maw_gym.corpora.pydocs_dataset" not in sys.modules:  # that one does it itself
+        from maw_gym.corpora.registry import registry
 
-    registry()
+        registry()
 
 
 register_environments()

@@ -13,9 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-from ir_datasets.formats import GenericDoc, GenericQuery
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from maw_gym.corpora import docstrings
 from maw_gym.corpora.docstrings import Docstring
@@ -26,6 +24,9 @@ from maw_gym.corpora.records import Groups, QuerySet, Source
 from maw_gym.corpora.splits import ENDS, SPLITS, fraction, normalised, side
 from maw_gym.errors import InputError
 from maw_gym.files.cache import cache_home, content_key
+
+if TYPE_CHECKING:
+    from ir_datasets.formats import GenericDoc, GenericQuery
 
 NAME: Final = "pydocs"
 NEAR_DUPLICATE: Final = 0.7  # Jaccard similarity of word 3-grams
@@ -44,8 +45,8 @@ class Pydocs(NamedTuple):
         provenance: versions and counts, JSON values.
     """
 
-    docs: dict[str, GenericDoc]
-    queries: dict[str, GenericQuery]
+    docs: "dict[str, GenericDoc]"
+    queries: "dict[str, GenericQuery]"
     sides: dict[str, str]
     relevance: dict[str, list[str]]
     provenance: dict[str, Any]
@@ -196,6 +197,8 @@ def source_of(pydocs: Pydocs) -> Source:
 
 
 def _collection(content: Mapping[str, Any]) -> Pydocs:
+    from ir_datasets.formats import GenericDoc, GenericQuery  # late, see `register`
+
     return Pydocs(
         {doc_id: GenericDoc(doc_id, text) for doc_id, text in content["docs"]},
         {query[0]: GenericQuery(*query[:2]) for query in content["queries"]},

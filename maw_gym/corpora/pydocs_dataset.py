@@ -183,7 +183,11 @@ class PydocsQrels(BaseQrels):
 
 
 def register() -> None:
-    """Enter the collections and their splits in the ir_datasets registry, unless they are there."""
+    """Enter the collections and their splits in the ir_datasets registry, unless they are there.
+
+    Done whenever ir_datasets is imported, by `maw_gym` or, where that import is this module's own,
+    below. Other modules therefore import it late: it comes back to them.
+    """
     docs = PydocsDocs(NAME)
     subsets = {NAME: SPLITS} | {f"{NAME}/{split}": (split,) for split in SPLITS}
     for dataset_id, splits in subsets.items():
@@ -204,3 +208,6 @@ def _named(_: str, parts: tuple[str, str | None]) -> Dataset:
 
 def _dataset(docs: PydocsDocs, splits: Sequence[str]) -> Dataset:
     return Dataset(docs, PydocsQueries(docs.name, splits), PydocsQrels(docs.name, splits))
+
+
+register()

@@ -1,6 +1,7 @@
 """A depth table small enough to work out by hand, and a task that serves it."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,6 +54,9 @@ class HandMadeTask:
                 name: SimpleNamespace(ids=TABLE.query_ids[:count]) for name, count in counts.items()
             }
         )
+
+    def table_path(self, split: str) -> Path:
+        return Path(__file__)  # it is there already
 
     def table(self, split: str) -> DepthTable:
         if split == "train":

@@ -7,6 +7,11 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
+# Where there are two GPUs the processes have one each, and meet over NCCL; else over gloo.
+DEVICE = "cuda" if torch.cuda.device_count() >= 2 else "cpu"
+
 
 def free_port() -> int:
     with socket.socket() as some:
@@ -66,14 +71,13 @@ def _run(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         OMP_NUM_THREADS="1",
+        NCCL_NVLS_ENABLE="0",
     )
-    import torch
-
     from maw_gym import distributed
 
     torch.set_num_threads(1)
     try:
-        distributed.start("cpu")
+        distributed.start(DEVICE)
         end.send((function(*arguments),))
     except Exception as error:
         end.send(error)

@@ -1,4 +1,4 @@
-"""Two processes over gloo do what one does."""
+"""Two processes do what one does: over gloo, or over NCCL where there are two GPUs."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from processes import free_port, together
+from processes import DEVICE, free_port, together
 
 from agents.baselines import fixed_router
 from maw_gym import distributed
@@ -28,6 +28,8 @@ from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables import table_files
 from maw_gym.tables.task import RetrievalTask
 
+pytestmark = pytest.mark.processes
+
 QUERIES = ["how bees make honey", "polar ice melting", ""]
 
 
@@ -36,7 +38,7 @@ QUERIES = ["how bees make honey", "polar ice melting", ""]
 
 def exchange() -> dict[str, Any]:
     me = distributed.process()
-    rows = torch.full((2, 1), float(me + 1), requires_grad=True)
+    rows = torch.full((2, 1), float(me + 1), device=DEVICE, requires_grad=True)
     # Every process has the whole loss: the sum of the squares 1, 1, 4, 4.
     loss = (distributed.gathered(rows, 2 * distributed.processes()) ** 2).sum()
     loss.backward()
@@ -109,11 +111,11 @@ def test_a_missing_rendezvous_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 
 def uneven() -> list[Any]:
     """A batch of three rows for two processes, and one of a single row."""
-    weight = torch.tensor([2.0], requires_grad=True)
+    weight = torch.tensor([2.0], device=DEVICE, requires_grad=True)
     found = []
     for batch in ([1.0, 2.0, 3.0], [5.0]):
         weight.grad = None
-        rows = torch.tensor(batch)[distributed.share(len(batch))] * weight
+        rows = torch.tensor(batch, device=DEVICE)[distributed.share(len(batch))] * weight
         loss = (distributed.gathered(rows, len(batch)) ** 2).mean()
         loss.backward()
         distributed.average_gradients([weight, torch.ones(1)])
@@ -144,14 +146,14 @@ def vectors(count: int) -> torch.Tensor:
 
 
 def search_part(k: int) -> tuple[list, list]:
-    index = DocumentIndex([str(n) for n in range(701)], vectors(701))
+    index = DocumentIndex([str(n) for n in range(701)], vectors(701), DEVICE)
     found = rank_together(index, vectors(750)[700:], k)
     return found.documents.tolist(), found.scores.tolist()
 
 
 @pytest.mark.parametrize("k", [1, 400])
 def test_search_over_processes_is_that_of_one_bit_for_bit(k: int) -> None:
-    index = DocumentIndex([str(n) for n in range(701)], vectors(701))
+    index = DocumentIndex([str(n) for n in range(701)], vectors(701), DEVICE)
     expected = rank(index, vectors(750)[700:], k)
     for found in together(search_part, k):
         assert found == (expected.documents.tolist(), expected.scores.tolist())
@@ -168,7 +170,7 @@ def in_double(folder: Path, stage: str) -> tuple[float, dict[str, Any]]:
             patch.setattr(splits, "ENCODER_MINIMUM", 0)
             collection = load_collection(str(folder))
         shape = EncoderSettings(depths=3)
-        embedder = untrained_embedder(collection.doc_texts, shape)
+        embedder = untrained_embedder(collection.doc_texts, shape).to(DEVICE)
         embedder.encoder.double().requires_grad_(True)
         embedder.text.embedding = embedder.text.embedding.double()
         pairs = pairs_of([collection], embedder)
@@ -191,7 +193,7 @@ def in_double(folder: Path, stage: str) -> tuple[float, dict[str, Any]]:
             if parameter.grad is not None
         }
         distributed.average_gradients(trained.values())
-        return loss.item(), {name: one.grad.numpy() for name, one in trained.items()}
+        return loss.item(), {name: one.grad.cpu().numpy() for name, one in trained.items()}
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -227,10 +229,10 @@ def trained(folder: Path, home: Path, stop_after: int | None) -> dict[str, np.nd
         settings = TrainingSettings(epochs=2, depth_epochs=2, batch_size=4)
         shape = EncoderSettings(depths=2)
         try:
-            embedder, _ = train_encoder([collection], "cpu", settings, shape, home / "it")
+            embedder, _ = train_encoder([collection], DEVICE, settings, shape, home / "it")
         except (StopIteration, InputError):
             return {}
-    return {name: tensor.numpy() for name, tensor in embedder.tensors().items()}
+    return {name: tensor.cpu().numpy() for name, tensor in embedder.tensors().items()}
 
 
 def test_two_processes_train_the_encoder_of_one(tiny_folder: Path, tmp_path: Path) -> None:
@@ -262,9 +264,8 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(tiny_folder: Path, tmp_pat
 
 def task_of(folder: Path) -> RetrievalTask:
     collection = load_collection(str(folder))
-    return RetrievalTask(
-        collection, untrained_embedder(collection.doc_texts, EncoderSettings(depths=4))
-    )
+    embedder = untrained_embedder(collection.doc_texts, EncoderSettings(depths=4))
+    return RetrievalTask(collection, embedder.to(DEVICE), torch.device(DEVICE))
 
 
 def small_portions() -> None:
@@ -280,7 +281,7 @@ def evaluated(folder: Path, home: Path) -> tuple[Any, ...]:
     evaluation, ranking = task.evaluate("test", torch.full((7,), 2))
     left = sorted(str(path.relative_to(home)) for path in home.rglob("*.safetensors"))
     return (
-        task.index.vectors.numpy(),
+        task.index.vectors.cpu().numpy(),
         {name: np.asarray(getattr(table, name)) for name in ("attention", "ndcg", "entropy")},
         evaluation.mean,
         ranking.documents.tolist(),

@@ -22,7 +22,8 @@ from maw_gym.products import linear
 EMPTY_SCORE: Final = -2.0  # of a document without text: below every cosine, and finite
 SAME: Final = 1e-6  # documents nearer than this are one vector: rounding must not order equal texts
 BLOCK_ROWS: Final = 16_384  # of embeddings looked at at once
-GATHERED: Final = 2**18  # numbers of embeddings gathered at once: what stays in a cache
+# Numbers of embeddings gathered at once: what stays in a core's cache; a GPU wants few launches.
+GATHERED: Final = {"cpu": 2**18, "cuda": 2**25}
 
 Integers = NDArray[np.int64]
 
@@ -139,7 +140,8 @@ class DocumentIndex:
 
     def gathered(self, listed: int, count: int) -> Iterator[slice]:
         """Portions of `count` lists whose `listed` embeddings each fit into memory."""
-        return steps(count, GATHERED // max(listed * self.vectors.shape[1], 1))
+        most = GATHERED["cpu" if self.device.type == "cpu" else "cuda"]
+        return steps(count, most // max(listed * self.vectors.shape[1], 1))
 
     def _rows(self, documents: Integers) -> Tensor:
         """Vectors (*, h) float32 of documents (*) on the index's device."""

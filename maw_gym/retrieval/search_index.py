@@ -122,21 +122,20 @@ class SearchIndex:
             seen.append(part._replace(texts=[]))
         doc_ids = [doc_id for part in seen for doc_id in part.doc_ids]
         check_ids(doc_ids)
-        if folder is not None:
+        if folder is None:
+            vectors, first = joined(part.encoded() for part in seen)
+            documents = DocumentIndex(doc_ids, with_copies(vectors, first).to(device))
+        else:
             contents = [part.content for part in seen]
             check_same("stream of documents", content_key({"ids": doc_ids, "texts": contents}))
+            if is_first():
+                (folder / ABOUT).unlink(missing_ok=True)
+                write_vectors(folder / VECTORS, *joined(part.encoded() for part in seen))
+            wait()
+            documents = DocumentIndex(doc_ids, mapped_vectors(folder / VECTORS), device)
             if not is_first():
                 wait()
-                return cls.load(folder, encoder, device)
-        vectors, first = joined(part.encoded() for part in seen)
-        if folder is None:
-            whole = with_copies(vectors, first)
-            documents = DocumentIndex(doc_ids, whole.to(device))
-        else:
-            (folder / ABOUT).unlink(missing_ok=True)
-            write_vectors(folder / VECTORS, vectors, first)
-            del vectors  # maps of the parts
-            documents = DocumentIndex(doc_ids, mapped_vectors(folder / VECTORS), device)
+                return cls._saved(documents, folder)
         bm25 = None if words is None else BM25(doc_ids, *words.weighed(len(doc_ids)))
         approximate = None
         if kind != EXACT:
@@ -217,11 +216,17 @@ class SearchIndex:
             raise
         except ValueError as problem:
             raise DamagedFileError(f"{folder} holds no index: {problem}") from None
-        bm25 = BM25.load(folder / WORDS, doc_ids) if WORDS in about.files else None
+        return cls._saved(documents, folder)
+
+    @classmethod
+    def _saved(cls, documents: DocumentIndex, folder: Path) -> Self:
+        """What stands in a folder around its documents."""
+        about = read_about(folder)
+        bm25 = BM25.load(folder / WORDS, documents.doc_ids) if WORDS in about.files else None
         approximate = None
         if FAISS in about.files:
             approximate = ApproximateIndex.load(folder / FAISS, documents)
-        return cls(documents, encoder, bm25, approximate, about.kind, folder)
+        return cls(documents, about.encoder, bm25, approximate, about.kind, folder)
 
 
 def joined(

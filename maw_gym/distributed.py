@@ -13,10 +13,11 @@ from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from maw_gym.errors import InputError
 
@@ -109,7 +110,7 @@ def is_first() -> bool:
 def wait() -> None:
     """Go on when all processes are here; all do this together."""
     if processes() > 1:
-        with _others():
+        with others():
             dist.barrier()
 
 
@@ -130,7 +131,7 @@ def from_first(thing: Thing) -> Thing:
     if processes() == 1:
         return thing
     box = [thing]
-    with _others():
+    with others():
         dist.broadcast_object_list(box)
     return box[0]
 
@@ -140,7 +141,7 @@ def from_all(thing: Thing) -> list[Thing]:
     if processes() == 1:
         return [thing]
     things: list[Thing] = [thing] * processes()
-    with _others():
+    with others():
         dist.all_gather_object(things, thing)
     return things
 
@@ -154,7 +155,7 @@ def gathered(rows: Tensor, count: int) -> Tensor:
     """All `count` rows of a batch, with gradients, from every process's `share`.
 
     All do this together. A loss of all rows, computed by every process, has in each process the
-    gradient of its own rows times the number of processes; `average_gradients` makes of that, in
+    gradient of its own rows times the number of processes; `with_mean_gradients` makes of that, in
     every process, the gradient that one process alone would have.
 
     Args:
@@ -178,7 +179,7 @@ class _Gathered(torch.autograd.Function):
     def forward(context: Any, rows: Tensor) -> Tensor:
         del context
         parts = [torch.empty_like(rows) for _ in _numbers()]
-        with _others():
+        with others():
             dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
@@ -187,26 +188,32 @@ class _Gathered(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> Tensor:
         del context
         whole = gradient.clone()
-        with _others():
+        with others():
             dist.all_reduce(whole)
         return whole.chunk(processes())[process()]
 
 
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace every gradient by its mean over processes; all do this together."""
-    if processes() == 1:
-        return
-    gradients = [one.grad for one in parameters if one.grad is not None]
-    if not gradients:
-        return
-    # One message in the place of one for each parameter.
-    whole = torch.cat([gradient.flatten() for gradient in gradients])
-    with _others():
-        dist.all_reduce(whole)
-    whole /= processes()
-    sizes = [gradient.numel() for gradient in gradients]
-    for gradient, mean in zip(gradients, whole.split(sizes), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+class _Losses(nn.Module):
+    """A module with the weights of a training, as DistributedDataParallel wants one."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(weights)
+
+    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
+        return loss()
+
+
+def with_mean_gradients(weights: Iterable[Tensor]) -> nn.Module:
+    """A module that calls a loss; its gradients will be their mean over processes.
+
+    All processes do this together, and what is made of it; each weight has a part in each loss.
+
+    Args:
+        weights: parameters that take gradients.
+    """
+    losses = _Losses(weights)
+    return DistributedDataParallel(losses) if processes() > 1 else losses
 
 
 def check_shares(batch_size: int) -> None:
@@ -227,11 +234,19 @@ def _numbers() -> range:
 
 
 @contextmanager
-def _others() -> Iterator[None]:
-    """One line in the place of what the library says when another process has gone."""
+def others() -> Iterator[None]:
+    """One line in the place of what the library says when another process has gone.
+
+    Raises:
+        InputError: another process has gone.
+    """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as problem:
+        if processes() == 1:
+            raise
         raise InputError(
             f"process {process()} has lost another one, whose message says why:"
             f" {' '.join(str(problem).split())[:120]}"

@@ -1,6 +1,7 @@
 """Two processes do what one does: over gloo, or over NCCL where there are two GPUs."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +112,20 @@ def test_a_missing_rendezvous_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 
 def uneven() -> list[Any]:
     """A batch of three rows for two processes, and one of a single row."""
-    weight = torch.tensor([2.0], device=DEVICE, requires_grad=True)
-    found = []
+    weight = torch.nn.Parameter(torch.tensor([2.0], device=DEVICE))
+    averaged = distributed.with_mean_gradients([weight])
+    found: list[Any] = []
+
+    def loss_of(batch: list[float]) -> torch.Tensor:
+        rows = torch.tensor(batch, device=DEVICE)[distributed.share(len(batch))] * weight
+        found.append(rows.tolist())
+        return (distributed.gathered(rows, len(batch)) ** 2).mean()
+
     for batch in ([1.0, 2.0, 3.0], [5.0]):
         weight.grad = None
-        rows = torch.tensor(batch, device=DEVICE)[distributed.share(len(batch))] * weight
-        loss = (distributed.gathered(rows, len(batch)) ** 2).mean()
+        loss = averaged(partial(loss_of, batch))
         loss.backward()
-        distributed.average_gradients([weight, torch.ones(1)])
-        found += [rows.tolist(), loss.item(), weight.grad.item()]
+        found += [loss.item(), weight.grad.item()]
     try:
         distributed.check_shares(513)
     except InputError as problem:
@@ -171,28 +177,29 @@ def in_double(folder: Path, stage: str) -> tuple[float, dict[str, Any]]:
             collection = load_collection(str(folder))
         shape = EncoderSettings(depths=3)
         embedder = untrained_embedder(collection.doc_texts, shape).to(DEVICE)
-        embedder.encoder.double().requires_grad_(True)
+        embedder.encoder.double()
+        trained = {
+            name: parameter.requires_grad_(True)
+            for name, parameter in embedder.encoder.named_parameters()
+            if name.startswith("depth_") == (stage == "depths")
+        }
+        averaged = distributed.with_mean_gradients(trained.values())
         embedder.text.embedding = embedder.text.embedding.double()
         pairs = pairs_of([collection], embedder)
         rows = torch.arange(len(pairs.queries))
         settings = TrainingSettings()
         if stage == "attention":
             documents = [options[0] for options in pairs.relevant]
-            loss = batch_loss(embedder, pairs, rows, documents, settings)
+            loss = averaged(partial(batch_loss, embedder, pairs, rows, documents, settings))
         else:
             with torch.no_grad():
                 vectors = embedder.encode_ids(pairs.documents).double()
             judged = judged_queries(pairs.queries, vectors, pairs)
             generator = torch.Generator().manual_seed(0)
             depth = rows % 3
-            loss = depth_loss(embedder, judged, rows.tolist(), depth, settings, generator)
+            more = (rows.tolist(), depth, settings, generator)
+            loss = averaged(partial(depth_loss, embedder, judged, *more))
         loss.backward()
-        trained = {
-            name: parameter
-            for name, parameter in embedder.encoder.named_parameters()
-            if parameter.grad is not None
-        }
-        distributed.average_gradients(trained.values())
         return loss.item(), {name: one.grad.cpu().numpy() for name, one in trained.items()}
     finally:
         torch.set_default_dtype(torch.float32)

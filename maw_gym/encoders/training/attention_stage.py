@@ -5,7 +5,7 @@ arXiv:1807.03748).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,9 @@ def _groups(embedder: Embedder, settings: TrainingSettings) -> list[dict[str, An
 
 def _losses(
     embedder: Embedder, pairs: Pairs, settings: TrainingSettings, generator: torch.Generator
-) -> Iterator[Tensor]:
+) -> Iterator[Callable[[], Tensor]]:
     for rows, documents in batches(pairs, settings.batch_size, settings.balance, generator):
-        yield batch_loss(embedder, pairs, rows, documents, settings)
+        yield partial(batch_loss, embedder, pairs, rows, documents, settings)
 
 
 def batches(

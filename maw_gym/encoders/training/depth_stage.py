@@ -8,7 +8,8 @@ Notation: D depths, h hidden width, B queries of a batch, M documents to rank.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,7 +179,7 @@ def _losses(
     fixed: Tensor | None,
     settings: TrainingSettings,
     generator: torch.Generator,
-) -> Iterator[Tensor]:
+) -> Iterator[Callable[[], Tensor]]:
     depths = embedder.maw.depths
     order = epoch_rows(judged.groups, settings.balance, generator)
     for rows in order.split(settings.batch_size):
@@ -186,7 +187,7 @@ def _losses(
             depth = torch.randint(depths, (len(rows),), generator=generator)
         else:
             depth = fixed[rows]
-        yield depth_loss(embedder, judged, rows.tolist(), depth, settings, generator)
+        yield partial(depth_loss, embedder, judged, rows.tolist(), depth, settings, generator)
 
 
 def depth_loss(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from maw_gym.distributed import average_gradients, check_same, from_first, is_first
+from maw_gym.distributed import check_same, from_first, is_first, others, with_mean_gradients
 from maw_gym.files.cache import content_key
 from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress, stage_folder
 from maw_gym.files.tensor_files import fingerprint
@@ -29,8 +29,8 @@ class Stage(NamedTuple):
         queries: per epoch, by all steps together.
         groups: parameter groups of AdamW with their peak learning rates.
         weights: everything that changes; the best epoch's are left in them.
-        losses: one epoch's losses, a step each, with gradients; all that is random comes from the
-            generator.
+        losses: functions that give one epoch's losses, a step each, with gradients; all that is
+            random comes from the generator.
         score: of the weights as they are, the larger the better.
         seed: of the generator.
         about: JSON values that the stage depends on, beside the weights it starts from.
@@ -42,7 +42,7 @@ class Stage(NamedTuple):
     queries: int
     groups: list[dict[str, Any]]
     weights: Mapping[str, Tensor]
-    losses: Callable[[torch.Generator], Iterator[Tensor]]
+    losses: Callable[[torch.Generator], Iterator[Callable[[], Tensor]]]
     score: Callable[[], float]
     seed: int
     about: Mapping[str, Any]
@@ -72,6 +72,7 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
     if steps == 0:
         return best
     optimizer = torch.optim.AdamW(stage.groups)
+    averaged = with_mean_gradients(weight for group in stage.groups for weight in group["params"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         [group["lr"] for group in optimizer.param_groups],
@@ -90,11 +91,11 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
         bar.update(done * stage.steps)
         for epoch in range(done + 1, stage.epochs + 1):
             began = time.perf_counter()
-            for loss in stage.losses(generator):
+            for of_batch in stage.losses(generator):
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                for group in stage.groups:
-                    average_gradients(group["params"])
+                with others():
+                    loss = averaged(of_batch)
+                    loss.backward()
                 if not math.isfinite(loss.item()):
                     raise FloatingPointError(
                         f"loss {loss.item()} in epoch {epoch} of training {stage.name}; lower the"

@@ -1,0 +1,86 @@
+"""The scripts of examples/, as they stand there; what their texts say is printed is printed."""
+
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hostile_run import write_hostile_run
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+Run = Callable[..., list[str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs an example with some arguments; the lines that it prints."""
+
+    def run(name: str, *arguments: object) -> list[str]:
+        path = str(EXAMPLES / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        capsys.readouterr()
+        runpy.run_path(path, run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def promised(name: str) -> list[str]:
+    """The lines that an example's text says that it prints."""
+    text = (EXAMPLES / f"{name}.py").read_text().split('"""')[1]
+    return re.findall(r"^    (.*)", text, re.MULTILINE)
+
+
+def shape(line: str) -> str:
+    """A line without its numbers."""
+    return re.sub(r"-?\d+(\.\d+)?", "0", line)
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {
+        "environment_by_hand", "grpo_on_a_bandit", "own_collection", "own_text_encoder",
+        "ppo_on_mawdepth", "search_with_a_run",
+    }  # fmt: skip
+
+
+def test_environment_by_hand(run: Run, tiny_folder: Path) -> None:
+    lines = run("environment_by_hand", tiny_folder)
+    expected = promised("environment_by_hand")
+    assert [shape(line) for line in lines[1:]] == [shape(line) for line in expected[1:]]
+    assert re.fullmatch(r"query q\d+: observation of 64 numbers, 32 depths", lines[0])
+    best = float(re.findall(r"paid (\d\.\d{3})", lines[-1])[0])
+    for line in lines[1:-1]:
+        reward, entropy, focus, alignment, regret = map(float, re.findall(r"\d\.\d{3}", line))
+        assert reward == pytest.approx(0.3 * entropy + 0.3 * focus + 0.4 * alignment, abs=0.0011)
+        assert reward + regret == pytest.approx(best, abs=0.0011)
+
+
+def test_grpo_on_a_bandit(run: Run) -> None:
+    assert run("grpo_on_a_bandit") == promised("grpo_on_a_bandit")
+
+
+def test_ppo_on_mawdepth(run: Run, tiny_folder: Path) -> None:
+    lines = run("ppo_on_mawdepth", tiny_folder, 2048)
+    assert [shape(line) for line in lines] == [shape(line) for line in promised("ppo_on_mawdepth")]
+    mean, random, oracle, gap = map(float, re.findall(r"-?\d\.\d+", " ".join(lines)))
+    assert random < mean <= oracle
+    assert gap == pytest.approx((mean - random) / (oracle - random), abs=0.06)
+
+
+def test_own_collection(run: Run, tmp_path: Path) -> None:
+    assert run("own_collection", tmp_path / "mine") == promised("own_collection")
+
+
+def test_own_text_encoder(run: Run, tiny_folder: Path) -> None:
+    lines = run("own_text_encoder", tiny_folder)
+    assert [shape(line) for line in lines] == [shape(line) for line in promised("own_text_encoder")]
+    assert all(0 < float(line.split()[-1]) < 1 for line in lines)
+
+
+def test_search_with_a_run(run: Run, tmp_path: Path) -> None:
+    lines = run("search_with_a_run", write_hostile_run(tmp_path / "run"))
+    expected = promised("search_with_a_run")
+    assert lines[0] == "depth 2: how do I read a file line by line"
+    assert [line.split()[-1] for line in lines] == [line.split()[-1] for line in expected]

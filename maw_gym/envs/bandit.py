@@ -136,7 +136,7 @@ class Bandit:
     @cached_property
     def rewards(self) -> NDArray[np.float32]:
         """Reward (N, D) of every query and depth."""
-        rewards = self.reward.of(self.table)
+        rewards = np.ascontiguousarray(self.reward.of(self.table))
         rewards.flags.writeable = False
         return rewards
 
@@ -243,14 +243,17 @@ class Bandit:
         numbers = self.outcomes[query * self.num_depths + depth].tolist()
         return Outcome(*numbers[: len(Outcome._fields)])
 
-    def outcome_batch(self, queries: NDArray[np.int64], depths: NDArray[np.int64]) -> Outcome:
-        """Outcomes of a batch: contiguous float64 arrays shaped like `queries`.
+    def choices(self, queries: NDArray[np.int64], depths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows (B,) of `outcomes` of queries (B,) in [0, N) and depths (B,) in [0, D)."""
+        return queries * self.num_depths + depths
 
-        Args:
-            queries: (B,) in [0, N). Not checked, nor are depths: numbers outside are cut.
-            depths: (B,) in [0, D), see `checked_actions`.
-        """
-        records = self.outcomes.take(queries * self.num_depths + depths, axis=0, mode="clip")
+    def rewards_of(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Rewards (B,) of `choices`: a fraction of the memory that `outcome_of` reads."""
+        return self.rewards.take(choices, mode="clip").astype(np.float64)
+
+    def outcome_of(self, choices: NDArray[np.int64]) -> Outcome:
+        """All there is to know of `choices` (B,): contiguous float64 arrays (B,)."""
+        records = self.outcomes.take(choices, axis=0, mode="clip")
         return Outcome(*records.T[: len(Outcome._fields)].astype(np.float64, order="C"))
 
     def checked_action(self, action: Any) -> int:

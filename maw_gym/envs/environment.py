@@ -1,7 +1,6 @@
 """GRPOEnvironment: choosing an attention depth for one query at a time."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import gymnasium as gym
 import numpy as np
@@ -9,12 +8,9 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from maw_gym.envs.bandit import Outcome
-from maw_gym.envs.queries import checked_options, load_bandit
+from maw_gym.envs.queries import QuerySettings, checked_options, load_bandit
 from maw_gym.envs.rendering import Scene, attention_frame, attention_text
 from maw_gym.errors import InputError
-from maw_gym.tables.depth_table import DepthTable
-from maw_gym.tables.rewards import DEFAULT_WEIGHTS, TERMS
-from maw_gym.tables.task import load_task
 
 RENDER_MODES = ("rgb_array", "ansi")
 
@@ -149,42 +145,18 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
 
     def __init__(
         self,
-        dataset: str = "pydocs",
-        encoder: str = "untrained",
-        split: str = "train",
-        observation: Sequence[str] | str = "attention",
-        alignment: str = "ndcg",
-        reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
-        query_order: str = "random",
-        balance: float = 1.0,
-        device: str = "auto",
-        render_mode: str | None = None,
-        text_encoder: str = "wordllama",
         *,
-        table: DepthTable | None = None,
+        render_mode: str | None = None,
+        **settings: Unpack[QuerySettings],
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise InputError(
                 f"unknown render_mode {render_mode!r}; choose one of {', '.join(RENDER_MODES)}"
             )
-        self.bandit, self._order = load_bandit(
-            dataset=dataset,
-            encoder=encoder,
-            split=split,
-            observation=observation,
-            alignment=alignment,
-            reward_weights=reward_weights,
-            query_order=query_order,
-            balance=balance,
-            device=device,
-            text_encoder=text_encoder,
-            table=table,
-        )
+        self.bandit, self._order, self._task = load_bandit(**settings)
         self.render_mode = render_mode
         self.observation_space = self.bandit.observation_space
         self.action_space = self.bandit.action_space
-        # What a task is loaded from when a frame is drawn; a table by itself has no texts.
-        self._origin = (dataset, encoder, device, text_encoder) if table is None else None
         self._query: int | None = None
         self._depth: int | None = None
 
@@ -227,9 +199,8 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
             raise ResetNeeded("an episode is one step long: call reset() before each step()")
         self._depth = self.bandit.checked_action(action)
         outcome = self.bandit.outcome(self._query, self._depth)
-        info = {"query_id": self.bandit.query_ids[self._query]}
-        info |= {term: getattr(outcome, term) for term in (*TERMS, "regret", "random")}
-        return self._observed(self._query), outcome.reward, True, False, info
+        info = {"query_id": self.bandit.query_ids[self._query], **outcome._asdict()}
+        return self._observed(self._query), info.pop("reward"), True, False, info
 
     @property
     def numbers_per_action(self) -> int:
@@ -267,12 +238,10 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         query_id = self.bandit.query_ids[query]
         if depth is None:
             return Scene(query_id, self.bandit.pooled_attention(query))
-        if self._origin is None:
+        if self._task is None:
             raise InputError(
                 "an environment made from a table has no texts to draw; make it from a dataset"
             )
-        dataset, encoder, device, text_encoder = self._origin
-        task = load_task(dataset, encoder, device, text_encoder=text_encoder)
-        weights, tokens = task.attention(query_id, depth)
+        weights, tokens = self._task().attention(query_id, depth)
         outcome: Outcome = self.bandit.outcome(query, depth)
         return Scene(query_id, weights, tokens, depth, self.bandit.num_depths, outcome)

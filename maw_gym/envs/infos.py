@@ -1,6 +1,6 @@
 """LazyInfos: a step's information, of which the costly part is gathered when it is asked for."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -14,24 +14,28 @@ class LazyInfos(dict[str, Any]):
 
     Args:
         ready: values by key.
-        later: what makes the others, by key; called once, or never.
+        names: keys of the others.
+        make: their values, in that order; called once, or never.
     """
 
-    __slots__ = ("_later",)
+    __slots__ = ("_make", "_names")
 
-    def __init__(self, ready: Mapping[str, Any], later: Mapping[str, Callable[[], Any]]) -> None:
+    def __init__(
+        self, ready: Mapping[str, Any], names: Sequence[str], make: Callable[[], Sequence[Any]]
+    ) -> None:
         super().__init__(ready)
-        super().update(later)
-        self._later = tuple(later)
+        super().update(dict.fromkeys(names))
+        self._names = names
+        self._make = make
 
     def complete(self) -> None:
         """Make what is not made yet."""
-        names, self._later = self._later, ()
-        for name in names:
-            super().__setitem__(name, super().__getitem__(name)())
+        names, self._names = self._names, ()
+        if names:
+            super().update(zip(names, self._make(), strict=True))
 
     def __getitem__(self, key: str) -> Any:
-        if key in self._later:
+        if key in self._names:
             self.complete()
         return super().__getitem__(key)
 

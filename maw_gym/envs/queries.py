@@ -1,8 +1,9 @@
 """Which queries an environment shows: a split seen as a bandit, and the order they come in."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, TypedDict
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -14,7 +15,7 @@ from maw_gym.corpora.splits import SPLITS
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import DepthTable, checked_blocks
-from maw_gym.tables.rewards import RewardSpec
+from maw_gym.tables.rewards import DEFAULT_WEIGHTS, RewardSpec
 from maw_gym.tables.task import RetrievalTask, load_task
 
 log = logging.getLogger(__name__)
@@ -58,27 +59,47 @@ class QueryOrder:
         return (start + np.arange(count)) % self.size
 
 
+class QuerySettings(TypedDict, total=False):
+    """What both environments take, see `GRPOEnvironment`; defaults are those of `load_bandit`."""
+
+    dataset: str
+    encoder: str
+    split: str
+    observation: Sequence[str] | str
+    alignment: str
+    reward_weights: Sequence[float]
+    query_order: str
+    balance: float
+    device: str
+    text_encoder: str
+    table: DepthTable | None
+
+
 _bandits: WeakValueDictionary[tuple[Any, ...], Bandit] = WeakValueDictionary()
 
 
 def load_bandit(
     *,
-    dataset: str,
-    encoder: str,
-    split: str,
-    observation: Sequence[str] | str,
-    alignment: str,
-    reward_weights: Sequence[float],
-    query_order: str,
-    balance: float,
-    device: str,
-    text_encoder: str,
-    table: DepthTable | None,
-) -> tuple[Bandit, QueryOrder]:
+    dataset: str = "pydocs",
+    encoder: str = "untrained",
+    split: str = "train",
+    observation: Sequence[str] | str = "attention",
+    alignment: str = "ndcg",
+    reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
+    query_order: str = "random",
+    balance: float = 1.0,
+    device: str = "auto",
+    text_encoder: str = "wordllama",
+    table: DepthTable | None = None,
+) -> tuple[Bandit, QueryOrder, Callable[[], RetrievalTask] | None]:
     """Check the settings of an environment, then load what it reads.
 
     Environments with equal settings share one `Bandit` in a process. A `table` given stands for
     whatever `dataset`, `encoder`, `split`, `device` and `text_encoder` would have loaded.
+
+    Returns:
+        The bandit, the order of its queries, and what loads the task that knows their texts, if
+        there is one.
 
     Raises:
         InputError: a setting is unknown, or the split has no query.
@@ -92,8 +113,10 @@ def load_bandit(
             f"balance {balance} is for random draws, and query_order is {query_order!r}; leave one"
             " of them out"
         )
+    load = None
     if table is None:
-        task = load_task(dataset, encoder, device, text_encoder=text_encoder)
+        load = partial(load_task, dataset, encoder, device, text_encoder=text_encoder)
+        task = load()
         queries = task.collection.splits
         if not queries[split].ids:
             counts = ", ".join(f"{name} {len(queries[name].ids)}" for name in SPLITS)
@@ -115,7 +138,7 @@ def load_bandit(
                 f"balance {balance} needs queries in groups, and these have none; leave it at 1"
             )
         shares = balanced_shares(table.groups, balance)
-    return bandit, QueryOrder(query_order, len(bandit), shares)
+    return bandit, QueryOrder(query_order, len(bandit), shares), load
 
 
 def _tell_of_building(task: RetrievalTask, split: str) -> None:

@@ -1,7 +1,7 @@
 """GRPOVectorEnvironment: choosing attention depths for a batch of queries in one look-up."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from maw_gym.checks import checked_int
 from maw_gym.checks import shown as one_line
+from maw_gym.envs.bandit import Outcome
 from maw_gym.envs.infos import LazyInfos
-from maw_gym.envs.queries import checked_options, load_bandit
+from maw_gym.envs.queries import QuerySettings, checked_options, load_bandit
 from maw_gym.errors import InputError
-from maw_gym.tables.depth_table import DepthTable
-from maw_gym.tables.rewards import DEFAULT_WEIGHTS, TERMS
 
 Floats = NDArray[np.float32]
 
-INFOS: Final = (*TERMS, "regret", "random")  # of each finished episode, beside its query's id
+INFOS: Final = ("query_id", *Outcome._fields[1:])  # of each finished episode, beside its reward
+MASKS: Final = tuple(f"_{name}" for name in INFOS)
 MOST_ENVS: Final = 2**20
 
 
@@ -50,19 +50,9 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         num_envs: number of sub-environments.
         group_size: so many neighbouring sub-environments share each query, as group-relative
             advantages need it; a divisor of `num_envs`.
-        dataset: this and what follows as in `GRPOEnvironment`.
-        encoder: see there.
-        split: see there.
-        observation: see there.
-        alignment: see there.
-        reward_weights: see there.
-        query_order: see there.
-        balance: see there.
-        device: see there.
         render_mode: None; frames are drawn by `GRPOEnvironment`.
         autoreset_mode: SAME_STEP or DISABLED, also by its value.
-        text_encoder: see there.
-        table: see there.
+        **settings: all others of `GRPOEnvironment`.
 
     Raises:
         InputError: a setting is unknown or out of its range, or `group_size` does not divide
@@ -79,20 +69,10 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         self,
         num_envs: int = 1,
         group_size: int = 1,
-        dataset: str = "pydocs",
-        encoder: str = "untrained",
-        split: str = "train",
-        observation: Sequence[str] | str = "attention",
-        alignment: str = "ndcg",
-        reward_weights: Sequence[float] = DEFAULT_WEIGHTS,
-        query_order: str = "random",
-        balance: float = 1.0,
-        device: str = "auto",
+        *,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-        text_encoder: str = "wordllama",
-        *,
-        table: DepthTable | None = None,
+        **settings: Unpack[QuerySettings],
     ) -> None:
         _check_counts(num_envs, group_size)
         if render_mode is not None:
@@ -101,20 +81,10 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
                 ' vectorization_mode="sync", or use gym.make("MAWDepth-v0", render_mode=...)'
             )
         self.render_mode = None
-        self.metadata = {**self.metadata, "autoreset_mode": _checked_mode(autoreset_mode)}
-        self.bandit, self._order = load_bandit(
-            dataset=dataset,
-            encoder=encoder,
-            split=split,
-            observation=observation,
-            alignment=alignment,
-            reward_weights=reward_weights,
-            query_order=query_order,
-            balance=balance,
-            device=device,
-            text_encoder=text_encoder,
-            table=table,
-        )
+        mode = _checked_mode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": mode}
+        self._disabled = mode is AutoresetMode.DISABLED
+        self.bandit, self._order, _ = load_bandit(**settings)
         self.num_envs = num_envs
         self.group_size = group_size
         self.single_observation_space = self.bandit.observation_space
@@ -189,34 +159,35 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         """
         if self._queries is None:
             raise ResetNeeded("no query is shown yet: call reset() before step()")
-        if self._finished.any():
+        if self._disabled and self._finished.any():
             raise ResetNeeded(
                 f"{int(self._finished.sum())} of {self.num_envs} episodes have ended, and autoreset"
                 " is disabled: call reset() before each step()"
             )
         bandit, before = self.bandit, self._queries
-        outcome = bandit.outcome_batch(before, bandit.checked_actions(actions, self.num_envs))
+        choices = bandit.choices(before, bandit.checked_actions(actions, self.num_envs))
+        rewards = bandit.rewards_of(choices)
         done, truncated, finished, shown = self._flags.copy()
-        terms: dict[str, Any] = {"_query_id": finished}
-        for name in INFOS:
-            terms[name], terms[f"_{name}"] = getattr(outcome, name), finished
-        info = LazyInfos(terms, {"query_id": lambda: bandit.ids_of(before)})
-        if self.metadata["autoreset_mode"] is AutoresetMode.DISABLED:
+        info = LazyInfos(
+            dict.fromkeys(MASKS, finished),
+            INFOS,
+            lambda: (bandit.ids_of(before), *bandit.outcome_of(choices)[1:]),
+        )
+        if self._disabled:
             self._finished = np.ones(self.num_envs, np.bool_)
-            return bandit.observations_of(before), outcome.reward, done, truncated, info
+            return bandit.observations_of(before), rewards, done, truncated, info
         queries = self._queries = self._drawn(self.num_envs)
-        infos = {
-            "_final_obs": finished,
-            "final_info": info,
-            "_final_info": finished,
-            "_query_id": shown,
-        }
-        later = {
-            "final_obs": lambda: bandit.rows_of(before),
-            "query_id": lambda: bandit.ids_of(queries),
-        }
-        observations = bandit.observations_of(queries)
-        return observations, outcome.reward, done, truncated, LazyInfos(infos, later)
+        infos = LazyInfos(
+            {
+                "_final_obs": finished,
+                "final_info": info,
+                "_final_info": finished,
+                "_query_id": shown,
+            },
+            ("final_obs", "query_id"),
+            lambda: (bandit.rows_of(before), bandit.ids_of(queries)),
+        )
+        return bandit.observations_of(queries), rewards, done, truncated, infos
 
     def get_state(self) -> dict[str, Any]:
         """Where the environment stands, as JSON values: what is shown, and what will be drawn."""

@@ -35,7 +35,6 @@ def loaded(monkeypatch):
         return task
 
     monkeypatch.setattr(maw_gym.envs.queries, "load_task", load_task)
-    monkeypatch.setattr(maw_gym.envs.environment, "load_task", load_task)
     return asked
 
 

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint clean
+.PHONY: train test lint docs clean
 
 train: $(VENV)/.installed  ## train the GRPO router on the default dataset
 	$(BIN)/python runners/train_grpo.py
@@ -15,6 +15,13 @@ lint: $(VENV)/.installed  ## style, format, types, and which room may import whi
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: $(VENV)/.docs  ## build the documentation into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # The stamp is written last, so an interrupted installation is done again.
 $(VENV)/.installed: pyproject.toml constraints.txt

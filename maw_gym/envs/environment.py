@@ -38,15 +38,15 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
 
     A `Box` of float32, made of one or more blocks set side by side in the order asked for:
 
-    | Block       | Numbers | Min | Max | What it is                                               |
-    |-------------|---------|-----|-----|----------------------------------------------------------|
-    | `attention` | 64 * H  | 0   | 1   | attention averaged over depths, the n x n real tokens of |
-    |             |         |     |     | each of the H heads pooled to 8 x 8; of unit length      |
-    | `profile`   | 2 * D   | 0   | 1   | entropy of every depth, then focus of every depth        |
-    | `retrieval` | 11 * D  | -1  | 2   | what a search through every depth finds, see below       |
-    | `content`   | h       | -1  | 1   | mean of the tokens' hidden states, of unit length        |
-    | `clusters`  | K       | -1  | 1   | cosine to K query clusters, of depths trained on them    |
+    | Block       | Numbers | Min | Max | What it is                                             |
+    |-------------|---------|-----|-----|--------------------------------------------------------|
+    | `attention` | 64 * H  | 0   | 1   | mean attention over depths, pooled, of unit length     |
+    | `profile`   | 2 * D   | 0   | 1   | entropy of every depth, then focus of every depth      |
+    | `retrieval` | 11 * D  | -1  | 2   | what a search through every depth finds, see below     |
+    | `content`   | h       | -1  | 1   | mean of the tokens' hidden states, of unit length      |
+    | `clusters`  | K       | -1  | 1   | cosine to K query clusters, of depths trained on them  |
 
+    Of `attention` the n x n real tokens of each of the H heads are pooled to 8 x 8.
     With the default, `attention` and H = 8, that is 512 numbers.
 
     `retrieval` looks at the rankings through the depths, and at no judgement of relevance: it is
@@ -94,31 +94,22 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
 
     ```
 
-    | Parameter        | Type               | Default           | Description                      |
-    |------------------|--------------------|-------------------|----------------------------------|
-    | `dataset`        | **str**            | `"pydocs"`        | an ir_datasets id, `pydocs:NAME` |
-    |                  |                    |                   | for installed packages, or the   |
-    |                  |                    |                   | path of a folder in BEIR's layout|
-    | `encoder`        | **str**            | `"untrained"`     | the encoder, or the path of one  |
-    | `split`          | **str**            | `"train"`         | or `"encoder"`, `"validation"`,  |
-    |                  |                    |                   | `"test"`                         |
-    | `observation`    | **str** or several | `"attention"`     | blocks, see above                |
-    | `alignment`      | **str**            | `"ndcg"`          | or `"listwise"`                  |
-    | `reward_weights` | **three floats**   | `(0.3, 0.3, 0.4)` | entropy, focus, alignment        |
-    | `query_order`    | **str**            | `"random"`        | or `"sequential"`                |
-    | `balance`        | **float**          | `1.0`             | of the random order: exponent on |
-    |                  |                    |                   | the sizes of the groups that     |
-    |                  |                    |                   | queries belong to, such as       |
-    |                  |                    |                   | packages; 0 shows all groups     |
-    |                  |                    |                   | equally often                    |
-    | `device`         | **str**            | `"auto"`          | where the encoder runs, once     |
-    | `render_mode`    | **str** or None    | `None`            | `"rgb_array"` or `"ansi"`        |
-    | `text_encoder`   | **str**            | `"wordllama"`     | what the encoder stands on: or   |
-    |                  |                    |                   | `"minilm"`, or the folder or hub |
-    |                  |                    |                   | name of a transformer            |
-    | `table`          | **DepthTable**     | `None`            | takes the place of all of these  |
-    |                  |                    |                   | but `observation`, `alignment`,  |
-    |                  |                    |                   | `reward_weights`, `query_order`  |
+    - `dataset`: an ir_datasets id, `pydocs:NAME` for installed packages, or the path of a folder in
+      BEIR's layout (`"pydocs"`).
+    - `encoder`: `"untrained"`, `"trained"`, or the path of an encoder's file (`"untrained"`).
+    - `split`: `"encoder"`, `"train"`, `"validation"` or `"test"` (`"train"`).
+    - `observation`: a block or several, see above (`"attention"`).
+    - `alignment`: `"ndcg"` or `"listwise"` (`"ndcg"`).
+    - `reward_weights`: of entropy, focus and alignment (`(0.3, 0.3, 0.4)`).
+    - `query_order`: `"random"` or `"sequential"` (`"random"`).
+    - `balance`: of the random order, exponent on the sizes of the groups that queries belong to,
+      such as packages; 0 shows all groups equally often (`1.0`).
+    - `device`: where the encoder runs, once (`"auto"`).
+    - `render_mode`: `"rgb_array"`, `"ansi"` or None (`None`).
+    - `text_encoder`: what the encoder stands on: `"wordllama"`, `"minilm"`, or the folder or hub
+      name of a transformer (`"wordllama"`).
+    - `table`: a `DepthTable`, which takes the place of all of these but `observation`,
+      `alignment`, `reward_weights` and `query_order` (`None`).
 
     A setting that is unknown raises `maw_gym.errors.InputError`, a ValueError.
 

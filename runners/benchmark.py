@@ -16,6 +16,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from maw_gym.attention.records import Inputs
 from maw_gym.corpora import load_collection
 from maw_gym.encoders.attention_encoders import MAWEncoder
 from maw_gym.encoders.embedder import Embedder
@@ -93,17 +94,8 @@ def ragged_problem(embedder: Embedder, texts: tuple[str, ...]) -> Problem:
     assert isinstance(encoder, MAWEncoder)
     batch, mask = padded(ids)
     batch, mask = batch.to(embedder.device), mask.to(embedder.device)
-    x = encoder.norm(embedder.text.hidden(batch))
-    value = encoder.value_proj(x).unflatten(-1, (encoder.heads, -1)).transpose(1, 2)
-    return Problem(
-        x,
-        mask,
-        encoder.depth_query_proj.weight.detach(),
-        encoder.depth_key_proj.weight.detach(),
-        value,
-        encoder.pooling(batch, mask),
-        [len(row) for row in ids],
-    )
+    inputs = encoder.depth_inputs(batch, embedder.text.hidden(batch), mask)
+    return Problem(Inputs(*(tensor.detach() for tensor in inputs)), [len(row) for row in ids])
 
 
 def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:

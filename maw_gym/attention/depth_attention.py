@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from maw_gym.attention.pooling import POOLED, pooling_matrix
-from maw_gym.attention.statistics_cpu import cached_statistics
+from maw_gym.attention.records import Inputs, Statistics
+from maw_gym.attention.statistics_cpu import packed_statistics
 from maw_gym.errors import InputError
 
 KERNELS = ("auto", "exact", "torch", "triton")
@@ -82,7 +83,7 @@ def _keys(mask: Tensor, dimensions: int) -> Tensor:
 def depth_attention(
     x: Tensor, mask: Tensor, query_weight: Tensor, key_weight: Tensor, heads: int
 ) -> Tensor:
-    """The 5D tensor of SEED.md: for every depth the softmax over KEYS of ``Q_d K_d^T / sqrt(e)``.
+    """The 5D tensor: for every depth the softmax over KEYS of ``Q_d K_d^T / sqrt(e)``.
 
     Args:
         x: (B, S, h), the attention's input.
@@ -152,15 +153,7 @@ def pooled_state(mean_attention: Tensor, mask: Tensor) -> Tensor:
     return torch.nn.functional.normalize(state, dim=-1)
 
 
-def depth_statistics(
-    x: Tensor,
-    mask: Tensor,
-    query_weight: Tensor,
-    key_weight: Tensor,
-    value: Tensor,
-    pooling: Tensor,
-    kernel: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def depth_statistics(inputs: Inputs, kernel: str = "auto") -> Statistics:
     """The statistics of every depth's attention; the 5D tensor is never held.
 
     An embedding is a pooled sum over tokens, so of the product with V only its pooled row is ever
@@ -170,86 +163,55 @@ def depth_statistics(
     operands.
 
     Args:
-        x: (B, S, h), the attention's input; padding is never read.
-        mask: (B, S) bool, real tokens first.
-        query_weight: (D h, h), see `depth_attention`.
-        key_weight: (D h, h).
-        value: (B, H, S, e).
-        pooling: (B, S), weights of the tokens in the embedding; 0 on padding.
+        inputs: texts and projections.
         kernel: "auto" chooses as above; "exact" too, but with float32 operands on CUDA; "torch"
             leaves the fast paths out; "triton" insists on the fused kernel.
-
-    Returns:
-        state (B, 64 H), entropy (B, D), focus (B, D), and the pooled attention output before the
-        output projection (B, D, H e).
 
     Raises:
         InputError: `kernel` is unknown, or is "triton" where gradients are wanted.
     """
     if kernel not in KERNELS:
         raise InputError(f"unknown kernel {kernel!r}; choose one of {', '.join(KERNELS)}")
-    inputs = (x, mask, query_weight, key_weight, value, pooling)
     gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     if gradients and kernel == "triton":
         raise InputError("the Triton kernel has no gradients; use kernel='auto' or torch.no_grad()")
     fast = kernel in ("auto", "exact") and not gradients
-    if kernel == "triton" or (fast and x.is_cuda):
+    if kernel == "triton" or (fast and inputs.x.is_cuda):
         from maw_gym.attention.statistics_cuda import (
             fused_statistics,  # CPU torch does not bring triton
         )
 
-        return fused_statistics(
-            *inputs, dtype=torch.float32 if kernel == "exact" else torch.bfloat16
-        )
-    if fast and x.device.type == "cpu":
-        return cached_statistics(*inputs)
-    return blocked_statistics(*inputs, recompute=gradients)
+        return fused_statistics(inputs, torch.float32 if kernel == "exact" else torch.bfloat16)
+    if fast and inputs.x.device.type == "cpu":
+        return packed_statistics(inputs)
+    return blocked_statistics(inputs, recompute=gradients)
 
 
-def blocked_statistics(
-    x: Tensor,
-    mask: Tensor,
-    query_weight: Tensor,
-    key_weight: Tensor,
-    value: Tensor,
-    pooling: Tensor,
-    *,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def blocked_statistics(inputs: Inputs, *, recompute: bool) -> Statistics:
     """The statistics in plain torch, one block of depths at a time; see `depth_statistics`.
 
     Args:
-        x: as in `depth_statistics`, like the following.
-        mask: (B, S) bool.
-        query_weight: (D h, h).
-        key_weight: (D h, h).
-        value: (B, H, S, e).
-        pooling: (B, S).
+        inputs: texts and projections.
         recompute: compute each block again in the backward pass instead of storing its scores.
-
-    Returns:
-        As `depth_statistics`.
     """
-    batch, heads, length, _ = value.shape
-    width = x.shape[-1]
-    depths = query_weight.shape[0] // width
+    batch, heads, length, _ = inputs.value.shape
     # Blocks of depths bound the scores to some 2^22 numbers (16 MB), whatever D is.
-    block = max(1, min(depths, (1 << 22) // max(1, batch * heads * length * length)))
-    total = x.new_zeros(batch, heads, POOLED, POOLED)
+    block = max(1, min(inputs.depths, (1 << 22) // max(1, batch * heads * length * length)))
+    total = inputs.x.new_zeros(batch, heads, POOLED, POOLED)
     parts = []
-    for start in range(0, depths, block):
-        rows = slice(start * width, min(start + block, depths) * width)
-        arguments = (x, mask, query_weight[rows], key_weight[rows], value, pooling)
+    for start in range(0, inputs.depths, block):
+        some = inputs.of_depths(start, block)
         if recompute:
             result = checkpoint(
-                block_statistics, *arguments, use_reentrant=False, preserve_rng_state=False
+                block_statistics, *some, use_reentrant=False, preserve_rng_state=False
             )
         else:
-            result = block_statistics(*arguments)
+            result = block_statistics(*some)
         total = total + result[0]
         parts.append(result[1:])
     entropy, focus, pooled = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-    return torch.nn.functional.normalize(total.flatten(1), dim=-1), entropy, focus, pooled
+    state = torch.nn.functional.normalize(total.flatten(1), dim=-1)
+    return Statistics(state, entropy, focus, pooled)
 
 
 def block_statistics(
@@ -260,7 +222,7 @@ def block_statistics(
     value: Tensor,
     pooling: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pooled attention summed over the block's d depths (B, H, 8, 8), and the rest as returned."""
+    """Pooled attention summed over the d depths of `Inputs`, (B, H, 8, 8), and the other three."""
     batch, heads, length, _ = value.shape
     width = x.shape[-1]
     x = x.masked_fill(~mask[..., None], 0)

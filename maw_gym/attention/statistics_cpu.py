@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, normalize
 
 from maw_gym.attention.pooling import POOLED, pooling_matrix
+from maw_gym.attention.records import Inputs, Statistics
 from maw_gym.products import linear
 
 SCORES = 1 << 20  # numbers in a block of scores: two blocks fit a shared cache
@@ -24,37 +25,19 @@ REPEATED = 0.6  # where at most so many of the tokens differ, each different one
 
 
 @torch.no_grad()
-def cached_statistics(
-    x: Tensor,
-    mask: Tensor,
-    query_weight: Tensor,
-    key_weight: Tensor,
-    value: Tensor,
-    pooling: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The statistics of `maw_gym.attention.depth_attention.depth_statistics`, forward only.
-
-    Args:
-        x: (B, S, h); padding is never read.
-        mask: (B, S) bool, real tokens first.
-        query_weight: (D h, h).
-        key_weight: (D h, h).
-        value: (B, H, S, e).
-        pooling: (B, S).
-
-    Returns:
-        state (B, 64 H), entropy (B, D), focus (B, D), pooled attention output (B, D, H e).
-    """
-    heads, width = value.shape[1], x.shape[-1]
-    depths = query_weight.shape[0] // width
+def packed_statistics(inputs: Inputs) -> Statistics:
+    """The statistics of `maw_gym.attention.depth_attention.depth_statistics`, forward only."""
+    x, mask, _, _, value, pooling = inputs
+    heads, depths = value.shape[1], inputs.depths
     lengths, order = mask.sum(-1).sort(stable=True)
     tokens, place = distinct_rows(x[order][mask[order]])  # (U, h); (T,), or None and U = T
     groups = _Groups(lengths.tolist(), value[order], pooling[order], depths)
     block = max(1, min(depths, PROJECTED // max(1, tokens.numel())))
     for start in range(0, depths, block):
-        rows = slice(start * width, min(start + block, depths) * width)
+        some = inputs.of_depths(start, block)
         query, key = (
-            Projected(tokens, weight[rows], heads, place) for weight in (query_weight, key_weight)
+            Projected(tokens, weight, heads, place)
+            for weight in (some.query_weight, some.key_weight)
         )
         groups.add(start, query, key)
     back = order.argsort()
@@ -62,7 +45,7 @@ def cached_statistics(
     scale = lengths.clamp(min=2).log().reciprocal()[:, None]  # a single token has entropy 0
     entropy = (groups.entropy.mean(-1) * scale).clamp(0, 1)
     focus = groups.focus.mean(-1).clamp(0, 1)
-    return state[back], entropy[back], focus[back], groups.pooled.flatten(2)[back]
+    return Statistics(state[back], entropy[back], focus[back], groups.pooled.flatten(2)[back])
 
 
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from maw_gym.attention.pooling import CELLS, POOLED
+from maw_gym.attention.records import Inputs, Statistics
 from maw_gym.attention.replays import GraphRecorder, Replays, recordable
 from maw_gym.attention.triton_kernels import (
     SMALLEST,
@@ -46,32 +47,16 @@ class Partial(NamedTuple):
     pooled: Tensor
 
 
-class Results(NamedTuple):
-    """The statistics of `depth_attention.depth_statistics`, float32, side by side in one tensor.
-
-    Attributes:
-        state: (B, 64 H).
-        entropy: (B, D).
-        focus: (B, D).
-        pooled: (B, D, H e).
-    """
-
-    state: Tensor
-    entropy: Tensor
-    focus: Tensor
-    pooled: Tensor
-
-
 def result_shapes(batch: int, depths: int, heads: int, head_width: int) -> tuple[Shape, ...]:
-    """Of the `Results` of B texts, D depths and H heads."""
+    """Of the `Statistics` of B texts, D depths and H heads."""
     depth, state = (batch, depths), (batch, heads * CELLS)
     return state, depth, depth, (*depth, heads * head_width)
 
 
-def results_in(numbers: Tensor, shapes: Sequence[Shape]) -> Results:
+def results_in(numbers: Tensor, shapes: Sequence[Shape]) -> Statistics:
     """Views of a tensor that has just so many numbers."""
     parts = numbers.split([math.prod(shape) for shape in shapes])
-    return Results(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
+    return Statistics(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
 
 
 def empty_partial(
@@ -129,7 +114,7 @@ def launch(
     kernel[(batch * depths * heads,)](*tensors, *numbers, **arguments)
 
 
-def finish(partial: Partial, lengths: Tensor, results: Results) -> None:
+def finish(partial: Partial, lengths: Tensor, results: Statistics) -> None:
     """Add up partial results of texts of these lengths (B,): all `results` but the pooled."""
     batch, depths, heads = partial.entropy.shape
     numbers = heads * CELLS
@@ -154,61 +139,41 @@ def finish(partial: Partial, lengths: Tensor, results: Results) -> None:
 
 @torch.no_grad()
 def fused_statistics(
-    x: Tensor,
-    mask: Tensor,
-    query_weight: Tensor,
-    key_weight: Tensor,
-    value: Tensor,
-    pooling: Tensor,
-    dtype: torch.dtype = torch.bfloat16,
-    blocks: tuple[int, int] | None = None,
-) -> Results:
-    """The statistics of `depth_attention.depth_statistics`, forward only, on CUDA.
+    inputs: Inputs, dtype: torch.dtype = torch.bfloat16, blocks: tuple[int, int] | None = None
+) -> Statistics:
+    """The statistics of `depth_attention.depth_statistics`, float32, forward only, on CUDA.
 
     Args:
-        x: (B, S, h).
-        mask: (B, S) bool, real tokens first.
-        query_weight: (D h, h).
-        key_weight: (D h, h).
-        value: (B, H, S, e).
-        pooling: (B, S).
+        inputs: texts and projections.
         dtype: of the operands of matrix products, bfloat16 or float32; sums are float32.
         blocks: see `launch`.
     """
+    x, mask, query_weight, key_weight, value, pooling = inputs
     batch, heads, _, head_width = value.shape
-    depths = query_weight.shape[0] // x.shape[-1]
-    weights = (query_weight, key_weight)
+    depths = inputs.depths
 
     def launches(x: Tensor, mask: Tensor, value: Tensor, pooling: Tensor) -> Tensor:
-        return _launched(x, mask, *weights, value, pooling, dtype, blocks)
+        return _launched(Inputs(x, mask, query_weight, key_weight, value, pooling), dtype, blocks)
 
-    inputs = (x, mask, value, pooling)
+    texts = (x, mask, value, pooling)
     if x.numel() * depths <= RECORDED and recordable(x):
         # The weights are read where they lie: changed in place, their new numbers are read.
+        weights = query_weight, key_weight
         lying = tuple((one.data_ptr(), one.shape, one.stride(), one.dtype) for one in weights)
-        numbers = _replays.run((lying, dtype, blocks), launches, inputs)
+        numbers = _replays.run((lying, dtype, blocks), launches, texts)
     else:
-        numbers = launches(*inputs)
+        numbers = launches(*texts)
     return results_in(numbers, result_shapes(batch, depths, heads, head_width))
 
 
-def _launched(
-    x: Tensor,
-    mask: Tensor,
-    query_weight: Tensor,
-    key_weight: Tensor,
-    value: Tensor,
-    pooling: Tensor,
-    dtype: torch.dtype,
-    blocks: tuple[int, int] | None,
-) -> Tensor:
-    """The numbers of the `Results`; arguments as in `fused_statistics`."""
+def _launched(inputs: Inputs, dtype: torch.dtype, blocks: tuple[int, int] | None) -> Tensor:
+    """The numbers of the `Statistics`; arguments as in `fused_statistics`."""
+    x, mask, _, _, value, pooling = inputs
     batch, heads, _, head_width = value.shape
-    width = x.shape[-1]
-    depths = query_weight.shape[0] // width
+    depths = inputs.depths
     shapes = result_shapes(batch, depths, heads, head_width)
     lengths = mask.sum(-1)
-    tokens = x.reshape(-1, width).to(dtype)
+    tokens = x.flatten(0, 1).to(dtype)
     value = value.to(dtype).contiguous()
     pooling = pooling.float().contiguous()
     numbers = torch.empty(sum(map(math.prod, shapes)), device=x.device)
@@ -216,8 +181,10 @@ def _launched(
     partial = empty_partial(batch, depths, heads, head_width, x, results.pooled)
     at_once = max(1, min(depths, PROJECTED // max(1, tokens.numel())))
     for start in range(0, depths, at_once):
-        rows = slice(start * width, (start + at_once) * width)
-        query, key = (tokens @ weight[rows].to(dtype).T for weight in (query_weight, key_weight))
+        some = inputs.of_depths(start, at_once)
+        query, key = (
+            tokens @ weight.to(dtype).T for weight in (some.query_weight, some.key_weight)
+        )
         launch(query, key, value, pooling, lengths, partial, start, blocks)
     finish(partial, lengths, results)
     return numbers

@@ -18,6 +18,7 @@ from maw_gym.attention.depth_attention import (
     merge_heads,
     split_heads,
 )
+from maw_gym.attention.records import Inputs
 from maw_gym.checks import shown
 from maw_gym.errors import InputError
 
@@ -287,6 +288,13 @@ class MAWEncoder(NonMAWEncoder):
         query, key = self.depth_query_proj.weight, self.depth_key_proj.weight
         return depth_attention(self.norm(hidden), mask, query, key, self.heads)
 
+    def depth_inputs(self, ids: Tensor, hidden: Tensor, mask: Tensor) -> Inputs:
+        """What `depth_statistics` are computed of; arguments as there."""
+        x = self.norm(hidden)
+        weights = self.depth_query_proj.weight, self.depth_key_proj.weight
+        value = split_heads(self.value_proj(x), self.heads)
+        return Inputs(x, mask, *weights, value, self.pooling(ids, mask))
+
     def depth_statistics(
         self, ids: Tensor, hidden: Tensor, mask: Tensor, kernel: str = "auto"
     ) -> DepthStatistics:
@@ -298,20 +306,11 @@ class MAWEncoder(NonMAWEncoder):
             mask: (B, S) bool.
             kernel: see `maw_gym.attention.depth_attention.depth_statistics`.
         """
-        x = self.norm(hidden)
-        pooling = self.pooling(ids, mask)
-        state, entropy, focus, pooled = depth_statistics(
-            x,
-            mask,
-            self.depth_query_proj.weight,
-            self.depth_key_proj.weight,
-            split_heads(self.value_proj(x), self.heads),
-            pooling,
-            kernel,
-        )
-        residual = (pooling[:, None] @ hidden).squeeze(1)
-        embeddings = nn.functional.normalize(residual[:, None] + self.out_proj(pooled), dim=-1)
-        return DepthStatistics(state, entropy, focus, embeddings)
+        inputs = self.depth_inputs(ids, hidden, mask)
+        found = depth_statistics(inputs, kernel)
+        residual = inputs.pooling[:, None] @ hidden  # (B, 1, h)
+        embeddings = nn.functional.normalize(residual + self.out_proj(found.pooled), dim=-1)
+        return DepthStatistics(found.state, found.entropy, found.focus, embeddings)
 
     @torch.no_grad()
     def depths_from_standard(self, temperature: Tensor) -> None:

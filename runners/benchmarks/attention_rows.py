@@ -16,9 +16,10 @@ from maw_gym.attention.depth_attention import (
     row_entropy,
     row_focus,
 )
+from maw_gym.attention.records import Inputs
 from runners.benchmarks.measuring import Row, interleaved, peak_memory, row
 
-SEED, TENSOR, OURS, FLOOR = "depth by depth", "5D tensor", "depth_statistics", "floor"
+BY_DEPTH, TENSOR, OURS, FLOOR = "depth by depth", "5D tensor", "depth_statistics", "floor"
 COMPILED = "torch.compile"
 COMPILED_DEPTHS = 4  # depths at once: all of them do not fit at the larger shapes
 DEPTHS = 32
@@ -62,20 +63,10 @@ QUICK_SHAPES = (Shape(2, 9),)
 
 
 class Problem(NamedTuple):
-    """Inputs of `depth_statistics`, which see, and the lengths of the texts."""
+    """Inputs of `depth_statistics`, and the lengths of the texts."""
 
-    x: Tensor
-    mask: Tensor
-    query_weight: Tensor
-    key_weight: Tensor
-    value: Tensor
-    pooling: Tensor
+    inputs: Inputs
     lengths: list[int]
-
-    @property
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The arguments of `depth_statistics`."""
-        return self[:6]
 
 
 def random_problem(
@@ -90,25 +81,25 @@ def random_problem(
     batch, size = len(lengths), max(lengths)
     mask = torch.arange(size) < torch.tensor(lengths)[:, None]
     pooling = torch.rand(batch, size, generator=generator) * mask
-    return Problem(
+    inputs = Inputs(
         normal(batch, size, width),
         mask.to(device),
         normal(depths * width, width) / width**0.5,
         normal(depths * width, width) / width**0.5,
         normal(batch, heads, size, width // heads),
         (pooling / pooling.sum(-1, keepdim=True)).to(device),
-        list(lengths),
     )
+    return Problem(inputs, list(lengths))
 
 
-def seeds_way(problem: Problem) -> tuple[Tensor, list[list[tuple[float, float, Tensor]]]]:
-    """As SEED.md has it: a loop over depths into a zeroed 5D tensor, then one text at a time.
+def depth_by_depth(problem: Problem) -> tuple[Tensor, list[list[tuple[float, float, Tensor]]]]:
+    """As BY_DEPTH.md has it: a loop over depths into a zeroed 5D tensor, then one text at a time.
 
     Returns:
         The states, and for every text and depth entropy, focus and the pooled attention output:
         what `step` needs for the reward of each possible action.
     """
-    x, mask, query_weight, key_weight, value, pooling, lengths = problem
+    x, mask, query_weight, key_weight, value, pooling = problem.inputs
     batch, heads, size, head_width = value.shape
     depths = query_weight.shape[0] // x.shape[-1]
     shape = (batch, size, depths, heads, head_width)
@@ -121,7 +112,7 @@ def seeds_way(problem: Problem) -> tuple[Tensor, list[list[tuple[float, float, T
         weights[..., d] = scores.softmax(-1)
     mean = weights.mean(-1)
     states, outcomes = [], []
-    for text, n in enumerate(lengths):
+    for text, n in enumerate(problem.lengths):
         pooled = adaptive_avg_pool2d(mean[text, :, :n, :n], 8)
         states.append(normalize(pooled.flatten(), dim=0))
         rewards = []
@@ -138,7 +129,7 @@ def seeds_way(problem: Problem) -> tuple[Tensor, list[list[tuple[float, float, T
 
 def tensor_way(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The 5D tensor of the whole batch, then its reductions."""
-    x, mask, query_weight, key_weight, value, pooling, _ = problem
+    x, mask, query_weight, key_weight, value, pooling = problem.inputs
     weights = depth_attention(x, mask, query_weight, key_weight, value.shape[1])
     by_depth = weights.movedim(-1, 2)  # (B, H, D, S, S), as it lies in memory
     row = (pooling[:, None, None, None] @ by_depth).squeeze(-2)  # (B, H, D, S)
@@ -153,7 +144,7 @@ def floor(problem: Problem) -> Callable[[], Tensor]:
     Depth is an extra head axis of scaled_dot_product_attention. V is repeated for each depth
     beforehand. Its masks are additive or none; on a GPU the operands are bfloat16.
     """
-    x, mask, query_weight, key_weight, value, _, _ = problem
+    x, mask, query_weight, key_weight, value, _ = problem.inputs
     batch, heads, size, head_width = value.shape
     depths = query_weight.shape[0] // x.shape[-1]
     if x.is_cuda:
@@ -175,7 +166,7 @@ def floor(problem: Problem) -> Callable[[], Tensor]:
 
 def compiled(problem: Problem) -> Callable[[], list[tuple[Tensor, ...]]]:
     """The plain torch blocks through torch.compile, in bfloat16 on a GPU."""
-    x, mask, query_weight, key_weight, value, pooling, _ = problem
+    x, mask, query_weight, key_weight, value, pooling = problem.inputs
     if x.is_cuda:
         x, query_weight, key_weight, value, pooling = (
             t.bfloat16() for t in (x, query_weight, key_weight, value, pooling)
@@ -192,11 +183,10 @@ def work(problem: Problem) -> tuple[float, float]:
     The bytes are those of the inputs, and of queries and keys written once and read once, with two
     bytes each on a GPU and four on a CPU.
     """
-    x, _, query_weight, _, value, _, lengths = problem
+    x, _, query_weight, _, value, _ = problem.inputs
     heads, head_width = value.shape[1], value.shape[3]
-    width = x.shape[-1]
-    depths = query_weight.shape[0] // width
-    tokens, pairs = sum(lengths), sum(n * n for n in lengths)
+    width, depths = x.shape[-1], problem.inputs.depths
+    tokens, pairs = sum(problem.lengths), sum(n * n for n in problem.lengths)
     operations = 4 * tokens * width * width * depths + 4 * pairs * heads * head_width * depths
     each = 2 if x.is_cuda else 4
     numbers = 2 * tokens * width + 2 * query_weight.numel() + 4 * tokens * width * depths
@@ -208,11 +198,11 @@ def attention_rows(
     case: str, problem: Problem, rounds: int, budget: float, with_compiled: bool
 ) -> list[Row]:
     """Time and memory of the four ways (and torch.compile's) on one problem."""
-    device = problem.x.device
+    device = problem.inputs.x.device
     functions: dict[str, Callable[[], object]] = {
-        SEED: lambda: seeds_way(problem),
+        BY_DEPTH: lambda: depth_by_depth(problem),
         TENSOR: lambda: tensor_way(problem),
-        OURS: lambda: depth_statistics(*problem.inputs),
+        OURS: lambda: depth_statistics(problem.inputs),
         FLOOR: floor(problem),
     }
     if with_compiled:

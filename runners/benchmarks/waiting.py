@@ -29,7 +29,7 @@ def seconds(budget: float) -> list[float]:
     problem = Shape(4, 128).problem(torch.device("cpu"))
     square = torch.randn(512, 512)
     found = []
-    for function in (lambda: depth_statistics(*problem.inputs), lambda: square @ square):
+    for function in (lambda: depth_statistics(problem.inputs), lambda: square @ square):
         times: list[float] = []
         stop = time.perf_counter() + budget
         function()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from random_inputs import random_inputs, real_tokens, reference
 
 from maw_gym.attention import statistics_cpu
 from maw_gym.attention.depth_attention import (
@@ -17,50 +17,11 @@ from maw_gym.attention.depth_attention import (
     row_focus,
     softmax_over_keys,
 )
+from maw_gym.attention.records import Inputs
 from maw_gym.attention.statistics_cpu import distinct_rows
 from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder
 
 LN3 = math.log(3)
-
-
-def real_tokens(*lengths: int, padded_to: int | None = None) -> Tensor:
-    size = max(lengths) if padded_to is None else padded_to
-    return torch.arange(size) < torch.tensor(lengths)[:, None]
-
-
-class Problem:
-    """Random inputs of `depth_statistics`; `x` is NaN-free garbage on padding."""
-
-    def __init__(self, lengths: tuple[int, ...], depths: int, heads: int, width: int, seed: int):
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator)
-
-        batch, length = len(lengths), max(max(lengths), 1)
-        self.heads = heads
-        self.mask = real_tokens(*lengths, padded_to=length)
-        self.x = normal(batch, length, width)
-        self.query = normal(depths * width, width) * 2 / width**0.5
-        self.key = normal(depths * width, width) / width**0.5
-        self.value = normal(batch, heads, length, width // heads)
-        pooling = torch.rand(batch, length, generator=generator) * self.mask
-        self.pooling = pooling / pooling.sum(-1, keepdim=True).clamp(min=1e-9)
-
-    def inputs(self) -> tuple[Tensor, ...]:
-        return self.x, self.mask, self.query, self.key, self.value, self.pooling
-
-
-def reference(
-    x: Tensor, mask: Tensor, query: Tensor, key: Tensor, value: Tensor, pooling: Tensor
-) -> tuple[Tensor, ...]:
-    """The statistics from the whole 5D tensor in float64."""
-    x, query, key, value, pooling = (t.double() for t in (x, query, key, value, pooling))
-    weights = depth_attention(x, mask, query, key, value.shape[1])
-    by_depth = weights.movedim(-1, 2)  # (B, H, D, S, S)
-    pooled = torch.einsum("bi,bhdij,bhje->bdhe", pooling, by_depth, value).flatten(2)
-    state = pooled_state(weights.mean(-1), mask)
-    return state, row_entropy(by_depth, mask), row_focus(by_depth, mask), pooled
 
 
 # Two tokens, one head, two depths. With x the identity the scores of depth 0 are
@@ -90,7 +51,7 @@ def test_depth_statistics_of_two_tokens() -> None:
     value = torch.eye(2)[None, None]
     pooling = torch.tensor([[1.0, 0.0]])
     state, entropy, focus, pooled = depth_statistics(
-        HAND_X, real_tokens(2), HAND_QUERY, HAND_KEY, value, pooling
+        Inputs(HAND_X, real_tokens(2), HAND_QUERY, HAND_KEY, value, pooling)
     )
     # -3/4 ln 3/4 - 1/4 ln 1/4 over ln 2
     torch.testing.assert_close(entropy, torch.tensor([[0.8112781, 1.0]]))
@@ -105,8 +66,8 @@ def test_depth_statistics_of_two_tokens() -> None:
 
 
 def test_rows_sum_to_one_over_the_real_keys() -> None:
-    problem = Problem((5, 2, 0), depths=3, heads=2, width=8, seed=0)
-    weights = depth_attention(problem.x, problem.mask, problem.query, problem.key, heads=2)
+    problem = random_inputs((5, 2, 0), depths=3, heads=2, width=8, seed=0)
+    weights = depth_attention(*problem[:4], heads=2)
     sums = weights.sum(3)  # (B, H, S, D)
     torch.testing.assert_close(sums[:2], torch.ones(2, 2, 5, 3))
     assert sums[2].eq(0).all()  # a text without tokens
@@ -156,8 +117,8 @@ def test_padded_rows_do_not_count() -> None:
 
 
 def test_texts_of_one_and_of_no_token() -> None:
-    problem = Problem((1, 0), depths=3, heads=2, width=8, seed=1)
-    state, entropy, focus, pooled = depth_statistics(*problem.inputs())
+    problem = random_inputs((1, 0), depths=3, heads=2, width=8, seed=1)
+    state, entropy, focus, pooled = depth_statistics(problem)
     assert entropy.tolist() == [[0, 0, 0], [0, 0, 0]]
     torch.testing.assert_close(focus, torch.tensor([[1.0, 1, 1], [0, 0, 0]]))
     torch.testing.assert_close(state[0], torch.full((128,), 1 / math.sqrt(128)))
@@ -185,24 +146,26 @@ def test_texts_of_one_and_of_no_token() -> None:
 def test_statistics_equal_the_float64_reference(
     lengths: tuple[int, ...], depths: int, heads: int, width: int
 ) -> None:
-    problem = Problem(lengths, depths, heads, width, seed=depths)
-    expected = reference(*problem.inputs())
-    for got, want in zip(depth_statistics(*problem.inputs()), expected, strict=True):
+    problem = random_inputs(lengths, depths, heads, width, seed=depths)
+    expected = reference(problem)
+    for got, want in zip(depth_statistics(problem), expected, strict=True):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
 
 
 def test_repeated_tokens_are_projected_once_with_the_same_results() -> None:
-    problem = Problem((9, 9, 4, 0, 1), depths=5, heads=2, width=8, seed=11)
+    problem = random_inputs((9, 9, 4, 0, 1), depths=5, heads=2, width=8, seed=11)
     generator = torch.Generator().manual_seed(12)
     vocabulary = torch.randn(3, 8, generator=generator)
-    problem.x = vocabulary[torch.randint(3, problem.mask.shape, generator=generator)]
+    problem = problem._replace(
+        x=vocabulary[torch.randint(3, problem.mask.shape, generator=generator)]
+    )
     different, place = distinct_rows(problem.x[problem.mask])
     assert different.shape == (3, 8)
     assert place is not None
     assert torch.equal(different[place], problem.x[problem.mask])
-    expected = reference(*problem.inputs())
-    for got, want in zip(depth_statistics(*problem.inputs()), expected, strict=True):
+    expected = reference(problem)
+    for got, want in zip(depth_statistics(problem), expected, strict=True):
         torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
 
 
@@ -217,63 +180,64 @@ def test_rows_that_seldom_repeat_are_left_alone() -> None:
 
 @pytest.mark.parametrize("limit", ["SCORES", "PROJECTED"])
 def test_small_blocks_give_the_same_results(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    problem = Problem((9, 9, 4, 0, 1, 9), depths=5, heads=4, width=16, seed=13)
-    expected = depth_statistics(*problem.inputs())
+    problem = random_inputs((9, 9, 4, 0, 1, 9), depths=5, heads=4, width=16, seed=13)
+    expected = depth_statistics(problem)
     monkeypatch.setattr(statistics_cpu, limit, 200)
-    for got, want in zip(depth_statistics(*problem.inputs()), expected, strict=True):
+    for got, want in zip(depth_statistics(problem), expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
 def test_statistics_of_sharp_attention_equal_the_reference() -> None:
-    problem = Problem((12, 6), depths=3, heads=2, width=16, seed=3)
-    problem.query *= 100  # scores of several hundred
-    expected = reference(*problem.inputs())
-    for got, want in zip(depth_statistics(*problem.inputs()), expected, strict=True):
+    problem = random_inputs((12, 6), depths=3, heads=2, width=16, seed=3)
+    problem.query_weight.mul_(100)  # scores of several hundred
+    expected = reference(problem)
+    for got, want in zip(depth_statistics(problem), expected, strict=True):
         torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=0)
 
 
 def test_statistics_in_float64_stay_in_float64() -> None:
-    problem = Problem((6, 4), depths=3, heads=2, width=8, seed=4)
-    x, mask, *rest = problem.inputs()
-    inputs = (x.double(), mask, *(t.double() for t in rest))
-    for got, want in zip(depth_statistics(*inputs), reference(*inputs), strict=True):
+    problem = random_inputs((6, 4), depths=3, heads=2, width=8, seed=4)
+    inputs = Inputs(*(t.double() if t.is_floating_point() else t for t in problem))
+    for got, want in zip(depth_statistics(inputs), reference(inputs), strict=True):
         torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
 
 
 def test_padding_changes_nothing() -> None:
-    problem = Problem((9, 4), depths=3, heads=2, width=8, seed=5)
-    together = depth_statistics(*problem.inputs())
+    problem = random_inputs((9, 4), depths=3, heads=2, width=8, seed=5)
+    together = depth_statistics(problem)
     for text, n in enumerate((9, 4)):
         one = slice(text, text + 1)
         alone = depth_statistics(
-            problem.x[one, :n],
-            problem.mask[one, :n],
-            problem.query,
-            problem.key,
-            problem.value[one, :, :n],
-            problem.pooling[one, :n],
+            Inputs(
+                problem.x[one, :n],
+                problem.mask[one, :n],
+                problem.query_weight,
+                problem.key_weight,
+                problem.value[one, :, :n],
+                problem.pooling[one, :n],
+            )
         )
         for padded, bare in zip(together, alone, strict=True):
             torch.testing.assert_close(padded[one], bare, atol=1e-6, rtol=1e-5)
 
 
 def test_garbage_on_padding_is_never_read() -> None:
-    problem = Problem((9, 4), depths=3, heads=2, width=8, seed=6)
-    clean = depth_statistics(*problem.inputs())
+    problem = random_inputs((9, 4), depths=3, heads=2, width=8, seed=6)
+    clean = depth_statistics(problem)
     problem.x[1, 4:] = 1e6
     problem.value[1, :, 4:] = 1e6
-    for before, after in zip(clean, depth_statistics(*problem.inputs()), strict=True):
+    for before, after in zip(clean, depth_statistics(problem), strict=True):
         torch.testing.assert_close(before, after, atol=1e-6, rtol=1e-5)
 
 
 def test_gradients_equal_those_of_the_reference() -> None:
-    problem = Problem((9, 4, 0), depths=3, heads=2, width=8, seed=7)
-    x, mask, *rest = (t.double() if t.is_floating_point() else t for t in problem.inputs())
+    problem = random_inputs((9, 4, 0), depths=3, heads=2, width=8, seed=7)
+    x, mask, *rest = (t.double() if t.is_floating_point() else t for t in problem)
     gradients = []
     for function in (depth_statistics, reference):
         leaves = [t.clone().requires_grad_() for t in (x, *rest)]
         # Weights of padding are 0 by contract, and so is their gradient.
-        outputs = function(leaves[0], mask, *leaves[1:-1], leaves[-1] * mask)
+        outputs = function(Inputs(leaves[0], mask, *leaves[1:-1], leaves[-1] * mask))
         generator = torch.Generator().manual_seed(8)
         weighted = [
             (o * torch.rand(o.shape, generator=generator, dtype=o.dtype)).sum() for o in outputs
@@ -285,10 +249,10 @@ def test_gradients_equal_those_of_the_reference() -> None:
 
 
 def test_the_path_with_gradients_gives_the_same_numbers() -> None:
-    problem = Problem((9, 4, 0), depths=5, heads=2, width=8, seed=9)
-    without = depth_statistics(*problem.inputs())
-    problem.query.requires_grad_()
-    for plain, tracked in zip(without, depth_statistics(*problem.inputs()), strict=True):
+    problem = random_inputs((9, 4, 0), depths=5, heads=2, width=8, seed=9)
+    without = depth_statistics(problem)
+    problem.query_weight.requires_grad_()
+    for plain, tracked in zip(without, depth_statistics(problem), strict=True):
         assert not plain.requires_grad
         torch.testing.assert_close(tracked.detach(), plain, atol=1e-6, rtol=1e-5)
 

@@ -9,15 +9,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
+from random_inputs import random_inputs, reference
 
-from maw_gym.attention.depth_attention import (
-    depth_attention,
-    depth_statistics,
-    pooled_state,
-    row_entropy,
-    row_focus,
-)
+from maw_gym.attention.depth_attention import depth_statistics
+from maw_gym.attention.records import Inputs
 from maw_gym.errors import InputError
 
 CUDA = torch.cuda.is_available()
@@ -47,38 +42,12 @@ def cuda() -> ModuleType:
     return statistics_cuda
 
 
-def random_inputs(lengths: tuple[int, ...], depths: int, heads: int, width: int) -> list[Tensor]:
-    """Fresh on every run: a failure shows the seed."""
+def fresh_inputs(lengths: tuple[int, ...], depths: int, heads: int, width: int) -> Inputs:
+    """Others on every run, which a failure shows the seed of; two tokens of padding everywhere."""
     seed = torch.seed() % 2**31
     print("seed", seed)
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    batch, size = len(lengths), max(lengths) + 2  # two tokens of padding everywhere
-    mask = torch.arange(size) < torch.tensor(lengths)[:, None]
-    pooling = torch.rand(batch, size, generator=generator) * mask
-    inputs = [
-        normal(batch, size, width),
-        mask,
-        normal(depths * width, width) * 2 / width**0.5,
-        normal(depths * width, width) / width**0.5,
-        normal(batch, heads, size, width // heads),
-        pooling / pooling.sum(-1, keepdim=True).clamp(min=1e-9),
-    ]
-    return [tensor.cuda() for tensor in inputs] if CUDA else inputs
-
-
-def reference(
-    x: Tensor, mask: Tensor, query: Tensor, key: Tensor, value: Tensor, pooling: Tensor
-) -> tuple[Tensor, ...]:
-    x, query, key, value, pooling = (t.double() for t in (x, query, key, value, pooling))
-    weights = depth_attention(x, mask, query, key, value.shape[1])
-    by_depth = weights.movedim(-1, 2)  # (B, H, D, S, S)
-    pooled = torch.einsum("bi,bhdij,bhje->bdhe", pooling, by_depth, value).flatten(2)
-    state = pooled_state(weights.mean(-1), mask)
-    return state, row_entropy(by_depth, mask), row_focus(by_depth, mask), pooled
+    inputs = random_inputs(lengths, depths, heads, width, seed, padding=2)
+    return Inputs(*(tensor.cuda() for tensor in inputs)) if CUDA else inputs
 
 
 @pytest.mark.parametrize(("lengths", "depths", "heads", "width", "blocks"), SHAPES)
@@ -90,9 +59,9 @@ def test_the_kernel_equals_the_reference_in_float32(
     width: int,
     blocks: tuple[int, int],
 ) -> None:
-    inputs = random_inputs(lengths, depths, heads, width)
-    found = cuda.fused_statistics(*inputs, dtype=torch.float32, blocks=blocks)
-    for got, want in zip(found, reference(*inputs), strict=True):
+    inputs = fresh_inputs(lengths, depths, heads, width)
+    found = cuda.fused_statistics(inputs, torch.float32, blocks=blocks)
+    for got, want in zip(found, reference(inputs), strict=True):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
 
@@ -100,7 +69,7 @@ def test_the_kernel_equals_the_reference_in_float32(
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_the_kernel_writes_every_number(cuda: ModuleType, poison: float) -> None:
     lengths, depths, heads, width = (17, 0, 5), 2, 2, 32
-    x, mask, query_weight, key_weight, value, pooling = random_inputs(lengths, depths, heads, width)
+    x, mask, query_weight, key_weight, value, pooling = fresh_inputs(lengths, depths, heads, width)
     tokens = x.reshape(-1, width)
     out = cuda.empty_partial(len(lengths), depths, heads, width // heads, x)
     for tensor in out:
@@ -118,18 +87,18 @@ def test_the_kernel_writes_every_number(cuda: ModuleType, poison: float) -> None
 def test_depths_in_several_launches_give_the_same(
     cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = random_inputs((6, 4), 5, 2, 32)
-    together = cuda.fused_statistics(*inputs, dtype=torch.float32, blocks=(16, 16))
-    monkeypatch.setattr(cuda, "PROJECTED", 2 * inputs[0].numel())
-    apart = cuda.fused_statistics(*inputs, dtype=torch.float32, blocks=(16, 16))
+    inputs = fresh_inputs((6, 4), 5, 2, 32)
+    together = cuda.fused_statistics(inputs, torch.float32, blocks=(16, 16))
+    monkeypatch.setattr(cuda, "PROJECTED", 2 * inputs.x.numel())
+    apart = cuda.fused_statistics(inputs, torch.float32, blocks=(16, 16))
     for one, many in zip(together, apart, strict=True):
         torch.testing.assert_close(one, many, atol=1e-6, rtol=1e-6)
 
 
 def test_the_same_input_gives_the_same_bits(cuda: ModuleType) -> None:
-    inputs = random_inputs((9, 7), 3, 2, 32)
+    inputs = fresh_inputs((9, 7), 3, 2, 32)
     first, second = (
-        cuda.fused_statistics(*inputs, dtype=torch.float32, blocks=(16, 16)) for _ in range(2)
+        cuda.fused_statistics(inputs, torch.float32, blocks=(16, 16)) for _ in range(2)
     )
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
@@ -153,20 +122,20 @@ def test_large_texts_take_the_larger_blocks() -> None:
 
 
 def test_unknown_kernels_and_gradients_are_refused() -> None:
-    inputs = random_inputs((3,), 1, 1, 16)
+    inputs = fresh_inputs((3,), 1, 1, 16)
     with pytest.raises(InputError, match="unknown kernel 'fast'; choose one of auto"):
-        depth_statistics(*inputs, kernel="fast")
-    inputs[2].requires_grad_()
+        depth_statistics(inputs, kernel="fast")
+    inputs.query_weight.requires_grad_()
     with pytest.raises(InputError, match="no gradients"):
-        depth_statistics(*inputs, kernel="triton")
+        depth_statistics(inputs, kernel="triton")
 
 
 @needs_cuda
 @pytest.mark.parametrize(("heads", "width"), [(8, 256), (12, 384)])
 @pytest.mark.parametrize("size", [24, 32, 100, 128, 300])
 def test_the_tuned_kernel_in_bfloat16(cuda: ModuleType, size: int, heads: int, width: int) -> None:
-    inputs = random_inputs((size, size // 2, 1, 0), 4, heads, width)
-    for got, want in zip(depth_statistics(*inputs), reference(*inputs), strict=True):
+    inputs = fresh_inputs((size, size // 2, 1, 0), 4, heads, width)
+    for got, want in zip(depth_statistics(inputs), reference(inputs), strict=True):
         assert got.dtype == torch.float32
         error = (got.double() - want).norm() / want.norm()
         assert error < 1e-2, f"relative error {error:.1e}"
@@ -178,21 +147,21 @@ def test_the_tuned_kernel_in_bfloat16(cuda: ModuleType, size: int, heads: int, w
 def test_exact_statistics_on_the_device_equal_the_reference(
     size: int, heads: int, width: int
 ) -> None:
-    inputs = random_inputs((size, 7, 0), 4, heads, width)
+    inputs = fresh_inputs((size, 7, 0), 4, heads, width)
     for kernel in ("torch", "exact"):
         for got, want in zip(
-            depth_statistics(*inputs, kernel=kernel), reference(*inputs), strict=True
+            depth_statistics(inputs, kernel=kernel), reference(inputs), strict=True
         ):
             torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
 
 
 @needs_cuda
 def test_the_whole_tensor_is_never_held() -> None:
-    inputs = random_inputs((254,) * 16, 32, 8, 256)
-    depth_statistics(*inputs)
+    inputs = fresh_inputs((254,) * 16, 32, 8, 256)
+    depth_statistics(inputs)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    depth_statistics(*inputs)
+    depth_statistics(inputs)
     peak = torch.cuda.max_memory_allocated() - before
     assert peak < 16 * 8 * 256 * 256 * 32 * 4 / 4

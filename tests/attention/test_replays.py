@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from maw_gym.attention.depth_attention import depth_statistics
+from maw_gym.attention.records import Inputs
 from maw_gym.attention.replays import GraphRecorder, Replays, recordable
 
 CUDA = torch.cuda.is_available()
@@ -127,7 +128,7 @@ def test_nothing_is_recorded_on_a_cpu() -> None:
     assert not recordable(torch.zeros(1))
 
 
-def problem(seed: int, batch: int = 3, size: int = 24, heads: int = 4) -> list[Tensor]:
+def problem(seed: int, batch: int = 3, size: int = 24, heads: int = 4) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     width, depths = 32 * heads, 4
 
@@ -140,7 +141,7 @@ def problem(seed: int, batch: int = 3, size: int = 24, heads: int = 4) -> list[T
     value = normal(batch, size, heads, 32).transpose(1, 2)  # as an encoder splits it
     inputs = [normal(batch, size, width), mask]
     inputs += [normal(depths * width, width) / width**0.5 for _ in range(2)]
-    return [one.cuda() for one in (*inputs, value, mask / lengths[:, None])]
+    return Inputs(*(one.cuda() for one in (*inputs, value, mask / lengths[:, None])))
 
 
 @pytest.fixture
@@ -153,11 +154,11 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> Replays:
     return fresh
 
 
-def directly(inputs: list[Tensor], kernel: str) -> list[Tensor]:
+def directly(inputs: Inputs, kernel: str) -> list[Tensor]:
     """Launched on a stream of its own, where nothing is replayed."""
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
-        found = depth_statistics(*inputs, kernel=kernel)
+        found = depth_statistics(inputs, kernel=kernel)
     torch.cuda.synchronize()
     return list(found)
 
@@ -167,10 +168,10 @@ def directly(inputs: list[Tensor], kernel: str) -> list[Tensor]:
 def test_replayed_statistics_are_those_of_launches_bit_for_bit(
     replays: Replays, kernel: str
 ) -> None:
-    problems = [problem(seed) for seed in range(6)]
-    for inputs in problems:
-        inputs[2:4] = problems[0][2:4]
-    found = [depth_statistics(*inputs, kernel=kernel) for inputs in problems]
+    first = problem(0)
+    weights = {"query_weight": first.query_weight, "key_weight": first.key_weight}
+    problems = [problem(seed)._replace(**weights) for seed in range(6)]
+    found = [depth_statistics(inputs, kernel=kernel) for inputs in problems]
     assert len(replays) == 1
     for inputs, results in zip(problems, found, strict=True):
         for got, want in zip(results, directly(inputs, kernel), strict=True):
@@ -180,10 +181,10 @@ def test_replayed_statistics_are_those_of_launches_bit_for_bit(
 @needs_cuda
 def test_weights_changed_in_place_are_read_anew(replays: Replays) -> None:
     inputs = problem(0)
-    before = [depth_statistics(*inputs) for _ in range(4)][-1]
+    before = [depth_statistics(inputs) for _ in range(4)][-1]
     assert len(replays) == 1
-    inputs[2].mul_(-1)
-    after = depth_statistics(*inputs)
+    inputs.query_weight.mul_(-1)
+    after = depth_statistics(inputs)
     assert len(replays) == 1
     assert not torch.equal(before[1], after[1])
     for got, want in zip(after, directly(inputs, "auto"), strict=True):
@@ -197,13 +198,13 @@ def test_shapes_take_turns_within_bounded_memory(replays: Replays) -> None:
     for _ in range(3):  # compiled, tuned, recorded and dropped
         for inputs in problems:
             for _ in range(3):
-                depth_statistics(*inputs)
+                depth_statistics(inputs)
     torch.cuda.synchronize()
     held = torch.cuda.memory_allocated()
     for _ in range(4):
         for inputs, want in zip(problems, wanted, strict=True):
             for _ in range(4):
-                found = depth_statistics(*inputs)
+                found = depth_statistics(inputs)
             assert all(torch.equal(*both) for both in zip(found, want, strict=True))
     del found
     assert len(replays) == 3
@@ -217,14 +218,14 @@ def test_large_batches_and_other_recordings_are_launched_directly(
     from maw_gym.attention import statistics_cuda
 
     inputs = problem(0)
-    monkeypatch.setattr(statistics_cuda, "RECORDED", inputs[0].numel() * 4 - 1)
+    monkeypatch.setattr(statistics_cuda, "RECORDED", inputs.x.numel() * 4 - 1)
     for _ in range(4):
-        depth_statistics(*inputs)
+        depth_statistics(inputs)
     assert len(replays) == 0
     monkeypatch.undo()
     graph = torch.cuda.CUDAGraph()
-    wanted = [one.clone() for one in depth_statistics(*inputs)]
+    wanted = [one.clone() for one in depth_statistics(inputs)]
     with torch.cuda.graph(graph):
-        found = depth_statistics(*inputs)
+        found = depth_statistics(inputs)
     graph.replay()
     assert all(torch.equal(*both) for both in zip(found, wanted, strict=True))

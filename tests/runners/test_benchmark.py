@@ -19,12 +19,12 @@ from runners.benchmarks.attention_rows import (
     FLOOR,
     MINILM,
     OURS,
-    SEED,
+    BY_DEPTH,
     TENSOR,
     Shape,
     attention_rows,
     random_problem,
-    seeds_way,
+    depth_by_depth,
     tensor_way,
     work,
 )
@@ -48,10 +48,10 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_all_ways_compute_the_same() -> None:
     problem = random_problem([9, 4], heads=2, depths=3, width=16, device=CPU)
-    state, entropy, focus, pooled = depth_statistics(*problem.inputs)
+    state, entropy, focus, pooled = depth_statistics(problem.inputs)
     for got, want in zip(tensor_way(problem), (state, entropy, focus, pooled), strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
-    states, outcomes = seeds_way(problem)
+    states, outcomes = depth_by_depth(problem)
     torch.testing.assert_close(states, state, atol=1e-5, rtol=1e-5)
     for text in range(2):
         for d in range(3):
@@ -64,16 +64,16 @@ def test_all_ways_compute_the_same() -> None:
 def test_shapes_say_their_width_where_it_is_another() -> None:
     assert (str(Shape(4, 128)), str(Shape(2, 3, **MINILM))) == ("4 x 128", "2 x 3, h = 384")
     problem = Shape(2, 3, **MINILM).problem(CPU)
-    assert problem.x.shape == (2, 3, 384)
-    assert problem.value.shape == (2, 12, 3, 32)
-    assert problem.query_weight.shape == (32 * 384, 384)
+    assert problem.inputs.x.shape == (2, 3, 384)
+    assert problem.inputs.value.shape == (2, 12, 3, 32)
+    assert problem.inputs.query_weight.shape == (32 * 384, 384)
     assert problem.lengths == [3, 3]
 
 
 def test_rows_of_one_problem() -> None:
     problem = random_problem([4, 4], heads=2, depths=3, width=16, device=CPU)
     rows = attention_rows("small", problem, rounds=3, budget=1.0, with_compiled=False)
-    assert [one.name for one in rows] == [SEED, TENSOR, OURS, FLOOR]
+    assert [one.name for one in rows] == [BY_DEPTH, TENSOR, OURS, FLOOR]
     by_name = {one.name: one for one in rows}
     assert by_name[FLOOR].ratio == by_name[FLOOR].ratio_low == by_name[FLOOR].ratio_high == 1
     for one in rows:
@@ -124,7 +124,7 @@ def test_extra_memory_is_small_and_flat_in_depth() -> None:
     peaks = []
     for depths in (16, 64):
         problem = random_problem([512, 512], heads=8, depths=depths, width=256, device=CPU)
-        peaks.append(peak_memory(lambda p=problem: depth_statistics(*p.inputs), CPU))
+        peaks.append(peak_memory(lambda p=problem: depth_statistics(p.inputs), CPU))
     tensor = 2 * 8 * 512 * 512 * 64 * 4
     assert peaks[1] < tensor / 20
     assert peaks[1] < 1.1 * peaks[0]
@@ -156,7 +156,7 @@ def test_the_command_prints_one_table_and_writes_json(tiny_folder: Path, tmp_pat
     profiled = [one for one in content["rows"] if one["part"] == "profile"]
     rows = {(one["part"], one["name"]) for one in content["rows"] if one not in profiled}
     assert rows == {
-        *(("attention", name) for name in (SEED, TENSOR, OURS, FLOOR)),
+        *(("attention", name) for name in (BY_DEPTH, TENSOR, OURS, FLOOR)),
         *(("table", name) for name in ("documents", "tables, cold", "tables, cached")),
         *(("environment", name) for name in ("table[index]", "MAWDepth-v0", "CartPole-v1")),
         *(("training", name) for name in ("PPO", "GRPO")),

@@ -93,7 +93,7 @@ def random_problem(
 
 
 def depth_by_depth(problem: Problem) -> tuple[Tensor, list[list[tuple[float, float, Tensor]]]]:
-    """As BY_DEPTH.md has it: a loop over depths into a zeroed 5D tensor, then one text at a time.
+    """A loop over depths into a zeroed 5D tensor, then one text at a time.
 
     Returns:
         The states, and for every text and depth entropy, focus and the pooled attention output:

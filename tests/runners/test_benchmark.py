@@ -16,15 +16,15 @@ from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.errors import InputError
 from runners.benchmark import BenchmarkSettings
 from runners.benchmarks.attention_rows import (
+    BY_DEPTH,
     FLOOR,
     MINILM,
     OURS,
-    BY_DEPTH,
     TENSOR,
     Shape,
     attention_rows,
-    random_problem,
     depth_by_depth,
+    random_problem,
     tensor_way,
     work,
 )

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 PACKAGES: Final = ("maw_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "ir_datasets")
 
-# Folders that this process has claimed and not begun to fill.
-_claimed: list[Path] = []
+# Folders that this process has claimed, and whether their runs have begun.
+_claimed: dict[Path, bool] = {}
 
 
 def run_main(
@@ -90,6 +90,7 @@ def _quit(message: str, status: int) -> None:
     if os.environ.get("RANK", "0") != "0":
         # Of torchrun's processes the first one says what all have found; it ends the others.
         time.sleep(10)
+    _give_back(refused=status == 2)
     print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     # Worker threads must not hold a failed run; buffers were written above.
     raise SystemExit(status)
@@ -148,17 +149,22 @@ def _claim(logdir: Path, name: str | None, default: str) -> Path:
                 raise InputError(f"run {str(folder)!r} exists; choose another --run-name") from None
             number += 1
         else:
-            _claimed.append(folder)
+            _claimed[folder] = False
             return folder
 
 
-def _give_back() -> None:
-    """Take away the folders of runs that ended before they began to train."""
+def _give_back(refused: bool = False) -> None:
+    """Take away the folders of runs that did not begin; if refused, of those that left nothing too.
+
+    A run that has begun and is stopped can go on, however little there is of it; one that was
+    refused would be refused again.
+    """
     while _claimed:
-        folder = _claimed.pop()
+        folder, begun = _claimed.popitem()
         with contextlib.suppress(OSError):
-            (folder / CONFIG).unlink(missing_ok=True)
-            folder.rmdir()
+            if not begun or (refused and os.listdir(folder) == [CONFIG]):
+                (folder / CONFIG).unlink(missing_ok=True)
+                folder.rmdir()
 
 
 def writable_output(path: Path) -> Path:
@@ -222,7 +228,7 @@ def write_config(
         },
     )
     if learner is not None and folder in _claimed:
-        _claimed.remove(folder)
+        _claimed[folder] = True
 
 
 def _version(package: str) -> str | None:

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from agents.grpo import checks
 from maw_gym.errors import InputError
+from runners import train_grpo
 from runners.experiments import runs
 from runners.experiments.resuming import read_config, settings_of
 from runners.experiments.runs import open_run, writable_output, write_config
 from runners.experiments.settings import FolderSettings, RunSettings
+from runners.train_grpo import GRPORunSettings
 from runners.train_supervised import SupervisedRunSettings
 
 
 @pytest.fixture(autouse=True)
 def nothing_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_claimed", [])
+    monkeypatch.setattr(runs, "_claimed", {})
 
 
 def test_of_runs_that_start_at_once_one_has_the_name(tmp_path: Path) -> None:
@@ -53,6 +56,35 @@ def test_a_refused_run_gives_its_name_back(tmp_path: Path) -> None:
     write_config(open_run(settings, "run"), "GRPO", settings, {}, {})
     runs._give_back()
     assert json.loads((folder / "config.json").read_text())["learner"] == "GRPO"
+
+
+def test_a_rollout_too_large_for_the_machine_leaves_no_folder(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The algorithm refuses it, when data and encoder are known and the run has begun."""
+    monkeypatch.setattr(checks, "_memory", lambda: 1e-6)
+    settings = GRPORunSettings(
+        dataset=str(tiny_folder), encoder="untrained", logdir=tmp_path, num_envs=64, n_steps=16
+    )
+    with pytest.raises(InputError, match=r"n_steps=16: rollouts of 64 environments with .* need"):
+        train_grpo.main(settings)
+    assert [path.name for folder in tmp_path.iterdir() for path in folder.iterdir()] == [
+        "config.json"
+    ]
+    with pytest.raises(SystemExit):
+        runs._quit("what the exception says", 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_run_keeps_what_it_has_made(tmp_path: Path) -> None:
+    settings = RunSettings(logdir=tmp_path, run_name="one")
+    folder = open_run(settings, "run")
+    write_config(folder, "GRPO", settings, {}, {})
+    (folder / "events").touch()
+    runs._give_back(refused=True)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "events"}
 
 
 def test_a_run_killed_before_it_began_can_go_on(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from maw_gym.retrieval.document_index import (
     steps,
 )
 
-MARGIN: Final = 16  # documents kept beyond the k wanted
+MARGIN: Final = 8  # documents kept beyond the k wanted
 CLOSE: Final = 1e-5  # matrix products err by less, equal vectors included
 CLOSE_QUERIES: Final = 64  # looked at again at once
 GROUPS: Final = 32  # columns of a block that are looked at through their maximum

@@ -13,8 +13,10 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from maw_gym.distributed import from_all, own_range, processes
+from maw_gym.products import linear
 from maw_gym.retrieval.document_index import (
     EMPTY_SCORE,
     DocumentIndex,
@@ -178,26 +180,18 @@ def _score_blocks(
 
     Yields:
         which queries, the first document, and their scores, padded with -inf to a multiple of
-        `GROUPS` columns. The next block overwrites them.
+        `GROUPS` columns.
     """
-    cpu = index.device.type == "cpu"
     # What stays in a core's cache; a GPU wants few launches.
-    high, wide = (1024, 2048) if cpu else (4096, 32_768)
-    wide = max(GROUPS, min(wide, -(-(stop - start) // GROUPS) * GROUPS))
-    space = torch.empty(min(high, len(queries)), wide, device=index.device)
+    high, wide = (1024, 2048) if index.device.type == "cpu" else (4096, 32_768)
     for first in range(start, stop, wide):
         vectors = index.vectors[first : min(first + wide, stop)].to(index.device, torch.float32)
         empty = index.empty[(index.empty >= first) & (index.empty < first + len(vectors))] - first
+        missing = -len(vectors) % GROUPS
         for some in steps(len(queries), high):
-            block = space[: some.stop - some.start]
-            inside = block[:, : len(vectors)]
-            if cpu:  # numpy's OpenBLAS: torch's MKL is slower on processors that are not Intel's
-                np.matmul(queries[some].numpy(), vectors.numpy().T, out=inside.numpy())
-            else:
-                torch.mm(queries[some], vectors.T, out=inside)
-            inside[:, empty] = EMPTY_SCORE
-            block[:, len(vectors) :] = -torch.inf
-            yield some, first, block
+            block = linear(queries[some], vectors)
+            block[:, empty] = EMPTY_SCORE
+            yield some, first, pad(block, (0, missing), value=-torch.inf) if missing else block
 
 
 def _keep_best(scores: Tensor, documents: Tensor, block: Tensor, first: int) -> None:

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.fitting import FitSettings, Judge, fit, router_settings
+from agents.fitting import Judge, fit, router_settings
 from agents.networks import new_router
+from agents.settings import FullInformationSettings
 from agents.supervised import label_facts, relevant_counts, rule_labels
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.settings import Coefficient, checked
 from maw_gym.tables.rewards import DEFAULT_REWARD, NDCG, RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
@@ -145,15 +145,6 @@ def static_router(
     if name == "nearest_cluster":
         return nearest_cluster_router(task)
     raise InputError(f"unknown baseline {name!r}; choose one of {', '.join(STATIC)}")
-
-
-@checked
-class FullInformationSettings(FitSettings):
-    """How the full-information router is trained."""
-
-    ent_coef: Coefficient = 0.1
-    """weight of the entropy bonus, in units of the standardised reward; without it the policy
-    falls onto the best fixed depth in a few epochs, where its gradient is 0"""
 
 
 def train_full_information(

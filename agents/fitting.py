@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from agents.settings import FitSettings
 from maw_gym.encoders.training.pairs import epoch_rows
 from maw_gym.envs.bandit import Bandit
 from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress
 from maw_gym.files.tensor_files import fingerprint
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.settings import Coefficient, Count, Rate, checked
 from maw_gym.tables.rewards import RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
@@ -29,20 +29,6 @@ REWARD: Final = "eval/reward"  # tag of the mean validation reward
 # Rows (B,) of the queries, their logits (B, D) and the share of the training that is done give
 # the terms to log by name; the one called "loss" is minimised.
 Terms = Callable[[Tensor, Tensor, float], dict[str, Tensor]]
-
-
-@checked
-class FitSettings:
-    """How a router is fitted."""
-
-    epochs: Count = 40
-    """passes over the training queries; the epoch of largest validation reward is kept"""
-    batch_size: Count = 256
-    """queries per gradient step"""
-    learning_rate: Rate = 1e-3
-    """of AdamW"""
-    weight_decay: Coefficient = 0.01
-    """of AdamW"""
 
 
 class Judge:

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from agents.settings import check_network
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.tables.depth_table import DepthTable, checked_blocks
+from maw_gym.tables.blocks import checked_blocks
+from maw_gym.tables.depth_table import DepthTable
 
-NETWORKS: Final = ("auto", "shared", "mlp")
 WIDTHS: Final = (512, 256, 128, 64)  # hidden widths, those of GRPO's actor
 SHARED_WIDTHS: Final = (32, 32)  # likewise, of a network that all depths share (a test ties both)
 LIMIT: Final = 5.0  # standardised numbers are clipped here: one outlier must not rule the logits
@@ -44,22 +45,6 @@ def is_shared(network: str, table: DepthTable, observation: Sequence[str]) -> bo
             " it out or take network mlp"
         )
     return network != "mlp" and not others
-
-
-def check_network(network: str, observation: Sequence[str]) -> None:
-    """Refuse what can be refused without a table.
-
-    Raises:
-        InputError: an unknown network, or "shared" with a block that never fits it.
-    """
-    if network not in NETWORKS:
-        raise InputError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")
-    for name in ("attention", "content"):
-        if network == "shared" and name in observation:
-            raise InputError(
-                f"a shared network wants numbers of every depth, and observation block {name!r} has"
-                " none; leave it out or take network mlp"
-            )
 
 
 def standardisation(

@@ -17,58 +17,14 @@ What one step makes of PPO's settings:
 - Groups of environments that share a query are harmless, since PPO takes samples one by one.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import GymEnv
 
 from agents.grpo.policies import GRPOPolicyNetwork
-from maw_gym.errors import InputError
-from maw_gym.settings import Above0, Coefficient, Count, Rate, checked
-
-
-@checked
-class PPOSettings:
-    """Settings of PPO that matter in episodes of one step."""
-
-    learning_rate: Rate = 1e-3
-    """of Adam"""
-    n_steps: Count = 8
-    """steps of every sub-environment per rollout"""
-    batch_size: Annotated[int, Field(ge=2, le=2**24)] = 128
-    """samples per gradient step"""
-    n_epochs: Count = 4
-    """passes over each rollout"""
-    clip_range: Above0 = 0.2
-    """the ratio to the policy that acted is clipped to 1 - clip_range .. 1 + clip_range"""
-    normalize_advantage: bool = True
-    """standardise the advantages of each minibatch"""
-    ent_coef: Coefficient = 0.01
-    """weight of the entropy bonus"""
-    vf_coef: Coefficient = 0.5
-    """weight of the value loss"""
-    max_grad_norm: Above0 = 0.5
-    """largest norm of the gradient"""
-    target_kl: Above0 | None = None
-    """stop the passes over a rollout at this divergence from the policy that acted"""
-
-
-def check_batches(settings: PPOSettings, num_envs: int) -> None:
-    """Refuse batches that do not divide a rollout.
-
-    Raises:
-        InputError: with the numbers.
-    """
-    samples = settings.n_steps * num_envs
-    if samples < 2:
-        raise InputError("a rollout of PPO needs 2 samples or more; raise n_steps or num_envs")
-    if samples % min(settings.batch_size, samples):
-        raise InputError(
-            f"batch_size {settings.batch_size} does not divide the {samples} samples of a rollout"
-            " (n_steps * num_envs)"
-        )
+from agents.settings import PPOSettings, check_batches
 
 
 def make_ppo(

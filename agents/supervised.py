@@ -19,15 +19,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.fitting import FitSettings, Judge, fit, router_settings
+from agents.fitting import Judge, fit, router_settings
 from agents.networks import new_router
 from agents.ranking_loss import RankingLoss, straight_through
+from agents.settings import SupervisedSettings
 from maw_gym.attention.depth_attention import pooled_state
 from maw_gym.corpora import QuerySet
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.settings import Above0, Coefficient, Count, checked
 from maw_gym.tables.rewards import DEFAULT_REWARD, RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
@@ -36,29 +36,6 @@ log = logging.getLogger(__name__)
 LABELS: Final = ("rule", "oracle")
 RULE: Final = ((3, 5), (10, 15), (math.inf, 25))  # fewer relevant documents than, depth of 32
 RULE_DEPTHS: Final = 32
-
-
-@checked
-class SupervisedSettings(FitSettings):
-    """How the supervised router is trained."""
-
-    ranking_weight: Coefficient = 1.0
-    """of the ranking loss beside the cross-entropy; 0 leaves it out"""
-    temperature_start: Above0 = 2.0
-    """of the Gumbel-softmax in the first step"""
-    temperature_end: Above0 = 0.5
-    """of the Gumbel-softmax in the last step"""
-    negatives: Count = 1024
-    """documents drawn per step that the relevant ones are ranked against"""
-
-    def temperature(self, progress: float) -> float:
-        """Geometric from start to end: ``start * (end / start) ^ progress``, progress in [0, 1].
-
-        Jang et al. 2017 (arXiv:1611.01144) anneal exponentially, down to 0.5: low temperatures
-        have gradients near those of the choice made, and a large variance.
-        """
-        ratio = self.temperature_end / self.temperature_start
-        return self.temperature_start * math.pow(ratio, progress)
 
 
 class SupervisedClassificationRouter(nn.Module):

@@ -12,14 +12,12 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from maw_gym.checks import checked_texts
 from maw_gym.errors import InputError
+from maw_gym.tables.blocks import ALIGNMENTS, BLOCKS, checked_blocks
 from maw_gym.tables.columns import column_range
 
 Floats = NDArray[np.float32]
 
-BLOCKS: Final = ("attention", "profile", "retrieval", "content", "clusters")
-ALIGNMENTS: Final = ("ndcg", "listwise")
 NO_CENTROIDS: Final = (
     "observation block 'clusters' needs an encoder with centroids, and this one has none; train one"
     " with --depths clusters or leave the block out"
@@ -114,21 +112,3 @@ class DepthTable:
         ranges = [column_range(name, self.block(name).shape[1]) for name in checked_blocks(blocks)]
         low, high = (np.concatenate(bounds) for bounds in zip(*ranges, strict=True))
         return spaces.Box(low, high, dtype=np.float32)
-
-
-def checked_blocks(blocks: Sequence[str] | str) -> tuple[str, ...]:
-    """Names of observation blocks as a tuple; a single name may stand alone.
-
-    Raises:
-        InputError: no block, one named twice, or an unknown one.
-    """
-    names = (blocks,) if isinstance(blocks, str) else tuple(checked_texts(blocks, "blocks"))
-    if not names or len(set(names)) != len(names):
-        raise InputError(
-            f"observation must name one or more different blocks of {', '.join(BLOCKS)};"
-            f" got {names!r}"
-        )
-    for name in names:
-        if name not in BLOCKS:
-            raise InputError(f"unknown observation block {name!r}; choose from {', '.join(BLOCKS)}")
-    return names

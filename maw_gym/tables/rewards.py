@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maw_gym.errors import InputError
-from maw_gym.tables.depth_table import ALIGNMENTS, DepthTable
+from maw_gym.tables.blocks import ALIGNMENTS
+from maw_gym.tables.depth_table import DepthTable
 
 TERMS: Final = ("entropy", "focus", "alignment")
 DEFAULT_WEIGHTS: Final = (0.3, 0.3, 0.4)

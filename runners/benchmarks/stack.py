@@ -16,8 +16,9 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.grpo import GRPO
-from agents.ppo import PPOSettings, make_ppo
+from agents.ppo import make_ppo
 from agents.sb3.vec_env import to_sb3
+from agents.settings import PPOSettings
 from maw_gym.corpora import Collection
 from maw_gym.corpora.records import QuerySet
 from maw_gym.encoders.embedder import Embedder

@@ -6,8 +6,9 @@ from typing import Any, Final
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.baselines import FullInformationSettings, train_full_information
-from agents.supervised import SupervisedSettings, train_supervised
+from agents.baselines import train_full_information
+from agents.settings import FullInformationSettings, SupervisedSettings
+from agents.supervised import train_supervised
 from maw_gym.envs.bandit import Bandit
 from maw_gym.files.epoch_checkpoints import forget_checkpoints, stage_folder
 from maw_gym.routers.depth_router import DepthRouter

@@ -10,11 +10,14 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from agents.baselines import FullInformationSettings
 from agents.grpo.settings import DEFAULTS, GRPOSettings
-from agents.networks import check_network
-from agents.ppo import PPOSettings, check_batches
-from agents.supervised import SupervisedSettings
+from agents.settings import (
+    FullInformationSettings,
+    PPOSettings,
+    SupervisedSettings,
+    check_batches,
+    check_network,
+)
 from maw_gym.encoders.training.settings import Depths, TrainingSettings
 from maw_gym.errors import InputError
 from maw_gym.settings import (
@@ -27,7 +30,7 @@ from maw_gym.settings import (
     Share,
     checked,
 )
-from maw_gym.tables.depth_table import checked_blocks
+from maw_gym.tables.blocks import checked_blocks
 from maw_gym.tables.rewards import DEFAULT_WEIGHTS, RewardSpec
 
 LARGEST_ROLLOUT = 2**22  # samples, some gigabytes of observations

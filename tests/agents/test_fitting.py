@@ -5,7 +5,8 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from agents.fitting import FitSettings, fit
+from agents.fitting import fit
+from agents.settings import FitSettings
 from maw_gym.routers.depth_router import DepthRouter
 
 GROUPS = ["large"] * 99 + ["small"]

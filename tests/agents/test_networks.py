@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from agents import GRPO, GRPOPolicyNetwork, SharedPolicyNetwork, router_from_model
-from agents.networks import check_network, is_shared, new_router, standardisation
+from agents.networks import is_shared, new_router, standardisation
 from agents.sb3.vec_env import to_sb3
+from agents.settings import check_network
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import DepthTable

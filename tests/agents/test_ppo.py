@@ -14,8 +14,9 @@ from stable_baselines3.common.monitor import Monitor
 from agents.export import router_from_model
 from agents.grpo import GRPO, GRPOPolicyNetwork
 from agents.networks import standardisation
-from agents.ppo import PPOSettings, make_ppo
+from agents.ppo import make_ppo
 from agents.sb3.vec_env import to_sb3
+from agents.settings import PPOSettings
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError

@@ -3,7 +3,7 @@ import pytest
 from hand_made import TABLE, random_table
 
 from maw_gym.errors import InputError
-from maw_gym.tables.depth_table import checked_blocks
+from maw_gym.tables.blocks import checked_blocks
 
 CLUSTERED = random_table(queries=4, depths=6)  # 64 + 12 + 5 + 3 observed numbers
 

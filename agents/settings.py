@@ -1,0 +1,119 @@
+"""How learners beside GRPO are trained, and what can be checked of it before anything is loaded.
+
+GRPO's settings are in `agents.grpo.settings`. Neither needs torch.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from maw_gym.errors import InputError
+from maw_gym.settings import Above0, Coefficient, Count, Rate, checked
+
+NETWORKS: Final = ("auto", "shared", "mlp")
+
+
+@checked
+class FitSettings:
+    """How a router is fitted."""
+
+    epochs: Count = 40
+    """passes over the training queries; the epoch of largest validation reward is kept"""
+    batch_size: Count = 256
+    """queries per gradient step"""
+    learning_rate: Rate = 1e-3
+    """of AdamW"""
+    weight_decay: Coefficient = 0.01
+    """of AdamW"""
+
+
+@checked
+class SupervisedSettings(FitSettings):
+    """How the supervised router is trained."""
+
+    ranking_weight: Coefficient = 1.0
+    """of the ranking loss beside the cross-entropy; 0 leaves it out"""
+    temperature_start: Above0 = 2.0
+    """of the Gumbel-softmax in the first step"""
+    temperature_end: Above0 = 0.5
+    """of the Gumbel-softmax in the last step"""
+    negatives: Count = 1024
+    """documents drawn per step that the relevant ones are ranked against"""
+
+    def temperature(self, progress: float) -> float:
+        """Geometric from start to end: ``start * (end / start) ^ progress``, progress in [0, 1].
+
+        Jang et al. 2017 (arXiv:1611.01144) anneal exponentially, down to 0.5: low temperatures
+        have gradients near those of the choice made, and a large variance.
+        """
+        ratio = self.temperature_end / self.temperature_start
+        return self.temperature_start * math.pow(ratio, progress)
+
+
+@checked
+class FullInformationSettings(FitSettings):
+    """How the full-information router is trained."""
+
+    ent_coef: Coefficient = 0.1
+    """weight of the entropy bonus, in units of the standardised reward; without it the policy
+    falls onto the best fixed depth in a few epochs, where its gradient is 0"""
+
+
+@checked
+class PPOSettings:
+    """Settings of PPO that matter in episodes of one step."""
+
+    learning_rate: Rate = 1e-3
+    """of Adam"""
+    n_steps: Count = 8
+    """steps of every sub-environment per rollout"""
+    batch_size: Annotated[int, Field(ge=2, le=2**24)] = 128
+    """samples per gradient step"""
+    n_epochs: Count = 4
+    """passes over each rollout"""
+    clip_range: Above0 = 0.2
+    """the ratio to the policy that acted is clipped to 1 - clip_range .. 1 + clip_range"""
+    normalize_advantage: bool = True
+    """standardise the advantages of each minibatch"""
+    ent_coef: Coefficient = 0.01
+    """weight of the entropy bonus"""
+    vf_coef: Coefficient = 0.5
+    """weight of the value loss"""
+    max_grad_norm: Above0 = 0.5
+    """largest norm of the gradient"""
+    target_kl: Above0 | None = None
+    """stop the passes over a rollout at this divergence from the policy that acted"""
+
+
+def check_batches(settings: PPOSettings, num_envs: int) -> None:
+    """Refuse batches that do not divide a rollout.
+
+    Raises:
+        InputError: with the numbers.
+    """
+    samples = settings.n_steps * num_envs
+    if samples < 2:
+        raise InputError("a rollout of PPO needs 2 samples or more; raise n_steps or num_envs")
+    if samples % min(settings.batch_size, samples):
+        raise InputError(
+            f"batch_size {settings.batch_size} does not divide the {samples} samples of a rollout"
+            " (n_steps * num_envs)"
+        )
+
+
+def check_network(network: str, observation: Sequence[str]) -> None:
+    """Refuse what can be refused without a table.
+
+    Raises:
+        InputError: an unknown network, or "shared" with a block that never fits it.
+    """
+    if network not in NETWORKS:
+        raise InputError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")
+    for name in ("attention", "content"):
+        if network == "shared" and name in observation:
+            raise InputError(
+                f"a shared network wants numbers of every depth, and observation block {name!r} has"
+                " none; leave it out or take network mlp"
+            )

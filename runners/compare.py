@@ -6,19 +6,20 @@ in the folder of the comparison: `--resume FOLDER` goes on where it was stopped.
 
 import time
 
-from maw_gym.encoders.text import text_encoders
-from maw_gym.envs.rendering import check_matplotlib
-from maw_gym.tables.task import load_task, resolve_device
-from runners.experiments.comparison import run_dataset, write_all
 from runners.experiments.comparison_settings import CompareSettings
-from runners.experiments.fields import checked_field
 from runners.experiments.runs import open_run, run_main, write_config
-from runners.experiments.tables import test_table
-from runners.experiments.writing import reading
 
 
 def main(settings: CompareSettings) -> None:
     """Run what is not there yet, then write the report from everything."""
+    from maw_gym.encoders.text import text_encoders
+    from maw_gym.envs.rendering import check_matplotlib
+    from maw_gym.tables.task import load_task, resolve_device
+    from runners.experiments.comparison import run_dataset, write_all
+    from runners.experiments.fields import checked_field
+    from runners.experiments.tables import test_table
+    from runners.experiments.writing import reading
+
     check_matplotlib()
     resolve_device(settings.device)
     fields = [checked_field(dataset, settings.fold_count) for dataset in settings.datasets]

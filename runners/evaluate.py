@@ -9,16 +9,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from maw_gym.errors import InputError, printable
-from maw_gym.routers.routed_encoder import ENCODER_FILE, RoutedEncoder
 from maw_gym.settings import Folds, HomePath, HomeText, Index, Seed, checked, one_line
 from runners.experiments.command_line import Flag
-from runners.experiments.report import MEASURES, metrics, ordered, row_of, rows_of
 from runners.experiments.resuming import CONFIG, read_config
-from runners.experiments.routed import by_router
 from runners.experiments.runs import Stopwatch, run_main, writable_output, write_json
 from runners.experiments.settings import RewardSettings, TaskSettings
-from runners.experiments.tables import run_table
-from runners.experiments.tasks import task_of
 
 
 @checked
@@ -67,6 +62,12 @@ def learner_and_reward(settings: EvaluateSettings) -> tuple[str, RewardSettings]
 
 def main(settings: EvaluateSettings) -> None:
     """Print the table of a training run for another collection."""
+    from maw_gym.routers.routed_encoder import ENCODER_FILE, RoutedEncoder
+    from runners.experiments.report import MEASURES, metrics, ordered, row_of, rows_of
+    from runners.experiments.routed import by_router
+    from runners.experiments.tables import run_table
+    from runners.experiments.tasks import task_of
+
     out = settings.out and writable_output(settings.out)
     learner, reward = learner_and_reward(settings)
     routed = RoutedEncoder.from_run(settings.run, settings.device)

@@ -5,19 +5,10 @@ Several processes share the work: torchrun --nproc-per-node 4 runners/train_enco
 
 from typing import ClassVar
 
-from maw_gym.corpora import load_collection
-from maw_gym.distributed import is_first, start, stop
-from maw_gym.encoders.encoder_files import save_embedder
-from maw_gym.encoders.text import text_encoders
-from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.settings import Folds, HomeText, Index, checked, part
-from maw_gym.tables.depth_profile import depth_profile
-from maw_gym.tables.task import RetrievalTask, resolve_device
-from runners.experiments.report import BASELINES, MEASURES, metrics, rows_of
 from runners.experiments.runs import Stopwatch, open_run, run_main, write_config, write_json
 from runners.experiments.settings import FolderSettings, TaskSettings
-from runners.experiments.tables import run_table
 
 
 @checked
@@ -51,6 +42,16 @@ class EncoderRunSettings(FolderSettings, TrainingSettings):
 
 def main(settings: EncoderRunSettings) -> None:
     """Train or read the encoder, judge it on the test split, and leave a run folder."""
+    from maw_gym.corpora import load_collection
+    from maw_gym.distributed import is_first, start, stop
+    from maw_gym.encoders.encoder_files import save_embedder
+    from maw_gym.encoders.text import text_encoders
+    from maw_gym.encoders.training.selection import trained_embedder
+    from maw_gym.tables.depth_profile import depth_profile
+    from maw_gym.tables.task import RetrievalTask, resolve_device
+    from runners.experiments.report import BASELINES, MEASURES, metrics, rows_of
+    from runners.experiments.tables import run_table
+
     start(settings.device)
     device = resolve_device(settings.device)
     texts = text_encoders(settings.text_encoder)

@@ -3,10 +3,8 @@
 from typing import ClassVar
 
 from maw_gym.settings import checked, part
-from runners.experiments.online import train_grpo
 from runners.experiments.runs import run_main
 from runners.experiments.settings import GRPOSpec, OnlineRunSettings
-from runners.experiments.training import train_run
 
 
 @checked
@@ -27,6 +25,9 @@ class GRPORunSettings(OnlineRunSettings, GRPOSpec):
 
 def main(settings: GRPORunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
+    from runners.experiments.online import train_grpo
+    from runners.experiments.training import train_run
+
     train_run(settings, part(GRPOSpec, settings), "GRPO", train_grpo)
 
 

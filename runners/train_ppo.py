@@ -3,10 +3,8 @@
 from typing import ClassVar
 
 from maw_gym.settings import checked, part
-from runners.experiments.online import train_ppo
 from runners.experiments.runs import run_main
 from runners.experiments.settings import OnlineRunSettings, PPOSpec
-from runners.experiments.training import train_run
 
 
 @checked
@@ -27,6 +25,9 @@ class PPORunSettings(OnlineRunSettings, PPOSpec):
 
 def main(settings: PPORunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
+    from runners.experiments.online import train_ppo
+    from runners.experiments.training import train_run
+
     train_run(settings, part(PPOSpec, settings), "PPO", train_ppo)
 
 

@@ -3,10 +3,8 @@
 from typing import ClassVar
 
 from maw_gym.settings import checked, part
-from runners.experiments.offline import train_classifier
 from runners.experiments.runs import run_main
 from runners.experiments.settings import RunSettings, SupervisedSpec
-from runners.experiments.training import train_run
 
 
 @checked
@@ -27,6 +25,9 @@ class SupervisedRunSettings(RunSettings, SupervisedSpec):
 
 def main(settings: SupervisedRunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
+    from runners.experiments.offline import train_classifier
+    from runners.experiments.training import train_run
+
     spec = part(SupervisedSpec, settings)
     train_run(settings, spec, f"supervised-{settings.labels}", train_classifier)
 

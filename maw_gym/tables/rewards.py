@@ -9,14 +9,16 @@ table.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maw_gym.errors import InputError
 from maw_gym.tables.blocks import ALIGNMENTS
-from maw_gym.tables.depth_table import DepthTable
+
+if TYPE_CHECKING:
+    from maw_gym.tables.depth_table import DepthTable
 
 TERMS: Final = ("entropy", "focus", "alignment")
 DEFAULT_WEIGHTS: Final = (0.3, 0.3, 0.4)
@@ -80,7 +82,7 @@ class RewardSpec:
         first, second, third = self.weights
         return first * entropy + second * focus + third * alignment
 
-    def of(self, table: DepthTable) -> NDArray[np.float32]:
+    def of(self, table: "DepthTable") -> NDArray[np.float32]:
         """Reward (N, D) of every query and depth of a table."""
         reward: NDArray[np.float32] = self.blend(
             table.entropy, table.focus, table.alignment(self.alignment)

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from maw_gym.errors import InputError
 from maw_gym.settings import Count, Folds, HomeText, Seed, checked
 from runners.experiments.command_line import Flag
-from runners.experiments.methods import METHODS, check_methods
 from runners.experiments.settings import (
     EncoderChoice,
     ObservationSettings,
@@ -99,6 +98,9 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
     @property
     def method_names(self) -> tuple[str, ...]:
         """All methods to run, the baseline among them, in the order of `METHODS`."""
+        # Late, here and below: a help that shows the settings need not wait for all methods.
+        from runners.experiments.methods import METHODS
+
         names = set(self.methods or ())
         if self.verdict and self.methods is None:
             names = set(VERDICT)
@@ -141,6 +143,8 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
 
     @model_validator(mode="after")
     def _fit_the_comparison(self) -> Self:
+        from runners.experiments.methods import METHODS, check_methods
+
         for name, given in (
             ("datasets", self.datasets),
             ("seeds", self.seeds or ()),

@@ -1,14 +1,16 @@
 """How encoders are trained, with the defaults."""
 
 from dataclasses import asdict, replace
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-import torch
 from pydantic import Field
 
-from maw_gym.encoders.embedder import DOCUMENT_TOKENS, QUERY_TOKENS, check_positions
-from maw_gym.encoders.text import TextEncoder
 from maw_gym.settings import Above0, Coefficient, Count, Index, Rate, Share, Whole, checked
+
+if TYPE_CHECKING:
+    import torch
+
+    from maw_gym.encoders.text import TextEncoder
 
 Depths = Literal["temperatures", "clusters"]
 NEUTRAL: Final = ("balance", 1.0)
@@ -72,7 +74,7 @@ class TrainingSettings:
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     """of the order of the pairs, the draws of depths and documents, and the clusters"""
 
-    def suited(self, text: TextEncoder, device: torch.device | str) -> "TrainingSettings":
+    def suited(self, text: "TextEncoder", device: "torch.device | str") -> "TrainingSettings":
         """These settings for a text encoder: what is left at its default takes a value that suits.
 
         A frozen transformer is trained on texts as long as they are searched, so that their states
@@ -86,10 +88,13 @@ class TrainingSettings:
         Raises:
             InputError: texts are to be longer than the text encoder can read.
         """
+        # Late: settings are checked, and shown in a help, where torch is not needed.
+        from maw_gym.encoders.embedder import DOCUMENT_TOKENS, QUERY_TOKENS, check_positions
+
         longest = text.positions or DOCUMENT_TOKENS
         values: dict[str, Any] = {}
         if self.train_text_encoder and not text.static:
-            values = TUNED | {"epochs": 1 if torch.device(device).type == "cpu" else 4}
+            values = TUNED | {"epochs": 1 if str(device).partition(":")[0] == "cpu" else 4}
         elif not text.static:
             values = {"query_tokens": QUERY_TOKENS, "document_tokens": DOCUMENT_TOKENS}
         for name in ("query_tokens", "document_tokens"):

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette; dashes and markers say the same once more.
+# Of the learners whose curves are comparable: `full-ndcg` and its like are paid for something else.
 LOOKS: Final[dict[str, tuple[str, str, str]]] = {
     "grpo": ("#0072B2", "-", "o"),
     "ppo": ("#D55E00", "--", "s"),
     "supervised-oracle": ("#009E73", "-.", "^"),
     "supervised-rule": ("#CC79A7", ":", "v"),
     "full-information": ("#000000", "-", "D"),
+    "grpo-retrieval": ("#56B4E9", "--", "P"),
 }
 KINDS: Final = {
     "ranker": ("#56B4E9", "no encoder"),
@@ -61,7 +63,7 @@ def reward_curves(
         for name in ("random", "best_fixed", "oracle")
     }
     for one in results:
-        if METHODS[one.method].kind == "learner":
+        if one.method in LOOKS:
             _curve(axes, one)
     axes.axhline(
         levels["best_fixed"],

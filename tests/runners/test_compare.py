@@ -1,6 +1,7 @@
 """Whole comparisons on a tiny collection."""
 
 import csv
+import gzip
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from runners.compare import main
 from runners.experiments.comparison_settings import CompareSettings
 
 METHODS = ["bm25", "non-maw-zero-shot", "random", "best-fixed-reward", "cluster", "supervised-rule",
-           "supervised-oracle", "ppo", "grpo", "oracle"]  # fmt: skip
+           "supervised-oracle", "full-ndcg", "ppo", "grpo", "oracle"]  # fmt: skip
 PICTURES = {"reward_curves", "ndcg", "depth_usage", "reward_terms", "differences"}
 
 
@@ -99,8 +100,8 @@ def test_runs_can_be_judged_by_others(finished: Path, tiny_folder: Path) -> None
     with (finished / "per_query.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     runs = sorted((finished / "runs").iterdir())
-    # 4 methods without seeds and 5 with two.
-    assert len(runs) == 4 + 5 * 2
+    # 4 methods without seeds and 6 with two.
+    assert len(runs) == 4 + 6 * 2
     for path in runs:
         _, method, *seed = path.name.removesuffix(".trec").rsplit(
             ".", 2 if "seed" in path.name else 1
@@ -186,8 +187,9 @@ def test_collections_without_subsets_are_cross_validated(
     assert sorted(row["query_id"] for row in rows) == sorted(f"q{row}" for row in range(24))
     sizes = [sum(row["fold"] == str(fold) for row in rows) for fold in range(5)]
     assert sorted(sizes) == [4, 5, 5, 5, 5]
-    trec = next((run / "runs").glob("*best-fixed-reward.trec")).read_text().splitlines()
-    assert {line.split()[0] for line in trec} == {f"q{row}" for row in range(24)}
+    (trec,) = (run / "runs").glob("*best-fixed-reward.trec.gz")
+    with gzip.open(trec, "rt") as lines:
+        assert {line.split()[0] for line in lines} == {f"q{row}" for row in range(24)}
     assert "best-fixed-reward" in capsys.readouterr().out
 
 

@@ -60,7 +60,7 @@ class Embedder:
         Launches rule on a GPU. On a CPU equal tokens of a batch are projected once, but there must
         be batches for all cores.
         """
-        return BATCH_TOKENS if self.device.type == "cuda" else BATCH_TOKENS // 2
+        return BATCH_TOKENS if self.device.type == "cuda" else BATCH_TOKENS // 4
 
     @property
     def maw(self) -> MAWEncoder:

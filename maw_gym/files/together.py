@@ -1,9 +1,10 @@
 """Files that several processes build together, each its share, and the first one joins."""
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from maw_gym.distributed import from_first, is_first, processes, wait
+from maw_gym.distributed import from_all, from_first, is_first, processes, wait
 from maw_gym.errors import InputError
 from maw_gym.files.cache import Kept, kept, kept_or_built
 
@@ -29,6 +30,7 @@ def kept_or_built_together(
     if processes() == 1:
         return kept_or_built(path, read, build)
     if not from_first(is_first() and kept(path, read) is not None):
+        check_one_folder(path.parent)
         share()
         wait()
         if is_first():
@@ -38,3 +40,24 @@ def kept_or_built_together(
     if found is None:
         raise InputError(f"{path} is not there for all processes; give them one MAW_GYM_HOME")
     return found
+
+
+def check_one_folder(folder: Path) -> None:
+    """Refuse to go on where a folder is another for some of the processes; all do this together.
+
+    Raises:
+        InputError: a process does not see what the first one writes there.
+    """
+    mark = folder / f".{from_first(uuid.uuid4().hex)}"
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    wait()
+    seen = from_all(mark.exists())
+    if is_first():
+        mark.unlink()
+    if not all(seen):
+        raise InputError(
+            f"process {seen.index(False)} does not see what process 0 writes to {folder}; give all"
+            " of them one folder (of caches: one MAW_GYM_HOME)"
+        )

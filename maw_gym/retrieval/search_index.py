@@ -14,6 +14,7 @@ from torch import Tensor
 from maw_gym.distributed import check_same, is_first, wait
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.files.cache import content_key
+from maw_gym.files.together import check_one_folder
 from maw_gym.retrieval.approximate import ApproximateIndex
 from maw_gym.retrieval.bm25 import BM25, Words
 from maw_gym.retrieval.document_index import DocumentIndex
@@ -128,6 +129,7 @@ class SearchIndex:
         else:
             contents = [part.content for part in seen]
             check_same("stream of documents", content_key({"ids": doc_ids, "texts": contents}))
+            check_one_folder(folder)
             if is_first():
                 (folder / ABOUT).unlink(missing_ok=True)
                 write_vectors(folder / VECTORS, *joined(part.encoded() for part in seen))

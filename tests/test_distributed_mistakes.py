@@ -1,0 +1,95 @@
+"""What goes wrong among several processes: one line from each, and no half-written file."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import DEVICE, together
+
+from maw_gym import distributed
+from maw_gym.corpora import load_collection, splits
+from maw_gym.encoders import document_parts
+from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.training.selection import trained_embedder
+from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.errors import InputError
+from maw_gym.tables import table_files
+from maw_gym.tables.task import RetrievalTask
+
+pytestmark = pytest.mark.processes
+
+
+def encoder_of_own_folder(folders: list[Path], home: Path) -> Any:
+    os.environ["MAW_GYM_HOME"] = str(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "ENCODER_MINIMUM", 0)
+        collection = load_collection(str(folders[distributed.process()]))
+    return trained_embedder(collection, DEVICE, TrainingSettings(batch_size=4))
+
+
+def test_processes_with_different_collections_do_not_train(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    with (other / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "d99", "title": "", "text": "One more."}) + "\n")
+    for problem in together(encoder_of_own_folder, [tiny_folder, other], tmp_path / "home"):
+        assert isinstance(problem, InputError)
+        assert str(problem).startswith("process 1 has another collection (")
+        assert str(problem).endswith("give all of them the same files")
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+def table(folder: Path, homes: list[Path], full: int | None) -> list[list[float]]:
+    """The test queries' nDCG, built by two processes, of which `full` has a disk without room."""
+    os.environ["MAW_GYM_HOME"] = str(homes[distributed.process()])
+    document_parts.PART, table_files.CHUNK = 7, 4
+    collection = load_collection(str(folder))
+    embedder = untrained_embedder(collection.doc_texts, EncoderSettings(depths=4))
+    task = RetrievalTask(collection, embedder.to(DEVICE), torch.device(DEVICE))
+    task.index  # noqa: B018  (before the disk is full)
+    if distributed.process() == full:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    found: list[list[float]] = task.table("test").ndcg.tolist()
+    return found
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_leaves_no_half_of_a_table(
+    tiny_folder: Path, tmp_path: Path, full: int
+) -> None:
+    homes = [tmp_path, tmp_path]
+    problems = together(table, tiny_folder, homes, full)
+    assert all(isinstance(problem, InputError) for problem in problems)
+    assert "cannot be written: File too large; make room for it" in str(problems[full])
+    assert "has lost another one, whose message says why" in str(problems[1 - full])
+    assert all("\n" not in str(problem) for problem in problems)
+    files = [path for path in (tmp_path / "tables").rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix == ".safetensors" and not _whole(path)]
+    # Started again, both go on behind what is whole.
+    assert together(table, tiny_folder, homes, None) == [table(tiny_folder, homes, None)] * 2
+    assert not list((tmp_path / "tables").rglob("*.rows"))
+
+
+def _whole(path: Path) -> bool:
+    from maw_gym.files.tensor_files import read_tensors
+
+    return bool(read_tensors(path, table_files.ROWS).tensors)
+
+
+def test_processes_that_do_not_see_one_folder(tiny_folder: Path, tmp_path: Path) -> None:
+    homes = [tmp_path / "first", tmp_path / "second"]
+    for problem in together(table, tiny_folder, homes, None):
+        assert isinstance(problem, InputError)
+        assert "process 1 does not see what process 0 writes to " in str(problem)
+        assert str(problem).endswith("give all of them one folder (of caches: one MAW_GYM_HOME)")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -23,9 +23,9 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:+.1f}%"
 
 
-def share(value: float, whole: float) -> str:
+def share(value: float, whole: float, digits: int = 1) -> str:
     """A size as a share of another."""
-    return f"{100 * value / whole:.1f}%" if whole else "-"
+    return f"{100 * value / whole:.{digits}f}%" if whole else "-"
 
 
 def p_value(value: float) -> str:
@@ -106,11 +106,10 @@ def test_table(rows: Sequence[Row], baseline: str) -> str:
     lines = []
     for row in rows:
         test = row["test"]
-        difference: list[str] = ["-"] * 6
+        tested: list[str] = ["-"] * 6
         if test:
-            difference = [
-                f"{number(test['difference'], 4, sign=True)}"
-                f" [{number(test['low'], 4, sign=True)}, {number(test['high'], 4, sign=True)}]",
+            tested = [
+                difference(test, 4),
                 p_value(test["p"]),
                 p_value(test["p_holm"]),
                 share(test["smallest_detectable"], test["baseline_mean"]),
@@ -121,7 +120,7 @@ def test_table(rows: Sequence[Row], baseline: str) -> str:
             [
                 row["method"],
                 number(row["retrieval"][MAIN]["mean"]),
-                *difference,
+                *tested,
                 percent(row["relative"]["zero_shot"]),
                 percent(row["relative"]["trained"]),
             ]
@@ -175,6 +174,34 @@ def seed_table(rows: Sequence[Row]) -> str:
             cells.append(f"[{values['seed_low']:.4f}, {values['seed_high']:.4f}]")
         lines.append(cells)
     return markdown(head, lines) if lines else ""
+
+
+def pair_table(tests: Mapping[tuple[str, str], tuple[Row | None, Row]]) -> str:
+    """Pairs of methods, the first minus the second, in reward and in nDCG@10.
+
+    Args:
+        tests: by pair that of the reward, None where one of the two has none, and of nDCG@10.
+    """
+    head = ["", "reward", "p", MAIN, "p", "detectable", "within"]
+    lines = []
+    for (first, second), (reward, ndcg) in tests.items():
+        lines.append(
+            [
+                f"{first} minus {second}",
+                *(["-", "-"] if reward is None else [difference(reward), p_value(reward["p"])]),
+                difference(ndcg),
+                p_value(ndcg["p"]),
+                share(ndcg["smallest_detectable"], ndcg["baseline_mean"], 2),
+                share(ndcg["equivalence_margin"], ndcg["baseline_mean"], 2),
+            ]
+        )
+    return markdown(head, lines)
+
+
+def difference(test: Row, digits: int = 5) -> str:
+    """A difference with its interval."""
+    low, high = (number(test[name], digits, sign=True) for name in ("low", "high"))
+    return f"{number(test['difference'], digits, sign=True)} [{low}, {high}]"
 
 
 def duel_table(reward: Mapping[str, Row], ndcg: Mapping[str, Row]) -> str:

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from agents.supervised import label_sentence
 from maw_gym.files.cache import written_whole
@@ -23,6 +23,17 @@ PICTURES = {
     "reward_terms": "The reward and its terms at every depth, means over test queries.",
     "differences": "Difference in nDCG@10 from the baseline, query by query, sorted.",
 }
+# Does a router add to the rule that it is measured by, and does either to one depth trained alike?
+PAIRS: Final = (
+    ("full-ndcg", "best-fixed-ndcg"),
+    ("full-ndcg-retrieval", "best-fixed-ndcg"),
+    ("full-information", "observed-reward"),
+    ("grpo", "best-fixed-reward"),
+    ("grpo", "observed-reward"),
+    ("grpo-retrieval", "grpo"),
+    ("best-fixed-ndcg", "standard-attention"),
+    ("maw-single", "standard-attention"),
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,11 @@ def _dataset(outcome: Outcome, settings: CompareSettings) -> Iterator[str]:
     if duels:
         yield "### GRPO against the other ways to choose a depth"
         yield tables.duel_table(*duels)
+    pairs = pairs_of(outcome)
+    if pairs:
+        yield "### Pairs"
+        yield tables.pair_table(pairs)
+        yield "p is not corrected here."
     seeds = tables.seed_table(rows)
     if seeds:
         yield "### Seeds"
@@ -237,6 +253,22 @@ def duels_of(
             }
         )
     return found[0], found[1]
+
+
+def pairs_of(
+    outcome: Outcome,
+) -> dict[tuple[str, str], tuple[dict[str, Any] | None, dict[str, Any]]]:
+    """Those of `PAIRS` that were run: tests of the reward, where both have one, and of nDCG@10."""
+    found = {}
+    for first, second in PAIRS:
+        one, other = (outcome.named.get(name) for name in (first, second))
+        if one is None or other is None:
+            continue
+        reward = None
+        if one.terms is not None and other.terms is not None:
+            reward = compared({first: one}, other, "reward")[first]
+        found[first, second] = (reward, compared({first: one}, other, MAIN)[first])
+    return found
 
 
 def write_per_query(path: Path, outcomes: Sequence[Outcome]) -> None:

@@ -14,7 +14,7 @@ from runners.experiments.comparison_settings import CompareSettings
 from runners.experiments.fields import Reference, shared_documents
 from runners.experiments.methods import METHODS
 from runners.experiments.results import Result, kept_result, slug
-from runners.experiments.tables import markdown, p_value, percent
+from runners.experiments.tables import markdown, p_value, pair_table, percent
 from runners.experiments.writing import join_runs
 
 
@@ -232,6 +232,17 @@ def test_join_runs(tmp_path: Path) -> None:
         part.write_text(f"q{row} Q0 d 1 0.5 x\n")
     join_runs(parts, tmp_path / "runs" / "x.trec")
     assert (tmp_path / "runs" / "x.trec").read_text() == "q0 Q0 d 1 0.5 x\nq1 Q0 d 1 0.5 x\n"
+
+
+def test_a_pair_of_methods_by_hand() -> None:
+    test = {
+        "difference": 0.01, "low": -0.002, "high": 0.022, "p": 0.04, "baseline_mean": 0.4,
+        "smallest_detectable": 0.001, "equivalence_margin": 0.02,
+    }  # fmt: skip
+    (line,) = pair_table({("grpo", "random"): (None, test)}).splitlines()[2:]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        "grpo minus random", "-", "-", "+0.01000 [-0.00200, +0.02200]", ".0400", "0.25%", "5.00%",
+    ]  # fmt: skip
 
 
 def test_words_for_numbers() -> None:

@@ -17,7 +17,7 @@ lint: $(VENV)/.installed  ## style, format, types, and which room may import whi
 	$(BIN)/lint-imports --no-logo
 
 docs: $(VENV)/.docs  ## build the documentation into site/; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -93,3 +93,18 @@ def test_processes_that_do_not_see_one_folder(tiny_folder: Path, tmp_path: Path)
         assert "process 1 does not see what process 0 writes to " in str(problem)
         assert str(problem).endswith("give all of them one folder (of caches: one MAW_GYM_HOME)")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "2"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "3")):
+        monkeypatch.setenv(name, value)
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError) as caught:
+        distributed.start()
+    assert str(caught.value) == (
+        "there is no GPU for process 2 of this machine, which has 2; start as many,"
+        " --nproc-per-node 2"
+    )

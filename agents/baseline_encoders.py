@@ -26,13 +26,13 @@ from maw_gym.encoders.encoder_files import (
 from maw_gym.encoders.text import TextEncoder, WordLlama
 from maw_gym.encoders.training.attention_stage import train_attention
 from maw_gym.encoders.training.pairs import pairs_of
-from maw_gym.encoders.training.selection import (
+from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.stages import (
     grouping,
     train_encoder,
     trained_attention,
     with_states,
 )
-from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
 from maw_gym.files.cache import cache_home, content_key, kept_or_built

@@ -19,8 +19,8 @@ from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.training.attention_stage import batch_loss
 from maw_gym.encoders.training.depth_stage import depth_loss, judged_queries
 from maw_gym.encoders.training.pairs import pairs_of
-from maw_gym.encoders.training.selection import train_encoder
 from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.stages import train_encoder
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
 from maw_gym.retrieval.document_index import DocumentIndex

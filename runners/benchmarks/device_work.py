@@ -25,8 +25,8 @@ from maw_gym.encoders.document_parts import encoded_parts
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.text import load_text_encoder
 from maw_gym.encoders.training import loop
-from maw_gym.encoders.training.selection import train_encoder, trained_attention
 from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.stages import train_encoder, trained_attention
 from maw_gym.files.cache import cache_home
 from maw_gym.retrieval.search_index import PARTS, SearchIndex
 from maw_gym.routers.routed_encoder import RoutedEncoder

@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from maw_gym.retrieval.evaluation import MEASURES
+from maw_gym.retrieval.resampling import Interval, bootstrap_means, interval, margin
 from maw_gym.retrieval.significance import (
-    Interval,
-    bootstrap_means,
     holm,
-    interval,
-    margin,
     sign_flip_tests,
     smallest_detectable_difference,
     wins_ties_losses,
@@ -34,6 +31,18 @@ MAIN: Final = "nDCG@10"
 NAMES: Final = tuple(str(measure) for measure in MEASURES)
 COLUMNS: Final = ("reward", *TERMS)
 ORDINARY: Final = 0.95
+
+# Does a router add to the rule that it is measured by, and does either to one depth trained alike?
+PAIRS: Final = (
+    ("full-ndcg", "best-fixed-ndcg"),
+    ("full-ndcg-retrieval", "best-fixed-ndcg"),
+    ("full-information", "observed-reward"),
+    ("grpo", "best-fixed-reward"),
+    ("grpo", "observed-reward"),
+    ("grpo-retrieval", "grpo"),
+    ("best-fixed-ndcg", "standard-attention"),
+    ("maw-single", "standard-attention"),
+)
 
 Floats = NDArray[np.float64]
 
@@ -167,6 +176,44 @@ def _intervals(results: Sequence[Results]) -> dict[str, dict[str, Interval]]:
     drawn = bootstrap_means([one.by_encoder(name) for one in results for name in NAMES])
     found = iter([interval(means, ORDINARY) for means in drawn])
     return {one.method: {name: next(found) for name in NAMES} for one in results}
+
+
+def duels_of(
+    results: Mapping[str, Results],
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]] | None:
+    """GRPO minus every other method that chooses depths: in reward and in nDCG@10."""
+    named = {name: one for name, one in results.items() if one.terms is not None}
+    grpo = named.pop("grpo", None)
+    if grpo is None or not named:
+        return None
+    found = []
+    for score in ("reward", MAIN):
+        tests = compared(named, grpo, score)
+        found.append(
+            {
+                name: test
+                | {"difference": -test["difference"]}
+                | {"wins": test["losses"], "losses": test["wins"]}
+                for name, test in tests.items()
+            }
+        )
+    return found[0], found[1]
+
+
+def pairs_of(
+    results: Mapping[str, Results],
+) -> dict[tuple[str, str], tuple[dict[str, Any] | None, dict[str, Any]]]:
+    """Those of `PAIRS` that were run: tests of the reward, where both have one, and of nDCG@10."""
+    found = {}
+    for first, second in PAIRS:
+        one, other = (results.get(name) for name in (first, second))
+        if one is None or other is None:
+            continue
+        reward = None
+        if one.terms is not None and other.terms is not None:
+            reward = compared({first: one}, other, "reward")[first]
+        found[first, second] = (reward, compared({first: one}, other, MAIN)[first])
+    return found
 
 
 def _row(

@@ -4,12 +4,12 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from agents.supervised import label_sentence
 from maw_gym.files.cache import written_whole
 from runners.experiments import tables
-from runners.experiments.analysis import COLUMNS, MAIN, NAMES, Results, compared
+from runners.experiments.analysis import COLUMNS, MAIN, NAMES, Results, duels_of, pairs_of
 from runners.experiments.comparison_settings import CompareSettings
 from runners.experiments.fields import Field, Reference
 from runners.experiments.methods import METHODS
@@ -23,17 +23,6 @@ PICTURES = {
     "reward_terms": "The reward and its terms at every depth, means over test queries.",
     "differences": "Difference in nDCG@10 from the baseline, query by query, sorted.",
 }
-# Does a router add to the rule that it is measured by, and does either to one depth trained alike?
-PAIRS: Final = (
-    ("full-ndcg", "best-fixed-ndcg"),
-    ("full-ndcg-retrieval", "best-fixed-ndcg"),
-    ("full-information", "observed-reward"),
-    ("grpo", "best-fixed-reward"),
-    ("grpo", "observed-reward"),
-    ("grpo-retrieval", "grpo"),
-    ("best-fixed-ndcg", "standard-attention"),
-    ("maw-single", "standard-attention"),
-)
 
 
 @dataclass(frozen=True)
@@ -114,11 +103,11 @@ def _dataset(outcome: Outcome, settings: CompareSettings) -> Iterator[str]:
             "In brackets: test queries. Alike: the mean over groups, whatever their size. How large"
             " groups weigh in training is the setting `balance`."
         )
-    duels = duels_of(outcome)
+    duels = duels_of(outcome.named)
     if duels:
         yield "### GRPO against the other ways to choose a depth"
         yield tables.duel_table(*duels)
-    pairs = pairs_of(outcome)
+    pairs = pairs_of(outcome.named)
     if pairs:
         yield "### Pairs"
         yield tables.pair_table(pairs)
@@ -207,7 +196,7 @@ def reading(outcome: Outcome, baseline: str) -> Iterator[str]:
         if test:
             margin = tables.share(test["equivalence_margin"], test["baseline_mean"])
             yield f"The difference of {name} from {baseline} is less than {margin} at 95%."
-    duels = duels_of(outcome)
+    duels = duels_of(outcome.named)
     if duels:
         reward, ndcg = duels
         for what, found in (("reward", reward), (MAIN, ndcg)):
@@ -231,44 +220,6 @@ def reading(outcome: Outcome, baseline: str) -> Iterator[str]:
                 f"{name} against NON-MAW: {tables.percent(relative['zero_shot'])} zero-shot,"
                 f" {tables.percent(relative['trained'])} trained."
             )
-
-
-def duels_of(
-    outcome: Outcome,
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]] | None:
-    """GRPO minus every other method that chooses depths: in reward and in nDCG@10."""
-    named = {name: one for name, one in outcome.named.items() if one.terms is not None}
-    grpo = named.pop("grpo", None)
-    if grpo is None or not named:
-        return None
-    found = []
-    for score in ("reward", MAIN):
-        tests = compared(named, grpo, score)
-        found.append(
-            {
-                name: test
-                | {"difference": -test["difference"]}
-                | {"wins": test["losses"], "losses": test["wins"]}
-                for name, test in tests.items()
-            }
-        )
-    return found[0], found[1]
-
-
-def pairs_of(
-    outcome: Outcome,
-) -> dict[tuple[str, str], tuple[dict[str, Any] | None, dict[str, Any]]]:
-    """Those of `PAIRS` that were run: tests of the reward, where both have one, and of nDCG@10."""
-    found = {}
-    for first, second in PAIRS:
-        one, other = (outcome.named.get(name) for name in (first, second))
-        if one is None or other is None:
-            continue
-        reward = None
-        if one.terms is not None and other.terms is not None:
-            reward = compared({first: one}, other, "reward")[first]
-        found[first, second] = (reward, compared({first: one}, other, MAIN)[first])
-    return found
 
 
 def write_per_query(path: Path, outcomes: Sequence[Outcome]) -> None:

@@ -158,7 +158,7 @@ def test_the_second_stage_goes_on_for_as_many_epochs_as_the_depths_have(
         seen.append(settings)
         return train_attention(embedder, pairs, validation, settings, *rest)
 
-    monkeypatch.setattr("maw_gym.encoders.training.selection.train_attention", watched)
+    monkeypatch.setattr("maw_gym.encoders.training.stages.train_attention", watched)
     monkeypatch.setattr("agents.baseline_encoders.train_attention", watched)
     shape = replace(SHAPE, depths=0)
     embedder, about = train_without_depths([tiny], "cpu", BRIEF, shape)

@@ -1,13 +1,15 @@
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.training import attention_stage, depth_stage, selection
-from maw_gym.encoders.training.selection import train_encoder, trained_attention, trained_embedder
+from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.stages import train_encoder, trained_attention
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress
 
@@ -125,7 +127,8 @@ def test_trained_token_embeddings_are_resumed(tiny, steps, fresh):
 
 def test_a_cached_encoder_is_resumed_and_leaves_no_checkpoint(tiny, fresh, monkeypatch, steps):
     monkeypatch.setattr(selection, "_candidates", lambda collection: {"own pairs": [collection]})
-    monkeypatch.setattr(selection, "_scores", lambda *given: {"own pairs": 1.0})
+    scores = {"untrained": np.array([0.5, 0.4]), "own pairs": np.array([1.0, 0.8])}
+    monkeypatch.setattr(selection, "_scores", lambda *given: scores)
     settings = replace(SETTINGS, epochs=1, depth_epochs=2)
     fresh("whole")
     whole, _ = trained_embedder(tiny, "cpu", settings)

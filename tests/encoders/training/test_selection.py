@@ -12,13 +12,9 @@ from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.text import load_text_encoder
 from maw_gym.encoders.training import attention_stage, selection
-from maw_gym.encoders.training.selection import (
-    train_encoder,
-    trained_attention,
-    trained_embedder,
-    with_depths,
-)
+from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.stages import train_encoder, trained_attention, with_depths
 
 QUICK = TrainingSettings(epochs=1, depth_epochs=1, batch_size=4)
 

@@ -10,8 +10,9 @@ from maw_gym.encoders.encoder_files import encoder_shape, untrained_embedder
 from maw_gym.encoders.text import WordLlama, load_text_encoder
 from maw_gym.encoders.text.states import StoredStates
 from maw_gym.encoders.training import selection
-from maw_gym.encoders.training.selection import train_encoder, trained_attention, trained_embedder
+from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.stages import train_encoder, trained_attention
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
 from maw_gym.tables.task import RetrievalTask

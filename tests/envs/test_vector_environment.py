@@ -427,6 +427,9 @@ def test_make_vec_of_scalar_environments_works_too():
     assert envs.step(np.zeros(3, dtype=int))[2].all()
 
 
+@pytest.mark.skipif(
+    gym.__version__ < "1.3", reason="RecordEpisodeStatistics knows SAME_STEP since Gymnasium 1.3"
+)
 def test_episode_statistics_wrapper():
     envs = wrappers.RecordEpisodeStatistics(walking(2))
     envs.reset()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from maw_gym.corpora import Collection
-from maw_gym.distributed import is_first
+from maw_gym.distributed import is_first, processes
 from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder
 from maw_gym.encoders.collection_states import (
     with_document_states,
@@ -144,7 +144,8 @@ def _trainable(text: TextEncoder, settings: TrainingSettings, device: torch.devi
     """A copy of the text encoder whose weights take gradients."""
     if isinstance(text, Transformer):
         longest = settings.query_tokens + settings.document_tokens
-        return text.trainable(settings.batch_size * longest, device)
+        share = -(-settings.batch_size // processes())
+        return text.trainable(share * longest, device)
     return WordLlama(torch.nn.Parameter(WordLlama().embedding.clone().to(device)))
 
 

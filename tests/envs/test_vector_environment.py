@@ -428,7 +428,8 @@ def test_make_vec_of_scalar_environments_works_too():
 
 
 @pytest.mark.skipif(
-    gym.__version__ < "1.3", reason="RecordEpisodeStatistics knows SAME_STEP since Gymnasium 1.3"
+    gym.__version__.startswith("1.2."),
+    reason="RecordEpisodeStatistics knows SAME_STEP since Gymnasium 1.3",
 )
 def test_episode_statistics_wrapper():
     envs = wrappers.RecordEpisodeStatistics(walking(2))

@@ -15,7 +15,6 @@ from typing import Any, Final
 import torch
 
 from maw_gym.corpora import Collection, load_collection
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import (
     encoder_shape,
@@ -23,6 +22,7 @@ from maw_gym.encoders.encoder_files import (
     save_embedder,
     untrained_embedder,
 )
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import TextEncoder, WordLlama
 from maw_gym.encoders.training.attention_stage import train_attention
 from maw_gym.encoders.training.pairs import pairs_of

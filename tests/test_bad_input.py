@@ -22,8 +22,8 @@ from hand_made import TABLE
 
 import maw_gym
 from maw_gym.corpora import load_collection
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError

@@ -14,8 +14,8 @@ from agents.baselines import fixed_router
 from maw_gym import distributed
 from maw_gym.corpora import load_collection, splits
 from maw_gym.encoders import document_parts
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.training.attention_stage import batch_loss
 from maw_gym.encoders.training.depth_stage import depth_loss, judged_queries
 from maw_gym.encoders.training.pairs import pairs_of

@@ -15,8 +15,8 @@ from processes import DEVICE, together
 from maw_gym import distributed
 from maw_gym.corpora import load_collection, splits
 from maw_gym.encoders import document_parts
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError

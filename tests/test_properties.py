@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from maw_gym.attention.depth_attention import pooled_state
 from maw_gym.attention.pooling import pooling_matrix
-from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder
+from maw_gym.encoders.attention_encoders import MAWEncoder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError

@@ -12,8 +12,8 @@ from ir_measures import RR, nDCG  # noqa: E402
 
 from agents.baselines import fixed_router  # noqa: E402
 from maw_gym.corpora import Collection  # noqa: E402
-from maw_gym.encoders.attention_encoders import EncoderSettings  # noqa: E402
 from maw_gym.encoders.encoder_files import untrained_embedder  # noqa: E402
+from maw_gym.encoders.encoder_settings import EncoderSettings  # noqa: E402
 from maw_gym.pyterrier import RoutedRetriever  # noqa: E402
 from maw_gym.routers.routed_encoder import RoutedEncoder  # noqa: E402
 from maw_gym.tables.task import RetrievalTask  # noqa: E402

@@ -4,9 +4,6 @@ Both add one attention to the residual stream and pool the tokens. LayerNorm act
 input only: the norms of static token embeddings carry meaning, which a normalised residual loses.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -20,50 +17,12 @@ from maw_gym.attention.depth_attention import (
 )
 from maw_gym.attention.records import Inputs
 from maw_gym.checks import shown
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import InputError
 
 UNTRAINED_SCALE = -0.6  # untrained tokens attend to what they are not; positive is worse
 UNTRAINED_NOISE = 0.01
 TEMPERATURE_RANGE = 8.0  # depths run from temperature 1/8 to 8
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """The shape of an encoder; stored in its file.
-
-    Attributes:
-        hidden: h, width of the hidden states.
-        heads: H, number of attention heads.
-        head_width: e, width of a head; h / H where it is None.
-        depths: D, number of alternative attention matrices per head; 0 is a NON-MAW encoder.
-        vocabulary: number of token ids, each with a pooling weight.
-    """
-
-    hidden: int = 256
-    heads: int = 8
-    head_width: int | None = None
-    depths: int = 32
-    vocabulary: int = 32_000
-
-    def __post_init__(self) -> None:
-        least = {"hidden": 1, "heads": 1, "head_width": 1, "depths": 0, "vocabulary": 1}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if name == "head_width" and value is None:
-                continue
-            if type(value) is not int or value < smallest:
-                raise InputError(
-                    f"{name} must be a whole number of at least {smallest}, got {value!r}"
-                )
-        if self.head_width is None and self.hidden % self.heads:
-            raise InputError(
-                f"hidden width {self.hidden} is not divisible by {self.heads} heads;"
-                " give head_width"
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values."""
-        return asdict(self)
 
 
 class NonMAWEncoder(nn.Module):

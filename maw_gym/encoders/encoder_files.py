@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import torch
 
-from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
+from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.embedder import DOCUMENT_TOKENS, QUERY_TOKENS, Embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import TextEncoder, Transformer, WordLlama, load_text_encoder
 from maw_gym.encoders.text.loading import MINILM, StoredTransformer, transformer_settings
 from maw_gym.encoders.token_statistics import idf_token_weights

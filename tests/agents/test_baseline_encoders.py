@@ -15,9 +15,10 @@ from agents.baseline_encoders import (
     wide_settings,
 )
 from maw_gym.corpora import Collection
-from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
+from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import padded
 from maw_gym.encoders.training.attention_stage import train_attention
 from maw_gym.encoders.training.settings import TrainingSettings

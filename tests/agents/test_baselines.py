@@ -23,9 +23,9 @@ from agents.baselines import (
     train_full_information,
 )
 from maw_gym.corpora import Collection
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.clusters import cluster, contents, nearest
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router

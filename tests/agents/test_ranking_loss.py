@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from agents.ranking_loss import RankingLoss, one_hot_choice, ranking_loss, straight_through
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4

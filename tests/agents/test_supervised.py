@@ -19,8 +19,8 @@ from agents.supervised import (
     train_supervised,
 )
 from maw_gym.corpora import QuerySet
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import padded
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router

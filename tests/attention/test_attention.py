@@ -19,7 +19,8 @@ from maw_gym.attention.depth_attention import (
 )
 from maw_gym.attention.records import Inputs
 from maw_gym.attention.statistics_cpu import distinct_rows
-from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder
+from maw_gym.encoders.attention_encoders import MAWEncoder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 
 LN3 = math.log(3)
 

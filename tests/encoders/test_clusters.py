@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.clusters import cluster, contents, nearest
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import InputError
 
 

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 
 
 @pytest.fixture

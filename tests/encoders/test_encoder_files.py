@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
+from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import WordLlama
 from maw_gym.errors import InputError
 from maw_gym.files.tensor_files import read_tensors, write_tensors

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.ensemble import ensemble_queries
 from maw_gym.errors import InputError
 

@@ -23,8 +23,8 @@ from hand_made import random_table
 from agents.grpo import GRPO
 from agents.sb3.training_state import training_state
 from agents.sb3.vec_env import to_sb3
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
 from maw_gym.files.checkpoints import Checkpoints

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from maw_gym.encoders.attention_encoders import EncoderSettings
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.training import attention_stage, depth_stage, selection
 from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings

@@ -14,9 +14,9 @@ from agents.baselines import fixed_router, nearest_cluster_router
 from agents.fitting import router_settings
 from agents.networks import standardisation
 from maw_gym.corpora import Collection
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.clusters import cluster, contents
 from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import InputError
 from maw_gym.files.tensor_files import fingerprint
 from maw_gym.retrieval.evaluation import evaluate_rankings

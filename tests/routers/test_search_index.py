@@ -9,9 +9,9 @@ import torch
 from agents.baselines import fixed_router
 from maw_gym.corpora import Collection
 from maw_gym.encoders import document_parts
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import RetrievalTask

@@ -11,8 +11,8 @@ import torch
 
 from maw_gym.attention.depth_attention import depth_statistics
 from maw_gym.corpora import Collection
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import InputError
 from runners.benchmark import BenchmarkSettings
 from runners.benchmarks.attention_rows import (

@@ -11,7 +11,7 @@ import torch
 
 from maw_gym.corpora import Collection
 from maw_gym.distributed import is_first, processes
-from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder
+from maw_gym.encoders.attention_encoders import MAWEncoder
 from maw_gym.encoders.collection_states import (
     with_document_states,
     with_query_states,
@@ -24,6 +24,7 @@ from maw_gym.encoders.encoder_files import (
     save_embedder,
     untrained_embedder,
 )
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import TextEncoder, Transformer, WordLlama
 from maw_gym.encoders.training.attention_stage import train_attention
 from maw_gym.encoders.training.depth_stage import train_depths

@@ -6,9 +6,9 @@ from tiny_collection import PAIRS
 from torch import nn
 
 from maw_gym.corpora.records import QuerySet
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import WordLlama
 from maw_gym.encoders.training.attention_stage import batches, contrastive_loss, train_attention
 from maw_gym.encoders.training.pairs import pairs_of

@@ -6,9 +6,10 @@ import torch
 from tiny_collection import PAIRS
 
 from maw_gym.corpora.records import QuerySet
-from maw_gym.encoders.attention_encoders import EncoderSettings, temperatures
+from maw_gym.encoders.attention_encoders import temperatures
 from maw_gym.encoders.clusters import nearest
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.training.depth_stage import (
     DepthWeights,
     depth_loss,

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from maw_gym.corpora.records import NO_QUERIES, QuerySet
-from maw_gym.encoders.attention_encoders import EncoderSettings
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.training import validation as encoder_validation
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.tables.task import RetrievalTask

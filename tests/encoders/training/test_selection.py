@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from maw_gym.corpora.records import NO_QUERIES
-from maw_gym.encoders.attention_encoders import EncoderSettings, MAWEncoder, NonMAWEncoder
+from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import load_text_encoder
 from maw_gym.encoders.training import attention_stage, selection
 from maw_gym.encoders.training.selection import trained_embedder

@@ -1,7 +1,5 @@
 """Train a GRPO router: which of the encoder's depths should each query take?"""
 
-from typing import ClassVar
-
 from maw_gym.settings import checked, part
 from runners.experiments.runs import run_main
 from runners.experiments.settings import GRPOSpec, OnlineRunSettings
@@ -10,17 +8,6 @@ from runners.experiments.settings import GRPOSpec, OnlineRunSettings
 @checked
 class GRPORunSettings(OnlineRunSettings, GRPOSpec):
     """Settings of a GRPO run."""
-
-    main_flags: ClassVar = (
-        "dataset",
-        "text_encoder",
-        "observation",
-        "timesteps",
-        "seed",
-        "device",
-        "run_name",
-        "resume",
-    )
 
 
 def main(settings: GRPORunSettings) -> None:

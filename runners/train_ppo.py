@@ -1,7 +1,5 @@
 """Train a PPO router: Stable-Baselines3's algorithm on the environment that GRPO learns from."""
 
-from typing import ClassVar
-
 from maw_gym.settings import checked, part
 from runners.experiments.runs import run_main
 from runners.experiments.settings import OnlineRunSettings, PPOSpec
@@ -10,17 +8,6 @@ from runners.experiments.settings import OnlineRunSettings, PPOSpec
 @checked
 class PPORunSettings(OnlineRunSettings, PPOSpec):
     """Settings of a PPO run; `agents.ppo` says which of PPO's settings mean nothing here."""
-
-    main_flags: ClassVar = (
-        "dataset",
-        "text_encoder",
-        "observation",
-        "timesteps",
-        "seed",
-        "device",
-        "run_name",
-        "resume",
-    )
 
 
 def main(settings: PPORunSettings) -> None:

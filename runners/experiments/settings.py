@@ -6,7 +6,7 @@ its result depends on. The settings of a run are a specification and a `RunSetti
 
 from dataclasses import field
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -211,6 +211,17 @@ class RunSettings(FolderSettings):
 @checked
 class OnlineRunSettings(RunSettings):
     """Where a run of a learner in the environment is kept."""
+
+    main_flags: ClassVar = (
+        "dataset",
+        "text_encoder",
+        "observation",
+        "timesteps",
+        "seed",
+        "device",
+        "run_name",
+        "resume",
+    )
 
     checkpoint_every: Count = 50
     """rollouts between checkpoints; the last two are kept"""

@@ -184,7 +184,7 @@ def train_full_information(
     Raises:
         InputError: a setting that does not exist or is out of its range, or no training query.
     """
-    told = settings or FullInformationSettings()
+    given = settings or FullInformationSettings()
     bandit = Bandit(task.table("train"), observation, reward)
     if not len(bandit):
         raise InputError(f"{task.collection.name!r} has no training query to learn from")
@@ -197,14 +197,14 @@ def train_full_information(
 
     def terms(rows: Tensor, logits: Tensor, progress: float) -> dict[str, Tensor]:
         del progress
-        return full_information_terms(logits, rewards[rows], advantage[rows], told.ent_coef)
+        return full_information_terms(logits, rewards[rows], advantage[rows], given.ent_coef)
 
     fitted = fit(
         router,
         torch.tensor(bandit.observations, device=task.device),
         terms,
         Judge(task, observation, reward),
-        told,
+        given,
         generator,
         writer,
         "full-information router",

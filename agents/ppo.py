@@ -54,24 +54,24 @@ def make_ppo(
     Raises:
         InputError: a setting is out of its range, or batches do not divide the rollout.
     """
-    told = settings or PPOSettings()
+    given = settings or PPOSettings()
     count = getattr(env, "num_envs", 1)
-    check_batches(told, count)
+    check_batches(given, count)
     return PPO(
         policy,
         env,
-        learning_rate=told.learning_rate,
-        n_steps=told.n_steps,
-        batch_size=min(told.batch_size, told.n_steps * count),
-        n_epochs=told.n_epochs,
+        learning_rate=given.learning_rate,
+        n_steps=given.n_steps,
+        batch_size=min(given.batch_size, given.n_steps * count),
+        n_epochs=given.n_epochs,
         gamma=0.0,
         gae_lambda=1.0,
-        clip_range=told.clip_range,
-        normalize_advantage=told.normalize_advantage,
-        ent_coef=told.ent_coef,
-        vf_coef=told.vf_coef,
-        max_grad_norm=told.max_grad_norm,
-        target_kl=told.target_kl,
+        clip_range=given.clip_range,
+        normalize_advantage=given.normalize_advantage,
+        ent_coef=given.ent_coef,
+        vf_coef=given.vf_coef,
+        max_grad_norm=given.max_grad_norm,
+        target_kl=given.target_kl,
         stats_window_size=stats_window_size,
         tensorboard_log=tensorboard_log,
         policy_kwargs=policy_kwargs,

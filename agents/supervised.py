@@ -180,7 +180,7 @@ def train_supervised(
     Raises:
         InputError: a setting that does not exist or is out of its range, or no training query.
     """
-    told = settings or SupervisedSettings()
+    given = settings or SupervisedSettings()
     if labels not in LABELS:
         raise InputError(f"unknown labels {labels!r}; choose one of {', '.join(LABELS)}")
     bandit = Bandit(task.table("train"), observation, reward)
@@ -200,17 +200,17 @@ def train_supervised(
     classifier = new_router(table, observation, network, about, generator)
     model = SupervisedClassificationRouter(classifier).to(task.device)
     target = torch.from_numpy(targets).to(task.device)
-    ranking = RankingLoss(task, told.negatives, generator) if told.ranking_weight > 0 else None
+    ranking = RankingLoss(task, given.negatives, generator) if given.ranking_weight > 0 else None
 
     def terms(rows: Tensor, logits: Tensor, progress: float) -> dict[str, Tensor]:
         cross_entropy = nn.functional.cross_entropy(logits, target[rows])
         if ranking is None:
             return {"loss": cross_entropy, "cross_entropy": cross_entropy}
-        temperature = told.temperature(progress)
+        temperature = given.temperature(progress)
         choice = straight_through(logits, temperature, generator)
         ranking_loss = ranking(rows, choice)
         return {
-            "loss": cross_entropy + told.ranking_weight * ranking_loss,
+            "loss": cross_entropy + given.ranking_weight * ranking_loss,
             "cross_entropy": cross_entropy,
             "ranking_loss": ranking_loss,
             "temperature": torch.tensor(temperature),
@@ -221,7 +221,7 @@ def train_supervised(
         torch.tensor(bandit.observations, device=task.device),
         terms,
         Judge(task, observation, reward),
-        told,
+        given,
         generator,
         writer,
         f"supervised router ({labels} labels)",

@@ -183,7 +183,7 @@ def load_router(path: Path) -> DepthRouter:
             raise ValueError(f"widths {shown(widths)} for {count} layers")
         widths = [checked_int(width, "a width", 1) for width in widths]
         activation, blocks = str(settings["activation"]), list(settings["observation"])
-        told = dict(settings["router"])
+        about = dict(settings["router"])
         limit = math.inf if settings["limit"] is None else float(settings["limit"])
         shared = bool(settings.get("shared", False))  # older files have none
         if len(widths) < 2 or not limit > 0:
@@ -203,6 +203,6 @@ def load_router(path: Path) -> DepthRouter:
     ]
     mean, scale = tensors["mean"], tensors["scale"]
     try:
-        return DepthRouter(layers, activation, mean, scale, blocks, told, limit, shared).eval()
+        return DepthRouter(layers, activation, mean, scale, blocks, about, limit, shared).eval()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

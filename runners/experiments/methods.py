@@ -211,10 +211,10 @@ METHODS: Final[dict[str, Method]] = {
         "the rule's most common label of training queries",
         lacks=_no_training_queries,
     ),
-    "cluster": Method(
+    "nearest-cluster": Method(
         partial(by_rule, "nearest_cluster"),
         "static",
-        "cluster's own depth",
+        "nearest-cluster depth",
         "the depth specialised on the query's nearest cluster",
         lacks=_no_centroids,
     ),

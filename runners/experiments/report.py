@@ -22,7 +22,13 @@ from runners.report_page.page import write_report_page
 MEASURES: Final = ("nDCG@10", "RR@10", "R@100", "Success@10")
 RANKERS: Final = ("bm25", "dense-bm25")
 ENCODERS: Final = ("non-maw-zero-shot", "standard-attention")
-STATIC: Final = ("random", "best-fixed-reward", "best-fixed-ndcg", "observed-reward", "cluster")
+STATIC: Final = (
+    "random",
+    "best-fixed-reward",
+    "best-fixed-ndcg",
+    "observed-reward",
+    "nearest-cluster",
+)
 ORACLES: Final = ("oracle", "oracle-ndcg")
 BASELINES: Final = RANKERS + ENCODERS + STATIC + ORACLES
 

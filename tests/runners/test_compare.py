@@ -20,8 +20,8 @@ from maw_gym.tables.task import load_task
 from runners.compare import main
 from runners.experiments.comparison_settings import CompareSettings
 
-METHODS = ["bm25", "non-maw-zero-shot", "random", "best-fixed-reward", "cluster", "supervised-rule",
-           "supervised-oracle", "full-ndcg", "ppo", "grpo", "oracle"]  # fmt: skip
+METHODS = ["bm25", "non-maw-zero-shot", "random", "best-fixed-reward", "nearest-cluster",
+           "supervised-rule", "supervised-oracle", "full-ndcg", "ppo", "grpo", "oracle"]  # fmt: skip
 PICTURES = {"reward_curves", "ndcg", "depth_usage", "reward_terms", "differences"}
 
 
@@ -60,7 +60,9 @@ def test_leaves_the_files(finished: Path) -> None:
         assert path.read_bytes().startswith(b"\x89PNG")
     rows = json.loads((finished / "results.json").read_text())
     # The tiny encoder is untrained: no centroids, no cluster.
-    assert [row["method"] for row in rows] == [name for name in METHODS if name != "cluster"]
+    assert [row["method"] for row in rows] == [
+        name for name in METHODS if name != "nearest-cluster"
+    ]
 
 
 def test_report_says_what_matters(finished: Path) -> None:
@@ -68,7 +70,7 @@ def test_report_says_what_matters(finished: Path) -> None:
     assert "Queries: 0 encoder, 12 train, 5 validation, 7 test." in report
     # Test query qI has dI and d(I-1): d16 to d23, of which d16 answers dev query q16.
     assert "1 of 8 relevant test documents (12.5%)" in report
-    assert "cluster was left out: the encoder has not one centroid per depth." in report
+    assert "nearest-cluster was left out: the encoder has not one centroid per depth." in report
     assert "the rule labels are a CONSTANT: depth 5 for every training query" in report
     assert "95% over seeds" in report
     for picture in (finished / "figures").iterdir():

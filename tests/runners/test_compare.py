@@ -20,8 +20,10 @@ from maw_gym.tables.task import load_task
 from runners.compare import main
 from runners.experiments.comparison_settings import CompareSettings
 
-METHODS = ["bm25", "non-maw-zero-shot", "random", "best-fixed-reward", "nearest-cluster",
-           "supervised-rule", "supervised-oracle", "full-ndcg", "ppo", "grpo", "oracle"]  # fmt: skip
+METHODS = [
+    "bm25", "non-maw-zero-shot", "random", "best-fixed-reward", "nearest-cluster",
+    "supervised-rule", "supervised-oracle", "full-ndcg", "ppo", "grpo", "oracle",
+]  # fmt: skip
 PICTURES = {"reward_curves", "ndcg", "depth_usage", "reward_terms", "differences"}
 
 

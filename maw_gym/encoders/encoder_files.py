@@ -11,7 +11,8 @@ from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.embedder import DOCUMENT_TOKENS, QUERY_TOKENS, Embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import TextEncoder, Transformer, WordLlama, load_text_encoder
-from maw_gym.encoders.text.loading import MINILM, StoredTransformer, transformer_settings
+from maw_gym.encoders.text.loading import MINILM
+from maw_gym.encoders.text.stored import StoredTransformer, transformer_settings
 from maw_gym.encoders.token_statistics import idf_token_weights
 from maw_gym.errors import InputError
 from maw_gym.files.cache import expanded

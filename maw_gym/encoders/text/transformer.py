@@ -1,6 +1,6 @@
 """Transformer: the last hidden states of a pretrained model, frozen or trained along.
 
-transformers itself is imported by `maw_gym.encoders.text.loading` alone, on first use.
+transformers itself is imported by `maw_gym.encoders.text.library` alone, on first use.
 """
 
 import copy

@@ -48,7 +48,8 @@ def main(settings: EncoderRunSettings) -> None:
     from maw_gym.encoders.text import text_encoders
     from maw_gym.encoders.training.selection import trained_embedder
     from maw_gym.tables.depth_profile import depth_profile
-    from maw_gym.tables.task import RetrievalTask, resolve_device
+    from maw_gym.tables.loading import resolve_device
+    from maw_gym.tables.task import RetrievalTask
     from runners.experiments.report import BASELINES, MEASURES, metrics, rows_of
     from runners.experiments.tables import run_table
 

@@ -30,8 +30,8 @@ from maw_gym.errors import InputError
 from maw_gym.files.tensor_files import read_tensors, write_tensors
 from maw_gym.routers.depth_router import DepthRouter, load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
+from maw_gym.tables.loading import load_task
 from maw_gym.tables.rewards import RewardSpec, attention_entropy
-from maw_gym.tables.task import load_task
 from runners.experiments.runs import run_main
 from runners.train_grpo import GRPORunSettings
 

@@ -16,8 +16,9 @@ from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.tables.blocks import checked_blocks
 from maw_gym.tables.depth_table import DepthTable
+from maw_gym.tables.loading import load_task
 from maw_gym.tables.rewards import DEFAULT_WEIGHTS, RewardSpec
-from maw_gym.tables.task import RetrievalTask, load_task
+from maw_gym.tables.task import RetrievalTask
 
 log = logging.getLogger(__name__)
 

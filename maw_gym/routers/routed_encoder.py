@@ -25,7 +25,7 @@ from maw_gym.retrieval.fusion import WEIGHT
 from maw_gym.retrieval.search_index import EXACT, PARTS, SearchIndex, check_ids
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
 from maw_gym.routers.observing import observations
-from maw_gym.tables.task import resolve_device
+from maw_gym.tables.loading import resolve_device
 
 ENCODER_FILE = "encoder.safetensors"
 ROUTER_FILE = "router.safetensors"

@@ -30,7 +30,7 @@ from maw_gym.encoders.training.stages import train_encoder, trained_attention
 from maw_gym.files.cache import cache_home
 from maw_gym.retrieval.search_index import PARTS, SearchIndex
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from maw_gym.tables.task import resolve_device
+from maw_gym.tables.loading import resolve_device
 from runners.benchmarks.measuring import synchronize
 from runners.benchmarks.search import K, random_router
 from runners.experiments.runs import write_json

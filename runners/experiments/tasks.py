@@ -5,7 +5,8 @@ from pathlib import Path
 
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.errors import InputError
-from maw_gym.tables.task import RetrievalTask, load_task
+from maw_gym.tables.loading import load_task
+from maw_gym.tables.task import RetrievalTask
 from runners.experiments.resuming import CONFIG, read_config
 from runners.experiments.settings import DataSettings
 

@@ -11,8 +11,9 @@ from maw_gym.encoders.encoder_files import load_embedder
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router
+from maw_gym.tables.loading import resolve_device
 from maw_gym.tables.rewards import TERMS, RewardSpec
-from maw_gym.tables.task import RetrievalTask, resolve_device
+from maw_gym.tables.task import RetrievalTask
 from runners.experiments.resuming import CONFIG, read_config
 from runners.experiments.tasks import collection_of_run
 from runners.report_page import QUERIES

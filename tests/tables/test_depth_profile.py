@@ -5,7 +5,7 @@ import pytest
 from hand_made import TABLE
 
 from maw_gym.tables.depth_profile import depth_profile
-from maw_gym.tables.task import load_task
+from maw_gym.tables.loading import load_task
 
 
 def test_profile_by_hand():

@@ -17,7 +17,8 @@ from maw_gym.encoders.training import selection
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError
 from maw_gym.retrieval.search import rank
-from maw_gym.tables.task import RetrievalTask, load_task, resolve_device
+from maw_gym.tables.loading import load_task, resolve_device
+from maw_gym.tables.task import RetrievalTask
 
 SHAPE = EncoderSettings(depths=4)
 SPLITS = ("encoder", "train", "validation", "test")

@@ -10,7 +10,8 @@ from maw_gym.encoders.encoder_files import encoder_shape, save_embedder, untrain
 from maw_gym.encoders.text import load_text_encoder
 from maw_gym.encoders.text.states import StoredStates
 from maw_gym.errors import InputError
-from maw_gym.tables.task import RetrievalTask, load_task
+from maw_gym.tables.loading import load_task
+from maw_gym.tables.task import RetrievalTask
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ Kept = TypeVar("Kept")
 
 WRITING: Final = ".writing"  # ends the hidden name of a file that is being written
 
+_held: dict[Path, int] = {}  # folders that this process holds, and the handles of their locks
+
 
 def expanded(path: str | Path) -> Path:
     """`path` with a leading ~ or ~user replaced by that home folder.
@@ -140,6 +142,26 @@ def sweep(folder: Path) -> None:
             with path.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
+
+
+def hold(folder: Path) -> bool:
+    """Hold a folder until this process ends; whether no other process holds it.
+
+    Where the file system has no locks, everybody may have it.
+    """
+    if sys.platform == "win32" or folder.resolve() in _held:
+        return True
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return False
+    except OSError:
+        os.close(handle)
+        return True
+    _held[folder.resolve()] = handle
+    return True
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agents.sb3.stopping import STOP, Stopped
 from maw_gym.errors import InputError, printable
-from maw_gym.files.cache import sweep, written_whole
+from maw_gym.files.cache import hold, sweep, written_whole
 from runners.experiments.command_line import given_flags
 from runners.experiments.resuming import CONFIG, Settings, check_provenance, settings_of
 from runners.experiments.streams import lasting_streams
@@ -104,10 +104,15 @@ def open_run(settings: "FolderSettings", default: str) -> Path:
         default: what a run without a name is called, before the time.
 
     Raises:
-        InputError: the name is not a plain folder name, is taken, or cannot be written.
+        InputError: the name is not a plain folder name, is taken, or cannot be written; or another
+            process works on the run.
     """
     resume: Path | None = getattr(settings, "resume", None)
     if resume is not None:
+        if not hold(resume):
+            raise InputError(
+                f"run {str(resume)!r} is being written by another process; wait for it, or stop it"
+            )
         sweep(resume)
         return resume
     name = settings.run_name
@@ -150,6 +155,7 @@ def _claim(logdir: Path, name: str | None, default: str) -> Path:
             number += 1
         else:
             _claimed[folder] = False
+            hold(folder)
             return folder
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from agents.grpo import checks
 from maw_gym.errors import InputError
+from maw_gym.files import cache
 from runners import train_grpo
 from runners.experiments import runs
 from runners.experiments.resuming import read_config, settings_of
@@ -99,6 +102,21 @@ def test_a_run_killed_before_it_began_can_go_on(tmp_path: Path) -> None:
         write_config(folder, "supervised-oracle", settings, {"content": "y"}, {})
     with pytest.raises(InputError, match="--epochs 4 conflicts with the run's own 3; leave the"):
         settings_of(SupervisedRunSettings, {"resume": str(folder), "epochs": "4"})
+
+
+def test_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:
+    folder = open_run(RunSettings(logdir=tmp_path, run_name="one"), "run")
+    go_on = (
+        "from pathlib import Path; from runners.experiments.runs import open_run;"
+        "from runners.experiments.settings import RunSettings;"
+        f"open_run(RunSettings(resume=Path({str(folder)!r})), 'run'); print('mine')"
+    )
+    while_it_runs = subprocess.run([sys.executable, "-c", go_on], capture_output=True, text=True)
+    assert f"run {str(folder)!r} is being written by another process" in while_it_runs.stderr
+    assert open_run(RunSettings(resume=folder), "run") == folder  # this one
+    os.close(cache._held.pop(folder.resolve()))  # as the end of the process does
+    after = subprocess.run([sys.executable, "-c", go_on], capture_output=True, text=True)
+    assert after.stdout == "mine\n"
 
 
 def test_a_swarm_of_files_that_are_no_config(tmp_path: Path) -> None:

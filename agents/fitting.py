@@ -18,6 +18,7 @@ from tqdm import tqdm
 from agents.settings import FitSettings
 from maw_gym.encoders.training.pairs import epoch_rows
 from maw_gym.envs.bandit import Bandit
+from maw_gym.errors import InputError
 from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress
 from maw_gym.files.tensor_files import fingerprint
 from maw_gym.routers.depth_router import DepthRouter
@@ -128,7 +129,10 @@ def fit(
 
     Raises:
         FloatingPointError: the loss is not finite.
+        InputError: a balance for queries without groups.
     """
+    if balance != 1 and not any(groups):
+        raise InputError(f"balance {balance} needs queries in groups; leave it at 1")
     optimizer = torch.optim.AdamW(
         router.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )

@@ -250,7 +250,7 @@ def others() -> Iterator[None]:
         raise InputError(
             f"process {process()} has lost another one, whose message says why:"
             f" {' '.join(str(problem).split())[:120]}"
-        ) from None
+        ) from problem
 
 
 def check_same(what: str, key: str) -> None:

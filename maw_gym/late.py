@@ -28,25 +28,27 @@ class _Finder(MetaPathFinder):
     def __init__(self, name: str, action: Callable[[], Any]) -> None:
         self.name = name
         self.action = action
+        self._asking = False
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """The spec of the module, None for every other one."""
-        if fullname != self.name:
+        if fullname != self.name or self._asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._asking = True  # others are asked, and this finder is one of them
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking = False
         if spec is None or spec.loader is None:
-            sys.meta_path.insert(0, self)
             return spec
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            try:
-                execute(module)
-            except BaseException:
-                sys.meta_path.insert(0, self)  # whoever imports it may try again
-                raise
-            self.action()
+            execute(module)
+            # Only now: who asked whether the module is there has not imported it.
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self.action()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -21,6 +21,11 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int, advice: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; {advice}")
         self.status = 128 + number
+        self._given = (number, advice)
+
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[int, str]]:
+        """What it is made of, for another process."""
+        return Stopped, self._given
 
 
 class StopRequest:

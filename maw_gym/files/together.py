@@ -49,10 +49,16 @@ def check_one_folder(folder: Path) -> None:
         InputError: a process does not see what the first one writes there.
     """
     mark = folder / f".{from_first(uuid.uuid4().hex)}"
+    reason = None
     if is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    wait()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        except OSError as problem:
+            reason = str(problem.strerror or problem)
+    reason = from_first(reason)
+    if reason is not None:
+        raise InputError(f"{folder} cannot be written: {reason}; give a folder that can")
     seen = from_all(mark.exists())
     if is_first():
         mark.unlink()

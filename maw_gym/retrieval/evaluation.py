@@ -4,9 +4,11 @@ The measures are computed by ir_measures, never by the formulas that made the re
 """
 
 import gzip
+import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -192,10 +194,19 @@ def write_trec_run(
                 file.write(f"{name} Q0 {trec_name(doc_ids[document])} {at} {score:.9g} {tag}\n")
 
 
-def _opened(path: Path, compressed: bool) -> TextIO:
-    if compressed:
-        return gzip.open(path, "wt", compresslevel=1, encoding="utf-8")
-    return path.open("w", encoding="utf-8")
+@contextmanager
+def _opened(path: Path, compressed: bool) -> Iterator[TextIO]:
+    """The file to write text to; equal texts have equal bytes, compressed or not."""
+    if not compressed:
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    with (
+        path.open("wb") as raw,
+        gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8") as file,
+    ):
+        yield file
 
 
 def trec_name(name: str) -> str:

@@ -29,8 +29,9 @@ def bootstrap_interval(
 
     Seeds and queries are crossed, not nested: each draw takes S seeds and N queries with
     replacement and averages over the cells where they meet. So the interval says what to expect of
-    other seeds and other queries, and is rather too wide than too narrow. Percentiles and not BCa:
-    the two agree for means of hundreds of queries, and BCa is undefined where all values are equal.
+    other seeds and other queries; of two or three seeds it says too little, since a resample never
+    leaves what they span. Percentiles and not BCa: the two agree for means of hundreds of queries,
+    and BCa is undefined where all values are equal.
 
     Sources: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; for crossed
     factors Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007.

@@ -113,7 +113,8 @@ def _task(
     collection = load_collection(dataset, fold, folds)
     texts = text_encoders(text_encoder)
     embedder, provenance = _embedder(collection, encoder, device, training, texts)
-    pretrained = next((text for text in texts if text.name == embedder.text.name), None)
+    same = (text for text in texts if text.name == embedder.text.name)
+    pretrained = next(same, None) if encoder in NAMED else None
     return RetrievalTask(collection, embedder, device, provenance, pretrained)
 
 

@@ -192,7 +192,7 @@ def duels_of(
         found.append(
             {
                 name: test
-                | {"difference": -test["difference"]}
+                | {"difference": -test["difference"], "low": -test["high"], "high": -test["low"]}
                 | {"wins": test["losses"], "losses": test["wins"]}
                 for name, test in tests.items()
             }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
 CONFIG: Final = "config.json"
-HOW: Final = ("jobs",)  # settings that change how a run is made, and not what comes out
+HOW: Final = ("jobs",)  # settings of how a run is made: what comes out differs by roundings at most
 LARGEST: Final = 2_000_000  # bytes of a config.json; written ones have some 10,000
 
 
@@ -70,7 +70,7 @@ def run_settings(kind: type[Settings], run: Path) -> Settings:
     if not isinstance(given, dict):
         raise InputError(f"{run / CONFIG} has no settings; give the folder of another run")
     known = {field.name for field in fields(kind)}
-    for name in sorted(set(given) ^ known):
+    for name in sorted((set(given) ^ known) - set(HOW)):
         raise InputError(
             f"run {str(run)!r} was made by {config.get('learner')!r} of another runner or version:"
             f" setting {name!r} is {'missing' if name in known else 'unknown'}"

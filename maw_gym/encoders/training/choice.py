@@ -29,7 +29,7 @@ def judges(collection: Collection, learned_from: bool) -> QuerySet:
 
 
 def choose(scores: Mapping[str, NDArray[np.floating]]) -> dict[str, Any]:
-    """The candidate of the largest mean, if it beats the untrained one by more than chance.
+    """The candidate of the largest mean, if it beats the untrained one by a standard error.
 
     A candidate takes the untrained encoder's place only where its advantage, the mean difference of
     the two over queries, exceeds the standard error of that mean: with few queries the largest mean

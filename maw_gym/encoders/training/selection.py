@@ -151,7 +151,8 @@ def _scores(
         else:
             embedder, _ = trained_attention(candidates[name], device, settings, text=text)
         own = settings.suited(embedder.text, device)
-        if not settings.train_text_encoder:  # else nothing is trained on the states of documents
+        # All documents only for what is trained on their states.
+        if name in candidates and not settings.train_text_encoder:
             embedder = with_states(embedder, [collection], own)
         embedder = with_query_states(embedder, collection)
         validation = Validation(collection, embedder, own.document_tokens, queries)

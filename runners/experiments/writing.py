@@ -65,8 +65,8 @@ def report_text(outcomes: Sequence[Outcome], settings: CompareSettings, command:
         " answers and bound what any router could reach. `detectable` is the smallest true"
         " difference that would be found with power .8 at level .05, `within` the smallest margin"
         " below which two one-sided tests at .05 place the difference, both in shares of the"
-        " baseline's mean. p speaks of other queries with these encoders; intervals and margins speak"
-        " of other encoders too, as far as so few can tell. AP is over the first 100 documents.",
+        " baseline's mean. p speaks of other queries with these encoders; intervals and margins of"
+        " other encoders too, as far as so few can tell. AP is over the first 100 documents.",
     ]
     if settings.quick:
         parts.append(

@@ -2,10 +2,13 @@
 
 import gzip
 import os
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from maw_gym.errors import InputError
@@ -59,6 +62,28 @@ def test_folds_side_by_side_have_the_results_of_one_after_the_other(
         assert mine.scores("nDCG@10").tolist() == other.scores("nDCG@10").tolist()
     names = {path.name for path in (tmp_path / "one").rglob("*.*")}
     assert names == {path.name for path in (tmp_path / "both").rglob("*.*")}
+
+
+def test_processes_end_with_the_one_that_asked_for_them(tmp_path: Path) -> None:
+    program = tmp_path / "asks.py"
+    program.write_text(
+        "import time\n"
+        "from runners.experiments.side_by_side import run_side_by_side\n"
+        "if __name__ == '__main__':\n"
+        "    run_side_by_side(time.sleep, [(600,), (600,)], 2)\n"
+    )
+    asks = psutil.Popen([sys.executable, str(program)])
+    until = time.monotonic() + 120
+    # Two processes, and one that keeps count of what is shared.
+    while len(asks.children()) < 3 and time.monotonic() < until:
+        time.sleep(0.1)
+    asked = asks.children()
+    assert len(asked) == 3
+    time.sleep(3)  # they begin
+    asks.kill()
+    asks.wait()
+    _, alive = psutil.wait_procs(asked, timeout=60)
+    assert alive == []
 
 
 def test_a_mistake_in_another_process_is_raised_here(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ LOOKS: Final[dict[str, tuple[str, str, str]]] = {
     "grpo-retrieval": ("#56B4E9", "--", "P"),
 }
 KINDS: Final = {
-    "ranker": ("#56B4E9", "no encoder"),
+    "ranker": ("#56B4E9", "BM25, alone or fused"),
     "encoder": ("#999999", "encoder, nothing routed"),
     "static": ("#E69F00", "depth by rule"),
     "learner": ("#0072B2", "depth by learner"),

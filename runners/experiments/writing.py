@@ -15,7 +15,7 @@ from runners.experiments.fields import Field, Reference
 from runners.experiments.methods import METHODS
 from runners.experiments.results import slug
 
-PICTURES = {
+FIGURES = {
     "reward_curves": "Mean reward of the greedy policy on validation queries while it trains; bands"
     " reach from the lowest to the highest seed.",
     "ndcg": "nDCG@10 on test queries with bootstrap 95% intervals over queries.",
@@ -124,8 +124,8 @@ def _dataset(outcome: Outcome, settings: CompareSettings) -> Iterator[str]:
         " chooses. Latency is the median over 40 queries, one at a time, of what the method takes"
         " longer than the MAW encoder's standard attention."
     )
-    for picture, caption in PICTURES.items():
-        path = f"figures/{slug(name)}-{picture}.png"
+    for figure, caption in FIGURES.items():
+        path = f"figures/{slug(name)}-{figure}.png"
         yield f"![{caption}]({path})\n\n*{caption}*"
 
 

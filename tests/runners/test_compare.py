@@ -24,7 +24,7 @@ METHODS = [
     "bm25", "non-maw-zero-shot", "random", "best-fixed-reward", "nearest-cluster",
     "supervised-rule", "supervised-oracle", "full-ndcg", "ppo", "grpo", "oracle",
 ]  # fmt: skip
-PICTURES = {"reward_curves", "ndcg", "depth_usage", "reward_terms", "differences"}
+FIGURES = {"reward_curves", "ndcg", "depth_usage", "reward_terms", "differences"}
 
 
 def compare(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -57,7 +57,7 @@ def test_leaves_the_files(finished: Path) -> None:
         "cells", "config.json", "figures", "per_query.csv", "report.md", "results.json", "runs",
         "training",
     }  # fmt: skip
-    assert {path.stem.rsplit("-", 1)[1] for path in (finished / "figures").iterdir()} == PICTURES
+    assert {path.stem.rsplit("-", 1)[1] for path in (finished / "figures").iterdir()} == FIGURES
     for path in (finished / "figures").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
     rows = json.loads((finished / "results.json").read_text())

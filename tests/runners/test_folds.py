@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,15 +23,19 @@ from runners.experiments.tables import group_table
 from runners.experiments.tasks import task_of
 
 
-def test_every_query_is_a_test_query_once(tiny_folder: Path, tmp_path: Path) -> None:
-    settings = CompareSettings(
-        datasets=(str(tiny_folder),),
-        methods=("bm25", "random"),
+def quick(folder: Path, **more: Any) -> CompareSettings:
+    """A comparison on the collection in a folder that trains no encoder."""
+    return CompareSettings(
+        datasets=(str(folder),),
         baseline="standard-attention",
         encoder="untrained",
         quick=True,
-        folds=3,
+        **more,
     )
+
+
+def test_every_query_is_a_test_query_once(tiny_folder: Path, tmp_path: Path) -> None:
+    settings = quick(tiny_folder, methods=("bm25", "random"), folds=3)
     field = checked_field(str(tiny_folder), settings.folds)
     assert field.folds == (0, 1, 2)
     outcome = run_dataset(field, settings, tmp_path)
@@ -46,15 +51,7 @@ def test_every_query_is_a_test_query_once(tiny_folder: Path, tmp_path: Path) -> 
 def test_folds_side_by_side_have_the_results_of_one_after_the_other(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    settings = CompareSettings(
-        datasets=(str(tiny_folder),),
-        methods=("best-fixed-reward", "random"),
-        baseline="standard-attention",
-        encoder="untrained",
-        quick=True,
-        folds=2,
-        device="cpu",
-    )
+    settings = quick(tiny_folder, methods=("best-fixed-reward", "random"), folds=2, device="cpu")
     field = checked_field(str(tiny_folder), settings.folds)
     one = run_dataset(field, settings, tmp_path / "one")
     both = run_dataset(field, replace(settings, jobs=2), tmp_path / "both")

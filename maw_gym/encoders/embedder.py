@@ -12,7 +12,7 @@ from tqdm import tqdm
 from maw_gym.attention.depth_attention import DepthStatistics
 from maw_gym.checks import checked_texts, shown
 from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
-from maw_gym.encoders.text import TextEncoder, length_batches, padded
+from maw_gym.encoders.text import TextEncoder, length_batches, on_device, padded
 from maw_gym.encoders.token_statistics import mean_content
 from maw_gym.errors import InputError
 from maw_gym.files.cache import canonical
@@ -52,6 +52,11 @@ class Embedder:
     def device(self) -> torch.device:
         """Where the encoder lies."""
         return self.encoder.token_weight.device
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens encoded at once: launches rule on a GPU, the cache on a CPU."""
+        return BATCH_TOKENS if self.device.type == "cpu" else 8 * BATCH_TOKENS
 
     @property
     def statistics_tokens(self) -> int:
@@ -131,7 +136,7 @@ class Embedder:
         if depths is not None:
             check_depths(depths, len(ids), self.maw.depths)
         result = torch.zeros(len(ids), self.text.width, device=self.device)
-        for rows, batch, mask in self.batches(ids, BATCH_TOKENS, progress):
+        for rows, batch, mask in self.batches(ids, self.batch_tokens, progress):
             chosen = None if depths is None else depths.to(self.device)[rows]
             result[rows] = self.embed(batch, mask, chosen)
         return result
@@ -191,9 +196,8 @@ class Embedder:
             total=len(ids), desc=progress, disable=None if progress else True, delay=2, leave=False
         ) as bar:
             for rows in groups:
-                batch, mask = padded([ids[row] for row in rows])
-                where = torch.tensor(rows)
-                yield where.to(self.device), batch.to(self.device), mask.to(self.device)
+                where = on_device(torch.tensor(rows), self.device)
+                yield where, *padded([ids[row] for row in rows], self.device)
                 bar.update(len(rows))
 
 
@@ -224,4 +228,4 @@ def truncated(text: TextEncoder, texts: Sequence[str], limit: int, what: str) ->
     longer = sum(len(row) > limit for row in ids)
     if longer:
         log.info("%d of %d %s truncated at %d tokens", longer, len(ids), what, limit)
-    return [text.cut(row, limit) for row in ids]
+    return [row if len(row) <= limit else text.cut(row, limit) for row in ids]

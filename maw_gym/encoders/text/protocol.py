@@ -1,8 +1,10 @@
 """What the rest of the package asks of a text model, and texts as padded batches."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,14 +58,30 @@ class TextEncoder(Protocol):
         ...
 
 
-def padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids (B, S) int64, padded with 0, and mask (B, S) bool, True on real tokens; S >= 1."""
-    longest = max((len(row) for row in ids), default=0)
-    batch = torch.zeros(len(ids), max(longest, 1), dtype=torch.long)
-    lengths = torch.tensor([len(row) for row in ids], dtype=torch.long)
-    mask = torch.arange(batch.shape[1]) < lengths[:, None]
-    batch[mask] = torch.tensor([token for row in ids for token in row], dtype=torch.long)
-    return batch, mask
+def padded(
+    ids: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Ids (B, S) int64, padded with 0, and mask (B, S) bool, True on real tokens; S >= 1.
+
+    Args:
+        ids: B texts.
+        device: where both are wanted.
+    """
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    # torch's memory, whose alignment decides how sums are rounded; numpy's loops: torch spreads
+    # such small steps over all cores, which costs more than it gains.
+    mask = torch.empty(len(ids), int(lengths.max(initial=1)), dtype=torch.bool)
+    batch = torch.zeros(mask.shape, dtype=torch.long)
+    np.less(np.arange(mask.shape[1]), lengths[:, None], out=mask.numpy())
+    batch.numpy()[mask.numpy()] = np.fromiter(chain.from_iterable(ids), np.int64, lengths.sum())
+    return on_device(batch, device), on_device(mask, device)
+
+
+def on_device(values: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the CPU on `device`. A GPU is not waited for: it takes it when it comes to it."""
+    if torch.device(device).type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -166,9 +166,8 @@ class StoredStates:
     @torch.no_grad()
     def _computed(self, rows: Ids) -> NDArray[np.float16]:
         """States (tokens, h) of texts, one after the other."""
-        ids, mask = padded(rows)
-        hidden = self.text.hidden(ids.to(self.device), mask.to(self.device))
-        return hidden[mask.to(self.device)].half().cpu().numpy()
+        ids, mask = padded(rows, self.device)
+        return self.text.hidden(ids, mask)[mask].half().cpu().numpy()
 
 
 def _digest(ids: Sequence[int] | NDArray[np.int64]) -> bytes:

@@ -20,6 +20,8 @@ from maw_gym.corpora.records import encodable
 
 # Numbers kept for the backward pass, per token, layer and unit of width: measured on MiniLM.
 KEPT_NUMBERS = 24
+BROADCAST_TOKENS = 256  # of the longest texts whose masks are given as (B, 1, 1, S)
+KEPT_BYTES = {"cpu": 4, "cuda": 2}  # of each; on a GPU they are bfloat16
 
 
 class TokenStates(Protocol):
@@ -66,6 +68,7 @@ class Transformer:
         self.packaged = packaged
         self.tuned = tuned
         self.recompute = False
+        self._broadcast: bool | None = None
         self.states: tuple[TokenStates, ...] = ()
         self.width = int(self.config.hidden_size)
         self.heads = int(self.config.num_attention_heads)
@@ -123,8 +126,35 @@ class Transformer:
         return torch.from_numpy(result).to(ids.device).float()
 
     def _run(self, ids: Tensor, mask: Tensor) -> Tensor:
-        found: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        # Of a mask (B, S) the library asks whether it is all True, for which a GPU is waited for.
+        short = ids.is_cuda and ids.shape[1] <= BROADCAST_TOKENS
+        if short and self.takes_broadcast_masks(ids.device):
+            return self._states_under(ids, mask[:, None, None])
+        return self._states_under(ids, mask.long())
+
+    def _states_under(self, ids: Tensor, mask: Tensor) -> Tensor:
+        found: Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         return found
+
+    @torch.no_grad()
+    def takes_broadcast_masks(self, device: torch.device) -> bool:
+        """Whether a mask (B, 1, 1, S) means to the model what (B, S) does, up to 256 tokens.
+
+        It does not where a layer looks at some neighbours alone, or adds masks to its scores.
+        """
+        if self._broadcast is None:
+            length = min(BROADCAST_TOKENS, self.positions or BROADCAST_TOKENS)
+            ids = torch.arange(2 * length, device=device).view(2, length) % self.vocabulary
+            mask = torch.ones_like(ids, dtype=torch.bool)
+            mask[1, length // 2 :] = False
+            masks = mask.long(), mask[:, None, None]
+            try:
+                with torch.autocast(device.type, enabled=False):
+                    one, other = (self._states_under(ids, given)[mask] for given in masks)
+                self._broadcast = torch.allclose(one, other, atol=1e-5)
+            except (IndexError, RuntimeError, TypeError, ValueError):
+                self._broadcast = False
+        return self._broadcast
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The tokenizer's own form of each token id."""
@@ -148,15 +178,16 @@ class Transformer:
 
         Args:
             tokens: of one training step. Where what they leave for the backward pass would take
-                more than half of the free memory, it is computed again instead.
+                more than two thirds of the free memory, it is computed again instead.
             device: where it is trained.
         """
         text = copy.copy(self)
         text.states, text.packaged, text.tuned = (), False, True
         text.model = copy.deepcopy(self.model).to(device).requires_grad_(True)
         layers = int(self.config.num_hidden_layers)
-        needed = 4 * KEPT_NUMBERS * self.width * layers * tokens
-        text.recompute = needed > free_memory(device) / 2
+        bytes_each = KEPT_BYTES["cpu" if device.type == "cpu" else "cuda"]
+        needed = bytes_each * KEPT_NUMBERS * self.width * layers * tokens
+        text.recompute = needed > free_memory(device) * 2 / 3
         return text
 
     def knowing(self, *states: TokenStates) -> "Transformer":

@@ -8,21 +8,23 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from maw_gym.distributed import gathered, share
 from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.text import padded
+from maw_gym.encoders.text import on_device, padded
 from maw_gym.encoders.training.loop import Stage, run
 from maw_gym.encoders.training.pairs import Pairs, epoch_rows
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.files.epoch_checkpoints import Best
 
-GROUPS = 4  # documents of a batch are encoded in this many groups of similar length
+GROUPS: Final = 4  # documents of a batch are encoded in this many groups of similar length
+# A GPU wants few launches: groups are fewer where they would have fewer tokens than these there.
+GROUP_TOKENS: Final = 2**17
 
 
 def train_attention(
@@ -136,20 +138,24 @@ def batch_loss(
     device = embedder.device
     cut = embedder.text.cut
     own = share(len(rows))
-    ids, mask = padded(
-        [cut(pairs.queries[row], settings.query_tokens) for row in rows[own].tolist()]
-    )
-    queries = embedder.embed(ids.to(device), mask.to(device))
+    asked = [cut(pairs.queries[row], settings.query_tokens) for row in rows[own].tolist()]
+    queries = embedder.embed(*padded(asked, device))
     texts = [cut(pairs.documents[row], settings.document_tokens) for row in documents[own]]
     order = torch.tensor(sorted(range(len(texts)), key=lambda row: len(texts[row])))
     encoded = []
-    for group in order.chunk(GROUPS):
-        ids, mask = padded([texts[row] for row in group.tolist()])
-        encoded.append(embedder.embed(ids.to(device), mask.to(device)))
-    vectors = torch.cat(encoded)[order.argsort().to(device)]
-    which = torch.tensor(documents, device=device)
+    for group in order.chunk(_groups_of(texts, device)):
+        encoded.append(embedder.embed(*padded([texts[row] for row in group.tolist()], device)))
+    vectors = torch.cat(encoded)[on_device(order.argsort(), device)]
+    which = on_device(torch.tensor(documents), device)
     queries, vectors = gathered(queries, len(rows)), gathered(vectors, len(rows))
     return contrastive_loss(queries, vectors, which, settings.temperature)
+
+
+def _groups_of(texts: list[list[int]], device: torch.device) -> int:
+    """How many groups of similar length the texts of a batch are encoded in."""
+    if device.type == "cpu":
+        return GROUPS
+    return min(max(sum(map(len, texts)) // GROUP_TOKENS, 1), GROUPS)
 
 
 def contrastive_loss(

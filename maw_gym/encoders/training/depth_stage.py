@@ -210,8 +210,8 @@ def depth_loss(
     """
     device = embedder.device
     own = share(len(rows))
-    ids, mask = padded([judged.queries[row] for row in rows[own]])
-    vectors = embedder.embed(ids.to(device), mask.to(device), depth[own].to(device))
+    ids, mask = padded([judged.queries[row] for row in rows[own]], device)
+    vectors = embedder.embed(ids, mask, depth[own].to(device))
     vectors = gathered(vectors, len(rows))
     ranked, relevant = _ranked(judged, rows, settings.depth_negatives, generator)
     return listwise_loss(

@@ -91,19 +91,19 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
         bar.update(done * stage.steps)
         for epoch in range(done + 1, stage.epochs + 1):
             began = time.perf_counter()
+            before: Tensor | None = None
             for of_batch in stage.losses(generator):
                 optimizer.zero_grad(set_to_none=True)
                 with others():
                     loss = averaged(of_batch)
                     loss.backward()
-                if not math.isfinite(loss.item()):
-                    raise FloatingPointError(
-                        f"loss {loss.item()} in epoch {epoch} of training {stage.name}; lower the"
-                        " learning rates"
-                    )
                 optimizer.step()
                 schedule.step()
+                # A step late: a GPU would else stand still until the next step is launched.
+                _check_finite(before, stage, epoch)
+                before = loss.detach()
                 bar.update()
+            _check_finite(before, stage, epoch)
             rate = stage.queries / (time.perf_counter() - began)
             score = _score(stage)
             bar.set_postfix({"validation nDCG@10": f"{score:.4f}"}, refresh=False)
@@ -117,6 +117,13 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
         for name, value in stage.weights.items():
             value.copy_(best.weights[name])
     return best
+
+
+def _check_finite(loss: Tensor | None, stage: Stage, epoch: int) -> None:
+    if loss is not None and not math.isfinite(value := loss.item()):
+        raise FloatingPointError(
+            f"loss {value} in epoch {epoch} of training {stage.name}; lower the learning rates"
+        )
 
 
 def _score(stage: Stage) -> float:

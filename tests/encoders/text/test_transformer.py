@@ -89,6 +89,27 @@ def test_a_token_reads_its_neighbours(text):
     assert (hidden[0, 2] - hidden[1, 2]).abs().max() > 1e-2
 
 
+def test_a_broadcast_mask_means_to_a_bert_what_its_own_does(text):
+    assert text.takes_broadcast_masks(torch.device("cpu"))
+    ids, mask = padded(text.tokenize(["how bees make honey", "bread"]))
+    wide = text._states_under(ids, mask[:, None, None])
+    assert torch.allclose(wide[mask], text.hidden(ids, mask)[mask], atol=1e-6)
+
+
+def test_a_model_that_looks_at_neighbours_alone_gets_its_own_masks(text):
+    from transformers import ModernBertConfig, ModernBertModel
+
+    config = ModernBertConfig(
+        vocab_size=300, hidden_size=24, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=3, global_attn_every_n_layers=2, local_attention=16,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+        attn_implementation="sdpa",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    local = Transformer("local", ModernBertModel(config), text.tokenizer, 512)
+    assert not local.takes_broadcast_masks(torch.device("cpu"))
+
+
 # --- embeddings ------------------------------------------------------------------------------
 
 
@@ -168,6 +189,14 @@ def test_a_trainable_copy_has_the_models_gradient(text, monkeypatch, free):
     assert weight.grad[0, 0].item() == pytest.approx(slope, rel=0.02)
     assert not text.trained
     assert text.weights()["encoder.layer.0.attention.self.query.weight"].grad is None
+
+
+def test_what_is_kept_on_a_gpu_takes_half_as_much(text, monkeypatch):
+    # Above, two thirds of 4 MB are less than 4.6 MB, and more than 2.3 MB.
+    monkeypatch.setattr("maw_gym.encoders.text.transformer.free_memory", lambda device: 4 * 10**6)
+    assert text.trainable(1000, torch.device("cpu")).recompute
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
+    assert not text.trainable(1000, torch.device("cuda")).recompute
 
 
 def test_a_copy_in_training_is_no_longer_the_packaged_model(text):

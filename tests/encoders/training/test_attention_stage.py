@@ -1,4 +1,6 @@
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import WordLlama
+from maw_gym.encoders.training import attention_stage
 from maw_gym.encoders.training.attention_stage import batches, contrastive_loss, train_attention
 from maw_gym.encoders.training.pairs import pairs_of
 from maw_gym.encoders.training.settings import TrainingSettings
@@ -254,6 +257,32 @@ def test_a_loss_that_is_not_finite_stops_training(tiny, embedder):
         FloatingPointError, match=r"^loss nan in epoch 1 of training attention; low"
     ):
         train_attention(embedder, pairs_of([tiny], embedder), Told(0.0), QUICK)
+
+
+def test_a_loss_that_is_not_finite_is_noticed_a_step_later(tiny, embedder, monkeypatch):
+    steps = []
+
+    def losses(self_embedder, pairs, settings, generator):
+        weight = self_embedder.encoder.norm.weight
+
+        def loss(step):
+            steps.append(step)
+            return (weight * (math.nan if step == 2 else 1.0)).sum()
+
+        return (partial(loss, step) for step in range(1, 9))
+
+    monkeypatch.setattr(attention_stage, "_losses", losses)
+    with pytest.raises(FloatingPointError, match="loss nan in epoch 1"):
+        train_attention(embedder, pairs_of([tiny], embedder), Told(0.0), replace(QUICK, epochs=4))
+    assert steps == [1, 2, 3]
+
+
+def test_a_gpu_encodes_documents_in_fewer_groups():
+    texts = [[7] * 1000] * 400
+    assert attention_stage._groups_of(texts[:2], torch.device("cpu")) == 4
+    of_gpu = [attention_stage._groups_of(texts[:n], torch.device("cuda")) for n in (2, 262, 263)]
+    assert of_gpu == [1, 1, 2]
+    assert attention_stage._groups_of(texts * 4, torch.device("cuda")) == 4
 
 
 def test_texts_are_cut_in_training(tiny, embedder):

@@ -108,6 +108,8 @@ class Collection(NamedTuple):
 
 def encodable(text: str) -> str:
     """`text` with lone surrogates replaced by U+FFFD, and pairs of them joined."""
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -4,9 +4,11 @@ Equal texts have one vector in the end, whichever batch and part they came in: r
 make vectors of them that differ a little, and order what should tie.
 """
 
+import gc
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +22,6 @@ from maw_gym.checks import checked_texts
 from maw_gym.distributed import is_first, process, processes
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files.cache import content_key
 from maw_gym.files.tensor_files import read_tensors, write_tensors
 from maw_gym.retrieval.search_index import Part
 
@@ -62,7 +63,7 @@ def encoded_parts(
         disable=None if is_first() else True,
     ) as bar:
         for number, (some_ids, some) in enumerate(_portions(doc_ids, texts)):
-            content = content_key({"": some})
+            content = _content(some)
             if folder is None:
                 encoded = partial(_same, _encoded(embedder, some, dtype))
             else:
@@ -72,6 +73,13 @@ def encoded_parts(
                     _write(path, about | {"content": content}, embedder, some, dtype)
             yield Part(some_ids, some, content, encoded)
             bar.update(len(some))
+
+
+def _content(texts: list[str]) -> str:
+    """A key of the texts. Every process makes it of all documents, so it is to be cheap."""
+    digest = hashlib.blake2b(array("q", map(len, texts)).tobytes(), digest_size=8)
+    digest.update("".join(texts).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _portions(
@@ -97,7 +105,24 @@ def _portions(
         before += len(some)
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's collector of cycles.
+
+    Thousands of lists of token ids, none of which is in a cycle, would make it look through all
+    objects of the process again and again.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 @torch.no_grad()
+@_uncollected()
 def _encoded(embedder: Embedder, texts: list[str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Vectors and digests of some texts; equal ones are encoded once."""
     ids = embedder.document_ids(texts)

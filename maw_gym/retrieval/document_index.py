@@ -22,6 +22,7 @@ from maw_gym.products import linear
 EMPTY_SCORE: Final = -2.0  # of a document without text: below every cosine, and finite
 SAME: Final = 1e-6  # documents nearer than this are one vector: rounding must not order equal texts
 BLOCK_ROWS: Final = 16_384  # of embeddings looked at at once
+LINED_ROWS: Final = {"cpu": 1024, "cuda": 65_536}  # the same, where a core's cache should hold them
 # Numbers of embeddings gathered at once: what stays in a core's cache; a GPU wants few launches.
 GATHERED: Final = {"cpu": 2**18, "cuda": 2**25}
 
@@ -68,7 +69,9 @@ class DocumentIndex:
         self.device = torch.device(device) if device is not None else embeddings.device
         self.tie_order = trec_order(self.doc_ids)  # (N,) documents
         self.tie_of = np.argsort(self.tie_order)  # (N,) by document
-        self.first_of, empty = first_of_equals(self.vectors, SAME)  # (N,) the document it equals
+        self.first_of, empty = first_of_equals(
+            self.vectors, SAME, self.device
+        )  # (N,) the document it equals
         self.empty = torch.from_numpy(empty).to(self.device)  # (E,) documents
         copies = np.flatnonzero(self.first_of != np.arange(len(self)))
         self._copies = torch.from_numpy(copies).to(self.device)
@@ -162,7 +165,9 @@ def trec_order(doc_ids: Sequence[str]) -> Integers:
     return np.array(sorted(range(len(keys)), key=keys.__getitem__, reverse=True), np.int64)
 
 
-def first_of_equals(vectors: Tensor, tolerance: float) -> tuple[Integers, Integers]:
+def first_of_equals(
+    vectors: Tensor, tolerance: float, device: torch.device | str = "cpu"
+) -> tuple[Integers, Integers]:
     """For each row the first of the rows that equal it, and which rows are zero.
 
     Rows within `tolerance` (L2) are equal, and what is equal to the same row. Looked at block by
@@ -171,6 +176,7 @@ def first_of_equals(vectors: Tensor, tolerance: float) -> tuple[Integers, Intege
     Args:
         vectors: (N, h).
         tolerance: at least 0.
+        device: where the blocks are looked at; the result does not depend on it.
 
     Returns:
         first: (N,) at most the row itself.
@@ -185,14 +191,17 @@ def first_of_equals(vectors: Tensor, tolerance: float) -> tuple[Integers, Intege
     lines /= np.linalg.norm(lines, axis=1, keepdims=True)
     place = np.empty((3, count))
     empty = [np.zeros(0, np.int64)]
-    for some in steps(count, BLOCK_ROWS):
-        block = vectors[some].to("cpu", torch.float32)
-        check_finite(block, "document")
-        values = block.numpy().astype(np.float64)
-        for line, places in zip(lines, place, strict=True):
-            places[some] = (values * line).sum(1)
-        empty.append(some.start + np.flatnonzero(~values.any(1)))
-    order = np.lexsort(place)
+    drawn = torch.from_numpy(lines).to(device)
+    for some in steps(count, LINED_ROWS["cpu" if drawn.device.type == "cpu" else "cuda"]):
+        block = vectors[some].to(device, torch.float64)
+        # No matrix product, which may round equal rows otherwise.
+        found = torch.stack([(block * line).sum(1) for line in drawn])
+        check_finite(found, "document")
+        zero = (found == 0).all(0).nonzero()[:, 0]
+        empty.append(some.start + zero[~block[zero].any(1)].cpu().numpy())
+        place[:, some] = found.cpu().numpy()
+    # Rows equal on this line alone may part a group in two: their leaders are near, and meet again.
+    order = np.argsort(place[2], kind="stable")
     apart = (np.diff(place[:, order]) != 0).any(0)
     group = np.cumsum(np.concatenate([[False], apart]))  # of rows that are the same bit for bit
     # A stable sort: the first of each group is the first of its rows.

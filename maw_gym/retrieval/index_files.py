@@ -6,7 +6,7 @@ written whole. Nothing in these files is run.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -45,7 +45,8 @@ class About(NamedTuple):
 def write_ids(path: Path, doc_ids: Iterable[str]) -> None:
     """Write ids, whole or not at all."""
     with written_whole(path) as temporary, temporary.open("w", newline="") as file:
-        file.writelines(f"{json.dumps(doc_id)}\n" for doc_id in doc_ids)
+        encode = json.JSONEncoder().encode  # json.dumps looks at its options every time
+        file.writelines(f"{encode(doc_id)}\n" for doc_id in doc_ids)
 
 
 def read_ids(path: Path) -> list[str]:
@@ -98,13 +99,23 @@ def mapped_vectors(path: Path) -> Tensor:
     return torch.from_numpy(vectors)
 
 
-def write_about(folder: Path, encoder: str, kind: str, files: Sequence[str]) -> None:
-    """Write index.json: the folder is whole from now on."""
+def write_about(
+    folder: Path, encoder: str, kind: str, files: Sequence[str], known: Mapping[str, str]
+) -> None:
+    """Write index.json: the folder is whole from now on.
+
+    Args:
+        folder: of the index.
+        encoder: see `About`.
+        kind: see `About`.
+        files: see `About`.
+        known: checksums of some of the files, see `sha256_of`.
+    """
     about = {
         "format": FORMAT,
         "encoder": encoder,
         "index": kind,
-        "sha256": {name: _sha256(folder / name) for name in files},
+        "sha256": {name: known.get(name) or sha256_of(folder / name) for name in files},
     }
     with written_whole(folder / ABOUT) as temporary:
         temporary.write_text(canonical(about))
@@ -136,11 +147,12 @@ def read_about(folder: Path) -> About:
         raise DamagedFileError(f"{path} was not written by this version of maw_gym")
     for name, written in zip(about.files, checksums, strict=True):
         check_readable(folder / name, "file of an index")
-        if _sha256(folder / name) != written:
+        if sha256_of(folder / name) != written:
             raise DamagedFileError(f"{folder / name} is damaged: its checksum is another")
     return about
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The sha256 (hex) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

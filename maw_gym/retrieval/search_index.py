@@ -1,7 +1,8 @@
 """SearchIndex: documents in memory or in a folder; exact, approximate and hybrid search."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import rmtree
 from typing import Final, NamedTuple, Self
@@ -25,9 +26,11 @@ from maw_gym.retrieval.index_files import (
     IDS,
     VECTORS,
     WORDS,
+    About,
     mapped_vectors,
     read_about,
     read_ids,
+    sha256_of,
     write_about,
     write_ids,
     write_vectors,
@@ -123,28 +126,23 @@ class SearchIndex:
             seen.append(part._replace(texts=[]))
         doc_ids = [doc_id for part in seen for doc_id in part.doc_ids]
         check_ids(doc_ids)
+        known: dict[str, str] = {}
         if folder is None:
             vectors, first = joined(part.encoded() for part in seen)
             documents = DocumentIndex(doc_ids, with_copies(vectors, first).to(device))
         else:
-            contents = [part.content for part in seen]
-            check_same("stream of documents", content_key({"ids": doc_ids, "texts": contents}))
-            check_one_folder(folder)
-            if is_first():
-                (folder / ABOUT).unlink(missing_ok=True)
-                write_vectors(folder / VECTORS, *joined(part.encoded() for part in seen))
-            wait()
-            documents = DocumentIndex(doc_ids, mapped_vectors(folder / VECTORS), device)
+            documents, known = _written(seen, doc_ids, folder, device)
             if not is_first():
                 wait()
-                return cls._saved(documents, folder)
+                files = (WORDS,) * hybrid + (FAISS,) * (kind != EXACT)
+                return cls._saved(documents, folder, About(encoder, kind, files))
         bm25 = None if words is None else BM25(doc_ids, *words.weighed(len(doc_ids)))
         approximate = None
         if kind != EXACT:
             approximate = ApproximateIndex.of(documents, kind.removeprefix("faiss:"))
         index = cls(documents, encoder, bm25, approximate, kind, folder)
         if folder is not None:
-            index.save(folder)
+            index.save(folder, known)
             rmtree(folder / PARTS, ignore_errors=True)
             wait()
         return index
@@ -177,8 +175,12 @@ class SearchIndex:
             return self.approximate.rank(embeddings, k)
         return rank_together(self.documents, embeddings, k)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, known: Mapping[str, str] | None = None) -> None:
         """Write everything to a folder.
+
+        Args:
+            folder: where.
+            known: checksums of files that are there already, see `write_about`.
 
         Raises:
             InputError: a file cannot be written.
@@ -195,7 +197,7 @@ class SearchIndex:
         if self.approximate is not None:
             self.approximate.save(folder / FAISS)
             files.append(FAISS)
-        write_about(folder, self.encoder, self.kind, files)
+        write_about(folder, self.encoder, self.kind, files, known or {})
 
     @classmethod
     def load(cls, folder: Path, encoder: str, device: torch.device | str = "cpu") -> Self:
@@ -218,17 +220,38 @@ class SearchIndex:
             raise
         except ValueError as problem:
             raise DamagedFileError(f"{folder} holds no index: {problem}") from None
-        return cls._saved(documents, folder)
+        return cls._saved(documents, folder, about)
 
     @classmethod
-    def _saved(cls, documents: DocumentIndex, folder: Path) -> Self:
+    def _saved(cls, documents: DocumentIndex, folder: Path, about: About) -> Self:
         """What stands in a folder around its documents."""
-        about = read_about(folder)
         bm25 = BM25.load(folder / WORDS, documents.doc_ids) if WORDS in about.files else None
         approximate = None
         if FAISS in about.files:
             approximate = ApproximateIndex.load(folder / FAISS, documents)
         return cls(documents, about.encoder, bm25, approximate, about.kind, folder)
+
+
+def _written(
+    parts: Sequence[Part], doc_ids: Sequence[str], folder: Path, device: torch.device | str
+) -> tuple[DocumentIndex, dict[str, str]]:
+    """The documents of all parts, mapped from a file that the first process writes.
+
+    All processes do this together. Only the first has the second result, the file's checksum.
+    """
+    contents = [part.content for part in parts]
+    check_same("stream of documents", content_key({"ids": doc_ids, "texts": contents}))
+    check_one_folder(folder)
+    if is_first():
+        (folder / ABOUT).unlink(missing_ok=True)
+        with ThreadPoolExecutor() as pool:  # the checksum of each part keeps a core busy
+            encoded = pool.map(lambda part: part.encoded(), parts)
+            write_vectors(folder / VECTORS, *joined(encoded))
+    wait()
+    with ThreadPoolExecutor(1) as pool:  # that of all of them too, for seconds
+        checksum = pool.submit(sha256_of, folder / VECTORS) if is_first() else None
+        documents = DocumentIndex(doc_ids, mapped_vectors(folder / VECTORS), device)
+    return documents, {} if checksum is None else {VECTORS: checksum.result()}
 
 
 def joined(

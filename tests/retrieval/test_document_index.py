@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import torch
 
-from maw_gym.retrieval.document_index import DocumentIndex, first_of_equals
+from maw_gym.errors import InputError
+from maw_gym.retrieval.document_index import LINED_ROWS, DocumentIndex, first_of_equals
 
 
 def test_near_rows_are_equal_to_the_first_of_them():
@@ -27,9 +29,18 @@ def test_blocks_and_many_copies_change_nothing(monkeypatch):
     expected[50:200] = [7] * 150
     for size in (16_384, 7):
         monkeypatch.setattr("maw_gym.retrieval.document_index.BLOCK_ROWS", size)
+        monkeypatch.setitem(LINED_ROWS, "cpu", size)
         first, empty = first_of_equals(rows, 1e-6)
         assert first.tolist() == expected
         assert empty.tolist() == [250]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_embeddings_that_are_not_finite_are_refused(value):
+    vectors = torch.eye(4)
+    vectors[2, 1] = value
+    with pytest.raises(InputError, match="document embeddings must be finite"):
+        DocumentIndex(["a", "b", "c", "d"], vectors)
 
 
 def test_embeddings_are_held_once_as_they_are_given():

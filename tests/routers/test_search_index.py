@@ -1,3 +1,4 @@
+import gc
 import itertools
 import json
 from pathlib import Path
@@ -98,6 +99,37 @@ def test_parts_of_other_texts_or_of_another_type_are_not_taken(
         assert vectors.equal(fresh.encoded()[0])
         assert digests.equal(fresh.encoded()[1])
         assert vectors.dtype == dtype
+
+
+def test_parts_know_their_texts_and_where_one_ends() -> None:
+    contents = [document_parts._content(texts) for texts in (["ab", "c"], ["a", "bc"], ["abc"])]
+    assert len(set(contents)) == 3
+    assert document_parts._content(["\ud800"]) != document_parts._content(["?"])
+    assert document_parts._content(["ab", "c"]) == contents[0]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_of_cycles_rests_while_documents_are_encoded(
+    routed: RoutedEncoder, monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    seen = []
+    encode_ids = Embedder.encode_ids
+
+    def encoded(self: Embedder, some: list[list[int]]) -> torch.Tensor:
+        seen.append(gc.isenabled())
+        return encode_ids(self, some) if len(some) == 1 else 1 / 0
+
+    monkeypatch.setattr(Embedder, "encode_ids", encoded)
+    try:
+        if not enabled:
+            gc.disable()
+        routed.index(["x"], ["honey"])
+        with pytest.raises(ZeroDivisionError):
+            routed.index(["x", "y"], ["honey", "ice"])
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+    assert seen == [False, False]
 
 
 @pytest.mark.parametrize("index", ["exact", "faiss:HNSW8"])

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from maw_gym.errors import InputError
+
 # Where there are two GPUs the processes have one each, and meet over NCCL; else over gloo.
 DEVICE = "cuda" if torch.cuda.device_count() >= 2 else "cpu"
 
@@ -54,6 +56,19 @@ def together(function: Callable[..., Any], *arguments: Any, count: int = 2) -> l
             worker.terminate()
             worker.join()
     return [result[0] if isinstance(result, tuple) else result for result in results]
+
+
+def assert_lost(problem: Any, number: int) -> None:
+    """What process `number` says in one line when another one has failed.
+
+    Over NCCL it says nothing: it waits for the other until it is ended.
+    """
+    if DEVICE == "cuda":
+        assert problem is None
+        return
+    assert isinstance(problem, InputError)
+    assert f"process {number} has lost another one, whose message says why" in str(problem)
+    assert "\n" not in str(problem)
 
 
 def _run(

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from maw_gym.corpora import load_collection
+from maw_gym.corpora import Collection, load_collection
 from maw_gym.distributed import is_first, process, processes, start, stop, wait
 from maw_gym.encoders.document_parts import encoded_parts
 from maw_gym.encoders.encoder_files import untrained_embedder
@@ -36,6 +37,7 @@ from runners.benchmarks.search import K, random_router
 from runners.experiments.runs import write_json
 
 FOUND: Final = "found.json"
+WARM_UP: Final = 8192  # documents encoded before the time counts
 KILLED: Final = "killed"  # file that the process leaves which ends itself
 
 Found = dict[str, Any]
@@ -55,17 +57,26 @@ class Rates(logging.Handler):
 
 
 def training(about: dict[str, Any], device: torch.device) -> Found:
-    """The first stage over a text encoder that is trained along: pairs per second of each epoch."""
+    """The first stage over a text encoder that is trained along, at several batch sizes."""
     collection = load_collection(about["dataset"])
+    loop.log.setLevel(logging.INFO)
+    return {"runs": [_training(collection, about, size, device) for size in about["batch_sizes"]]}
+
+
+def _training(
+    collection: Collection, about: dict[str, Any], batch_size: int, device: torch.device
+) -> Found:
+    """Pairs per second of each epoch."""
     text = load_text_encoder(about["text_encoder"])
     settings = TrainingSettings(
-        epochs=about["epochs"], batch_size=about["batch_size"], train_text_encoder=True
+        epochs=about["epochs"], batch_size=batch_size, train_text_encoder=True
     )
     rates = Rates()
-    loop.log.setLevel(logging.INFO)
     loop.log.addHandler(rates)
-    _, provenance = trained_attention([collection], device, settings, text=text)
+    trained, provenance = trained_attention([collection], device, settings, text=text)
+    loop.log.removeHandler(rates)
     return {
+        "recompute": bool(getattr(trained.text, "recompute", False)),
         "pairs": provenance["pairs"],
         "batch": provenance["settings"]["batch_size"],
         "pairs/s": rates.rates,
@@ -75,12 +86,13 @@ def training(about: dict[str, Any], device: torch.device) -> Found:
 
 def search(about: dict[str, Any], device: torch.device) -> Found:
     """Documents encoded and indexed, queries encoded and searched: seconds of each step."""
-    routed, texts = _encoder(device), Path(about["texts"])
-    routed.encode_document(["how threads wait"] * 64)  # loads kernels
-    routed.encode_query(["how threads wait"] * 64)
+    routed, texts = _encoder(device, about["search_encoder"]), Path(about["texts"])
     queries = Path(about["queries"]).read_text(encoding="utf-8").splitlines()
+    with texts.open(encoding="utf-8") as lines:
+        routed.encode_document(list(islice(lines, WARM_UP)))  # loads, compiles and tunes kernels
+    routed.encode_query(queries)
     moments = [_moment(device)]
-    index = _index(routed, texts, Path(about["folder"]) / "index", moments)
+    index = _index(routed, about, Path(about["folder"]) / "index", moments)
     moments.append(_moment(device))
     embeddings = torch.as_tensor(routed.encode_query(queries, convert_to_tensor=True))
     moments.append(_moment(device))
@@ -99,7 +111,7 @@ def restarted_encoding(about: dict[str, Any], device: torch.device) -> Found:
     place = Path(about["folder"]) / "index"
     if about["kill"]:
         _kill_last(about, lambda: len([*(place / PARTS).glob("*.safetensors")]) >= about["half"])
-    _index(_encoder(device), Path(about["texts"]), place, [])
+    _index(_encoder(device), about, place, [])
     return {}
 
 
@@ -126,21 +138,22 @@ def deterministic() -> None:
         getattr(torch.backends.cuda, f"enable_{kind}_sdp")(False)
 
 
-def _encoder(device: torch.device) -> RoutedEncoder:
-    embedder = untrained_embedder(())
+def _encoder(device: torch.device, text: str = "wordllama") -> RoutedEncoder:
+    embedder = untrained_embedder((), text=load_text_encoder(text))
     return RoutedEncoder(embedder, random_router(embedder), device=str(device))
 
 
-def _index(routed: RoutedEncoder, texts: Path, place: Path, moments: list[float]) -> SearchIndex:
+def _index(
+    routed: RoutedEncoder, about: dict[str, Any], place: Path, moments: list[float]
+) -> SearchIndex:
     """The lines of a file indexed; when they are encoded is added to `moments`."""
-    embedder = routed.embedder
+    embedder, texts, count = routed.embedder, Path(about["texts"]), about["documents"]
     with texts.open(encoding="utf-8") as lines:
-        ids = (f"d{number}" for number, _ in enumerate(lines))
-        with texts.open(encoding="utf-8") as again:
-            parts = [
-                part._replace(texts=[])  # not needed without BM25
-                for part in encoded_parts(embedder, ids, again, torch.float32, place / PARTS)
-            ]
+        ids = (f"d{number}" for number in range(count))
+        parts = [
+            part._replace(texts=[])  # not needed without BM25
+            for part in encoded_parts(embedder, ids, lines, torch.float32, place / PARTS)
+        ]
     moments.append(_moment(embedder.device))
     return SearchIndex.of(
         parts, embedder.fingerprint(), hybrid=False, folder=place, device=embedder.device

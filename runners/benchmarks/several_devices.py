@@ -2,8 +2,8 @@
 
 python -m runners.benchmarks.several_devices [--parts training search restart] [--out FILE]
 
-Training: pairs per second of the first stage over a text encoder that is trained along, at one
-batch size. Search: seconds to encode synthetic documents and queries and to search exactly; the
+Training: pairs per second of the first stage over a text encoder that is trained along, at some
+batch sizes. Search: seconds to encode synthetic documents and queries and to search exactly; the
 rankings must be equal. Each by one process and by all, which torchrun starts. Restart: one process
 is killed in the middle, torchrun starts all again, and the end must be that of a run left alone.
 Without GPUs the processes share the CPU. A table in Markdown goes to stdout.
@@ -51,10 +51,12 @@ class DevicesSettings:
     """whose pairs are trained on"""
     text_encoder: HomeText = "minilm"
     """what is trained along, see runners/train_encoder.py"""
-    batch_size: Count = 1024
+    batch_sizes: tuple[Count, ...] = (1024, 2048, 4096)
     """pairs of a step, by all processes together"""
     epochs: Count = 4
     """of training; the first one warms up and is not counted"""
+    search_encoder: HomeText = "wordllama"
+    """text encoder of the documents and queries that are searched"""
     documents: Count = 1_000_000
     """synthetic documents that are encoded and searched"""
     queries: Count = 10_000
@@ -128,16 +130,16 @@ class Machine:
 def training_part(machine: Machine) -> list[dict[str, Any]]:
     """Pairs per second of one process, and of all."""
     settings = machine.settings
-    rows = []
+    rows: dict[int, list[dict[str, Any]]] = {}
+    names = ("dataset", "text_encoder", "batch_sizes", "epochs")
+    about = {name: getattr(settings, name) for name in names}
     for processes in (1, machine.count):
-        names = ("dataset", "text_encoder", "batch_size", "epochs")
-        about = {name: getattr(settings, name) for name in names}
-        found = machine.run("training", processes, **about)
-        counted = found["pairs/s"][1:] or found["pairs/s"]
-        what = f"training over {settings.text_encoder}, batches of {found['batch']}"
-        rate = statistics.median(counted)
-        rows.append(found | {"what": what, "value": rate, "unit": "pairs/s"})
-    return _times_one(rows)
+        for run in machine.run("training", processes, **about)["runs"]:
+            counted = run["pairs/s"][1:] or run["pairs/s"]
+            what = f"training over {settings.text_encoder}, batches of {run['batch']:,}"
+            row = {"what": what, "value": statistics.median(counted), "unit": "pairs/s"}
+            rows.setdefault(run["batch"], []).append({"processes": processes} | run | row)
+    return [row for some in rows.values() for row in _times_one(some)]
 
 
 def search_part(machine: Machine) -> list[dict[str, Any]]:
@@ -145,14 +147,19 @@ def search_part(machine: Machine) -> list[dict[str, Any]]:
     settings = machine.settings
     texts = machine.texts(settings.documents, DOCUMENT_WORDS, 0)
     queries = machine.texts(settings.queries, QUERY_WORDS, 1)
+    about: dict[str, Any] = {
+        "documents": settings.documents,
+        "search_encoder": settings.search_encoder,
+    }
     steps: dict[str, list[dict[str, Any]]] = {}
     rankings = []
     for processes in (1, machine.count):
-        found = machine.run("search", processes, texts=texts, queries=queries)
+        found = machine.run("search", processes, texts=texts, queries=queries, **about)
         with np.load(Path(found["folder"]) / "ranking.npz") as file:
             rankings.append({name: file[name] for name in file.files})
         for name, seconds in found["seconds"].items():
-            row = {"processes": processes, "what": name, "value": seconds, "unit": "s"}
+            what = f"{name} ({settings.search_encoder})"
+            row = {"processes": processes, "what": what, "value": seconds, "unit": "s"}
             steps.setdefault(name, []).append(row)
         rmtree(found["folder"])
     one, other = rankings
@@ -171,7 +178,8 @@ def restart_part(machine: Machine) -> list[dict[str, Any]]:
     settings = machine.settings
     count = settings.restart_documents
     half = -(-count // document_parts.PART) // 2
-    encoding = {"texts": machine.texts(count, DOCUMENT_WORDS, 0), "half": half}
+    texts = machine.texts(count, DOCUMENT_WORDS, 0)
+    encoding = {"texts": texts, "documents": count, "half": half}
     training = {"dataset": settings.dataset, "batch_size": settings.restart_batch_size}
     rows = []
     for work, about in (("restarted_training", training), ("restarted_encoding", encoding)):

@@ -29,7 +29,7 @@ def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny(**more: object) -> DevicesSettings:
     sizes = {"processes": 2, "epochs": 2, "documents": 900, "queries": 40, "device": "cpu"}
-    sizes |= {"restart_documents": 17_000, "restart_batch_size": 64, "batch_size": 32}
+    sizes |= {"restart_documents": 17_000, "restart_batch_size": 64, "batch_sizes": (32, 64)}
     return DevicesSettings(**(sizes | more))
 
 
@@ -48,7 +48,8 @@ def test_pairs_per_second_of_one_process_and_of_two(
         parts=("training",), dataset=str(pairs_folder), text_encoder=str(tiny_transformer),
         out=tmp_path / "out.json",
     )  # fmt: skip
-    one, two = measured(settings)
+    one, two, *larger = measured(settings)
+    assert [(row["batch"], row["processes"]) for row in larger] == [(64, 1), (64, 2)]
     assert (one["processes"], two["processes"]) == (1, 2)
     assert (one["times one"], one["unit"]) == (1, "pairs/s")
     assert two["times one"] == pytest.approx(two["value"] / one["value"])
@@ -67,15 +68,15 @@ def test_rankings_of_one_process_and_of_two_are_the_same(
 ) -> None:
     *times, equal = measured(tiny(parts=("search",), out=tmp_path / "out.json"))
     assert [(row["what"], row["processes"]) for row in times[:4]] == [
-        ("encode documents", 1), ("encode documents", 2),
-        ("join and index", 1), ("join and index", 2),
+        ("encode documents (wordllama)", 1), ("encode documents (wordllama)", 2),
+        ("join and index (wordllama)", 1), ("join and index (wordllama)", 2),
     ]  # fmt: skip
-    assert times[-1]["what"] == "all of it"
+    assert times[-1]["what"] == "all of it (wordllama)"
     assert times[-1]["times one"] == pytest.approx(times[-2]["value"] / times[-1]["value"])
     assert equal["what"] == "rankings of 40 queries in 900 documents"
     assert equal["same"]
     assert equal["value"] <= 1e-6
-    assert "| encode documents | 2 |" in capsys.readouterr().out
+    assert "| encode documents (wordllama) | 2 |" in capsys.readouterr().out
 
 
 def test_a_killed_process_costs_no_result(pairs_folder: Path, tmp_path: Path) -> None:

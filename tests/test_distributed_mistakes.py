@@ -20,6 +20,7 @@ from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError
+from maw_gym.retrieval.search_index import SearchIndex
 from maw_gym.tables import table_files
 from maw_gym.tables.task import RetrievalTask
 
@@ -93,6 +94,23 @@ def test_processes_that_do_not_see_one_folder(tiny_folder: Path, tmp_path: Path)
         assert "process 1 does not see what process 0 writes to " in str(problem)
         assert str(problem).endswith("give all of them one folder (of caches: one MAW_GYM_HOME)")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def index_of_own_kind(folder: Path, target: Path) -> None:
+    collection = load_collection(str(folder))
+    embedder = untrained_embedder(collection.doc_texts, EncoderSettings(depths=2)).to(DEVICE)
+    parts = document_parts.encoded_parts(
+        embedder, collection.doc_ids, collection.doc_texts, torch.float32, target / "parts"
+    )
+    hybrid = distributed.process() == 0
+    SearchIndex.of(parts, embedder.fingerprint(), hybrid=hybrid, folder=target, device=DEVICE)
+
+
+def test_processes_that_make_indexes_of_different_kinds(tiny_folder: Path, tmp_path: Path) -> None:
+    for problem in together(index_of_own_kind, tiny_folder, tmp_path):
+        assert isinstance(problem, InputError)
+        assert str(problem).startswith("process 1 has another kind of index (")
+    assert not (tmp_path / "index.json").exists()
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

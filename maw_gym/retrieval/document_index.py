@@ -22,7 +22,7 @@ from maw_gym.products import linear
 EMPTY_SCORE: Final = -2.0  # of a document without text: below every cosine, and finite
 SAME: Final = 1e-6  # documents nearer than this are one vector: rounding must not order equal texts
 BLOCK_ROWS: Final = 16_384  # of embeddings looked at at once
-LINED_ROWS: Final = {"cpu": 1024, "cuda": 65_536}  # the same, where a core's cache should hold them
+LINED_ROWS: Final = {"cpu": 1024, "cuda": 65_536}  # the same; a core's cache should hold them
 # Numbers of embeddings gathered at once: what stays in a core's cache; a GPU wants few launches.
 GATHERED: Final = {"cpu": 2**18, "cuda": 2**25}
 
@@ -176,7 +176,7 @@ def first_of_equals(
     Args:
         vectors: (N, h).
         tolerance: at least 0.
-        device: where the blocks are looked at; the result does not depend on it.
+        device: where the blocks are looked at.
 
     Returns:
         first: (N,) at most the row itself.
@@ -200,9 +200,12 @@ def first_of_equals(
         zero = (found == 0).all(0).nonzero()[:, 0]
         empty.append(some.start + zero[~block[zero].any(1)].cpu().numpy())
         place[:, some] = found.cpu().numpy()
-    # Rows equal on this line alone may part a group in two: their leaders are near, and meet again.
     order = np.argsort(place[2], kind="stable")
-    apart = (np.diff(place[:, order]) != 0).any(0)
+    apart = np.diff(place[:, order]) != 0
+    if (apart.any(0) & ~apart[2]).any():  # rows that are equal on one line alone
+        order = np.lexsort(place)
+        apart = np.diff(place[:, order]) != 0
+    apart = apart.any(0)
     group = np.cumsum(np.concatenate([[False], apart]))  # of rows that are the same bit for bit
     # A stable sort: the first of each group is the first of its rows.
     leaders = order[np.flatnonzero(np.concatenate([[True], apart]))]

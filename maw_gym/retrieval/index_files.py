@@ -109,7 +109,7 @@ def write_about(
         encoder: see `About`.
         kind: see `About`.
         files: see `About`.
-        known: checksums of some of the files, see `sha256_of`.
+        known: the checksums of some of the files as they are now, see `sha256_of`.
     """
     about = {
         "format": FORMAT,

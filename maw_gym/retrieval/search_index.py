@@ -131,6 +131,7 @@ class SearchIndex:
             vectors, first = joined(part.encoded() for part in seen)
             documents = DocumentIndex(doc_ids, with_copies(vectors, first).to(device))
         else:
+            check_same("kind of index", content_key({"of": [encoder, kind, hybrid]}))
             documents, known = _written(seen, doc_ids, folder, device)
             if not is_first():
                 wait()
@@ -142,7 +143,7 @@ class SearchIndex:
             approximate = ApproximateIndex.of(documents, kind.removeprefix("faiss:"))
         index = cls(documents, encoder, bm25, approximate, kind, folder)
         if folder is not None:
-            index.save(folder, known)
+            index._save(folder, known)
             rmtree(folder / PARTS, ignore_errors=True)
             wait()
         return index
@@ -175,16 +176,16 @@ class SearchIndex:
             return self.approximate.rank(embeddings, k)
         return rank_together(self.documents, embeddings, k)
 
-    def save(self, folder: Path, known: Mapping[str, str] | None = None) -> None:
+    def save(self, folder: Path) -> None:
         """Write everything to a folder.
-
-        Args:
-            folder: where.
-            known: checksums of files that are there already, see `write_about`.
 
         Raises:
             InputError: a file cannot be written.
         """
+        self._save(folder, {})
+
+    def _save(self, folder: Path, known: Mapping[str, str]) -> None:
+        """`save`, where the checksums of some files are known already."""
         (folder / ABOUT).unlink(missing_ok=True)
         if self.folder is None or self.folder.resolve() != folder.resolve():
             everyone = np.arange(len(self.documents))
@@ -197,7 +198,7 @@ class SearchIndex:
         if self.approximate is not None:
             self.approximate.save(folder / FAISS)
             files.append(FAISS)
-        write_about(folder, self.encoder, self.kind, files, known or {})
+        write_about(folder, self.encoder, self.kind, files, known)
 
     @classmethod
     def load(cls, folder: Path, encoder: str, device: torch.device | str = "cpu") -> Self:

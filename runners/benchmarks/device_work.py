@@ -73,10 +73,11 @@ def _training(
     )
     rates = Rates()
     loop.log.addHandler(rates)
-    trained, provenance = trained_attention([collection], device, settings, text=text)
-    loop.log.removeHandler(rates)
+    try:
+        _, provenance = trained_attention([collection], device, settings, text=text)
+    finally:
+        loop.log.removeHandler(rates)
     return {
-        "recompute": bool(getattr(trained.text, "recompute", False)),
         "pairs": provenance["pairs"],
         "batch": provenance["settings"]["batch_size"],
         "pairs/s": rates.rates,

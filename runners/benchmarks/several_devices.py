@@ -51,8 +51,8 @@ class DevicesSettings:
     """whose pairs are trained on"""
     text_encoder: HomeText = "minilm"
     """what is trained along, see runners/train_encoder.py"""
-    batch_sizes: tuple[Count, ...] = (1024, 2048, 4096)
-    """pairs of a step, by all processes together"""
+    batch_sizes: tuple[Count, ...] = (1024, 2048)
+    """pairs of a step, by all processes together; they are to share each evenly"""
     epochs: Count = 4
     """of training; the first one warms up and is not counted"""
     search_encoder: HomeText = "wordllama"
@@ -133,6 +133,7 @@ def training_part(machine: Machine) -> list[dict[str, Any]]:
     rows: dict[int, list[dict[str, Any]]] = {}
     names = ("dataset", "text_encoder", "batch_sizes", "epochs")
     about = {name: getattr(settings, name) for name in names}
+    about["batch_sizes"] = sorted(set(settings.batch_sizes))
     for processes in (1, machine.count):
         for run in machine.run("training", processes, **about)["runs"]:
             counted = run["pairs/s"][1:] or run["pairs/s"]
@@ -242,6 +243,9 @@ def main(settings: DevicesSettings) -> None:
     out = settings.out and writable_output(settings.out)
     gpus = 0 if settings.device == "cpu" else torch.cuda.device_count()
     count = settings.processes or gpus or 2
+    for size in settings.batch_sizes:
+        if size % count:
+            raise InputError(f"batch size {size} cannot be shared by {count} processes")
     parts = {"training": training_part, "search": search_part, "restart": restart_part}
     rows: list[dict[str, Any]] = []
     name = f"{count} x {torch.cuda.get_device_name()}" if gpus else f"CPU, {count} processes"

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,20 @@ def test_blocks_and_many_copies_change_nothing(monkeypatch):
         first, empty = first_of_equals(rows, 1e-6)
         assert first.tolist() == expected
         assert empty.tolist() == [250]
+
+
+def test_equal_places_on_one_line_make_no_row_another(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 3, generator=generator)
+    rows[5:35:2] = rows[4].clone()
+    drawn = np.array([[1.0, 0.2, 0.3], [0.1, 1.0, 0.5], [0.0, 0.0, 1.0]])
+    rows[6:36:2, 2] = rows[4, 2]  # equal on the last line, which is the last axis, and only there
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: SimpleNamespace(
+        standard_normal=lambda shape: drawn.copy()
+    ))  # fmt: skip
+    expected = list(range(40))
+    expected[5:35:2] = [4] * 15
+    assert first_of_equals(rows, 1e-6)[0].tolist() == expected
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -104,3 +104,8 @@ def test_processes_that_fail_are_named_after_what_they_say(
     with pytest.raises(InputError, match="search by 1 processes failed"):
         main(tiny(parts=("search",), documents=1, queries=1, device="gpu"))
     assert "InputError: device" in capsys.readouterr().err
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_at_once() -> None:
+    with pytest.raises(InputError, match=r"^batch size 33 cannot be shared by 2 processes$"):
+        main(tiny(batch_sizes=(32, 33)))

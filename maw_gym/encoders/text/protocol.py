@@ -78,7 +78,7 @@ def padded(
 
 
 def on_device(values: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor of the CPU on `device`. A GPU is not waited for: it takes it when it comes to it."""
+    """A tensor of the CPU on `device`; a GPU takes it in its turn, and is not waited for."""
     if torch.device(device).type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

@@ -23,7 +23,7 @@ from maw_gym.encoders.training.validation import Validation
 from maw_gym.files.epoch_checkpoints import Best
 
 GROUPS: Final = 4  # documents of a batch are encoded in this many groups of similar length
-# A GPU wants few launches: groups are fewer where they would have fewer tokens than these there.
+# A GPU wants few launches: groups are fewer where they would have fewer padded tokens than these.
 GROUP_TOKENS: Final = 2**17
 
 
@@ -143,7 +143,7 @@ def batch_loss(
     texts = [cut(pairs.documents[row], settings.document_tokens) for row in documents[own]]
     order = torch.tensor(sorted(range(len(texts)), key=lambda row: len(texts[row])))
     encoded = []
-    for group in order.chunk(_groups_of(texts, device)):
+    for group in order.chunk(_groups_of(texts, embedder)):
         encoded.append(embedder.embed(*padded([texts[row] for row in group.tolist()], device)))
     vectors = torch.cat(encoded)[on_device(order.argsort(), device)]
     which = on_device(torch.tensor(documents), device)
@@ -151,11 +151,13 @@ def batch_loss(
     return contrastive_loss(queries, vectors, which, settings.temperature)
 
 
-def _groups_of(texts: list[list[int]], device: torch.device) -> int:
+def _groups_of(texts: list[list[int]], embedder: Embedder) -> int:
     """How many groups of similar length the texts of a batch are encoded in."""
-    if device.type == "cpu":
+    # What is computed again for the backward pass is held for one group at a time.
+    if embedder.device.type == "cpu" or getattr(embedder.text, "recompute", False):
         return GROUPS
-    return min(max(sum(map(len, texts)) // GROUP_TOKENS, 1), GROUPS)
+    padded_tokens = len(texts) * max(map(len, texts))
+    return min(max(padded_tokens // GROUP_TOKENS, 1), GROUPS)
 
 
 def contrastive_loss(

@@ -61,7 +61,7 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
             training that was stopped goes on after its last. None keeps nothing.
 
     Raises:
-        FloatingPointError: a loss is not finite.
+        FloatingPointError: a loss is not finite, and so are the weights.
         InputError: processes that begin with different weights or from different checkpoints.
     """
     about = {"stage": stage.name, **stage.about}

@@ -146,7 +146,10 @@ def _trainable(text: TextEncoder, settings: TrainingSettings, device: torch.devi
     if isinstance(text, Transformer):
         longest = settings.query_tokens + settings.document_tokens
         share = -(-settings.batch_size // processes())
-        return text.trainable(share * longest, device)
+        trainable = text.trainable(share * longest, device)
+        if trainable.recompute:
+            log.info("memory is short: what the backward pass needs is computed again")
+        return trainable
     return WordLlama(torch.nn.Parameter(WordLlama().embedding.clone().to(device)))
 
 

@@ -110,6 +110,50 @@ def test_a_model_that_looks_at_neighbours_alone_gets_its_own_masks(text):
     assert not local.takes_broadcast_masks(torch.device("cpu"))
 
 
+@pytest.mark.parametrize("problem", [AssertionError, KeyError, ValueError])
+def test_a_model_that_fails_over_broadcast_masks_gets_its_own(text, monkeypatch, problem):
+    states_under = text._states_under
+
+    def failing(ids, mask):
+        if mask.ndim == 4:
+            raise problem
+        return states_under(ids, mask)
+
+    wary = text.knowing()
+    wary._broadcast = None
+    monkeypatch.setattr(wary, "_states_under", failing)
+    monkeypatch.setattr("maw_gym.encoders.text.transformer.waited_for", lambda ids: True)
+    ids, mask = padded(text.tokenize(["how bees make honey", "bread"]))
+    assert torch.equal(wary.hidden(ids, mask), text.hidden(ids, mask))
+    assert wary._broadcast is False
+
+
+def test_memory_that_is_short_while_masks_are_tried_is_said(text, monkeypatch):
+    def short(ids, mask):
+        raise torch.OutOfMemoryError
+
+    wary = text.knowing()
+    wary._broadcast = None
+    monkeypatch.setattr(wary, "_states_under", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        wary.takes_broadcast_masks(torch.device("cpu"))
+
+
+def test_states_under_broadcast_masks_are_the_same(text, monkeypatch):
+    ids, mask = padded(text.tokenize(["how bees make honey", "bread"]))
+    expected = text.hidden(ids, mask)
+    given = []
+    wide = text.knowing()
+    states_under = text._states_under
+    monkeypatch.setattr("maw_gym.encoders.text.transformer.waited_for", lambda ids: True)
+    monkeypatch.setattr(
+        wide, "_states_under", lambda ids, m: given.append(m.shape) or states_under(ids, m)
+    )
+    found = wide.hidden(ids, mask)
+    assert given[-1] == (2, 1, 1, ids.shape[1])
+    assert torch.allclose(found[mask], expected[mask], atol=1e-6)
+
+
 # --- embeddings ------------------------------------------------------------------------------
 
 
@@ -192,8 +236,8 @@ def test_a_trainable_copy_has_the_models_gradient(text, monkeypatch, free):
 
 
 def test_what_is_kept_on_a_gpu_takes_half_as_much(text, monkeypatch):
-    # Above, two thirds of 4 MB are less than 4.6 MB, and more than 2.3 MB.
-    monkeypatch.setattr("maw_gym.encoders.text.transformer.free_memory", lambda device: 4 * 10**6)
+    # Half of 8 MB is less than the 4.6 MB above, and more than 2.3 MB.
+    monkeypatch.setattr("maw_gym.encoders.text.transformer.free_memory", lambda device: 8 * 10**6)
     assert text.trainable(1000, torch.device("cpu")).recompute
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
     assert not text.trainable(1000, torch.device("cuda")).recompute

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -278,11 +279,20 @@ def test_a_loss_that_is_not_finite_is_noticed_a_step_later(tiny, embedder, monke
 
 
 def test_a_gpu_encodes_documents_in_fewer_groups():
-    texts = [[7] * 1000] * 400
-    assert attention_stage._groups_of(texts[:2], torch.device("cpu")) == 4
-    of_gpu = [attention_stage._groups_of(texts[:n], torch.device("cuda")) for n in (2, 262, 263)]
-    assert of_gpu == [1, 1, 2]
-    assert attention_stage._groups_of(texts * 4, torch.device("cuda")) == 4
+    def groups(texts, device, recompute=False):
+        text = SimpleNamespace(recompute=recompute)
+        return attention_stage._groups_of(
+            texts, SimpleNamespace(device=torch.device(device), text=text)
+        )
+
+    texts = [[7] * 1024] * 512
+    assert groups(texts[:2], "cpu") == 4
+    assert [groups(texts[:n], "cuda") for n in (2, 255, 256, 512)] == [1, 1, 2, 4]
+    assert groups(texts * 4, "cuda") == 4
+    # Padding counts: without groups the short ones would be as long as the longest.
+    assert groups([[7]] * 511 + texts[:1], "cuda") == 4
+    # What is computed again is held group by group.
+    assert groups(texts[:2], "cuda", recompute=True) == 4
 
 
 def test_texts_are_cut_in_training(tiny, embedder):

@@ -243,9 +243,13 @@ def main(settings: DevicesSettings) -> None:
     out = settings.out and writable_output(settings.out)
     gpus = 0 if settings.device == "cpu" else torch.cuda.device_count()
     count = settings.processes or gpus or 2
-    for size in settings.batch_sizes:
+    sizes = {"training": settings.batch_sizes, "restart": (settings.restart_batch_size,)}
+    for size in (size for part in settings.parts for size in sizes.get(part, ())):
         if size % count:
-            raise InputError(f"batch size {size} cannot be shared by {count} processes")
+            raise InputError(
+                f"batch size {size} cannot be shared by {count} processes; give a multiple of"
+                f" {count}"
+            )
     parts = {"training": training_part, "search": search_part, "restart": restart_part}
     rows: list[dict[str, Any]] = []
     name = f"{count} x {torch.cuda.get_device_name()}" if gpus else f"CPU, {count} processes"

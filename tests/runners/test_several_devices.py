@@ -106,6 +106,14 @@ def test_processes_that_fail_are_named_after_what_they_say(
     assert "InputError: device" in capsys.readouterr().err
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused_at_once() -> None:
-    with pytest.raises(InputError, match=r"^batch size 33 cannot be shared by 2 processes$"):
-        main(tiny(batch_sizes=(32, 33)))
+@pytest.mark.parametrize("given", [{"batch_sizes": (32, 33)}, {"restart_batch_size": 33}])
+def test_a_batch_that_the_processes_cannot_share_is_refused_at_once(given: dict) -> None:
+    with pytest.raises(
+        InputError, match=r"^batch size 33 cannot be shared by 2 processes; give a multiple of 2$"
+    ):
+        main(tiny(**given))
+
+
+def test_batches_do_not_matter_where_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(several_devices, "search_part", lambda machine: [])
+    main(tiny(parts=("search",), batch_sizes=(33,), restart_batch_size=33))

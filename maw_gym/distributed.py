@@ -216,16 +216,21 @@ def with_mean_gradients(weights: Iterable[Tensor]) -> nn.Module:
     return DistributedDataParallel(losses) if processes() > 1 else losses
 
 
-def check_shares(batch_size: int) -> None:
+def check_shares(batch_size: int, count: int | None = None) -> None:
     """Refuse a batch that the processes cannot share evenly.
+
+    Args:
+        batch_size: pairs of a step.
+        count: of processes; None are those that there are.
 
     Raises:
         InputError: their number does not divide it.
     """
-    if batch_size % processes():
+    count = processes() if count is None else count
+    if batch_size % count:
         raise InputError(
-            f"batch_size {batch_size} cannot be shared by {processes()} processes; give a multiple"
-            f" of {processes()}"
+            f"batch_size {batch_size} cannot be shared by {count} processes; give a multiple"
+            f" of {count}"
         )
 
 

@@ -21,9 +21,10 @@ from maw_gym.products import linear
 
 EMPTY_SCORE: Final = -2.0  # of a document without text: below every cosine, and finite
 SAME: Final = 1e-6  # documents nearer than this are one vector: rounding must not order equal texts
-BLOCK_ROWS: Final = 16_384  # of embeddings looked at at once
-LINED_ROWS: Final = {"cpu": 1024, "cuda": 65_536}  # the same; a core's cache should hold them
-# Numbers of embeddings gathered at once: what stays in a core's cache; a GPU wants few launches.
+BLOCK_ROWS: Final = 16_384  # of embeddings compared at once
+# Rows looked at together, and numbers of embeddings gathered at once: what stays in a core's cache;
+# a GPU wants few launches.
+LINED_ROWS: Final = {"cpu": 1024, "cuda": 65_536}
 GATHERED: Final = {"cpu": 2**18, "cuda": 2**25}
 
 Integers = NDArray[np.int64]
@@ -69,9 +70,8 @@ class DocumentIndex:
         self.device = torch.device(device) if device is not None else embeddings.device
         self.tie_order = trec_order(self.doc_ids)  # (N,) documents
         self.tie_of = np.argsort(self.tie_order)  # (N,) by document
-        self.first_of, empty = first_of_equals(
-            self.vectors, SAME, self.device
-        )  # (N,) the document it equals
+        # (N,) the document that each equals
+        self.first_of, empty = first_of_equals(self.vectors, SAME, self.device)
         self.empty = torch.from_numpy(empty).to(self.device)  # (E,) documents
         copies = np.flatnonzero(self.first_of != np.arange(len(self)))
         self._copies = torch.from_numpy(copies).to(self.device)

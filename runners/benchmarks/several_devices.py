@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file
 
 from maw_gym.corpora import load_collection
+from maw_gym.distributed import check_shares
 from maw_gym.encoders import document_parts
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.errors import InputError
@@ -245,11 +246,7 @@ def main(settings: DevicesSettings) -> None:
     count = settings.processes or gpus or 2
     sizes = {"training": settings.batch_sizes, "restart": (settings.restart_batch_size,)}
     for size in (size for part in settings.parts for size in sizes.get(part, ())):
-        if size % count:
-            raise InputError(
-                f"batch size {size} cannot be shared by {count} processes; give a multiple of"
-                f" {count}"
-            )
+        check_shares(size, count)
     parts = {"training": training_part, "search": search_part, "restart": restart_part}
     rows: list[dict[str, Any]] = []
     name = f"{count} x {torch.cuda.get_device_name()}" if gpus else f"CPU, {count} processes"

@@ -109,7 +109,7 @@ def test_processes_that_fail_are_named_after_what_they_say(
 @pytest.mark.parametrize("given", [{"batch_sizes": (32, 33)}, {"restart_batch_size": 33}])
 def test_a_batch_that_the_processes_cannot_share_is_refused_at_once(given: dict) -> None:
     with pytest.raises(
-        InputError, match=r"^batch size 33 cannot be shared by 2 processes; give a multiple of 2$"
+        InputError, match=r"^batch_size 33 cannot be shared by 2 processes; give a multiple of 2$"
     ):
         main(tiny(**given))
 

@@ -68,8 +68,7 @@ def padded(
         device: where both are wanted.
     """
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-    # torch's memory, whose alignment decides how sums are rounded; numpy's loops: torch spreads
-    # such small steps over all cores, which costs more than it gains.
+    # By numpy: torch spreads such small steps over all cores, which costs more than it gains.
     mask = torch.empty(len(ids), int(lengths.max(initial=1)), dtype=torch.bool)
     batch = torch.zeros(mask.shape, dtype=torch.long)
     np.less(np.arange(mask.shape[1]), lengths[:, None], out=mask.numpy())

@@ -22,7 +22,6 @@ from maw_gym.corpora.records import encodable
 # measured on MiniLM, and on DeBERTa, whose attention keeps most.
 KEPT_NUMBERS = {"sdpa": 24, "eager": 48}
 BROADCAST_TOKENS = 256  # of the longest texts whose masks are given as (B, 1, 1, S)
-KEPT_BYTES = {"cpu": 4, "cuda": 2}  # of each; on a GPU most are bfloat16
 
 
 class TokenStates(Protocol):
@@ -127,8 +126,7 @@ class Transformer:
         return torch.from_numpy(result).to(ids.device).float()
 
     def _run(self, ids: Tensor, mask: Tensor) -> Tensor:
-        # Of a mask (B, S) the library asks whether it is all True, for which a GPU is waited for.
-        wide = waited_for(ids) and self.takes_broadcast_masks(ids.device)
+        wide = prefers_broadcast_masks(ids) and self.takes_broadcast_masks(ids.device)
         return self._states_under(ids, mask[:, None, None] if wide else mask.long())
 
     def _states_under(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -187,8 +185,8 @@ class Transformer:
         text.model = copy.deepcopy(self.model).to(device).requires_grad_(True)
         layers = int(self.config.num_hidden_layers)
         kind = "sdpa" if self.config._attn_implementation == "sdpa" else "eager"
-        each = KEPT_NUMBERS[kind] * KEPT_BYTES["cpu" if device.type == "cpu" else "cuda"]
-        needed = each * self.width * layers * tokens
+        size = 4 if device.type == "cpu" else 2  # bytes; on a GPU most numbers are bfloat16
+        needed = size * KEPT_NUMBERS[kind] * self.width * layers * tokens
         text.recompute = needed > free_memory(device) / 2
         return text
 
@@ -199,8 +197,11 @@ class Transformer:
         return text
 
 
-def waited_for(ids: Tensor) -> bool:
-    """Whether a look at the values of a batch (B, S), short enough for another way, is to wait."""
+def prefers_broadcast_masks(ids: Tensor) -> bool:
+    """Whether masks (B, S) of this batch would be slow, and it is short enough for the others.
+
+    Of a mask (B, S) transformers asks whether it is all True, for which a GPU is waited for.
+    """
     return ids.is_cuda and ids.shape[1] <= BROADCAST_TOKENS
 
 

@@ -7,7 +7,9 @@ make vectors of them that differ a little, and order what should tie.
 import gc
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sized
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -21,12 +23,14 @@ from tqdm import tqdm
 from maw_gym.checks import checked_texts
 from maw_gym.distributed import is_first, process, processes
 from maw_gym.encoders.embedder import Embedder
+from maw_gym.encoders.text import on_device
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.files.tensor_files import read_tensors, write_tensors
 from maw_gym.retrieval.search_index import Part
 
 PART: Final = 8192  # documents whose texts and tokens are held at once
 KIND: Final = "part of an index"
+UNWRITTEN: Final = 2  # parts that may wait for the disk
 
 
 def encoded_parts(
@@ -38,8 +42,9 @@ def encoded_parts(
 ) -> Iterator[Part]:
     """Documents encoded in portions of `PART`.
 
-    With a folder, each of several processes (`maw_gym.distributed`) encodes a share of the parts;
-    what the others have encoded can be read when all have come to the end of the same documents.
+    With a folder the parts can be read (`Part.encoded`) when all have been seen. Each of several
+    processes (`maw_gym.distributed`) encodes a share of them; what the others have encoded can be
+    read when all have come to the end of the same documents.
 
     Args:
         embedder: see `Embedder.encode_documents`.
@@ -54,25 +59,47 @@ def encoded_parts(
     """
     about = {"encoder": embedder.fingerprint(), "dtype": str(dtype)}
     total = len(doc_ids) if isinstance(doc_ids, Sized) else None
-    with tqdm(
+    bar = tqdm(
         total=total,
         desc="documents",
         unit="doc",
         delay=2,
         leave=False,
         disable=None if is_first() else True,
-    ) as bar:
+    )
+    with _writer() as write, bar:
         for number, (some_ids, some) in enumerate(_portions(doc_ids, texts)):
             content = _content(some)
             if folder is None:
-                encoded = partial(_same, _encoded(embedder, some, dtype))
+                vectors, digests = _encoded(embedder, some, dtype)
+                encoded = partial(_known, vectors.cpu(), digests)
             else:
-                path = folder / f"{number:06}.safetensors"
-                encoded = partial(_read, path, about | {"content": content})
-                if number % processes() == process():
-                    _write(path, about | {"content": content}, embedder, some, dtype)
+                path, of_part = folder / f"{number:06}.safetensors", about | {"content": content}
+                encoded = partial(_read, path, of_part)
+                if number % processes() == process() and not _is_there(path, of_part):
+                    write(partial(_write, path, of_part, *_encoded(embedder, some, dtype)))
             yield Part(some_ids, some, content, encoded)
             bar.update(len(some))
+
+
+@contextmanager
+def _writer() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Gives a function that lets a thread write something, one thing after the other.
+
+    It waits where `UNWRITTEN` are not written yet, and raises what writing one of them has raised;
+    in the end all are written.
+    """
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+
+        def write(something: Callable[[], None]) -> None:
+            waiting.append(thread.submit(something))
+            while len(waiting) > UNWRITTEN or (waiting and waiting[0].done()):
+                waiting.popleft().result()
+
+        yield write
+        for left in waiting:
+            left.result()
 
 
 def _content(texts: list[str]) -> str:
@@ -124,32 +151,36 @@ def _uncollected() -> Iterator[None]:
 @torch.no_grad()
 @_uncollected()
 def _encoded(embedder: Embedder, texts: list[str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Vectors and digests of some texts; equal ones are encoded once."""
+    """Vectors, on the encoder's device, and digests of some texts; equal ones are encoded once."""
     ids = embedder.document_ids(texts)
     digests = [hashlib.blake2b(array("i", row).tobytes(), digest_size=16).digest() for row in ids]
     first: dict[bytes, int] = {}
     for row, digest in enumerate(digests):
         first.setdefault(digest, row)
-    vectors = embedder.encode_ids([ids[row] for row in first.values()]).to("cpu", dtype)
+    vectors = embedder.encode_ids([ids[row] for row in first.values()]).to(dtype)
     if len(first) < len(ids):
         place = {digest: number for number, digest in enumerate(first)}
-        vectors = vectors[torch.tensor([place[digest] for digest in digests])]
+        rows = torch.tensor([place[digest] for digest in digests])
+        vectors = vectors[on_device(rows, vectors.device)]
     as_bytes = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8)
     return vectors, as_bytes.view(-1, 16)
 
 
-def _write(
-    path: Path, about: dict[str, str], embedder: Embedder, texts: list[str], dtype: torch.dtype
-) -> None:
-    """Encode some texts to their file, if it is not there yet."""
+def _is_there(path: Path, about: dict[str, str]) -> bool:
+    """Whether the file of this very part is whole."""
     try:
         if path.exists():
             _read(path, about)
-            return
+            return True
     except DamagedFileError:
         pass
-    vectors, digests = _encoded(embedder, texts, dtype)
-    write_tensors(path, {"vectors": vectors, "digests": digests}, KIND, about)
+    return False
+
+
+def _write(path: Path, about: dict[str, str], vectors: Tensor, digests: Tensor) -> None:
+    """Write the file of a part."""
+    # .cpu() waits for a GPU, which the thread that encodes does not.
+    write_tensors(path, {"vectors": vectors.cpu(), "digests": digests}, KIND, about)
 
 
 def _read(path: Path, about: dict[str, str]) -> tuple[Tensor, Tensor]:
@@ -160,5 +191,5 @@ def _read(path: Path, about: dict[str, str]) -> tuple[Tensor, Tensor]:
     return tensors["vectors"], tensors["digests"]
 
 
-def _same(encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return encoded
+def _known(vectors: Tensor, digests: Tensor) -> tuple[Tensor, Tensor]:
+    return vectors, digests

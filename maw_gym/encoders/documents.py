@@ -62,7 +62,7 @@ def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
     parts = partial(encoded_parts, knowing, *documents, torch.float32, folder)
 
     def build() -> Tensor:
-        embeddings = with_copies(*joined(part.encoded() for part in parts()))
+        embeddings = with_copies(*joined(part.encoded() for part in list(parts())))
         write_tensors(path, {"embeddings": embeddings}, "documents", {})
         rmtree(folder, ignore_errors=True)
         return embeddings

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from maw_gym.corpora.records import QuerySet
 from maw_gym.errors import InputError
@@ -187,46 +188,53 @@ def first_of_equals(
     """
     count, width = vectors.shape
     # Equal rows have equal places on any line, near ones near places; three lines part the rest.
-    lines = np.random.default_rng(0).standard_normal((3, width))
-    lines /= np.linalg.norm(lines, axis=1, keepdims=True)
-    place = np.empty((3, count))
-    empty = [np.zeros(0, np.int64)]
-    drawn = torch.from_numpy(lines).to(device)
-    for some in steps(count, LINED_ROWS["cpu" if drawn.device.type == "cpu" else "cuda"]):
-        block = vectors[some].to(device, torch.float64)
+    directions = np.random.default_rng(0).standard_normal((3, width))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    lines = torch.from_numpy(directions).to(device)
+    place = lines.new_empty(3, count)
+    empty = []
+    for some in steps(count, LINED_ROWS["cpu" if lines.device.type == "cpu" else "cuda"]):
+        block = vectors[some].to(device).double()
         # No matrix product, which may round equal rows otherwise.
-        found = torch.stack([(block * line).sum(1) for line in drawn])
+        found = torch.stack([(block * line).sum(1) for line in lines])
         check_finite(found, "document")
         zero = (found == 0).all(0).nonzero()[:, 0]
-        empty.append(some.start + zero[~block[zero].any(1)].cpu().numpy())
-        place[:, some] = found.cpu().numpy()
-    order = np.argsort(place[2], kind="stable")
-    apart = np.diff(place[:, order]) != 0
-    if (apart.any(0) & ~apart[2]).any():  # rows that are equal on one line alone
-        order = np.lexsort(place)
-        apart = np.diff(place[:, order]) != 0
-    apart = apart.any(0)
-    group = np.cumsum(np.concatenate([[False], apart]))  # of rows that are the same bit for bit
-    # A stable sort: the first of each group is the first of its rows.
-    leaders = order[np.flatnonzero(np.concatenate([[True], apart]))]
-    one, other = _near_pairs(vectors, leaders, place[:, leaders], tolerance)
-    # Imported where it is needed: `import maw_gym` should not wait for it.
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(leaders), len(leaders)))
-    _, labels = connected_components(graph, directed=False)
-    by_label = np.full(len(leaders), count)
-    np.minimum.at(by_label, labels, leaders)
-    first = np.empty(count, np.int64)
-    first[order] = by_label[labels[group]]
-    return first, np.concatenate(empty)
+        empty.append(some.start + zero[~block[zero].any(1)])
+        place[:, some] = found
+    order, leads = _sorted(place)
+    leaders = order[leads]
+    pairs = _near_pairs(vectors, leaders, place[:, leaders], tolerance)
+    first = torch.empty_like(order)
+    first[order] = _first_of_linked(leaders, pairs)[leads.cumsum(0) - 1]
+    return first.cpu().numpy(), torch.cat(empty).cpu().numpy()
 
 
-def _near_pairs(
-    vectors: Tensor, rows: Integers, place: NDArray[np.float64], tolerance: float
-) -> tuple[Integers, Integers]:
-    """Pairs of positions in `rows` (U,) whose vectors are within `tolerance`.
+def first_of_same(keys: Tensor) -> Integers:
+    """For each column of keys (K, N) the first that is the same, (N,)."""
+    order, leads = _sorted(keys)
+    first = torch.empty_like(order)
+    first[order] = order[leads][leads.cumsum(0) - 1]
+    return first.cpu().numpy()
+
+
+def _sorted(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Order (N,) of the columns of keys (K, N), the last key's first.
+
+    Columns that are the same stand in their own order, behind one that leads them: the second
+    result (N,) is True where another one begins.
+    """
+    order = keys[-1].argsort(stable=True)
+    apart = keys[:, order].diff(dim=1) != 0
+    if (apart.any(0) & ~apart[-1]).any():  # the same by the last key alone
+        order = torch.arange(keys.shape[1], device=keys.device)
+        for key in keys:
+            order = order[key[order].argsort(stable=True)]
+        apart = keys[:, order].diff(dim=1) != 0
+    return order, pad(apart.any(0), (1, 0), value=True)
+
+
+def _near_pairs(vectors: Tensor, rows: Tensor, place: Tensor, tolerance: float) -> Tensor:
+    """Pairs (2, P) of positions in `rows` (U,) whose vectors are within `tolerance`.
 
     Args:
         vectors: (N, h).
@@ -234,22 +242,36 @@ def _near_pairs(
         place: (3, U) of the rows on three lines, the last ascending.
         tolerance: see `first_of_equals`.
     """
-    pairs = [np.empty((2, 0), np.int64)]
-    left = np.arange(len(rows) - 1)
+    pairs = [rows.new_empty(2, 0)]
+    left = torch.arange(len(rows), device=rows.device)
     shift = 1
     while len(left):
         # Who is too far on the sorted line from the next is so from all behind it.
         left = left[left + shift < len(rows)]
         left = left[place[2, left + shift] - place[2, left] <= tolerance]
-        near = left[(np.abs(place[:, left + shift] - place[:, left]) <= tolerance).all(0)]
+        near = left[((place[:, left + shift] - place[:, left]).abs() <= tolerance).all(0)]
         for some in steps(len(near), BLOCK_ROWS):
             one = near[some]
-            ends = [vectors[torch.from_numpy(rows[at])].double() for at in (one, one + shift)]
-            same = ((ends[0] - ends[1]).norm(dim=1) <= tolerance).cpu().numpy()
-            pairs.append(np.stack([one[same], one[same] + shift]))
+            ends = [vectors[rows[at].to(vectors.device)].double() for at in (one, one + shift)]
+            same = ((ends[0] - ends[1]).norm(dim=1) <= tolerance).to(rows.device)
+            pairs.append(torch.stack([one[same], one[same] + shift]))
         shift += 1
-    one, other = np.concatenate(pairs, axis=1)
-    return one, other
+    return torch.cat(pairs, dim=1)
+
+
+def _first_of_linked(rows: Tensor, pairs: Tensor) -> Tensor:
+    """For each of `rows` (U,) the first of those that `pairs` (2, P) of positions link with it."""
+    if not pairs.shape[1]:
+        return rows
+    # Imported where it is needed: `import maw_gym` should not wait for it.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    one, other = pairs.cpu().numpy()
+    graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(rows), len(rows)))
+    _, found = connected_components(graph, directed=False)
+    labels = torch.from_numpy(found.astype(np.int64)).to(rows.device)
+    return rows.scatter_reduce(0, labels, rows, "amin", include_self=False)[labels]
 
 
 def steps(count: int, step: int) -> Iterator[slice]:

@@ -18,7 +18,7 @@ from maw_gym.files.cache import content_key
 from maw_gym.files.together import check_one_folder
 from maw_gym.retrieval.approximate import ApproximateIndex
 from maw_gym.retrieval.bm25 import BM25, Words
-from maw_gym.retrieval.document_index import DocumentIndex
+from maw_gym.retrieval.document_index import DocumentIndex, first_of_same
 from maw_gym.retrieval.fusion import fused_ranking, scored_candidates, weighted_sum
 from maw_gym.retrieval.index_files import (
     ABOUT,
@@ -260,10 +260,7 @@ def joined(
 ) -> tuple[list[Tensor], NDArray[np.int64]]:
     """The vectors of all parts, and for each document the first whose text is the same, (N,)."""
     vectors, digests = zip(*encoded, strict=True)
-    rows = np.ascontiguousarray(torch.cat(digests).numpy())
-    names = rows.view(np.dtype((np.void, rows.shape[1])))[:, 0]
-    _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
-    return list(vectors), first[inverse]
+    return list(vectors), first_of_same(torch.cat(digests).view(torch.int64).T)
 
 
 def with_copies(vectors: Sequence[Tensor], first: NDArray[np.int64]) -> Tensor:

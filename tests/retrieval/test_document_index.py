@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from maw_gym.errors import InputError
-from maw_gym.retrieval.document_index import LINED_ROWS, DocumentIndex, first_of_equals
+from maw_gym.retrieval.document_index import (
+    LINED_ROWS,
+    DocumentIndex,
+    first_of_equals,
+    first_of_same,
+)
 
 
 def test_near_rows_are_equal_to_the_first_of_them():
@@ -49,6 +54,14 @@ def test_equal_places_on_one_line_make_no_row_another(monkeypatch):
     expected = list(range(40))
     expected[5:35:2] = [4] * 15
     assert first_of_equals(rows, 1e-6)[0].tolist() == expected
+
+
+def test_columns_are_the_same_by_all_keys():
+    keys = torch.tensor([[7, 7, 5, 7, 5, 7], [1, 2, 1, 1, 1, 2]])
+    assert first_of_same(keys).tolist() == [0, 1, 2, 0, 2, 1]
+    assert first_of_same(keys[:, :1]).tolist() == [0]
+    extreme = torch.tensor([[2**63 - 1, -(2**63), 2**63 - 1]])
+    assert first_of_same(extreme).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

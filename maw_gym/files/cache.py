@@ -75,12 +75,17 @@ def content_key(content: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed to `path`.
 
     A reader sees the old file or the new one, never half of one. On any exception, an interrupt
     included, the temporary file is removed and `path` is left as it was; what a kill leaves is
     taken away by `sweep`.
+
+    Args:
+        path: the file.
+        sync: wait until it is on the disk; without that a machine that loses its power may leave
+            half of it, see `synced`.
 
     Raises:
         InputError: the file cannot be written, for want of space or of permission.
@@ -92,8 +97,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise _unwritable(path, error) from None
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            _sync(temporary)
         # mkstemp makes files private; give the permissions that open() would have given.
         umask = os.umask(0)
         os.umask(umask)
@@ -120,6 +125,23 @@ def _new_file(path: Path) -> tuple[int, Path]:
         if os.path.exists(name):
             return handle, Path(name)
         os.close(handle)
+
+
+def synced(path: Path) -> None:
+    """Wait until a file is on the disk.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        _sync(path)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files.cache import canonical, written_whole
+from maw_gym.files.cache import canonical, synced, written_whole
 from maw_gym.files.tensor_files import check_readable
 
 FORMAT: Final = 1
@@ -66,14 +66,17 @@ def read_ids(path: Path) -> list[str]:
 
 
 def write_vectors(path: Path, parts: Sequence[Tensor], first: NDArray[np.int64]) -> None:
-    """Write the vectors of all parts one behind the other, that of a copy being its first's."""
+    """Write the vectors of all parts one behind the other, that of a copy being its first's.
+
+    The file can be mapped then; that it is on the disk is seen to by `settled`.
+    """
     starts = np.cumsum([0, *map(len, parts)])
     header: dict[str, Any] = {
         "descr": np.lib.format.dtype_to_descr(parts[0].numpy().dtype),
         "fortran_order": False,
         "shape": (int(starts[-1]), parts[0].shape[1]),
     }
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with written_whole(path, sync=False) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for start, part in zip(starts, parts, strict=False):
             rows = np.arange(start, start + len(part))
@@ -109,13 +112,13 @@ def write_about(
         encoder: see `About`.
         kind: see `About`.
         files: see `About`.
-        known: the checksums of some of the files as they are now, see `sha256_of`.
+        known: the checksums of files that are `settled`.
     """
     about = {
         "format": FORMAT,
         "encoder": encoder,
         "index": kind,
-        "sha256": {name: known.get(name) or sha256_of(folder / name) for name in files},
+        "sha256": {name: known.get(name) or settled(folder / name) for name in files},
     }
     with written_whole(folder / ABOUT) as temporary:
         temporary.write_text(canonical(about))
@@ -150,6 +153,12 @@ def read_about(folder: Path) -> About:
         if sha256_of(folder / name) != written:
             raise DamagedFileError(f"{folder / name} is damaged: its checksum is another")
     return about
+
+
+def settled(path: Path) -> str:
+    """The sha256 (hex) of a file, which is on the disk from now on."""
+    synced(path)
+    return sha256_of(path)
 
 
 def sha256_of(path: Path) -> str:

@@ -30,7 +30,7 @@ from maw_gym.retrieval.index_files import (
     mapped_vectors,
     read_about,
     read_ids,
-    sha256_of,
+    settled,
     write_about,
     write_ids,
     write_vectors,
@@ -249,8 +249,8 @@ def _written(
             encoded = pool.map(lambda part: part.encoded(), parts)
             write_vectors(folder / VECTORS, *joined(encoded))
     wait()
-    with ThreadPoolExecutor(1) as pool:  # that of all of them too, for seconds
-        checksum = pool.submit(sha256_of, folder / VECTORS) if is_first() else None
+    with ThreadPoolExecutor(1) as pool:  # that of all of them too, and the disk, for seconds
+        checksum = pool.submit(settled, folder / VECTORS) if is_first() else None
         documents = DocumentIndex(doc_ids, mapped_vectors(folder / VECTORS), device)
     return documents, {} if checksum is None else {VECTORS: checksum.result()}
 

@@ -14,6 +14,8 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.retrieval import index_files
+from maw_gym.retrieval.index_files import ABOUT, VECTORS
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import RetrievalTask
 
@@ -84,6 +86,27 @@ def test_a_stopped_call_goes_on_behind_its_last_part(
     monkeypatch.setattr(Embedder, "encode_ids", counted)
     routed.index(ids, texts, folder=tmp_path / "index")
     assert encoded == [7, 7, 7, 2]  # all but the first part of 30 documents
+    found = routed.search(QUERIES)
+    assert found == routed.index(ids, texts).search(QUERIES)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_index_is_whole_when_its_vectors_are_on_the_disk(
+    task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, texts, folder = task.collection.doc_ids, task.collection.doc_texts, tmp_path / "index"
+
+    def full(path: Path) -> None:
+        if path.name == VECTORS:
+            raise InputError(f"{path} cannot be written")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(index_files, "synced", full)
+        with pytest.raises(InputError, match=r"vectors\.npy cannot be written"):
+            routed.index(ids, texts, folder=folder)
+    assert not (folder / ABOUT).exists()
+    assert len([*(folder / "parts").iterdir()]) == 5  # so that it can go on
+    routed.index(ids, texts, folder=folder)
     found = routed.search(QUERIES)
     assert found == routed.index(ids, texts).search(QUERIES)
 

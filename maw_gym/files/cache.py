@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,7 +76,7 @@ def content_key(content: Mapping[str, Any]) -> str:
 
 @contextmanager
 def written_whole(path: Path, sync: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`.
+    """Yield a temporary path beside `path`, which on success is renamed to `path`.
 
     A reader sees the old file or the new one, never half of one. On any exception, an interrupt
     included, the temporary file is removed and `path` is left as it was; what a kill leaves is
@@ -99,10 +99,6 @@ def written_whole(path: Path, sync: bool = True) -> Iterator[Path]:
         yield temporary
         if sync:
             _sync(temporary)
-        # mkstemp makes files private; give the permissions that open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
         if error.filename not in (None, str(path), str(temporary)):
@@ -117,13 +113,15 @@ def written_whole(path: Path, sync: bool = True) -> Iterator[Path]:
 def _new_file(path: Path) -> tuple[int, Path]:
     """A hidden file beside `path`, and a handle whose lock says that somebody writes it."""
     while True:
-        handle, name = tempfile.mkstemp(WRITING, f".{path.name}.", path.parent)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}{WRITING}")
+        # Not by tempfile, whose files are private: this one will be anybody's that open() makes.
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         if sys.platform != "win32":
             with suppress(OSError):  # a file system without locks: nothing is swept there either
                 fcntl.flock(handle, fcntl.LOCK_EX)
         # A sweep that came between the two lines above has taken the file away.
-        if os.path.exists(name):
-            return handle, Path(name)
+        if temporary.exists():
+            return handle, temporary
         os.close(handle)
 
 

@@ -1,4 +1,4 @@
-import tempfile
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -261,7 +261,7 @@ def test_a_warm_cache_is_used_without_writing_to_it(home, tiny, monkeypatch):
         raise PermissionError(13, "Permission denied", str(name))
 
     # For the superuser, who runs some tests, no folder is read only.
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(FileLock, "acquire", refuse)
     assert numbers() == first
 

@@ -83,7 +83,7 @@ class Transformer:
         """Token ids of each text between the tokenizer's special tokens; empty texts have none."""
         few = self._opening + self._closing
         encodings = self.tokenizer.encode_batch_fast([encodable(text) for text in texts])
-        return [encoding.ids if len(encoding.ids) > few else [] for encoding in encodings]
+        return [encoding.ids if len(encoding) > few else [] for encoding in encodings]
 
     def cut(self, ids: Sequence[int], limit: int) -> list[int]:
         """The first `limit` token ids, of which the last ones are the closing special tokens."""

@@ -311,6 +311,7 @@ def test_documents_and_tables_are_built_in_shares_and_joined(
 
 def index_and_search(folder: Path, target: Path | None, own_texts: bool) -> list[Any]:
     small_portions()
+    document_parts.BESIDE["cpu"] = distributed.processes() > 1  # as on GPUs
     task = task_of(folder)
     routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
     texts = list(task.collection.doc_texts)

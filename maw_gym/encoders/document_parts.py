@@ -2,6 +2,9 @@
 
 Equal texts have one vector in the end, whichever batch and part they came in: rounding would else
 make vectors of them that differ a little, and order what should tie.
+
+A thread writes what is encoded while the next part is. Another one finds tokens ahead where a GPU
+would else wait for them; a CPU's cores have enough to do.
 """
 
 import gc
@@ -9,12 +12,13 @@ import hashlib
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from threading import Lock
+from typing import Final, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,10 +31,14 @@ from maw_gym.encoders.text import on_device
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.files.tensor_files import read_tensors, write_tensors
 from maw_gym.retrieval.search_index import Part
+from maw_gym.threads import ThreadAside
 
-PART: Final = 8192  # documents whose texts and tokens are held at once
+PART: Final = 8192  # documents read at once; the texts and vectors of a few parts are held
 KIND: Final = "part of an index"
 UNWRITTEN: Final = 2  # parts that may wait for the disk
+BESIDE: Final = {"cpu": False, "cuda": True}  # whether tokens are found while others are encoded
+
+Thing = TypeVar("Thing")
 
 
 def encoded_parts(
@@ -42,7 +50,7 @@ def encoded_parts(
 ) -> Iterator[Part]:
     """Documents encoded in portions of `PART`.
 
-    With a folder the parts can be read (`Part.encoded`) when all have been seen. Each of several
+    The parts can be read (`Part.encoded`) when all have been seen. With a folder each of several
     processes (`maw_gym.distributed`) encodes a share of them; what the others have encoded can be
     read when all have come to the end of the same documents.
 
@@ -52,7 +60,7 @@ def encoded_parts(
         texts: N texts, read once beside the ids.
         dtype: of the vectors, torch.float32 or torch.float16.
         folder: where each part is kept in a file of its own, so that an encoding that was stopped
-            goes on behind its last part; None keeps nothing.
+            goes on behind its last part; None keeps them in memory.
 
     Raises:
         InputError: an id or a text that is no string, or more of one than of the other.
@@ -67,39 +75,131 @@ def encoded_parts(
         leave=False,
         disable=None if is_first() else True,
     )
-    with _writer() as write, bar:
-        for number, (some_ids, some) in enumerate(_portions(doc_ids, texts)):
-            content = _content(some)
-            if folder is None:
-                vectors, digests = _encoded(embedder, some, dtype)
-                encoded = partial(_known, vectors.cpu(), digests)
-            else:
-                path, of_part = folder / f"{number:06}.safetensors", about | {"content": content}
-                encoded = partial(_read, path, of_part)
-                if number % processes() == process() and not _is_there(path, of_part):
-                    write(partial(_write, path, of_part, *_encoded(embedder, some, dtype)))
-            yield Part(some_ids, some, content, encoded)
-            bar.update(len(some))
+    beside = BESIDE["cpu" if embedder.device.type == "cpu" else "cuda"]
+    with ThreadAside(UNWRITTEN) as writer, ThreadPoolExecutor(1) as tokenizer, bar:
+
+        def read() -> Iterator[_Portion]:
+            for number, (some_ids, some) in enumerate(_portions(doc_ids, texts)):
+                content = _content(some)
+                file, own = None, True
+                if folder is not None:
+                    path = folder / f"{number:06}.safetensors"
+                    file = _PartFile(path, about | {"content": content})
+                    own = number % processes() == process() and not file.is_whole()
+                find: Callable[[], _Tokens] | None = None
+                if own:
+                    find = partial(_tokens, embedder, some)
+                    find = tokenizer.submit(find).result if beside else find
+                yield _Portion(some_ids, some, content, file, find)
+
+        # So far that the next part which this process encodes is among what is read.
+        ahead = 0 if not beside else 1 if folder is None else processes()
+        for portion in _ahead(read(), ahead):
+            file = portion.file
+            if portion.tokens is not None:
+                tokens = portion.tokens()
+                vectors = _on_cpu(_encoded(embedder, tokens, dtype))
+                kept = writer.submit(_kept, vectors, tokens.digests, file)
+            encoded = kept.result if file is None else file.read
+            yield Part(portion.doc_ids, portion.texts, portion.content, encoded)
+            bar.update(len(portion.texts))
 
 
-@contextmanager
-def _writer() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Gives a function that lets a thread write something, one thing after the other.
+class _PartFile(NamedTuple):
+    """The file of a part; `about` says what it is of."""
 
-    It waits where `UNWRITTEN` are not written yet, and raises what writing one of them has raised;
-    in the end all are written.
+    path: Path
+    about: dict[str, str]
+
+    def is_whole(self) -> bool:
+        """Whether it is there and of this very part."""
+        try:
+            if self.path.exists():
+                self.read()
+                return True
+        except DamagedFileError:
+            pass
+        return False
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Vectors and digests; mapped, not held."""
+        settings, tensors = read_tensors(self.path, KIND)
+        if settings != self.about:
+            raise DamagedFileError(f"{self.path} is of other documents")
+        return tensors["vectors"], tensors["digests"]
+
+
+class _Tokens(NamedTuple):
+    """Token ids of some texts.
+
+    Attributes:
+        ids: of the different ones.
+        rows: for each text, which of these it has.
+        digests: (n, 16) uint8 of each text's.
     """
-    waiting: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1) as thread:
 
-        def write(something: Callable[[], None]) -> None:
-            waiting.append(thread.submit(something))
-            while len(waiting) > UNWRITTEN or (waiting and waiting[0].done()):
-                waiting.popleft().result()
+    ids: list[list[int]]
+    rows: list[int]
+    digests: Tensor
 
-        yield write
-        for left in waiting:
-            left.result()
+
+class _Portion(NamedTuple):
+    """What is read of the documents at once.
+
+    Attributes:
+        doc_ids: see `Part`.
+        texts: see `Part`.
+        content: see `Part`.
+        file: where vectors go; None is memory.
+        tokens: gives the tokens; None where vectors are there already, or come from another
+            process.
+    """
+
+    doc_ids: list[str]
+    texts: list[str]
+    content: str
+    file: _PartFile | None
+    tokens: Callable[[], _Tokens] | None
+
+
+def _ahead(things: Iterable[Thing], count: int) -> Iterator[Thing]:
+    """The things, each when `count` more have been taken, or there are no more."""
+    taken: deque[Thing] = deque()
+    try:
+        for thing in things:
+            taken.append(thing)
+            if len(taken) > count:
+                yield taken.popleft()
+    except Exception:
+        yield from taken  # what came before it is not lost
+        raise
+    yield from taken
+
+
+def _on_cpu(vectors: Tensor) -> Callable[[], Tensor]:
+    """What gives vectors on the CPU, when they are computed: a GPU is waited for by that alone."""
+    if not vectors.is_cuda:
+        return lambda: vectors
+    computed = torch.cuda.Event(blocking=True)
+    # The stream of the thread that calls later may be another.
+    computed.record(torch.cuda.current_stream(vectors.device))
+
+    def wait() -> Tensor:
+        computed.synchronize()
+        return vectors.cpu()
+
+    return wait
+
+
+def _kept(
+    vectors: Callable[[], Tensor], digests: Tensor, file: _PartFile | None
+) -> tuple[Tensor, Tensor]:
+    """Vectors and digests of a part, written to its file where it has one."""
+    found = vectors(), digests
+    if file is not None:
+        tensors = dict(zip(("vectors", "digests"), found, strict=True))
+        write_tensors(file.path, tensors, KIND, file.about)
+    return found
 
 
 def _content(texts: list[str]) -> str:
@@ -132,64 +232,55 @@ def _portions(
         before += len(some)
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without Python's collector of cycles.
+class _Collector:
+    """Python's collector of cycles, which rests while any thread wants it to."""
 
-    Thousands of lists of token ids, none of which is in a cycle, would make it look through all
-    objects of the process again and again.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._wanted = 0
+        self._enabled = False
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Without it.
+
+        Thousands of lists of token ids, none of which is in a cycle, would make it look through
+        all objects of the process again and again.
+        """
+        with self._lock:
+            if self._wanted == 0:
+                self._enabled = gc.isenabled()
+                gc.disable()
+            self._wanted += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wanted -= 1
+                if self._wanted == 0 and self._enabled:
+                    gc.enable()
+
+
+COLLECTOR: Final = _Collector()
+
+
+@COLLECTOR.resting()
+def _tokens(embedder: Embedder, texts: list[str]) -> _Tokens:
+    """Token ids of n texts."""
+    ids = embedder.document_ids(texts)
+    digests = [hashlib.blake2b(array("i", row).tobytes(), digest_size=16).digest() for row in ids]
+    different: dict[bytes, int] = {}
+    rows = [different.setdefault(digest, len(different)) for digest in digests]
+    as_bytes = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, 16)
+    if len(different) < len(ids):
+        ids = list(dict(zip(rows, ids, strict=True)).values())
+    return _Tokens(ids, rows, as_bytes)
 
 
 @torch.no_grad()
-@_uncollected()
-def _encoded(embedder: Embedder, texts: list[str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Vectors, on the encoder's device, and digests of some texts; equal ones are encoded once."""
-    ids = embedder.document_ids(texts)
-    digests = [hashlib.blake2b(array("i", row).tobytes(), digest_size=16).digest() for row in ids]
-    first: dict[bytes, int] = {}
-    for row, digest in enumerate(digests):
-        first.setdefault(digest, row)
-    vectors = embedder.encode_ids([ids[row] for row in first.values()]).to(dtype)
-    if len(first) < len(ids):
-        place = {digest: number for number, digest in enumerate(first)}
-        rows = torch.tensor([place[digest] for digest in digests])
-        vectors = vectors[on_device(rows, vectors.device)]
-    as_bytes = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8)
-    return vectors, as_bytes.view(-1, 16)
-
-
-def _is_there(path: Path, about: dict[str, str]) -> bool:
-    """Whether the file of this very part is whole."""
-    try:
-        if path.exists():
-            _read(path, about)
-            return True
-    except DamagedFileError:
-        pass
-    return False
-
-
-def _write(path: Path, about: dict[str, str], vectors: Tensor, digests: Tensor) -> None:
-    """Write the file of a part."""
-    # .cpu() waits for a GPU, which the thread that encodes does not.
-    write_tensors(path, {"vectors": vectors.cpu(), "digests": digests}, KIND, about)
-
-
-def _read(path: Path, about: dict[str, str]) -> tuple[Tensor, Tensor]:
-    """Vectors and digests from the file of this very part; mapped, not held."""
-    settings, tensors = read_tensors(path, KIND)
-    if settings != about:
-        raise DamagedFileError(f"{path} is of other documents")
-    return tensors["vectors"], tensors["digests"]
-
-
-def _known(vectors: Tensor, digests: Tensor) -> tuple[Tensor, Tensor]:
-    return vectors, digests
+def _encoded(embedder: Embedder, tokens: _Tokens, dtype: torch.dtype) -> Tensor:
+    """Vectors of n texts, on the encoder's device; equal ones are encoded once."""
+    vectors = embedder.encode_ids(tokens.ids).to(dtype)
+    if len(tokens.ids) == len(tokens.rows):
+        return vectors
+    return vectors[on_device(torch.tensor(tokens.rows), vectors.device)]

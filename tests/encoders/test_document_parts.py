@@ -1,8 +1,8 @@
-"""Parts are written by a thread, while the next ones are encoded."""
+"""Parts are written by a thread, and where a GPU encodes, another one finds tokens ahead."""
 
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
+from threading import Event, current_thread
 
 import pytest
 import torch
@@ -23,6 +23,13 @@ def embedder() -> Embedder:
     return untrained_embedder(TEXTS, EncoderSettings(depths=2))
 
 
+@pytest.fixture(params=[False, True])
+def beside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether tokens are found by a thread."""
+    monkeypatch.setitem(document_parts.BESIDE, "cpu", request.param)
+    return bool(request.param)
+
+
 @pytest.fixture
 def before_writing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None]], None]:
     """Gives a function: what it is given is called with the path of each part to be written."""
@@ -39,6 +46,7 @@ def before_writing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path]
     return let
 
 
+@pytest.mark.usefixtures("beside")
 def test_encoding_does_not_wait_for_the_disk(
     embedder: Embedder, before_writing: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -53,13 +61,14 @@ def test_encoding_does_not_wait_for_the_disk(
     assert not list(tmp_path.glob("*.safetensors"))
     go_on.set()
     seen += parts
-    fresh = encoded_parts(embedder, IDS, TEXTS, torch.float32)
+    fresh = list(encoded_parts(embedder, IDS, TEXTS, torch.float32))
     for part, other in zip(seen, fresh, strict=True):
         assert part.doc_ids == other.doc_ids
         for tensor, same in zip(part.encoded(), other.encoded(), strict=True):
             assert tensor.equal(same)
 
 
+@pytest.mark.usefixtures("beside")
 @pytest.mark.parametrize("number", [1, 9])  # the last one is written behind the last document
 def test_a_part_that_cannot_be_written_ends_the_encoding(
     embedder: Embedder, before_writing: Callable[..., None], tmp_path: Path, number: int
@@ -73,11 +82,10 @@ def test_a_part_that_cannot_be_written_ends_the_encoding(
     with pytest.raises(InputError, match=rf"00000{number}\.safetensors cannot be written"):
         seen.extend(encoded_parts(embedder, IDS, TEXTS, torch.float32, tmp_path))
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written[:number] == [f"{part:06}.safetensors" for part in range(number)]
-    # Nothing that was encoded is lost, and not much is encoded in vain.
-    assert len(written) <= number + UNWRITTEN + 1
+    assert written == [f"{part:06}.safetensors" for part in range(number)]
 
 
+@pytest.mark.usefixtures("beside")
 def test_an_encoding_that_is_left_has_written_what_it_gave(
     embedder: Embedder, before_writing: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -88,3 +96,57 @@ def test_an_encoding_that_is_left_has_written_what_it_gave(
     parts.close()
     vectors, _ = part.encoded()
     assert vectors.equal(embedder.encode_documents(TEXTS[2:4]))
+
+
+def test_tokens_are_found_while_the_part_before_is_encoded(
+    embedder: Embedder, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document_parts, "PART", 2)
+    caller, order = current_thread(), []
+    tokens, encoded = document_parts._tokens, document_parts._encoded
+    next_found = Event()
+
+    def found(some: Embedder, texts: list[str]) -> object:
+        assert (current_thread() is caller) is not beside
+        order.append(("tokens", texts[0]))
+        if texts[0] == TEXTS[2]:
+            next_found.set()
+        return tokens(some, texts)
+
+    def embedded(some: Embedder, of: document_parts._Tokens, dtype: torch.dtype) -> torch.Tensor:
+        assert current_thread() is caller
+        if beside:
+            assert next_found.wait(30), "the next part's tokens were not found meanwhile"
+        order.append(("vectors", ""))
+        return encoded(some, of, dtype)
+
+    monkeypatch.setattr(document_parts, "_tokens", found)
+    monkeypatch.setattr(document_parts, "_encoded", embedded)
+    list(encoded_parts(embedder, IDS[:4], TEXTS[:4], torch.float32))
+    kinds = [kind for kind, _ in order]
+    assert kinds == (
+        ["tokens", "tokens", "vectors", "vectors"]
+        if beside
+        else ["tokens", "vectors", "tokens", "vectors"]
+    )
+
+
+@pytest.mark.usefixtures("beside")
+def test_equal_texts_are_encoded_once(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["bees", "ice", "bees", "  bees", "honey"]  # white space makes no other tokens
+    expected = embedder.encode_documents(texts)
+    encode_ids, counts = Embedder.encode_ids, []
+
+    def counted(self: Embedder, ids: list[list[int]]) -> torch.Tensor:
+        counts.append(len(ids))
+        return encode_ids(self, ids)
+
+    monkeypatch.setattr(Embedder, "encode_ids", counted)
+    (part,) = encoded_parts(embedder, IDS[:5], texts, torch.float16)
+    vectors, digests = part.encoded()
+    assert counts == [3]
+    assert vectors.dtype == torch.float16
+    assert vectors[[2, 3]].equal(vectors[[0, 0]])
+    assert digests[[2, 3]].equal(digests[[0, 0]])
+    assert len(digests.unique(dim=0)) == len(vectors.unique(dim=0)) == 3
+    torch.testing.assert_close(vectors.float(), expected, rtol=0, atol=1e-3)

@@ -16,6 +16,7 @@ from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.retrieval import index_files
 from maw_gym.retrieval.index_files import ABOUT, VECTORS
+from maw_gym.retrieval.search_index import SearchIndex
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import RetrievalTask
 
@@ -30,6 +31,12 @@ def task(tiny: Collection) -> RetrievalTask:
 @pytest.fixture
 def routed(task: RetrievalTask) -> RoutedEncoder:
     return RoutedEncoder(task.embedder, fixed_router(task, 1))
+
+
+@pytest.fixture(params=[False, True])
+def beside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens are found by a thread, or not."""
+    monkeypatch.setitem(document_parts.BESIDE, "cpu", request.param)
 
 
 @pytest.fixture
@@ -56,12 +63,14 @@ def test_a_stream_in_parts_on_disk_is_searched_as_lists_in_memory(
     stored = np.load(tmp_path / "index" / "vectors.npy")
     assert stored.dtype == dtype
     assert stored.shape == (32, 256)
+    loaded = SearchIndex.load(tmp_path / "index", routed.embedder.fingerprint())
+    assert loaded.documents.vectors.numpy().tolist() == stored.tolist()
     np.testing.assert_array_equal(stored[[30, 31]], stored[[3, 0]])
     scores = {one["id"]: one["score"] for one in expected[0]}
     assert scores["once more"] == scores[ids[0]]
 
 
-@pytest.mark.usefixtures("small_parts")
+@pytest.mark.usefixtures("small_parts", "beside")
 def test_a_stopped_call_goes_on_behind_its_last_part(
     task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,17 +141,17 @@ def test_parts_know_their_texts_and_where_one_ends() -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_of_cycles_rests_while_documents_are_encoded(
+def test_the_collector_of_cycles_rests_while_tokens_are_found(
     routed: RoutedEncoder, monkeypatch: pytest.MonkeyPatch, enabled: bool
 ) -> None:
     seen = []
-    encode_ids = Embedder.encode_ids
+    document_ids = Embedder.document_ids
 
-    def encoded(self: Embedder, some: list[list[int]]) -> torch.Tensor:
+    def found(self: Embedder, some: list[str]) -> list[list[int]]:
         seen.append(gc.isenabled())
-        return encode_ids(self, some) if len(some) == 1 else 1 / 0
+        return document_ids(self, some) if len(some) == 1 else 1 / 0
 
-    monkeypatch.setattr(Embedder, "encode_ids", encoded)
+    monkeypatch.setattr(Embedder, "document_ids", found)
     try:
         if not enabled:
             gc.disable()

@@ -175,7 +175,7 @@ def first_of_equals(
     block: beside the rows themselves no more than some numbers of each are held.
 
     Args:
-        vectors: (N, h).
+        vectors: (N, h), N at least 1.
         tolerance: at least 0.
         device: where the blocks are looked at.
 

@@ -5,8 +5,10 @@ written whole. Nothing in these files is run.
 """
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +20,7 @@ from torch import Tensor
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.files.cache import canonical, synced, written_whole
 from maw_gym.files.tensor_files import check_readable
+from maw_gym.threads import ThreadAside
 
 FORMAT: Final = 1
 ABOUT: Final = "index.json"
@@ -65,19 +68,32 @@ def read_ids(path: Path) -> list[str]:
     return doc_ids
 
 
-def write_vectors(path: Path, parts: Sequence[Tensor], first: NDArray[np.int64]) -> None:
+def write_vectors(
+    path: Path, parts: Sequence[Tensor], first: NDArray[np.int64], thread: ThreadAside
+) -> Future[str]:
     """Write the vectors of all parts one behind the other, that of a copy being its first's.
 
-    The file can be mapped then; that it is on the disk is seen to by `settled`.
+    Args:
+        path: of the file, which can be mapped from now on.
+        parts: (n, h) each.
+        first: (N,) of each vector the first that it is to equal.
+        thread: sees to the checksum, and that the file is on the disk.
+
+    Returns:
+        What gives the file's sha256 (hex) when both are done.
     """
+    digest = hashlib.sha256()
     starts = np.cumsum([0, *map(len, parts)])
     header: dict[str, Any] = {
         "descr": np.lib.format.dtype_to_descr(parts[0].numpy().dtype),
         "fortran_order": False,
         "shape": (int(starts[-1]), parts[0].shape[1]),
     }
+    opening = io.BytesIO()
+    np.lib.format.write_array_header_1_0(opening, header)
+    digest.update(opening.getvalue())
     with written_whole(path, sync=False) as temporary, temporary.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
+        file.write(opening.getvalue())
         for start, part in zip(starts, parts, strict=False):
             rows = np.arange(start, start + len(part))
             copies = np.flatnonzero(first[rows] != rows)
@@ -88,7 +104,14 @@ def write_vectors(path: Path, parts: Sequence[Tensor], first: NDArray[np.int64])
                     source = first[start + copy]
                     at = int(np.searchsorted(starts, source, "right")) - 1
                     values[copy] = parts[at][source - starts[at]].numpy()
+            thread.submit(digest.update, values.data.cast("B"))
             file.write(values.data)
+    return thread.submit(_settled, path, digest.hexdigest)
+
+
+def _settled(path: Path, checksum: Callable[[], str]) -> str:
+    synced(path)
+    return checksum()
 
 
 def mapped_vectors(path: Path) -> Tensor:
@@ -103,7 +126,7 @@ def mapped_vectors(path: Path) -> Tensor:
 
 
 def write_about(
-    folder: Path, encoder: str, kind: str, files: Sequence[str], known: Mapping[str, str]
+    folder: Path, encoder: str, kind: str, files: Sequence[str], known: Mapping[str, Future[str]]
 ) -> None:
     """Write index.json: the folder is whole from now on.
 
@@ -112,13 +135,16 @@ def write_about(
         encoder: see `About`.
         kind: see `About`.
         files: see `About`.
-        known: the checksums of files that are `settled`.
+        known: give the checksums of files that are on the disk then.
     """
     about = {
         "format": FORMAT,
         "encoder": encoder,
         "index": kind,
-        "sha256": {name: known.get(name) or settled(folder / name) for name in files},
+        "sha256": {
+            name: known[name].result() if name in known else sha256_of(folder / name)
+            for name in files
+        },
     }
     with written_whole(folder / ABOUT) as temporary:
         temporary.write_text(canonical(about))
@@ -153,12 +179,6 @@ def read_about(folder: Path) -> About:
         if sha256_of(folder / name) != written:
             raise DamagedFileError(f"{folder / name} is damaged: its checksum is another")
     return about
-
-
-def settled(path: Path) -> str:
-    """The sha256 (hex) of a file, which is on the disk from now on."""
-    synced(path)
-    return sha256_of(path)
 
 
 def sha256_of(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from shutil import rmtree
 from typing import Final, NamedTuple, Self
@@ -30,16 +30,17 @@ from maw_gym.retrieval.index_files import (
     mapped_vectors,
     read_about,
     read_ids,
-    settled,
     write_about,
     write_ids,
     write_vectors,
 )
 from maw_gym.retrieval.search import Ranking, rank_together
+from maw_gym.threads import ThreadAside
 
 PARTS: Final = "parts"  # folder of what is encoded so far
 EXACT: Final = "exact"
 FUSED: Final = 100  # documents of each ranking that a hybrid search fuses, at least
+UNSUMMED: Final = 4  # parts that are written and wait for the checksum
 
 
 class Part(NamedTuple):
@@ -126,27 +127,40 @@ class SearchIndex:
             seen.append(part._replace(texts=[]))
         doc_ids = [doc_id for part in seen for doc_id in part.doc_ids]
         check_ids(doc_ids)
-        known: dict[str, str] = {}
         if folder is None:
             vectors, first = joined(part.encoded() for part in seen)
             documents = DocumentIndex(doc_ids, with_copies(vectors, first).to(device))
-        else:
-            check_same("kind of index", content_key({"of": [encoder, kind, hybrid]}))
-            documents, known = _written(seen, doc_ids, folder, device)
-            if not is_first():
-                wait()
-                files = (WORDS,) * hybrid + (FAISS,) * (kind != EXACT)
-                return cls._saved(documents, folder, About(encoder, kind, files))
-        bm25 = None if words is None else BM25(doc_ids, *words.weighed(len(doc_ids)))
+            return cls._around(documents, encoder, kind, words)
+        check_same("kind of index", content_key({"of": [encoder, kind, hybrid]}))
+        index = None
+        with ThreadAside(UNSUMMED) as thread:
+            documents, known = _written(seen, doc_ids, folder, device, thread)
+            if is_first():
+                index = cls._around(documents, encoder, kind, words, folder)
+                index._save(folder, known)
+                rmtree(folder / PARTS, ignore_errors=True)
+        wait()
+        if index is not None:
+            return index
+        files = (WORDS,) * hybrid + (FAISS,) * (kind != EXACT)
+        return cls._saved(documents, folder, About(encoder, kind, files))
+
+    @classmethod
+    def _around(
+        cls,
+        documents: DocumentIndex,
+        encoder: str,
+        kind: str,
+        words: Words | None,
+        folder: Path | None = None,
+    ) -> Self:
+        """The index of documents, with what else is made of them."""
+        count = len(documents)
+        bm25 = None if words is None else BM25(documents.doc_ids, *words.weighed(count))
         approximate = None
         if kind != EXACT:
             approximate = ApproximateIndex.of(documents, kind.removeprefix("faiss:"))
-        index = cls(documents, encoder, bm25, approximate, kind, folder)
-        if folder is not None:
-            index._save(folder, known)
-            rmtree(folder / PARTS, ignore_errors=True)
-            wait()
-        return index
+        return cls(documents, encoder, bm25, approximate, kind, folder)
 
     def rank(
         self, embeddings: Tensor, k: int, texts: Sequence[str] = (), weight: float | None = None
@@ -182,14 +196,16 @@ class SearchIndex:
         Raises:
             InputError: a file cannot be written.
         """
-        self._save(folder, {})
-
-    def _save(self, folder: Path, known: Mapping[str, str]) -> None:
-        """`save`, where the checksums of some files are known already."""
         (folder / ABOUT).unlink(missing_ok=True)
-        if self.folder is None or self.folder.resolve() != folder.resolve():
-            everyone = np.arange(len(self.documents))
-            write_vectors(folder / VECTORS, [self.documents.vectors], everyone)
+        known: dict[str, Future[str]] = {}
+        with ThreadAside(UNSUMMED) as thread:
+            if self.folder is None or self.folder.resolve() != folder.resolve():
+                vectors, everyone = [self.documents.vectors], np.arange(len(self.documents))
+                known[VECTORS] = write_vectors(folder / VECTORS, vectors, everyone, thread)
+            self._save(folder, known)
+
+    def _save(self, folder: Path, known: Mapping[str, Future[str]]) -> None:
+        """Write everything but the vectors, see `write_about`."""
         write_ids(folder / IDS, self.documents.doc_ids)
         files = [IDS, VECTORS]
         if self.bm25 is not None:
@@ -234,12 +250,18 @@ class SearchIndex:
 
 
 def _written(
-    parts: Sequence[Part], doc_ids: Sequence[str], folder: Path, device: torch.device | str
-) -> tuple[DocumentIndex, dict[str, str]]:
+    parts: Sequence[Part],
+    doc_ids: Sequence[str],
+    folder: Path,
+    device: torch.device | str,
+    thread: ThreadAside,
+) -> tuple[DocumentIndex, dict[str, Future[str]]]:
     """The documents of all parts, mapped from a file that the first process writes.
 
-    All processes do this together. Only the first has the second result, the file's checksum.
+    All processes do this together. Only the first has the second result: what `thread` finds of
+    the file, see `write_vectors`.
     """
+    known: dict[str, Future[str]] = {}
     contents = [part.content for part in parts]
     check_same("stream of documents", content_key({"ids": doc_ids, "texts": contents}))
     check_one_folder(folder)
@@ -247,12 +269,9 @@ def _written(
         (folder / ABOUT).unlink(missing_ok=True)
         with ThreadPoolExecutor() as pool:  # the checksum of each part keeps a core busy
             encoded = pool.map(lambda part: part.encoded(), parts)
-            write_vectors(folder / VECTORS, *joined(encoded))
+            known[VECTORS] = write_vectors(folder / VECTORS, *joined(encoded), thread)
     wait()
-    with ThreadPoolExecutor(1) as pool:  # that of all of them too, and the disk, for seconds
-        checksum = pool.submit(settled, folder / VECTORS) if is_first() else None
-        documents = DocumentIndex(doc_ids, mapped_vectors(folder / VECTORS), device)
-    return documents, {} if checksum is None else {VECTORS: checksum.result()}
+    return DocumentIndex(doc_ids, mapped_vectors(folder / VECTORS), device), known
 
 
 def joined(

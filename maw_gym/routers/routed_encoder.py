@@ -206,8 +206,8 @@ class RoutedEncoder:
                 instance "faiss:HNSW32", for approximate search.
             hybrid: count words too, for `search(..., hybrid=True)`.
             folder: where embeddings are written and mapped from, so that memory holds no more than
-                a part of them; a call that was stopped goes on behind its last part. None keeps
-                everything in memory.
+                a few parts of them; a call that was stopped goes on behind its last part. None
+                keeps everything in memory.
             dtype: of the embeddings, "float32" or "float16".
 
         Raises:

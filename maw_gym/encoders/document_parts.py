@@ -177,7 +177,7 @@ def _ahead(things: Iterable[Thing], count: int) -> Iterator[Thing]:
 
 
 def _on_cpu(vectors: Tensor) -> Callable[[], Tensor]:
-    """What gives vectors on the CPU, when they are computed: a GPU is waited for by that alone."""
+    """What gives vectors on the CPU, and waits for a GPU that has not computed them yet."""
     if not vectors.is_cuda:
         return lambda: vectors
     computed = torch.cuda.Event(blocking=True)
@@ -195,11 +195,10 @@ def _kept(
     vectors: Callable[[], Tensor], digests: Tensor, file: _PartFile | None
 ) -> tuple[Tensor, Tensor]:
     """Vectors and digests of a part, written to its file where it has one."""
-    found = vectors(), digests
+    values = vectors()
     if file is not None:
-        tensors = dict(zip(("vectors", "digests"), found, strict=True))
-        write_tensors(file.path, tensors, KIND, file.about)
-    return found
+        write_tensors(file.path, {"vectors": values, "digests": digests}, KIND, file.about)
+    return values, digests
 
 
 def _content(texts: list[str]) -> str:

@@ -101,6 +101,8 @@ def size_rows(
                 seconds, found, memory = pool.apply(
                     _index_and_search, (place, size, device, settings)
                 )
+                pool.close()  # so that the process ends by itself, and tidies up what tqdm has made
+                pool.join()
             case = f"{size:,} documents"
             rows.append(_once(case, "encode and index", seconds, size, "documents/s", memory))
             rows.append(_once(case, f"search of {queries:,}", found, queries, "queries/s", memory))

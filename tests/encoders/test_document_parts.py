@@ -1,5 +1,6 @@
 """Parts are written by a thread, and where a GPU encodes, another one finds tokens ahead."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, current_thread
@@ -150,3 +151,12 @@ def test_equal_texts_are_encoded_once(embedder: Embedder, monkeypatch: pytest.Mo
     assert digests[[2, 3]].equal(digests[[0, 0]])
     assert len(digests.unique(dim=0)) == len(vectors.unique(dim=0)) == 3
     torch.testing.assert_close(vectors.float(), expected, rtol=0, atol=1e-3)
+
+
+def test_the_collector_of_cycles_rests_as_long_as_any_thread_wants_it_to() -> None:
+    assert gc.isenabled()
+    with document_parts.COLLECTOR.resting():
+        with document_parts.COLLECTOR.resting():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()

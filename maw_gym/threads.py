@@ -63,7 +63,8 @@ class ThreadAside:
     unless the caller has failed too.
 
     Args:
-        waiting: how many things may wait, at least 1: what they hold is held so long.
+        waiting: how many things may be undone when `submit` returns, at least 1: what they hold is
+            held so long.
     """
 
     def __init__(self, waiting: int) -> None:
@@ -94,5 +95,6 @@ class ThreadAside:
 
     def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
         self._pool.shutdown()
+        # Who closes a generator has not failed, and is to hear of it.
         if self._failure is not None and kind in (None, GeneratorExit):
             raise self._failure

@@ -92,7 +92,7 @@ def encoded_parts(
                     find = tokenizer.submit(find).result if beside else find
                 yield _Portion(some_ids, some, content, file, find)
 
-        # So far that the next part which this process encodes is among what is read.
+        # Far enough that this process's next part is among what is read.
         ahead = 0 if not beside else 1 if folder is None else processes()
         for portion in _ahead(read(), ahead):
             file = portion.file
@@ -179,7 +179,7 @@ def _ahead(things: Iterable[Thing], count: int) -> Iterator[Thing]:
 def _on_cpu(vectors: Tensor) -> Callable[[], Tensor]:
     """What gives vectors on the CPU, and waits for a GPU that has not computed them yet."""
     if not vectors.is_cuda:
-        return lambda: vectors
+        return vectors.cpu
     computed = torch.cuda.Event(blocking=True)
     # The stream of the thread that calls later may be another.
     computed.record(torch.cuda.current_stream(vectors.device))
@@ -271,15 +271,11 @@ def _tokens(embedder: Embedder, texts: list[str]) -> _Tokens:
     different: dict[bytes, int] = {}
     rows = [different.setdefault(digest, len(different)) for digest in digests]
     as_bytes = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, 16)
-    if len(different) < len(ids):
-        ids = list(dict(zip(rows, ids, strict=True)).values())
-    return _Tokens(ids, rows, as_bytes)
+    return _Tokens(list(dict(zip(rows, ids, strict=True)).values()), rows, as_bytes)
 
 
 @torch.no_grad()
 def _encoded(embedder: Embedder, tokens: _Tokens, dtype: torch.dtype) -> Tensor:
     """Vectors of n texts, on the encoder's device; equal ones are encoded once."""
     vectors = embedder.encode_ids(tokens.ids).to(dtype)
-    if len(tokens.ids) == len(tokens.rows):
-        return vectors
     return vectors[on_device(torch.tensor(tokens.rows), vectors.device)]

@@ -4,8 +4,8 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -113,8 +113,8 @@ def written_whole(path: Path, sync: bool = True) -> Iterator[Path]:
 def _new_file(path: Path) -> tuple[int, Path]:
     """A hidden file beside `path`, and a handle whose lock says that somebody writes it."""
     while True:
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}{WRITING}")
-        # Not by tempfile, whose files are private: this one will be anybody's that open() makes.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{WRITING}")
+        # Not by tempfile, whose files are private: open() gives the usual permissions.
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         if sys.platform != "win32":
             with suppress(OSError):  # a file system without locks: nothing is swept there either

@@ -74,7 +74,7 @@ def write_vectors(
     """Write the vectors of all parts one behind the other, that of a copy being its first's.
 
     Args:
-        path: of the file, which can be mapped from now on.
+        path: of the file, which can be mapped when this returns.
         parts: (n, h) each.
         first: (N,) of each vector the first that it is to equal.
         thread: sees to the checksum, and that the file is on the disk.
@@ -85,7 +85,7 @@ def write_vectors(
     digest = hashlib.sha256()
     starts = np.cumsum([0, *map(len, parts)])
     header: dict[str, Any] = {
-        "descr": np.lib.format.dtype_to_descr(parts[0].numpy().dtype),
+        "descr": np.lib.format.dtype_to_descr(parts[0][:0].cpu().numpy().dtype),
         "fortran_order": False,
         "shape": (int(starts[-1]), parts[0].shape[1]),
     }
@@ -103,7 +103,7 @@ def write_vectors(
                 for copy in copies:
                     source = first[start + copy]
                     at = int(np.searchsorted(starts, source, "right")) - 1
-                    values[copy] = parts[at][source - starts[at]].numpy()
+                    values[copy] = parts[at][source - starts[at]].cpu().numpy()
             thread.submit(digest.update, values.data.cast("B"))
             file.write(values.data)
     return thread.submit(_settled, path, digest.hexdigest)
@@ -135,7 +135,7 @@ def write_about(
         encoder: see `About`.
         kind: see `About`.
         files: see `About`.
-        known: give the checksums of files that are on the disk then.
+        known: give the checksums of some of the files, once these are on the disk.
     """
     about = {
         "format": FORMAT,

@@ -99,6 +99,27 @@ def test_a_stopped_call_goes_on_behind_its_last_part(
     assert found == routed.index(ids, texts).search(QUERIES)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("folder", [None, "index"])
+def test_an_index_made_by_a_gpu_is_saved_and_loaded(
+    task: RetrievalTask, tmp_path: Path, folder: str | None
+) -> None:
+    embedder = untrained_embedder(task.collection.doc_texts, EncoderSettings(depths=4))
+    routed = RoutedEncoder(embedder.to("cuda"), fixed_router(task, 1), device="cuda")
+    # Whoever computes on a stream of his own gets what is computed there.
+    with torch.cuda.stream(torch.cuda.Stream()):
+        ids, texts = task.collection.doc_ids, task.collection.doc_texts
+        routed.index(ids, texts, folder=folder and tmp_path / folder)
+        found = routed.search(QUERIES)
+    routed.save(tmp_path / "saved")
+    assert RoutedEncoder.load(tmp_path / "saved", device="cuda").search(QUERIES) == found
+    assert routed.documents is not None
+    vectors = routed.documents.documents.vectors.cpu()
+    alone = task.embedder.encode_documents(texts)
+    torch.testing.assert_close(vectors, alone, rtol=0, atol=1e-4)
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_an_index_is_whole_when_its_vectors_are_on_the_disk(
     task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

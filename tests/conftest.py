@@ -12,6 +12,7 @@ from tiny_collection import write_tiny_collection
 from tiny_transformer import write_tiny_transformer
 
 from maw_gym.corpora import Collection, load_collection, splits
+from maw_gym.encoders import document_parts
 
 WORKER = "PYTEST_XDIST_WORKER"
 
@@ -54,6 +55,13 @@ def tiny(tiny_folder: Path) -> Collection:
 def tiny_transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a transformer of two tiny layers. Not to be written to."""
     return write_tiny_transformer(tmp_path_factory.mktemp("model") / "tiny_transformer")
+
+
+@pytest.fixture(params=[False, True])
+def beside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether documents' tokens are found by a thread, as where a GPU encodes."""
+    monkeypatch.setitem(document_parts.BESIDE, "cpu", request.param)
+    return bool(request.param)
 
 
 @pytest.fixture(scope="session")

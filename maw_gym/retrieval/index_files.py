@@ -142,7 +142,7 @@ def write_about(
         "encoder": encoder,
         "index": kind,
         "sha256": {
-            name: known[name].result() if name in known else sha256_of(folder / name)
+            name: known[name].result() if name in known else _sha256(folder / name)
             for name in files
         },
     }
@@ -176,12 +176,11 @@ def read_about(folder: Path) -> About:
         raise DamagedFileError(f"{path} was not written by this version of maw_gym")
     for name, written in zip(about.files, checksums, strict=True):
         check_readable(folder / name, "file of an index")
-        if sha256_of(folder / name) != written:
+        if _sha256(folder / name) != written:
             raise DamagedFileError(f"{folder / name} is damaged: its checksum is another")
     return about
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 (hex) of a file."""
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,13 +24,6 @@ def embedder() -> Embedder:
     return untrained_embedder(TEXTS, EncoderSettings(depths=2))
 
 
-@pytest.fixture(params=[False, True])
-def beside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether tokens are found by a thread."""
-    monkeypatch.setitem(document_parts.BESIDE, "cpu", request.param)
-    return bool(request.param)
-
-
 @pytest.fixture
 def before_writing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None]], None]:
     """Gives a function: what it is given is called with the path of each part to be written."""
@@ -151,6 +144,38 @@ def test_equal_texts_are_encoded_once(embedder: Embedder, monkeypatch: pytest.Mo
     assert digests[[2, 3]].equal(digests[[0, 0]])
     assert len(digests.unique(dim=0)) == len(vectors.unique(dim=0)) == 3
     torch.testing.assert_close(vectors.float(), expected, rtol=0, atol=1e-3)
+
+
+def test_parts_know_their_texts_and_where_one_ends() -> None:
+    contents = [document_parts._content(texts) for texts in (["ab", "c"], ["a", "bc"], ["abc"])]
+    assert len(set(contents)) == 3
+    assert document_parts._content(["\ud800"]) != document_parts._content(["?"])
+    assert document_parts._content(["ab", "c"]) == contents[0]
+
+
+@pytest.mark.usefixtures("beside")
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_of_cycles_rests_while_tokens_are_found(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    seen = []
+    document_ids = Embedder.document_ids
+
+    def found(self: Embedder, some: list[str]) -> list[list[int]]:
+        seen.append(gc.isenabled())
+        return document_ids(self, some) if len(some) == 1 else 1 / 0
+
+    monkeypatch.setattr(Embedder, "document_ids", found)
+    try:
+        if not enabled:
+            gc.disable()
+        list(encoded_parts(embedder, ["x"], ["honey"], torch.float32))
+        with pytest.raises(ZeroDivisionError):
+            list(encoded_parts(embedder, ["x", "y"], ["honey", "ice"], torch.float32))
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+    assert seen == [False, False]
 
 
 def test_the_collector_of_cycles_rests_as_long_as_any_thread_wants_it_to() -> None:

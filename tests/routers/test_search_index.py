@@ -1,4 +1,3 @@
-import gc
 import itertools
 import json
 from pathlib import Path
@@ -31,12 +30,6 @@ def task(tiny: Collection) -> RetrievalTask:
 @pytest.fixture
 def routed(task: RetrievalTask) -> RoutedEncoder:
     return RoutedEncoder(task.embedder, fixed_router(task, 1))
-
-
-@pytest.fixture(params=[False, True])
-def beside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens are found by a thread, or not."""
-    monkeypatch.setitem(document_parts.BESIDE, "cpu", request.param)
 
 
 @pytest.fixture
@@ -152,37 +145,6 @@ def test_parts_of_other_texts_or_of_another_type_are_not_taken(
         assert vectors.equal(fresh.encoded()[0])
         assert digests.equal(fresh.encoded()[1])
         assert vectors.dtype == dtype
-
-
-def test_parts_know_their_texts_and_where_one_ends() -> None:
-    contents = [document_parts._content(texts) for texts in (["ab", "c"], ["a", "bc"], ["abc"])]
-    assert len(set(contents)) == 3
-    assert document_parts._content(["\ud800"]) != document_parts._content(["?"])
-    assert document_parts._content(["ab", "c"]) == contents[0]
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_of_cycles_rests_while_tokens_are_found(
-    routed: RoutedEncoder, monkeypatch: pytest.MonkeyPatch, enabled: bool
-) -> None:
-    seen = []
-    document_ids = Embedder.document_ids
-
-    def found(self: Embedder, some: list[str]) -> list[list[int]]:
-        seen.append(gc.isenabled())
-        return document_ids(self, some) if len(some) == 1 else 1 / 0
-
-    monkeypatch.setattr(Embedder, "document_ids", found)
-    try:
-        if not enabled:
-            gc.disable()
-        routed.index(["x"], ["honey"])
-        with pytest.raises(ZeroDivisionError):
-            routed.index(["x", "y"], ["honey", "ice"])
-        assert gc.isenabled() is enabled
-    finally:
-        gc.enable()
-    assert seen == [False, False]
 
 
 @pytest.mark.parametrize("index", ["exact", "faiss:HNSW8"])

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import torch
+from torch import Tensor, nn
 
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.encoders.embedder import Embedder
@@ -43,9 +44,8 @@ from maw_gym.tables.task import RetrievalTask
 log = logging.getLogger(__name__)
 
 UNTRAINED: Final = ("mean_pooling", "zero_shot")
-TRAINED: Final = ("non_maw", "single_depth", "wide_non_maw")
+TRAINED: Final = ("non_maw", "single_depth")
 ENCODERS: Final = UNTRAINED + TRAINED
-HEAD_WIDTH: Final = 32  # of the wide encoder
 FORMAT: Final = 2  # raise when training itself changes
 
 
@@ -67,9 +67,6 @@ def baseline_encoder(
       document index, and trained exactly as the depths are: same steps, same documents to rank.
       Its queries have projections of their own, as in every MAW encoder, but nothing is chosen:
       the fair control for a claim about routing.
-    - ``wide_non_maw``: NON-MAW with the MAW encoder's number of parameters, trained like
-      ``non_maw``. 136 heads in the place of 8 make training some 25 times as long: this one is
-      for a GPU, or for patience.
 
     Args:
         name: see above.
@@ -123,8 +120,7 @@ def baseline_encoder(
             one = replace(maw, depths=1)
             embedder, provenance = train_encoder(sources, device, settings, one, text=text)
         else:
-            wide = wide_settings(maw) if name == "wide_non_maw" else ordinary
-            embedder, provenance = train_without_depths(sources, device, settings, wide, text)
+            embedder, provenance = train_without_depths(sources, device, settings, ordinary, text)
         seconds = round(time.perf_counter() - began, 1)
         provenance = {"baseline": name, "seconds": seconds, **provenance}
         save_embedder(path, embedder, provenance)
@@ -173,22 +169,6 @@ def train_without_depths(
     }
 
 
-def wide_settings(maw: EncoderSettings) -> EncoderSettings:
-    """Settings of the NON-MAW encoder with as many parameters as the MAW encoder of `maw`.
-
-    A MAW encoder has 4 + 2 D projections of h x h; here 4 of h x (H e), with heads of width 32:
-    ``H = (4 + 2 D) h / 128``, for 32 depths of 256 numbers 136 heads.
-    """
-    heads = round((4 + 2 * maw.depths) * maw.hidden / (4 * HEAD_WIDTH))
-    return EncoderSettings(
-        hidden=maw.hidden,
-        heads=heads,
-        head_width=HEAD_WIDTH,
-        depths=0,
-        vocabulary=maw.vocabulary,
-    )
-
-
 def training_sources(task: RetrievalTask) -> list[Collection]:
     """The collections that a task's encoder was trained on, for baselines on the same pairs.
 
@@ -227,6 +207,19 @@ def evaluate_encoder(
         raise InputError(f"an encoder of {count} depths needs a router; this is for one without")
     depths = torch.zeros(len(collection.splits[split].ids), dtype=torch.long) if count else None
     return RetrievalTask(collection, embedder, device).evaluate(split, depths, k)
+
+
+@torch.no_grad()
+def ensemble_queries(embedder: Embedder, texts: Sequence[str]) -> Tensor:
+    """Embeddings (N, h) of queries: the mean of all depths' embeddings, of unit length.
+
+    The control for choosing one depth; it costs what D queries cost.
+    """
+    ids = embedder.query_ids(texts)
+    result = torch.zeros(len(ids), embedder.text.width, device=embedder.device)
+    for rows, statistics, _ in embedder.query_statistics(ids):
+        result[rows] = nn.functional.normalize(statistics.embeddings.mean(1), dim=-1)
+    return result
 
 
 def evaluate_bm25(

@@ -40,24 +40,17 @@ class NonMAWEncoder(nn.Module):
         if not isinstance(settings, EncoderSettings):
             raise InputError(f"an encoder is made of EncoderSettings, not of {shown(settings)}")
         self.settings = settings
-        hidden, heads = settings.hidden, settings.heads
-        inner = heads * (settings.head_width or hidden // heads)
-        self.heads = heads
+        hidden = settings.hidden
+        self.heads = settings.heads
         self.norm = nn.LayerNorm(hidden)
-        self.query_proj = nn.Linear(hidden, inner, bias=False)
-        self.key_proj = nn.Linear(hidden, inner, bias=False)
-        self.value_proj = nn.Linear(hidden, inner, bias=False)
-        self.out_proj = nn.Linear(inner, hidden, bias=False)
+        self.query_proj = nn.Linear(hidden, hidden, bias=False)
+        self.key_proj = nn.Linear(hidden, hidden, bias=False)
+        self.value_proj = nn.Linear(hidden, hidden, bias=False)
+        self.out_proj = nn.Linear(hidden, hidden, bias=False)
         self.token_weight = nn.Parameter(torch.zeros(settings.vocabulary))
         with torch.no_grad():
             for projection in (self.query_proj, self.key_proj, self.value_proj, self.out_proj):
                 nn.init.eye_(projection.weight)
-            # The diagonal ends at row `hidden`. Of heads beyond it the output stays 0, so that they
-            # change nothing yet; without numbers of their own they would never have a gradient.
-            generator = torch.Generator().manual_seed(0)
-            for projection in (self.query_proj, self.key_proj, self.value_proj):
-                further = projection.weight[hidden:]
-                further.copy_(torch.randn(further.shape, generator=generator) * hidden**-0.5)
             self.query_proj.weight.mul_(UNTRAINED_SCALE)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -142,7 +135,7 @@ class MAWEncoder(NonMAWEncoder):
     plus noise.
 
     Args:
-        settings: shapes, `depths` at least 1 and heads of width h / H.
+        settings: shapes, `depths` at least 1.
 
     Attributes:
         centroids: (K, h) unit vectors, the k-means centroids of the training queries that the
@@ -155,11 +148,6 @@ class MAWEncoder(NonMAWEncoder):
         super().__init__(settings)
         if settings.depths < 1:
             raise InputError(f"a MAWEncoder needs at least 1 depth, got {settings.depths}")
-        if settings.head_width and settings.head_width * settings.heads != settings.hidden:
-            raise InputError(
-                f"a MAWEncoder has heads of width hidden / heads, got head_width"
-                f" {settings.head_width}; wider heads are for NonMAWEncoder"
-            )
         hidden, depths = settings.hidden, settings.depths
         self.depth_query_proj = nn.Linear(hidden, hidden * depths, bias=False)
         self.depth_key_proj = nn.Linear(hidden, hidden * depths, bias=False)

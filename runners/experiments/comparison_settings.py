@@ -65,8 +65,7 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
     ] = ("pydocs",)
     """ir_datasets ids (pydocs, beir/scifact, cranfield, ...) or folders in BEIR's layout"""
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """names of methods, or all; all but non-maw-wide, which wants a GPU, unless given (--quick:
-    those that train no encoder)"""
+    """names of methods, or all; all unless given (--quick: those that train no encoder)"""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     """of the learners; 0 1 2 unless given (--quick: 0)"""
     encoder_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
@@ -105,7 +104,7 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
         if self.verdict and self.methods is None:
             names = set(VERDICT)
         elif self.methods is None:
-            left_out = ("dear", "very dear") if self.quick else ("very dear",)
+            left_out = ("dear",) if self.quick else ()
             names = {name for name, method in METHODS.items() if method.cost not in left_out}
         elif self.methods == ("all",):
             names = set(METHODS)

@@ -98,7 +98,7 @@ class Method(NamedTuple):
         specify: its specification, from the task and the settings that the methods of a table
             share; learners want `OnlineSettings`, the others `TaskSettings`.
         seeded: whether it differs from seed to seed.
-        cost: "dear" is left out by `--quick`, "very dear" runs only when it is asked for.
+        cost: "dear" is left out by `--quick`.
         lacks: why it cannot run on a task; None where it can.
     """
 
@@ -143,14 +143,6 @@ METHODS: Final[dict[str, Method]] = {
         "NON-MAW encoder, same pairs and optimiser steps as the MAW encoder's two stages",
         _trained_alike,
         cost="dear",
-    ),
-    "non-maw-wide": Method(
-        partial(unrouted, "wide_non_maw"),
-        "encoder",
-        "wide NON-MAW",
-        "NON-MAW encoder with the MAW encoder's number of parameters, same pairs and steps",
-        _trained_alike,
-        cost="very dear",
     ),
     "maw-single": Method(
         partial(unrouted, "single_depth"),

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from agents.baseline_encoders import (
     baseline_encoder,
+    ensemble_queries,
     evaluate_bm25,
     evaluate_encoder,
     training_sources,
 )
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.ensemble import ensemble_queries
 from maw_gym.encoders.training.choice import UNTRAINED, choose, judges
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation

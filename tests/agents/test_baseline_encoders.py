@@ -8,21 +8,19 @@ import torch
 
 from agents.baseline_encoders import (
     baseline_encoder,
+    ensemble_queries,
     evaluate_bm25,
     evaluate_encoder,
     train_without_depths,
     training_sources,
-    wide_settings,
 )
 from maw_gym.corpora import Collection
 from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
-from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import padded
 from maw_gym.encoders.training.attention_stage import train_attention
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
 from maw_gym.tables.task import RetrievalTask
 
@@ -67,46 +65,6 @@ def test_zero_shot_is_the_standard_path_of_the_untrained_maw_encoder(task: Retri
     assert about == {"baseline": "zero_shot"}
 
 
-def parameters(encoder: torch.nn.Module) -> int:
-    return sum(weight.numel() for weight in encoder.parameters())
-
-
-@pytest.mark.parametrize(("depths", "heads"), [(32, 136), (4, 24), (1, 12)])
-def test_wide_encoder_has_as_many_parameters(depths: int, heads: int) -> None:
-    maw = EncoderSettings(depths=depths, vocabulary=100)
-    wide = wide_settings(maw)
-    assert (wide.heads, wide.head_width, wide.depths) == (heads, 32, 0)
-    with torch.device("meta"):
-        assert parameters(NonMAWEncoder(wide)) == parameters(MAWEncoder(maw))
-
-
-def test_wide_encoder_starts_as_the_ordinary_one(task: RetrievalTask) -> None:
-    texts = task.collection.doc_texts
-    ordinary = untrained_embedder(texts, replace(SHAPE, depths=0))
-    wide = untrained_embedder(texts, wide_settings(SHAPE))
-    assert wide.encoder.heads == 24
-    torch.testing.assert_close(
-        wide.encode_documents(texts), ordinary.encode_documents(texts), atol=1e-5, rtol=0
-    )
-
-
-def test_every_weight_of_the_wide_encoder_is_trained(tiny: Collection, home: Path) -> None:
-    before = untrained_embedder(tiny.doc_texts, wide_settings(SHAPE)).encoder.state_dict()
-    last: dict[str, torch.Tensor] = {}
-
-    def score(_: Any, embedder: Embedder) -> float:
-        last.update({n: w.detach().clone() for n, w in embedder.encoder.state_dict().items()})
-        return 0.0
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Validation, "score", score)
-        train_without_depths([tiny], "cpu", replace(BRIEF, weight_decay=0.0), wide_settings(SHAPE))
-    for name in ("query_proj", "key_proj", "value_proj", "out_proj"):
-        moved = (last[f"{name}.weight"] - before[f"{name}.weight"]).abs()
-        rows = moved.amax(1) if name != "out_proj" else moved.amax(0)
-        assert (rows > 0).all(), name  # the further heads' too
-
-
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     steps: list[int] = []
     original = torch.optim.AdamW.step
@@ -119,7 +77,7 @@ def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
-@pytest.mark.parametrize("name", ["non_maw", "single_depth", "wide_non_maw"])
+@pytest.mark.parametrize("name", ["non_maw", "single_depth"])
 def test_trained_baselines_take_the_steps_of_both_stages(
     tiny: Collection, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, name: str
 ) -> None:
@@ -209,3 +167,24 @@ def test_bm25_is_evaluated_in_its_own_order(tiny: Collection, task: RetrievalTas
         hit = documents[0] >= 0 and queries.relevance[row].get(tiny.doc_ids[documents[0]], 0) > 0
         assert (evaluation.per_query["RR@10"][row] == 1.0) == hit
     assert evaluation.mean["nDCG@10"] > 0
+
+
+def test_the_ensemble_is_the_mean_of_all_depths(tiny: Collection) -> None:
+    embedder = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=3))
+    with torch.no_grad():
+        embedder.maw.value_proj.weight.mul_(-20)  # so that attention matters
+    texts = ["how bees make honey", "", "bread", "the largest planet of all"]
+    found = ensemble_queries(embedder, texts)
+    each = [embedder.encode_queries(texts, torch.full((4,), depth)) for depth in range(3)]
+    assert not torch.allclose(each[0], each[2], atol=1e-2)
+    mean = torch.stack(each).mean(0)
+    for row, length in ((0, 1.0), (1, 0.0), (2, 1.0), (3, 1.0)):
+        assert found[row].norm().item() == pytest.approx(length, abs=1e-6)
+        expected = mean[row] / mean[row].norm().clamp(min=1e-9)
+        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=0)
+
+
+def test_the_ensemble_needs_depths(tiny: Collection) -> None:
+    plain = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0))
+    with pytest.raises(InputError, match="NON-MAW"):
+        ensemble_queries(plain, ["bread"])

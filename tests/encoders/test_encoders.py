@@ -52,11 +52,10 @@ def block(projection, depth, width):
         ({"heads": -1}, "heads must be a whole number of at least 1, got -1"),
         ({"vocabulary": 0}, "vocabulary must be a whole number of at least 1, got 0"),
         ({"depths": -1}, "depths must be a whole number of at least 0, got -1"),
-        ({"head_width": 0}, "head_width must be a whole number of at least 1, got 0"),
         ({"hidden": 8.0}, "hidden must be a whole number of at least 1, got 8.0"),
         ({"heads": True}, "heads must be a whole number of at least 1, got True"),
         ({"depths": "3"}, "depths must be a whole number of at least 0, got '3'"),
-        ({"heads": 3}, "hidden width 8 is not divisible by 3 heads; give head_width"),
+        ({"heads": 3}, "hidden width 8 is not divisible by 3 heads"),
     ],
 )
 def test_wrong_settings(wrong, message):
@@ -65,12 +64,9 @@ def test_wrong_settings(wrong, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"depths": 0}, {"head_width": 3}, {"hidden": 9, "heads": 2, "head_width": 4}]
-)
-def test_settings_that_are_not_for_maw(wrong):
-    settings = EncoderSettings(**(SHAPE.to_json() | wrong))
-    with pytest.raises(InputError):
+def test_settings_without_depths_are_not_for_maw():
+    settings = EncoderSettings(**(SHAPE.to_json() | {"depths": 0}))
+    with pytest.raises(InputError, match="at least 1 depth"):
         MAWEncoder(settings)
     NonMAWEncoder(settings)
 
@@ -79,7 +75,6 @@ def test_settings_as_json():
     assert EncoderSettings().to_json() == {
         "hidden": 256,
         "heads": 8,
-        "head_width": None,
         "depths": 32,
         "vocabulary": 32_000,
     }
@@ -179,19 +174,6 @@ def test_pooling_weights_sum_to_one_over_real_tokens(maw):
     assert close(pooling.sum(-1), torch.tensor([1.0, 1.0, 0.0, 1.0]))
     assert pooling[~MASK].tolist() == [0.0] * 8
     assert pooling[0, 1] == pooling[0, 2]  # equal tokens
-
-
-# --- more heads than the width holds ---------------------------------------------------------
-
-
-def test_further_heads_change_nothing_untrained_and_can_be_trained(table):
-    plain = NonMAWEncoder(EncoderSettings(hidden=8, heads=2, depths=0, vocabulary=20))
-    shape = EncoderSettings(hidden=8, heads=5, head_width=4, depths=0, vocabulary=20)
-    wide = NonMAWEncoder(shape)
-    assert wide.query_proj.weight.shape == (20, 8)
-    assert close(wide.embed(IDS, table[IDS], MASK), plain.embed(IDS, table[IDS], MASK))
-    (wide.embed(IDS, table[IDS], MASK) @ torch.linspace(0, 1, 8)).sum().backward()
-    assert (wide.out_proj.weight.grad.abs().amax(0) > 0).all()
 
 
 # --- agreement of the paths ------------------------------------------------------------------

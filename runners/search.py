@@ -36,7 +36,7 @@ class SearchSettings:
 
 def main(settings: SearchSettings) -> None:
     """Print the best documents: score, id and the first line of the text."""
-    from maw_gym.retrieval.search_index import SearchIndex
+    from maw_gym.retrieval.index import SearchIndex
     from maw_gym.routers.routed_encoder import RoutedEncoder
     from maw_gym.tables.task import RetrievalTask
     from runners.experiments.tasks import collection_of_run

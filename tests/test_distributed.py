@@ -23,7 +23,7 @@ from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.stages import train_encoder
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
-from maw_gym.retrieval.document_index import DocumentIndex
+from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.search import rank, rank_together
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables import table_files

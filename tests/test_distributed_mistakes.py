@@ -20,7 +20,7 @@ from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError
-from maw_gym.retrieval.search_index import SearchIndex
+from maw_gym.retrieval.index import SearchIndex
 from maw_gym.tables import table_files
 from maw_gym.tables.task import RetrievalTask
 

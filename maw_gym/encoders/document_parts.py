@@ -30,7 +30,7 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import on_device
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.files.tensor_files import read_tensors, write_tensors
-from maw_gym.retrieval.search_index import Part
+from maw_gym.retrieval.index import Part
 from maw_gym.threads import ThreadAside
 
 PART: Final = 8192  # documents read at once; the texts and vectors of a few parts are held

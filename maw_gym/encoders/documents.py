@@ -16,7 +16,7 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.files.cache import cache_home, content_key
 from maw_gym.files.tensor_files import check_tensors, fingerprint, read_tensors, write_tensors
 from maw_gym.files.together import kept_or_built_together
-from maw_gym.retrieval.search_index import joined, with_copies
+from maw_gym.retrieval.index import joined, with_copies
 
 FORMAT: Final = 1  # raise when the meaning of the numbers changes
 QUERY_SIDE: Final = ("depth_query_proj.weight", "depth_key_proj.weight", "centroids")

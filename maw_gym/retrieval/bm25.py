@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from maw_gym.corpora.records import Collection
 from maw_gym.errors import DamagedFileError
 from maw_gym.files.tensor_files import read_tensors, write_tensors
-from maw_gym.retrieval.document_index import Integers, trec_order
+from maw_gym.retrieval.documents import Integers, trec_order
 from maw_gym.retrieval.search import Ranking
 
-CHUNK: Final = 8192  # documents whose words are held at once
-KIND: Final = "BM25 index"
+CANDIDATES: Final = 100
 
 
 class Words:
@@ -215,3 +215,26 @@ def _stemmer() -> Any:
     import Stemmer
 
     return Stemmer.Stemmer("english")
+
+
+def candidate_documents(collection: Collection, split: str, bm25: BM25) -> list[Integers]:
+    """Positions in `collection.doc_ids` of BM25's first 100 for each query of `split`, in order."""
+    ranked = bm25.rank(collection.splits[split].texts, CANDIDATES).documents.numpy()
+    return [documents[documents >= 0] for documents in ranked]
+
+
+def with_relevant(
+    candidates: Sequence[Integers], collection: Collection, split: str
+) -> list[Integers]:
+    """Candidates of the queries of `split`, followed by their relevant documents not among them."""
+    row = {doc_id: index for index, doc_id in enumerate(collection.doc_ids)}
+    lists = []
+    for documents, relevance in zip(candidates, collection.splits[split].relevance, strict=True):
+        relevant = [row[doc_id] for doc_id, grade in relevance.items() if grade > 0]
+        missing = np.setdiff1d(np.array(relevant, np.int64), documents)
+        lists.append(np.concatenate([documents, missing]))
+    return lists
+
+
+CHUNK: Final = 8192  # documents whose words are held at once
+KIND: Final = "BM25 index"

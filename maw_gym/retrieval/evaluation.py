@@ -22,7 +22,7 @@ from torch import Tensor
 
 from maw_gym.corpora.records import QuerySet
 from maw_gym.files.cache import written_whole
-from maw_gym.retrieval.document_index import DocumentIndex, Integers
+from maw_gym.retrieval.documents import DocumentIndex, Integers
 from maw_gym.retrieval.search import Ranking, rank, rank_together
 
 MEASURES: Final[tuple[Any, ...]] = (nDCG @ 10, RR @ 10, AP, R @ 100, Success @ 10)

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from maw_gym.distributed import from_all, own_range, processes
 from maw_gym.products import linear
-from maw_gym.retrieval.document_index import (
+from maw_gym.retrieval.documents import (
     EMPTY_SCORE,
     DocumentIndex,
     Integers,

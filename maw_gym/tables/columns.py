@@ -9,7 +9,7 @@ from torch import Tensor
 from maw_gym.attention.depth_attention import DepthStatistics
 from maw_gym.attention.pooling import CELLS
 from maw_gym.encoders.embedder import Embedder
-from maw_gym.retrieval.unjudged import STATISTICS
+from maw_gym.retrieval.ranking import STATISTICS
 
 PER_DEPTH: Final = {
     "entropy": 1,

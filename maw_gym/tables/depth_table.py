@@ -36,7 +36,7 @@ class DepthTable:
         ndcg: (N, D) in [0, 1], nDCG@10 of the candidates ranked through each depth.
         listwise: (N, D) in [0, 1], softmax mass of the relevant documents through each depth.
         retrieval: (N, 11 D), what the rankings look like without judgments, see
-            `maw_gym.retrieval.unjudged.STATISTICS`.
+            `maw_gym.retrieval.ranking.STATISTICS`.
         content: (N, h) in [-1, 1], mean hidden state of unit length.
         clusters: (N, K) in [-1, 1], cosine to the encoder's centroids; K = 0 without them.
         groups: N groups of the queries, see `Collection.query_groups`, or none.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maw_gym.errors import InputError
 from maw_gym.retrieval.evaluation import DEPTH_OF_RANKING, Evaluation, evaluate_rankings
-from maw_gym.retrieval.fusion import (
+from maw_gym.retrieval.hybrid import (
     Candidates,
     best_weight,
     fused_ranking,

@@ -23,8 +23,8 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import TextEncoder
 from maw_gym.errors import InputError
 from maw_gym.files.cache import cache_home, content_key, kept_or_built
-from maw_gym.retrieval.candidates import candidate_documents, with_relevant
-from maw_gym.retrieval.document_index import DocumentIndex
+from maw_gym.retrieval.bm25 import candidate_documents, with_relevant
+from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.evaluation import Evaluation, evaluate_embeddings
 from maw_gym.retrieval.ranking import rankings_of_depths
 from maw_gym.retrieval.search import Ranking

@@ -18,8 +18,8 @@ import torch
 
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.retrieval.approximate import ApproximateIndex
-from maw_gym.retrieval.document_index import DocumentIndex, steps
+from maw_gym.retrieval.documents import DocumentIndex, steps
+from maw_gym.retrieval.index import ApproximateIndex
 from maw_gym.retrieval.search import rank
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.routers.routed_encoder import RoutedEncoder

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from maw_gym.retrieval.evaluation import MEASURES
-from maw_gym.retrieval.resampling import Interval, bootstrap_means, interval, margin
 from maw_gym.retrieval.significance import (
+    Interval,
+    bootstrap_means,
     holm,
+    interval,
+    margin,
     sign_flip_tests,
     smallest_detectable_difference,
     wins_ties_losses,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from agents.baselines import random_depths, static_router
 from maw_gym.envs.bandit import Bandit
-from maw_gym.retrieval.search_index import SearchIndex
+from maw_gym.retrieval.index import SearchIndex
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.rewards import NDCG

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from maw_gym.attention.depth_attention import attention_weights, split_heads
 from maw_gym.envs.bandit import Bandit
-from maw_gym.retrieval.document_index import Relevant
+from maw_gym.retrieval.documents import Relevant
 from maw_gym.retrieval.ranking import alignment_of_depths
 from maw_gym.retrieval.search import rank
 from maw_gym.tables.task import RetrievalTask

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from maw_gym.retrieval.document_index import EMPTY_SCORE, DocumentIndex, Relevant
+from maw_gym.retrieval.documents import EMPTY_SCORE, DocumentIndex, Relevant
 
 
 class Lattice:

@@ -1,13 +1,12 @@
 import numpy as np
 
 from maw_gym.corpora.records import Collection, QuerySet
-from maw_gym.retrieval import candidates
-from maw_gym.retrieval.bm25 import BM25
-from maw_gym.retrieval.candidates import candidate_documents, with_relevant
+from maw_gym.retrieval import bm25 as bm25_module
+from maw_gym.retrieval.bm25 import BM25, candidate_documents, with_relevant
 
 
 def test_relevant_documents_follow_those_that_words_find(monkeypatch):
-    monkeypatch.setattr(candidates, "CANDIDATES", 2)
+    monkeypatch.setattr(bm25_module, "CANDIDATES", 2)
     asked = QuerySet(("a", "b"), ("wing", "jet"), ({"d0": 1, "d3": 2, "d1": 1, "d2": 0}, {"d4": 1}))
     splits = dict.fromkeys(("encoder", "train", "validation", "test"), asked)
     texts = ("tail", "wing", "wing", "rudder", "jet")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from maw_gym.errors import InputError
-from maw_gym.retrieval.document_index import (
+from maw_gym.retrieval.documents import (
     LINED_ROWS,
     DocumentIndex,
     first_of_equals,
@@ -35,7 +35,7 @@ def test_blocks_and_many_copies_change_nothing(monkeypatch):
     expected = list(range(300))
     expected[50:200] = [7] * 150
     for size in (16_384, 7):
-        monkeypatch.setattr("maw_gym.retrieval.document_index.BLOCK_ROWS", size)
+        monkeypatch.setattr("maw_gym.retrieval.documents.BLOCK_ROWS", size)
         monkeypatch.setitem(LINED_ROWS, "cpu", size)
         first, empty = first_of_equals(rows, 1e-6)
         assert first.tolist() == expected

@@ -8,7 +8,7 @@ import torch
 from ir_measures import AP, RR, nDCG
 
 from maw_gym.corpora.records import QuerySet
-from maw_gym.retrieval.document_index import DocumentIndex
+from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.evaluation import (
     Evaluation,
     evaluate_embeddings,

@@ -6,8 +6,8 @@ import torch
 
 from maw_gym.corpora.records import QuerySet
 from maw_gym.retrieval.bm25 import BM25
-from maw_gym.retrieval.document_index import DocumentIndex
-from maw_gym.retrieval.fusion import (
+from maw_gym.retrieval.documents import DocumentIndex
+from maw_gym.retrieval.hybrid import (
     Candidates,
     best_weight,
     fused_ranking,

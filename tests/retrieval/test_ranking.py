@@ -8,7 +8,7 @@ from lattice import Lattice
 
 import maw_gym.retrieval.ranking
 from maw_gym.corpora.records import QuerySet
-from maw_gym.retrieval.document_index import (
+from maw_gym.retrieval.documents import (
     DocumentIndex,
     Relevant,
     trec_order,

@@ -7,7 +7,7 @@ import torch
 from lattice import Lattice
 
 from maw_gym.retrieval import search
-from maw_gym.retrieval.document_index import DocumentIndex
+from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.search import Ranking, merged, rank
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from maw_gym.retrieval.resampling import bootstrap_interval, equivalence_margin
 from maw_gym.retrieval.significance import (
+    bootstrap_interval,
+    equivalence_margin,
     holm,
     sign_flip_test,
     smallest_detectable_difference,
@@ -64,7 +65,7 @@ def test_the_sampled_p_is_never_zero():
 
 
 def test_draws_in_several_batches_add_up(monkeypatch):
-    monkeypatch.setattr("maw_gym.retrieval.resampling.CHUNK_NUMBERS", 170)  # 8 draws of 20
+    monkeypatch.setattr("maw_gym.retrieval.significance.CHUNK_NUMBERS", 170)  # 8 draws of 20
     # the sum is 0 and every assignment as extreme: (1 + 50) / (1 + 50) if all draws are made
     assert sign_flip_test([1, -1] * 10, draws=50) == 1
     assert bootstrap_interval([0, 1] * 10) == pytest.approx((0.3, 0.7), abs=0.051)

@@ -7,9 +7,13 @@ import pytest
 import torch
 from lattice import Lattice
 
-from maw_gym.retrieval.document_index import DocumentIndex
-from maw_gym.retrieval.ranking import alignment_of_depths, rankings_of_depths
-from maw_gym.retrieval.unjudged import STATISTICS, ranking_statistics
+from maw_gym.retrieval.documents import DocumentIndex
+from maw_gym.retrieval.ranking import (
+    STATISTICS,
+    alignment_of_depths,
+    ranking_statistics,
+    rankings_of_depths,
+)
 
 
 def statistics(scores, documents, of_mean):

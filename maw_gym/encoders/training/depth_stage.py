@@ -28,7 +28,7 @@ from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.files.epoch_checkpoints import Best
 from maw_gym.files.tensor_files import fingerprint
-from maw_gym.retrieval.document_index import DocumentIndex
+from maw_gym.retrieval.documents import DocumentIndex
 
 
 class DepthWeights(nn.Module):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from maw_gym.corpora import Collection, QuerySet
 from maw_gym.encoders.embedder import Embedder
-from maw_gym.retrieval.document_index import DocumentIndex
+from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.ranking import alignment_of_depths
 
 DOCUMENTS_CHECKED = 2500  # an epoch is judged by ranking at most this many documents

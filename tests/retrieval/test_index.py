@@ -13,9 +13,8 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.retrieval import index_files
-from maw_gym.retrieval.index_files import ABOUT, VECTORS
-from maw_gym.retrieval.search_index import SearchIndex
+from maw_gym.retrieval import index as index_module
+from maw_gym.retrieval.index import ABOUT, VECTORS, SearchIndex
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import RetrievalTask
 
@@ -124,7 +123,7 @@ def test_an_index_is_whole_when_its_vectors_are_on_the_disk(
             raise InputError(f"{path} cannot be written")
 
     with monkeypatch.context() as patched:
-        patched.setattr(index_files, "synced", full)
+        patched.setattr(index_module, "synced", full)
         with pytest.raises(InputError, match=r"vectors\.npy cannot be written"):
             routed.index(ids, texts, folder=folder)
     assert not (folder / ABOUT).exists()
@@ -260,7 +259,7 @@ def test_a_foreign_faiss_file_is_refused(
     task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path
 ) -> None:
     faiss = pytest.importorskip("faiss")
-    from maw_gym.retrieval.approximate import ApproximateIndex
+    from maw_gym.retrieval.index import ApproximateIndex
 
     documents = routed.index(["a"], ["x"]).documents.documents
     (tmp_path / "none").write_bytes(b"nonsense")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maw_gym.corpora.records import QuerySet
 from maw_gym.retrieval.bm25 import BM25, best_matches
-from maw_gym.retrieval.document_index import DocumentIndex, Integers
+from maw_gym.retrieval.documents import DocumentIndex, Integers
 from maw_gym.retrieval.ranking import ideal_dcg, ndcg_of_scores
 from maw_gym.retrieval.search import Ranking
 

@@ -36,7 +36,7 @@ from maw_gym.encoders.training.stages import (
 )
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
-from maw_gym.files.cache import cache_home, content_key, kept_or_built
+from maw_gym.files import cache_home, content_key, kept_or_built
 from maw_gym.retrieval.evaluation import DEPTH_OF_RANKING, Evaluation, evaluate_rankings
 from maw_gym.retrieval.search import Ranking
 from maw_gym.tables.task import RetrievalTask

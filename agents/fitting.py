@@ -16,11 +16,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agents.settings import FitSettings
+from maw_gym.checkpoints import Best, EpochCheckpoints, Progress
 from maw_gym.encoders.training.pairs import epoch_rows
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
-from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress
-from maw_gym.files.tensor_files import fingerprint
+from maw_gym.files import fingerprint
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.tables.rewards import RewardSpec
 from maw_gym.tables.task import RetrievalTask

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticKnownError
 
 from maw_gym.errors import InputError
-from maw_gym.files.cache import expanded
+from maw_gym.files import expanded
 
 Kind = TypeVar("Kind")
 

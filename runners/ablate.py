@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
-from maw_gym.files.cache import written_whole
+from maw_gym.files import written_whole
 from maw_gym.retrieval.significance import sign_flip_test
 from maw_gym.settings import Count, Seed, checked, part
 from maw_gym.tables.rewards import DEFAULT_REWARD

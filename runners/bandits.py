@@ -22,7 +22,7 @@ from agents.grpo import GRPO
 from agents.sb3.vec_env import to_sb3
 from maw_gym.envs.rendering import check_matplotlib
 from maw_gym.errors import InputError
-from maw_gym.files.cache import written_whole
+from maw_gym.files import written_whole
 from maw_gym.settings import Count, checked
 from runners.experiments.bandits import PROBLEMS, Problem, ProblemEnv, problem
 from runners.experiments.figures import new_figure, save

@@ -27,7 +27,7 @@ from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import read_tensors, write_tensors
+from maw_gym.files import read_tensors, write_tensors
 from maw_gym.routers.depth_router import DepthRouter, load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.loading import load_task

@@ -82,7 +82,7 @@ def test_a_full_disk_leaves_no_half_of_a_table(
 
 
 def _whole(path: Path) -> bool:
-    from maw_gym.files.tensor_files import read_tensors
+    from maw_gym.files import read_tensors
 
     return bool(read_tensors(path, table_files.ROWS).tensors)
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
 
-from maw_gym.files.checkpoints import Checkpoint, optimizer_state, restore_optimizer
+from maw_gym.checkpoints import Checkpoint, optimizer_state, restore_optimizer
 
 # Counters of the algorithms; GRPO's reference policy is renewed by the second.
 COUNTERS = ("_n_updates", "_rollouts_since_renewal", "_episode_num", "_current_progress_remaining")

@@ -25,7 +25,7 @@ from maw_gym.corpora.records import (
     judged_queries,
 )
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import check_readable
+from maw_gym.files import check_readable
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from maw_gym.corpora.pydocs_files import check_pydocs, kept, read_content
 from maw_gym.corpora.records import Groups, QuerySet, Source
 from maw_gym.corpora.splits import ENDS, SPLITS, fraction, normalised, side
 from maw_gym.errors import InputError
-from maw_gym.files.cache import cache_home, content_key
+from maw_gym.files import cache_home, content_key
 
 if TYPE_CHECKING:
     from ir_datasets.formats import GenericDoc, GenericQuery

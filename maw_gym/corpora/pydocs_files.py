@@ -11,8 +11,7 @@ import torch
 
 from maw_gym.corpora.splits import SPLITS
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files.cache import kept_or_built
-from maw_gym.files.tensor_files import read_tensors, write_tensors
+from maw_gym.files import kept_or_built, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from maw_gym.distributed import is_first, process, processes
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import on_device
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files.tensor_files import read_tensors, write_tensors
+from maw_gym.files import read_tensors, write_tensors
 from maw_gym.retrieval.index import Part
 from maw_gym.threads import ThreadAside
 

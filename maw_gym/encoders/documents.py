@@ -13,9 +13,15 @@ from maw_gym.distributed import check_same, processes
 from maw_gym.encoders.collection_states import with_document_states
 from maw_gym.encoders.document_parts import encoded_parts
 from maw_gym.encoders.embedder import Embedder
-from maw_gym.files.cache import cache_home, content_key
-from maw_gym.files.tensor_files import check_tensors, fingerprint, read_tensors, write_tensors
-from maw_gym.files.together import kept_or_built_together
+from maw_gym.files import (
+    cache_home,
+    check_tensors,
+    content_key,
+    fingerprint,
+    kept_or_built_together,
+    read_tensors,
+    write_tensors,
+)
 from maw_gym.retrieval.index import joined, with_copies
 
 FORMAT: Final = 1  # raise when the meaning of the numbers changes

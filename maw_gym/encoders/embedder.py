@@ -15,8 +15,7 @@ from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.text import TextEncoder, length_batches, on_device, padded
 from maw_gym.encoders.token_statistics import mean_content
 from maw_gym.errors import InputError
-from maw_gym.files.cache import canonical
-from maw_gym.files.tensor_files import fingerprint
+from maw_gym.files import canonical, fingerprint
 
 log = logging.getLogger(__name__)
 

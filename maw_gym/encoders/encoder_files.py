@@ -15,8 +15,7 @@ from maw_gym.encoders.text.loading import MINILM
 from maw_gym.encoders.text.stored import StoredTransformer, transformer_settings
 from maw_gym.encoders.token_statistics import idf_token_weights
 from maw_gym.errors import InputError
-from maw_gym.files.cache import expanded
-from maw_gym.files.tensor_files import check_tensors, read_tensors, write_tensors
+from maw_gym.files import check_tensors, expanded, read_tensors, write_tensors
 
 # What the untrained attention over a transformer's states adds, as a share of V.
 CONTEXTUAL_OUTPUT = 0.1

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from maw_gym.corpora.records import Collection
 from maw_gym.errors import DamagedFileError
-from maw_gym.files.tensor_files import read_tensors, write_tensors
+from maw_gym.files import read_tensors, write_tensors
 from maw_gym.retrieval.documents import Integers, trec_order
 from maw_gym.retrieval.search import Ranking
 

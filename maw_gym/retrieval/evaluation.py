@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from maw_gym.corpora.records import QuerySet
-from maw_gym.files.cache import written_whole
+from maw_gym.files import written_whole
 from maw_gym.retrieval.documents import DocumentIndex, Integers
 from maw_gym.retrieval.search import Ranking, rank, rank_together
 

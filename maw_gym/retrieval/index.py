@@ -19,9 +19,14 @@ from torch import Tensor
 
 from maw_gym.distributed import check_same, is_first, wait
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files.cache import canonical, content_key, synced, written_whole
-from maw_gym.files.tensor_files import check_readable
-from maw_gym.files.together import check_one_folder
+from maw_gym.files import (
+    canonical,
+    check_one_folder,
+    check_readable,
+    content_key,
+    synced,
+    written_whole,
+)
 from maw_gym.retrieval.bm25 import BM25, Words
 from maw_gym.retrieval.documents import DocumentIndex, first_of_same, steps
 from maw_gym.retrieval.hybrid import fused_ranking, scored_candidates, weighted_sum

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from maw_gym.checks import checked_int, shown
 from maw_gym.errors import InputError
-from maw_gym.files.cache import expanded
-from maw_gym.files.tensor_files import check_tensors, read_tensors, write_tensors
+from maw_gym.files import check_tensors, expanded, read_tensors, write_tensors
 from maw_gym.tables.blocks import checked_blocks
 
 ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"relu": nn.ReLU, "tanh": nn.Tanh}

@@ -19,8 +19,7 @@ from maw_gym.encoders.document_parts import encoded_parts
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder
 from maw_gym.errors import InputError
-from maw_gym.files.cache import expanded
-from maw_gym.files.tensor_files import check_readable, fingerprint
+from maw_gym.files import check_readable, expanded, fingerprint
 from maw_gym.retrieval.documents import check_finite, steps
 from maw_gym.retrieval.hybrid import WEIGHT
 from maw_gym.retrieval.index import EXACT, PARTS, SearchIndex, check_ids

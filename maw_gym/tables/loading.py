@@ -15,7 +15,7 @@ from maw_gym.encoders.encoder_files import load_embedder, untrained_embedder
 from maw_gym.encoders.text import TextEncoder, WordLlama, text_encoders
 from maw_gym.encoders.text.loading import AUTO
 from maw_gym.errors import InputError
-from maw_gym.files.cache import expanded
+from maw_gym.files import expanded
 from maw_gym.tables.task import RetrievalTask
 
 if TYPE_CHECKING:

@@ -16,9 +16,14 @@ from torch import Tensor
 
 from maw_gym.distributed import own
 from maw_gym.errors import DamagedFileError
-from maw_gym.files.cache import content_key, kept
-from maw_gym.files.tensor_files import check_tensors, read_tensors, write_tensors
-from maw_gym.files.together import kept_or_built_together
+from maw_gym.files import (
+    check_tensors,
+    content_key,
+    kept,
+    kept_or_built_together,
+    read_tensors,
+    write_tensors,
+)
 from maw_gym.tables.columns import COLUMNS, PER_DEPTH
 from maw_gym.tables.depth_table import DepthTable
 

@@ -22,7 +22,7 @@ from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import TextEncoder
 from maw_gym.errors import InputError
-from maw_gym.files.cache import cache_home, content_key, kept_or_built
+from maw_gym.files import cache_home, content_key, kept_or_built
 from maw_gym.retrieval.bm25 import candidate_documents, with_relevant
 from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.evaluation import Evaluation, evaluate_embeddings

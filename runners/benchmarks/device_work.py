@@ -28,7 +28,7 @@ from maw_gym.encoders.text import load_text_encoder
 from maw_gym.encoders.training import loop
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.stages import train_encoder, trained_attention
-from maw_gym.files.cache import cache_home
+from maw_gym.files import cache_home
 from maw_gym.retrieval.index import PARTS, SearchIndex
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.loading import resolve_device

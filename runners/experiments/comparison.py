@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from maw_gym.files.cache import written_whole
+from maw_gym.files import written_whole
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.analysis import Results, rows_of
 from runners.experiments.command_line import command_of

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from maw_gym.envs.bandit import Bandit
-from maw_gym.files.cache import content_key
+from maw_gym.files import content_key
 from maw_gym.retrieval.evaluation import write_trec_run
 from maw_gym.routers.depth_router import save_router
 from maw_gym.tables.task import RetrievalTask

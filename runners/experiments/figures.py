@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from maw_gym.envs.bandit import Bandit
 from maw_gym.envs.rendering import COLOURS, importing_matplotlib
-from maw_gym.files.cache import written_whole
+from maw_gym.files import written_whole
 from maw_gym.tables.rewards import SMALLEST_GAP
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.online import Trained

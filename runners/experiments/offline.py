@@ -9,8 +9,8 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.baselines import train_full_information
 from agents.settings import FullInformationSettings, SupervisedSettings
 from agents.supervised import train_supervised
+from maw_gym.checkpoints import forget_checkpoints, stage_folder
 from maw_gym.envs.bandit import Bandit
-from maw_gym.files.epoch_checkpoints import forget_checkpoints, stage_folder
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.settings import part
 from maw_gym.tables.rewards import NDCG

@@ -22,10 +22,10 @@ from agents.sb3.callbacks import CheckpointCallback, SyncedTensorBoard, Validati
 from agents.sb3.stopping import STOP
 from agents.sb3.training_state import restore_training
 from agents.sb3.vec_env import to_sb3
+from maw_gym.checkpoints import Checkpoint, Checkpoints
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
-from maw_gym.files.cache import written_whole
-from maw_gym.files.checkpoints import Checkpoint, Checkpoints
+from maw_gym.files import written_whole
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.settings import part
 from maw_gym.tables.task import RetrievalTask

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from maw_gym.errors import DamagedFileError
-from maw_gym.files.cache import kept
-from maw_gym.files.tensor_files import read_tensors, write_tensors
+from maw_gym.files import kept, read_tensors, write_tensors
 from maw_gym.retrieval.evaluation import Evaluation
 from maw_gym.retrieval.search import Ranking
 from maw_gym.routers.depth_router import DepthRouter

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from maw_gym.errors import InputError
-from maw_gym.files.cache import expanded
+from maw_gym.files import expanded
 from maw_gym.settings import one_line
 from runners.experiments.command_line import word_of
 

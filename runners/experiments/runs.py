@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agents.sb3.stopping import STOP, Stopped
 from maw_gym.errors import InputError, printable
-from maw_gym.files.cache import hold, sweep, written_whole
+from maw_gym.files import hold, sweep, written_whole
 from runners.experiments.command_line import given_flags
 from runners.experiments.resuming import CONFIG, Settings, check_provenance, settings_of
 from runners.experiments.streams import lasting_streams

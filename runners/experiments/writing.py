@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.supervised import label_sentence
-from maw_gym.files.cache import written_whole
+from maw_gym.files import written_whole
 from runners.experiments import tables
 from runners.experiments.analysis import COLUMNS, MAIN, NAMES, Results, duels_of, pairs_of
 from runners.experiments.comparison_settings import CompareSettings

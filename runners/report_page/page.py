@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from maw_gym.errors import InputError
-from maw_gym.files.cache import written_whole
+from maw_gym.files import written_whole
 from maw_gym.tables.task import RetrievalTask
 from runners.report_page import QUERIES
 from runners.report_page.payload import run_payload

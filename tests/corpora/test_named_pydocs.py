@@ -12,7 +12,7 @@ import torch
 from maw_gym.corpora import is_pydocs, load_collection, packages, pydocs
 from maw_gym.corpora.packages import default_packages, named_packages
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import write_tensors
+from maw_gym.files import write_tensors
 
 # The side of a text is that of its sha256, as a fraction.
 OPEN = "Open the file for reading."  # .088 encoder

@@ -12,7 +12,7 @@ from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrain
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import WordLlama
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import read_tensors, write_tensors
+from maw_gym.files import read_tensors, write_tensors
 
 SMALL = EncoderSettings(depths=2)
 TEXTS = ["how bees make honey", "", "bread"]

@@ -15,7 +15,7 @@ from maw_gym.encoders.encoder_files import (
 )
 from maw_gym.encoders.text import Transformer, load_text_encoder
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import read_tensors, write_tensors
+from maw_gym.files import read_tensors, write_tensors
 
 TEXTS = ["how bees make honey", "", "bread"]
 

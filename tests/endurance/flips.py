@@ -23,12 +23,12 @@ from hand_made import random_table
 from agents.grpo import GRPO
 from agents.sb3.training_state import training_state
 from agents.sb3.vec_env import to_sb3
+from maw_gym.checkpoints import Checkpoints
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.files.checkpoints import Checkpoints
-from maw_gym.files.tensor_files import fingerprint
+from maw_gym.files import fingerprint
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
 from maw_gym.tables.columns import COLUMNS
 from maw_gym.tables.table_files import load_or_build, read_table

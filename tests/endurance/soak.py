@@ -24,8 +24,8 @@ from agents.grpo import GRPO
 from agents.sb3.callbacks import SyncedTensorBoard
 from agents.sb3.training_state import training_state
 from agents.sb3.vec_env import to_sb3
+from maw_gym.checkpoints import Checkpoints
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
-from maw_gym.files.checkpoints import Checkpoints
 
 ENVS = 64
 TRAINING = 1024  # steps of a training

@@ -8,7 +8,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files.cache import (
+from maw_gym.files import (
     cache_home,
     content_key,
     kept_or_built,
@@ -124,7 +124,7 @@ def test_the_builder_holds_a_lock_that_ends_with_it(tmp_path):
 def test_a_killed_builder_does_not_block_the_next(tmp_path):
     path = tmp_path / "file"
     code = (
-        "import os, sys, pathlib; from maw_gym.files.cache import one_builder\n"
+        "import os, sys, pathlib; from maw_gym.files import one_builder\n"
         "with one_builder(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
@@ -212,7 +212,7 @@ def test_what_is_there_is_read_without_a_lock(tmp_path):
 
 KILLED = """
 import os, sys, pathlib
-from maw_gym.files.cache import written_whole
+from maw_gym.files import written_whole
 with written_whole(pathlib.Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), 9)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from maw_gym.checkpoints import Checkpoints, optimizer_state, restore_optimizer
 from maw_gym.errors import InputError
-from maw_gym.files.checkpoints import Checkpoints, optimizer_state, restore_optimizer
-from maw_gym.files.tensor_files import fingerprint, write_tensors
+from maw_gym.files import fingerprint, write_tensors
 
 ABOUT = {"learner": "GRPO", "seed": 0}
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny_collection import write_tiny_collection
 
+from maw_gym.checkpoints import Checkpoints
 from maw_gym.corpora import load_collection
 from maw_gym.encoders.encoder_files import load_embedder
 from maw_gym.errors import InputError
-from maw_gym.files.checkpoints import Checkpoints
 from maw_gym.routers.depth_router import load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.table_files import read_table

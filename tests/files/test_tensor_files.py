@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files.tensor_files import (
+from maw_gym.files import (
     check_readable,
     check_tensors,
     fingerprint,

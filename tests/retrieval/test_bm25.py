@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import write_tensors
+from maw_gym.files import write_tensors
 from maw_gym.retrieval.bm25 import BM25
 
 

@@ -18,7 +18,7 @@ from maw_gym.encoders.clusters import cluster, contents
 from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import fingerprint
+from maw_gym.files import fingerprint
 from maw_gym.retrieval.evaluation import evaluate_rankings
 from maw_gym.routers.depth_router import DepthRouter, save_router
 from maw_gym.routers.routed_encoder import RoutedEncoder

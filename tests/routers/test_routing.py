@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from maw_gym.errors import InputError
-from maw_gym.files.tensor_files import read_tensors, write_tensors
+from maw_gym.files import read_tensors, write_tensors
 from maw_gym.routers.depth_router import DepthRouter, depth_features, load_router, save_router
 
 TELLS = {"learner": "by hand", "seed": 3}

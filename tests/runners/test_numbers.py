@@ -12,7 +12,7 @@ import torch
 from stable_baselines3 import PPO
 
 from agents.grpo import GRPO, losses
-from maw_gym.files.tensor_files import read_tensors
+from maw_gym.files import read_tensors
 from runners.experiments.runs import run_main
 
 # SB3 silences this one when it is imported, which pytest undoes.

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from agents.grpo import checks
+from maw_gym import files
 from maw_gym.errors import InputError
-from maw_gym.files import cache
 from runners import train_grpo
 from runners.experiments import runs
 from runners.experiments.resuming import read_config, settings_of
@@ -114,7 +114,7 @@ def test_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:
     while_it_runs = subprocess.run([sys.executable, "-c", go_on], capture_output=True, text=True)
     assert f"run {str(folder)!r} is being written by another process" in while_it_runs.stderr
     assert open_run(RunSettings(resume=folder), "run") == folder  # this one
-    os.close(cache._held.pop(folder.resolve()))  # as the end of the process does
+    os.close(files._held.pop(folder.resolve()))  # as the end of the process does
     after = subprocess.run([sys.executable, "-c", go_on], capture_output=True, text=True)
     assert after.stdout == "mine\n"
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file
 
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files.tensor_files import read_tensors, write_tensors
+from maw_gym.files import read_tensors, write_tensors
 from maw_gym.tables import table_files
 from maw_gym.tables.columns import COLUMNS
 from maw_gym.tables.table_files import load_or_build, read_table

@@ -28,8 +28,7 @@ from maw_gym.encoders.text.stored import transformer_settings
 from maw_gym.encoders.text.transformer import Transformer
 from maw_gym.encoders.text.wordllama import WordLlama
 from maw_gym.errors import InputError
-from maw_gym.files.cache import content_key
-from maw_gym.files.tensor_files import fingerprint
+from maw_gym.files import content_key, fingerprint
 
 AUTO: Final = "auto"
 MINILM: Final = "minilm"

@@ -23,8 +23,7 @@ from tqdm import tqdm
 from maw_gym.encoders.text.protocol import length_batches, padded
 from maw_gym.encoders.text.transformer import Transformer
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files.cache import cache_home, content_key, kept_or_built, written_whole
-from maw_gym.files.tensor_files import fingerprint
+from maw_gym.files import cache_home, content_key, fingerprint, kept_or_built, written_whole
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from maw_gym.checkpoints import Best
 from maw_gym.distributed import gathered, share
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import on_device, padded
@@ -20,7 +21,6 @@ from maw_gym.encoders.training.loop import Stage, run
 from maw_gym.encoders.training.pairs import Pairs, epoch_rows
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
-from maw_gym.files.epoch_checkpoints import Best
 
 GROUPS: Final = 4  # documents of a batch are encoded in this many groups of similar length
 # A GPU wants few launches: groups are fewer where they would have fewer padded tokens than these.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from maw_gym.checkpoints import Best
 from maw_gym.distributed import gathered, share
 from maw_gym.encoders.attention_encoders import temperatures
 from maw_gym.encoders.clusters import cluster, contents, nearest
@@ -26,8 +27,7 @@ from maw_gym.encoders.training.loop import Stage, run
 from maw_gym.encoders.training.pairs import Pairs, epoch_rows
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
-from maw_gym.files.epoch_checkpoints import Best
-from maw_gym.files.tensor_files import fingerprint
+from maw_gym.files import fingerprint
 from maw_gym.retrieval.documents import DocumentIndex
 
 

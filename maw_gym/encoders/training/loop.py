@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from maw_gym.checkpoints import Best, EpochCheckpoints, Progress, stage_folder
 from maw_gym.distributed import check_same, from_first, is_first, others, with_mean_gradients
-from maw_gym.files.cache import content_key
-from maw_gym.files.epoch_checkpoints import Best, EpochCheckpoints, Progress, stage_folder
-from maw_gym.files.tensor_files import fingerprint
+from maw_gym.files import content_key, fingerprint
 
 log = logging.getLogger(__name__)
 

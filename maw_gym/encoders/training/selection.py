@@ -33,7 +33,7 @@ from maw_gym.encoders.training.stages import (
     with_states,
 )
 from maw_gym.encoders.training.validation import Validation
-from maw_gym.files.cache import content_key
+from maw_gym.files import content_key
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from maw_gym.checkpoints import forget_checkpoints
 from maw_gym.corpora import Collection
 from maw_gym.distributed import is_first, processes
 from maw_gym.encoders.attention_encoders import MAWEncoder
@@ -31,9 +32,7 @@ from maw_gym.encoders.training.depth_stage import train_depths
 from maw_gym.encoders.training.pairs import pairs_of
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
-from maw_gym.files.cache import cache_home, content_key
-from maw_gym.files.epoch_checkpoints import forget_checkpoints
-from maw_gym.files.together import kept_or_built_together
+from maw_gym.files import cache_home, content_key, kept_or_built_together
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,0 @@
-"""Files that are written whole, under keys made of content, and read with suspicion."""

@@ -1,24 +1,20 @@
 """Measure everything that is meant to be fast, each row beside what bounds it, in one process.
 
 Attention: all depths' statistics depth by depth, with the 5D tensor, with depth_statistics, and the
-floor (depth projections and torch's attention). Then depth tables, environment steps, training
-steps, and the operators in which a table and the encoder's training spend their time. With --parts
-search also the search of up to a million documents, beside FAISS. A table goes
-to stdout and, with --out, all numbers to a JSON file.
+floor (depth projections and torch's attention). Then depth tables, environment steps and training
+steps. With --parts search also the search of up to a million documents, beside FAISS. A Markdown
+table of each part goes to stdout and, with --out, all numbers to a JSON file.
 """
 
 import platform
 from dataclasses import asdict
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field
-from rich.console import Console
-from rich.table import Table
 
 from maw_gym.attention.records import Inputs
 from maw_gym.corpora import load_collection
-from maw_gym.encoders.attention_encoders import MAWEncoder
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.text import padded
@@ -31,8 +27,7 @@ from runners.benchmarks.attention_rows import (
     Problem,
     attention_rows,
 )
-from runners.benchmarks.measuring import Row, machine
-from runners.benchmarks.profiles import profile_rows
+from runners.benchmarks.measuring import Row, machine, tables
 from runners.benchmarks.search import faiss_rows, size_rows
 from runners.benchmarks.stack import (
     environment_rows,
@@ -42,10 +37,11 @@ from runners.benchmarks.stack import (
 )
 from runners.experiments.runs import run_main, writable_output, write_json
 
-Part = Literal["attention", "table", "environment", "training", "profile", "search"]
+Part = Literal["attention", "table", "environment", "training", "search"]
 PARTS: tuple[Part, ...] = get_args(Part)[:-1]  # search takes some ten minutes, and is asked for
 SIZES = (1, 64, 1024, 8192)
 RAGGED_QUERIES = 64
+QUICK_QUERIES, QUICK_DOCUMENTS, QUICK_TIMESTEPS = 100, 1000, 2048
 
 
 @checked
@@ -83,32 +79,31 @@ class BenchmarkSettings:
     out: HomePath | None = None
     """JSON file of all numbers"""
     quick: bool = False
-    """tiny shapes and two rounds: whether it runs, not how fast"""
+    """tiny shapes, few queries and two rounds: whether it runs, not how fast"""
 
 
 @torch.no_grad()
 def ragged_problem(embedder: Embedder, texts: tuple[str, ...]) -> Problem:
     """The first 64 queries as the encoder sees them."""
     ids = [row for row in embedder.query_ids(texts[:RAGGED_QUERIES]) if row]
-    encoder = embedder.maw
-    assert isinstance(encoder, MAWEncoder)
-    batch, mask = padded(ids)
-    batch, mask = batch.to(embedder.device), mask.to(embedder.device)
-    inputs = encoder.depth_inputs(batch, embedder.text.hidden(batch), mask)
+    batch, mask = (tensor.to(embedder.device) for tensor in padded(ids))
+    inputs = embedder.maw.depth_inputs(batch, embedder.text.hidden(batch), mask)
     return Problem(Inputs(*(tensor.detach() for tensor in inputs)), [len(row) for row in ids])
 
 
 def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
     """All rows that the settings ask for."""
-    rounds = 2 if settings.quick else settings.rounds
-    cuda = device.type == "cuda"
-    with_compiled = cuda if settings.compile is None else settings.compile
+    quick, cuda = settings.quick, device.type == "cuda"
+    rounds = 2 if quick else settings.rounds
     collection = load_collection(settings.dataset)
     embedder = untrained_embedder(collection.doc_texts).to(device)
+    if quick:
+        collection = synthetic_queries(collection, embedder, QUICK_QUERIES, QUICK_DOCUMENTS)
     rows: list[Row] = []
     if "attention" in settings.parts:
-        shapes = QUICK_SHAPES if settings.quick else CUDA_SHAPES if cuda else CPU_SHAPES
-        limits = (rounds, settings.budget, with_compiled)
+        shapes = QUICK_SHAPES if quick else CUDA_SHAPES if cuda else CPU_SHAPES
+        compiled = cuda if settings.compile is None else settings.compile
+        limits = (rounds, settings.budget, compiled)
         for shape in shapes:
             rows += attention_rows(str(shape), shape.problem(device), *limits)
         texts = max((queries.texts for queries in collection.splits.values()), key=len)
@@ -119,15 +114,12 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
         if "table" in settings.parts:
             rows += found
         if "environment" in settings.parts:
-            rows += environment_rows(table, SIZES[:2] if settings.quick else SIZES, rounds)
+            rows += environment_rows(table, SIZES[:2] if quick else SIZES, rounds)
         if "training" in settings.parts:
-            rows += training_rows(
-                table, settings.num_envs, settings.timesteps, min(rounds, 5), device
-            )
-    if "profile" in settings.parts:
-        rows += profile_rows(collection, embedder, device)
+            steps = min(settings.timesteps, QUICK_TIMESTEPS) if quick else settings.timesteps
+            rows += training_rows(table, settings.num_envs, steps, min(rounds, 5), device)
     if "search" in settings.parts:
-        if settings.quick:
+        if quick:
             rows += size_rows((500, 1000), 50, str(device)) + faiss_rows(1000, 50, rounds=rounds)
         else:
             rows += size_rows(device=str(device)) + faiss_rows(rounds=min(rounds, 3))
@@ -137,56 +129,20 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
     return rows
 
 
-def show(rows: list[Row], ceilings: dict[str, float], device: str) -> None:
-    """Print the table."""
-    table = Table(
-        title=f"{device}: copies {ceilings['copy bytes/s'] / 1e9:,.0f} GB/s, matrix products"
-        f" {ceilings['matrix FLOP/s'] / 1e9:,.0f} GFLOP/s"
-    )
-    for name in ("part", "case", "row"):
-        table.add_column(name)
-    for name in ("ms", "quickest to slowest", "ratio", "per second", "peak MB", "more"):
-        table.add_column(name, justify="right")
-    last = ""
-    for row in rows:
-        if last and row.part + row.case != last:
-            table.add_section()
-        last = row.part + row.case
-        ratio = (
-            ""
-            if row.ratio is None
-            else f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
-        )
-        table.add_row(
-            row.part,
-            row.case,
-            row.name,
-            f"{row.seconds * 1e3:,.3f}",
-            f"{row.low * 1e3:,.3f} to {row.high * 1e3:,.3f}",
-            ratio,
-            "" if row.per_second is None else f"{row.per_second:,.0f} {row.unit}",
-            "" if row.memory is None else f"{row.memory / 2**20:,.1f}",
-            ", ".join(_short(name, value) for name, value in row.more.items()),
-        )
-    # Names like table[index] are no markup; a file gets lines of one width.
-    Console(width=None if Console().is_terminal else 190, markup=False).print(table)
-
-
-def _short(name: str, value: float) -> str:
-    return f"{value / 1e9:,.0f} G{name}" if name.endswith("/s") else f"{value:,.0f} {name}"
-
-
 def main(settings: BenchmarkSettings) -> None:
     """Measure, print, write."""
     out = settings.out and writable_output(settings.out)
     device = resolve_device(settings.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    name += f", {torch.get_num_threads()} CPU threads"
+    name += f", {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
     ceilings = machine(device, 2 if settings.quick else settings.rounds)
     rows = measure(settings, device)
-    show(rows, ceilings, name)
+    print(
+        f"{name}: copies {ceilings['copy bytes/s'] / 1e9:,.0f} GB/s, matrix products"
+        f" {ceilings['matrix FLOP/s'] / 1e9:,.0f} GFLOP/s\n\n{tables(rows)}"
+    )
     if out is not None:
-        content: dict[str, Any] = {
+        content = {
             "device": name,
             "machine": ceilings,
             "versions": {"torch": torch.__version__, "python": platform.python_version()},

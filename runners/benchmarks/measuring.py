@@ -1,36 +1,34 @@
-"""How rows of the benchmark are timed, and what is kept of each."""
+"""How rows of the benchmark are timed, and how they are printed."""
 
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 
-Functions = Mapping[str, Callable[[], object]]
+# What a part's ratios are times of.
+REFERENCE: Final = {
+    "attention": "the floor",
+    "environment": "`table[index]`",
+    "training": "PPO",
+    "search": "FAISS",
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table.
+    """One row of the table: median seconds over rounds, with the quickest and the slowest round.
 
     Attributes:
-        part: one of `runners.benchmark.PARTS`.
-        case: shape or size.
-        name: what was measured.
-        seconds: median of the rounds.
-        low: quickest round.
-        high: slowest round.
-        ratio: median over rounds of this row's time by the reference's in the same round.
-        ratio_low: least of these.
-        ratio_high: greatest of these.
+        ratio: median, least and greatest over rounds of this row's time by the reference's in the
+            same round; None without a reference.
         per_second: queries, steps or whatever `unit` says, from the median.
-        unit: of `per_second`.
         memory: bytes allocated at once beyond the inputs; None where it was not measured.
-        more: further numbers by name.
     """
 
     part: str
@@ -39,35 +37,99 @@ class Row:
     seconds: float
     low: float
     high: float
-    ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
+    ratio: tuple[float, float, float] | None = None
     per_second: float | None = None
     unit: str = ""
     memory: int | None = None
     more: dict[str, float] = field(default_factory=dict)
 
 
+def row(
+    part: str,
+    case: str,
+    name: str,
+    times: Sequence[float],
+    reference: Sequence[float] | None = None,
+    count: float | None = None,
+    unit: str = "",
+    memory: int | None = None,
+    more: Mapping[str, float] | None = None,
+) -> Row:
+    """The row of the `times` of all rounds; `count` is what one call does, for `per_second`."""
+    seconds = statistics.median(times)
+    ratios = [one / other for one, other in zip(times, reference or (), strict=False)]
+    return Row(
+        part,
+        case,
+        name,
+        seconds,
+        min(times),
+        max(times),
+        (statistics.median(ratios), min(ratios), max(ratios)) if ratios else None,
+        None if count is None else count / seconds,
+        unit,
+        memory,
+        dict(more or {}),
+    )
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """One Markdown table for each part, with the columns that it has numbers for."""
+    parts = dict.fromkeys(row.part for row in rows)
+    return "\n\n".join(_table(part, [row for row in rows if row.part == part]) for part in parts)
+
+
+def _table(part: str, rows: Sequence[Row]) -> str:
+    columns = {
+        "case": [row.case for row in rows],
+        "row": [row.name for row in rows],
+        "time": [_time(row) for row in rows],
+        f"times {REFERENCE.get(part, 'the reference')}": [
+            "" if row.ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio)
+            for row in rows
+        ],
+        "per second": [
+            "" if row.per_second is None else f"{row.per_second:,.0f} {row.unit.partition('/')[0]}"
+            for row in rows
+        ],
+        "peak MB": ["" if row.memory is None else f"{row.memory / 2**20:,.0f}" for row in rows],
+        "more": [", ".join(map(_quantity, row.more, row.more.values())) for row in rows],
+    }
+    titles = [title for title, cells in columns.items() if any(cells)]
+    rule = ["---" if title in ("case", "row") else "---:" for title in titles]
+    lines = zip(*(columns[title] for title in titles), strict=True)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *lines))
+
+
+def _time(row: Row) -> str:
+    unit, factor = ("s", 1) if row.seconds >= 1 else ("ms", 1000)
+    middle, low, high = (factor * seconds for seconds in (row.seconds, row.low, row.high))
+    spread = "" if low == high else f" ({low:,.3g} to {high:,.3g})"
+    return f"{middle:,.3g} {unit}{spread}" if middle < 1000 else f"{middle:,.0f} {unit}{spread}"
+
+
+def _quantity(name: str, value: float) -> str:
+    return f"{value / 1e9:,.0f} G{name}" if name.endswith("/s") else f"{value:,.1f} {name}"
+
+
 def interleaved(
-    functions: Functions, device: torch.device, rounds: int, budget: float
+    functions: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    budget: float,
 ) -> dict[str, list[float]]:
     """Seconds per call of every function, round by round, after one call to warm up.
 
     The rounds are interleaved, so that whatever disturbs the machine disturbs all rows alike. A
-    slow function takes part in fewer rounds, at least 2; a quick one is called many times in each.
-
-    Args:
-        functions: by name.
-        device: waited for where it works on its own.
-        rounds: how often.
-        budget: seconds for one function in all its rounds.
+    slow function takes part in fewer rounds, at least 2, so that all its rounds take `budget`
+    seconds at most; a quick one is called many times in each.
     """
     calls, turns = {}, {}
     for name, function in functions.items():
         function()
-        once = _seconds(function, device, 1)
-        calls[name] = max(1, min(1000, int(0.005 / max(once, 1e-9))))
-        turns[name] = max(2, min(rounds, int(budget / max(once, 1e-9))))
+        once = max(_seconds(function, device, 1), 1e-9)
+        calls[name] = max(1, min(1000, int(0.005 / once)))
+        turns[name] = max(2, min(rounds, int(budget / once)))
     found: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(max(turns.values())):
         for name, function in functions.items():
@@ -77,61 +139,17 @@ def interleaved(
 
 
 def _seconds(function: Callable[[], object], device: torch.device, calls: int) -> float:
-    synchronize(device)
+    _synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
         function()
-    synchronize(device)
+    _synchronize(device)
     return (time.perf_counter() - start) / calls
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for what the device still has to do."""
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def row(
-    part: str,
-    case: str,
-    name: str,
-    times: list[float],
-    reference: list[float] | None = None,
-    count: float | None = None,
-    unit: str = "",
-    memory: int | None = None,
-    more: Mapping[str, float] | None = None,
-) -> Row:
-    """The row of measured `times`.
-
-    Args:
-        part: see `Row`, as for the others not named here.
-        case: likewise.
-        name: likewise.
-        times: seconds of every round.
-        reference: the reference's seconds in the same rounds.
-        count: what one call does, for `per_second`.
-        unit: see `Row`.
-        memory: see `Row`.
-        more: see `Row`.
-    """
-    seconds = statistics.median(times)
-    ratios = [own / other for own, other in zip(times, reference or (), strict=False)]
-    return Row(
-        part=part,
-        case=case,
-        name=name,
-        seconds=seconds,
-        low=min(times),
-        high=max(times),
-        ratio=statistics.median(ratios) if ratios else None,
-        ratio_low=min(ratios, default=None),
-        ratio_high=max(ratios, default=None),
-        per_second=None if count is None else count / seconds,
-        unit=unit,
-        memory=memory,
-        more=dict(more or {}),
-    )
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:
@@ -145,7 +163,7 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     activities = [torch.profiler.ProfilerActivity.CPU]
     with (
-        quiet_library(),
+        _quiet_library(),
         # acc_events: without it torch 2.11 warns that it might forget events.
         torch.profiler.profile(
             activities=activities, profile_memory=True, acc_events=True
@@ -162,7 +180,7 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
 
 
 @contextmanager
-def quiet_library() -> Iterator[None]:
+def _quiet_library() -> Iterator[None]:
     """Without the lines that torch's profiler writes to stderr from C++ whenever it starts."""
     sys.stderr.flush()
     kept = os.dup(2)
@@ -183,12 +201,8 @@ def machine(device: torch.device, rounds: int) -> dict[str, float]:
     target = torch.empty_like(source)
     left = torch.randn(side, side, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
     right = torch.randn_like(left)
-    times = interleaved(
-        {"copy": lambda: target.copy_(source), "product": lambda: left @ right},
-        device,
-        rounds,
-        budget=2.0,
-    )
+    functions = {"copy": lambda: target.copy_(source), "product": lambda: left @ right}
+    times = interleaved(functions, device, rounds, budget=2.0)
     return {
         "copy bytes/s": 2 * size / statistics.median(times["copy"]),
         "matrix FLOP/s": 2 * side**3 / statistics.median(times["product"]),

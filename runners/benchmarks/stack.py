@@ -77,11 +77,16 @@ def _once(collection: Collection, name: str, start: float, count: int, unit: str
     return row("table", f"{collection.name}, {count}", name, [seconds], None, count, unit)
 
 
-def synthetic_queries(collection: Collection, embedder: Embedder, count: int) -> Collection:
+def synthetic_queries(
+    collection: Collection, embedder: Embedder, count: int, documents: int | None = None
+) -> Collection:
     """The collection with `count` train queries of 24 tokens, of random words, and no others.
 
-    Each has one random document as its relevant one.
+    Each has one random document as its relevant one, of the first `documents`: all unless given.
     """
+    collection = collection._replace(
+        doc_ids=collection.doc_ids[:documents], doc_texts=collection.doc_texts[:documents]
+    )
     generator = np.random.default_rng(0)
     candidates = embedder.text.tokens(range(embedder.text.vocabulary))
     words = [word[1:] for word in candidates if word.startswith("▁") and word[1:].isalpha()]
@@ -91,16 +96,17 @@ def synthetic_queries(collection: Collection, embedder: Embedder, count: int) ->
         if len(ids) == 1
     ]
     chosen = np.array(single)[generator.integers(len(single), size=(count, SYNTHETIC_TOKENS))]
-    documents = generator.integers(len(collection.doc_ids), size=count)
+    relevant = generator.integers(len(collection.doc_ids), size=count)
     queries = QuerySet(
         tuple(f"synthetic/{number}" for number in range(count)),
         tuple(" ".join(words) for words in chosen),
-        tuple({collection.doc_ids[document]: 1} for document in documents),
+        tuple({collection.doc_ids[document]: 1} for document in relevant),
     )
     nothing = QuerySet((), (), ())
     splits = {name: queries if name == "train" else nothing for name in collection.splits}
     name = f"{collection.name}, synthetic queries"
-    provenance = {**collection.provenance, "content": f"{count} synthetic queries"}
+    content = f"{count} synthetic queries, {len(collection.doc_ids)} documents"
+    provenance = {**collection.provenance, "content": content}
     return collection._replace(name=name, splits=splits, provenance=provenance)
 
 

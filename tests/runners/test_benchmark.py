@@ -12,7 +12,6 @@ import torch
 from maw_gym.attention.depth_attention import depth_statistics
 from maw_gym.corpora import Collection
 from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import InputError
 from runners.benchmark import BenchmarkSettings
 from runners.benchmarks.attention_rows import (
@@ -28,8 +27,8 @@ from runners.benchmarks.attention_rows import (
     tensor_way,
     work,
 )
-from runners.benchmarks.measuring import interleaved, peak_memory, row
-from runners.benchmarks.profiles import profile_rows, shares
+from runners.benchmarks.measuring import interleaved, peak_memory, row, tables
+from runners.benchmarks.search import faiss_rows, size_rows, synthetic_texts
 from runners.benchmarks.stack import synthetic_queries
 
 CPU = torch.device("cpu")
@@ -75,7 +74,7 @@ def test_rows_of_one_problem() -> None:
     rows = attention_rows("small", problem, rounds=3, budget=1.0, with_compiled=False)
     assert [one.name for one in rows] == [BY_DEPTH, TENSOR, OURS, FLOOR]
     by_name = {one.name: one for one in rows}
-    assert by_name[FLOOR].ratio == by_name[FLOOR].ratio_low == by_name[FLOOR].ratio_high == 1
+    assert by_name[FLOOR].ratio == (1, 1, 1)
     for one in rows:
         assert one.per_second == pytest.approx(2 / one.seconds)  # two texts
     # The 5D tensor alone: 2 texts, 2 heads, 4 x 4 weights at 3 depths, 4 bytes each.
@@ -94,8 +93,25 @@ def test_work_of_two_texts_by_hand() -> None:
 def test_a_row_by_hand() -> None:
     made = row("part", "case", "name", [2.0, 4.0, 9.0], [1.0, 4.0, 3.0], count=8, unit="steps/s")
     assert (made.seconds, made.low, made.high) == (4, 2, 9)
-    assert (made.ratio, made.ratio_low, made.ratio_high) == (2, 1, 3)
+    assert made.ratio == (2, 1, 3)
     assert made.per_second == 2
+
+
+def test_a_part_has_the_columns_that_it_has_numbers_for() -> None:
+    rows = [
+        row("search", "9 vectors", "search", [0.003, 0.002, 0.004], [0.002] * 3, 6, "queries/s"),
+        row("search", "9 vectors", "faiss:Flat", [2.0], memory=3 * 2**20, more={"% recall": 99.5}),
+        row("table", "pydocs, 7", "tables, cold", [15.25], None, 61, "queries/s"),
+    ]
+    assert tables(rows) == (
+        "| case | row | time | times FAISS | per second | peak MB | more |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| 9 vectors | search | 3 ms (2 to 4) | 1.50 (1.00 to 2.00) | 2,000 queries |  |  |\n"
+        "| 9 vectors | faiss:Flat | 2 s |  |  | 3 | 99.5 % recall |\n\n"
+        "| case | row | time | per second |\n"
+        "| --- | --- | ---: | ---: |\n"
+        "| pydocs, 7 | tables, cold | 15.2 s | 4 queries |"
+    )
 
 
 def test_rounds_are_interleaved_and_bounded() -> None:
@@ -143,18 +159,63 @@ def test_synthetic_queries_have_24_tokens_and_one_document(tiny: Collection) -> 
     assert [len(ids) for ids in embedder.query_ids(train.texts)] == [24] * 20
     assert all(len(judged) == 1 and set(judged) < set(tiny.doc_ids) for judged in train.relevance)
     assert made.provenance["content"] != tiny.provenance["content"]
+    few = synthetic_queries(tiny, embedder, 20, documents=3)
+    assert few.doc_ids == tiny.doc_ids[:3]
+    assert all(set(judged) < set(few.doc_ids) for judged in few.splits["train"].relevance)
 
 
-def test_the_command_prints_one_table_and_writes_json(tiny_folder: Path, tmp_path: Path) -> None:
+def test_synthetic_texts_have_the_length_and_the_law_asked_for() -> None:
+    texts = list(synthetic_texts(untrained_embedder(()), 500, (3, 5), seed=0))
+    assert len(texts) == 500
+    assert {len(text.split()) for text in texts} == {3, 4, 5}
+    words = [word for text in texts for word in text.split()]
+    counts = sorted((words.count(word) for word in set(words)), reverse=True)
+    # 1 / r of some 15,000 words: the first has 1 / (ln 15,000 + .58) = .098 of all
+    assert counts[0] / len(words) == pytest.approx(0.098, abs=0.03)
+    assert texts == list(synthetic_texts(untrained_embedder(()), 500, (3, 5), seed=0))
+
+
+def test_every_size_is_measured_in_a_process_of_its_own() -> None:
+    rows = size_rows(sizes=(40, 80), queries=5, hybrid=True)
+    assert [(one.case, one.name) for one in rows] == [
+        ("40 documents", "encode and index"),
+        ("40 documents", "search of 5"),
+        ("80 documents", "encode and index"),
+        ("80 documents", "search of 5"),
+    ]
+    for one in rows:
+        assert one.per_second is not None
+        assert one.per_second * one.seconds == pytest.approx(
+            int(one.case.split()[0]) if one.unit == "documents/s" else 5
+        )
+        # torch and the encoder alone take some hundred megabytes
+        assert one.memory is not None
+        assert 100e6 < one.memory < 4e9
+
+
+def test_recall_is_of_what_exact_search_finds() -> None:
+    pytest.importorskip("faiss")
+    rows = {
+        one.name: one
+        for one in faiss_rows(300, 20, width=16, rounds=2, approximate=("Flat", "HNSW8"))
+    }
+    assert rows["FAISS IndexFlatIP"].ratio == (1, 1, 1)
+    assert rows["search"].ratio > (0, 0, 0)
+    assert rows["faiss:Flat"].more["% recall"] == 100
+    assert 50 < rows["faiss:HNSW8"].more["% recall"] <= 100
+
+
+def test_the_command_prints_a_table_of_each_part_and_writes_json(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "benchmark.json"
     arguments = ["--quick", "--dataset", str(tiny_folder), "--out", str(out), "--device", "cpu"]
     arguments += ["--num-envs", "8", "--timesteps", "64", "--synthetic", "10"]
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("quickest to slowest") == 1
+    assert done.stdout.count("| case | row | time |") == 4
     content = json.loads(out.read_text())
-    profiled = [one for one in content["rows"] if one["part"] == "profile"]
-    rows = {(one["part"], one["name"]) for one in content["rows"] if one not in profiled}
+    rows = {(one["part"], one["name"]) for one in content["rows"]}
     assert rows == {
         *(("attention", name) for name in (BY_DEPTH, TENSOR, OURS, FLOOR)),
         *(("table", name) for name in ("documents", "tables, cold", "tables, cached")),
@@ -162,37 +223,8 @@ def test_the_command_prints_one_table_and_writes_json(tiny_folder: Path, tmp_pat
         *(("training", name) for name in ("PPO", "GRPO")),
     }
     assert "table[index]" in done.stdout
-    # This collection has nothing to train an encoder on.
-    assert {one["case"].split(",")[0] for one in profiled} == {"depth table"}
     assert content["settings"]["timesteps"] == 64
     assert set(content["machine"]) == {"copy bytes/s", "matrix FLOP/s"}
-
-
-def test_both_training_steps_and_a_table_are_profiled(tiny: Collection) -> None:
-    collection = tiny._replace(splits=tiny.splits | {"encoder": tiny.splits["test"]})
-    embedder = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=2))
-    rows = profile_rows(collection, embedder, CPU)
-    assert sorted({one.case for one in rows}) == [
-        "attention, step of 7", "depth table, 7 queries", "depths, step of 7",
-    ]  # fmt: skip
-    assert all(weight.grad is None for weight in embedder.encoder.parameters())
-
-
-def test_shares_of_a_stage_by_hand() -> None:
-    # 1 to 10 seconds are 55 of 64: the eight longest, 1 + 2 of the others, 9 in which none ran.
-    times = {f"op{second}": float(second) for second in range(1, 11)}
-    rows = shares("a stage", times, dict.fromkeys(times, 3), 64.0, "operator")
-    assert [one.name for one in rows] == [
-        "op10", "op9", "op8", "op7", "op6", "op5", "op4", "op3", "other operators", "no operator",
-    ]  # fmt: skip
-    assert [one.seconds for one in rows] == [10, 9, 8, 7, 6, 5, 4, 3, 3, 9]
-    assert rows[0].ratio == 10 / 64
-    assert rows[0].more == {"calls": 3}
-    # Kernels side by side take longer than the stage: shares are then of their sum.
-    both = shares("b", {"one": 2.0, "other": 6.0}, {"one": 1, "other": 1}, 7.0, "kernel")
-    assert [(one.name, one.ratio) for one in both] == [
-        ("other", 0.75), ("one", 0.25), ("other operators", 0), ("no kernel", 0),
-    ]  # fmt: skip
 
 
 def test_a_users_mistake_is_one_line() -> None:

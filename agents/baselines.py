@@ -28,7 +28,7 @@ from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.tables.rewards import DEFAULT_REWARD, NDCG, RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
-STATIC: Final = ("best_fixed", "best_fixed_ndcg", "observed_reward", "rule", "nearest_cluster")
+STATIC: Final = ("best_fixed", "best_fixed_ndcg", "observed_reward", "rule")
 
 
 def random_depths(queries: int, depths: int, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -112,22 +112,6 @@ def rule_router(task: RetrievalTask) -> DepthRouter:
     return fixed_router(task, facts["label_most_common"], "rule")
 
 
-def nearest_cluster_router(task: RetrievalTask) -> DepthRouter:
-    """The depth specialised on the cluster nearest to the query: argmax of the block `clusters`.
-
-    Raises:
-        InputError: the encoder has not one centroid per depth.
-    """
-    encoder = task.embedder.maw
-    if len(encoder.centroids) != encoder.depths:
-        raise InputError(
-            f"the nearest cluster is a depth only where each of the {encoder.depths} depths has a"
-            f" centroid; this encoder has {len(encoder.centroids)}, take a trained one"
-        )
-    weight, bias = torch.eye(encoder.depths), torch.zeros(encoder.depths)
-    return _linear(weight, bias, "clusters", router_settings(task, "nearest_cluster"))
-
-
 def static_router(
     name: str, task: RetrievalTask, reward: RewardSpec = DEFAULT_REWARD
 ) -> DepthRouter:
@@ -142,8 +126,6 @@ def static_router(
         return observed_reward_router(task, reward)
     if name == "rule":
         return rule_router(task)
-    if name == "nearest_cluster":
-        return nearest_cluster_router(task)
     raise InputError(f"unknown baseline {name!r}; choose one of {', '.join(STATIC)}")
 
 

@@ -14,9 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from agents.settings import check_network
-from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.tables.blocks import checked_blocks
+from maw_gym.tables.blocks import PER_DEPTH_BLOCKS, checked_blocks
 from maw_gym.tables.depth_table import DepthTable
 
 WIDTHS: Final = (512, 256, 128, 64)  # hidden widths, those of GRPO's actor
@@ -25,26 +24,19 @@ LIMIT: Final = 5.0  # standardised numbers are clipped here: one outlier must no
 SMALLEST_DEVIATION: Final = 1e-6  # numbers that vary less are taken for constant
 
 
-def is_shared(network: str, table: DepthTable, observation: Sequence[str]) -> bool:
+def is_shared(network: str, observation: Sequence[str]) -> bool:
     """Whether one network scores every depth (True) or an MLP takes the whole observation.
 
     Args:
         network: "shared", "mlp", or "auto": shared where the observation allows it.
-        table: tells how wide the blocks are.
         observation: names of the blocks.
 
     Raises:
         InputError: another network, or "shared" with a block that has no numbers of every depth.
     """
     check_network(network, observation)
-    others = [name for name in checked_blocks(observation) if not table.is_per_depth(name)]
-    if network == "shared" and others:
-        raise InputError(
-            f"a shared network wants numbers of every depth, and observation block {others[0]!r}"
-            f" has {table.block(others[0]).shape[1]} numbers for {table.num_depths} depths; leave"
-            " it out or take network mlp"
-        )
-    return network != "mlp" and not others
+    blocks = checked_blocks(observation)
+    return network != "mlp" and set(blocks) <= set(PER_DEPTH_BLOCKS)
 
 
 def standardisation(
@@ -90,7 +82,7 @@ def new_router(
     Raises:
         InputError: a network that does not exist or does not fit the observation.
     """
-    depths, shared = table.num_depths, is_shared(network, table, observation)
+    depths, shared = table.num_depths, is_shared(network, observation)
     standard = standardisation(table.observation(observation), depths if shared else 1)
     mean, scale = (torch.from_numpy(values) for values in standard)
     hidden = SHARED_WIDTHS if shared else WIDTHS

@@ -104,10 +104,10 @@ def check_batches(settings: PPOSettings, num_envs: int) -> None:
 
 
 def check_network(network: str, observation: Sequence[str]) -> None:
-    """Refuse what can be refused without a table.
+    """Refuse a network that the observation does not allow.
 
     Raises:
-        InputError: an unknown network, or "shared" with a block that never fits it.
+        InputError: an unknown network, or "shared" with a block that has no numbers of every depth.
     """
     if network not in NETWORKS:
         raise InputError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")

@@ -31,10 +31,8 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "observation: attention, mlp": {"observation": ("attention",)},
     "observation: profile": {"observation": ("profile",)},
     "observation: content, mlp": {"observation": ("content",)},
-    "observation: clusters": {"observation": ("clusters",)},
-    "observation: profile and clusters": {"observation": ("profile", "clusters")},
     "observation: profile and retrieval": {"observation": ("profile", "retrieval")},
-    "observation: all four, mlp": {"observation": ("attention", "profile", "content", "clusters")},
+    "observation: all but retrieval, mlp": {"observation": ("attention", "profile", "content")},
     "advantage: critic": {"advantage": "critic"},
     "advantage: group": {"advantage": "group"},
     "advantage: group_mean": {"advantage": "group_mean"},
@@ -112,11 +110,8 @@ def main(settings: AblateSettings) -> None:
     with watch.stage("encoder and depth tables"):
         task = open_task(defaults)
     write_config(folder, "ablation", settings, task.collection.provenance, task.encoder_provenance)
-    centroids = len(task.embedder.maw.centroids)
     tried = {}
     for name, variant in VARIANTS.items():
-        if "clusters" in variant.get("observation", ()) and not centroids:
-            continue  # an untrained encoder has none
         if variant and settings.spec(variant, 0) == defaults:
             continue  # the default, said once more
         with watch.stage(name):

@@ -19,7 +19,6 @@ class EncoderRunSettings(FolderSettings, TrainingSettings):
         "dataset",
         "text_encoder",
         "train_text_encoder",
-        "depths",
         "epochs",
         "seed",
         "device",

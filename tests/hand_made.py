@@ -27,7 +27,6 @@ TABLE = DepthTable(
     listwise=_floats([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 0.5], [1.0, 0.0, 0.0, 0.0]]),
     retrieval=np.arange(132, dtype=np.float32).reshape(3, 44) / 132,  # 11 kinds of 4 depths
     content=_floats([[0.6, 0.8], [-1.0, 0.0], [0.0, 1.0]]),
-    clusters=np.zeros((3, 0), dtype=np.float32),
 )
 # 0.3 entropy + 0.3 focus + 0.4 nDCG of the numbers above.
 REWARD = [[0.3, 0.5, 0.7, 0.43], [0.7, 0.5, 0.3, 0.33], [0.3, 0.3, 0.3, 0.5]]
@@ -38,7 +37,7 @@ def random_table(queries: int, depths: int, seed: int = 0) -> DepthTable:
     """A table of random numbers, one head, for comparisons."""
     draw = np.random.default_rng(seed).random
     shapes = dict.fromkeys(("entropy", "focus", "ndcg", "listwise"), (queries, depths))
-    shapes |= {"attention": (queries, 64), "content": (queries, 5), "clusters": (queries, 3)}
+    shapes |= {"attention": (queries, 64), "content": (queries, 5)}
     shapes |= {"retrieval": (queries, 11 * depths)}
     numbers: dict[str, Any] = {name: draw(shape, np.float32) for name, shape in shapes.items()}
     return DepthTable(query_ids=tuple(f"query {row}" for row in range(queries)), **numbers)

@@ -105,7 +105,7 @@ def grpo_run(at: Place, finished: bool = False, **changes: Any) -> Path:
 
 COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "alignment": ("train_grpo", "--alignment bm25", "alignment must be 'ndcg' or 'listwise', got 'bm25'"),
-    "block": ("train_grpo", "--observation pixels", "unknown observation block 'pixels'; choose from attention, profile, retrieval, content, clusters"),
+    "block": ("train_grpo", "--observation pixels", "unknown observation block 'pixels'; choose from attention, profile, retrieval, content"),
     "block twice": ("train_ppo", "--observation profile profile", r"observation must name one or more different blocks of .*; got \('profile', 'profile'\)"),
     "network": ("train_grpo", "--network deep", "network must be 'auto', 'shared' or 'mlp', got 'deep'"),
     "shared attention": ("compare", "--network shared --observation attention", "a shared network wants numbers of every depth, and observation block 'attention' has none; leave it out or take network mlp"),
@@ -141,7 +141,6 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "fold": ("train_grpo", lambda at: [*TINY(at), "--fold", 5], "fold must be a whole number from 0 to 4, got 5"),
     "negative fold": ("train_supervised", lambda at: [*TINY(at), "--fold", -1], "fold must be at least 0, got -1"),
     "fold of a test subset": ("train_ppo", lambda at: [*TINY(at), "--fold", 1], "fold 1 of .*: it has a test subset; leave fold at 0"),
-    "clusters": ("train_grpo", lambda at: [*TINY(at), "--observation", "clusters"], "observation block 'clusters' needs an encoder with centroids, .*"),
     "advantage": ("train_grpo", lambda at: [*SMALL(at), "--advantage", "best"], "advantage must be 'auto', 'critic', 'group' or 'group_mean', got 'best'"),
     "ratio": ("train_grpo", lambda at: [*SMALL(at), "--ratio", "new"], "ratio must be 'reference' or 'old', got 'new'"),
     "kl": ("train_grpo", lambda at: [*SMALL(at), "--kl", "k4"], "kl must be 'exact', 'k1', 'k2' or 'k3', got 'k4'"),

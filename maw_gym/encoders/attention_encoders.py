@@ -136,13 +136,7 @@ class MAWEncoder(NonMAWEncoder):
 
     Args:
         settings: shapes, `depths` at least 1.
-
-    Attributes:
-        centroids: (K, h) unit vectors, the k-means centroids of the training queries that the
-            depths were specialised on; K = 0 in an encoder without them.
     """
-
-    centroids: Tensor
 
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__(settings)
@@ -151,7 +145,6 @@ class MAWEncoder(NonMAWEncoder):
         hidden, depths = settings.hidden, settings.depths
         self.depth_query_proj = nn.Linear(hidden, hidden * depths, bias=False)
         self.depth_key_proj = nn.Linear(hidden, hidden * depths, bias=False)
-        self.register_buffer("centroids", torch.zeros(0, hidden))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             # transformers takes linspace out of what `with torch.device(...)` governs.
@@ -269,16 +262,3 @@ class MAWEncoder(NonMAWEncoder):
         scale = temperature.to(self.query_proj.weight.device).rsqrt()[:, None, None]
         for projection, standard in self._depth_and_standard():
             projection.weight.copy_((standard.weight * scale).flatten(0, 1))
-
-    @torch.no_grad()
-    def reorder_depths(self, order: Tensor) -> None:
-        """Renumber the depths, and the centroids where each depth has one.
-
-        Args:
-            order: (D,) int64, a permutation: new depth i is old depth order[i].
-        """
-        for projection, _ in self._depth_and_standard():
-            blocks = projection.weight.view(self.depths, -1, projection.weight.shape[1])
-            projection.weight.copy_(blocks[order].flatten(0, 1))
-        if len(self.centroids) == self.depths:
-            self.centroids.copy_(self.centroids[order])

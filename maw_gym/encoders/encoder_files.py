@@ -123,8 +123,6 @@ def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
     expected: dict[str, tuple[int | None, ...]] = {
         name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()
     }
-    if "centroids" in expected:
-        expected["centroids"] = (None, encoder_settings.hidden)
     if isinstance(text, StoredTransformer):
         expected |= {f"{TEXT}{name}": size for name, size in text.shapes().items()}
     elif settings.get("trained_embedding"):
@@ -133,8 +131,6 @@ def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
     weights = {
         name.removeprefix(TEXT): tensors.pop(name) for name in expected if name.startswith(TEXT)
     }
-    if "centroids" in tensors:
-        skeleton.centroids = tensors["centroids"]
     skeleton.load_state_dict(tensors, assign=True)
     try:
         if isinstance(text, StoredTransformer):

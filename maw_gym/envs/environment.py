@@ -44,7 +44,6 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
     | `profile`   | 2 * D   | 0   | 1   | entropy of every depth, then focus of every depth      |
     | `retrieval` | 11 * D  | -1  | 2   | what a search through every depth finds, see below     |
     | `content`   | h       | -1  | 1   | mean of the tokens' hidden states, of unit length      |
-    | `clusters`  | K       | -1  | 1   | cosine to K query clusters, of depths trained on them  |
 
     Of `attention` the n x n real tokens of each of the H heads are pooled to 8 x 8.
     With the default, `attention` and H = 8, that is 512 numbers.

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from typing_extensions import deprecated
 
 from maw_gym.checks import checked_int, checked_texts, shown
-from maw_gym.encoders.clusters import contents
 from maw_gym.encoders.document_parts import encoded_parts
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder
@@ -27,7 +26,6 @@ from maw_gym.retrieval.ranking import LONG, SHORT, ranking_statistics
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
 from maw_gym.tables.columns import (
     column_widths,
-    content_columns,
     observed_columns,
     table_column,
 )
@@ -58,7 +56,6 @@ def observations(
             "this router looks at what a search finds, and there is nothing to search yet; call"
             " index(doc_ids, texts) first"
         )
-    encoder = embedder.maw
     # Rows without judgments: their alignment is 0.
     columns: dict[str, Any] = {
         name: np.zeros((len(ids), width), np.float32)
@@ -67,15 +64,13 @@ def observations(
     if {"attention", "profile", "retrieval"} & set(blocks):
         for rows, statistics, content in embedder.query_statistics(ids):
             places = rows.cpu().numpy()
-            found = observed_columns(statistics, content, encoder.centroids)
+            found = observed_columns(statistics, content)
             if "retrieval" in blocks and documents is not None:
                 found["retrieval"] = rankings_looked_at(documents, statistics.embeddings)
             for name, values in found.items():
                 columns[name][places] = table_column(name, values)
     else:  # no depth has to be looked at, so a query costs one attention and not D more
-        content = contents(embedder, ids)
-        for name, values in content_columns(content, encoder.centroids).items():
-            columns[name][:] = table_column(name, values)
+        columns["content"][:] = table_column("content", embedder.contents(ids))
     return DepthTable(tuple(map(str, range(len(ids)))), **columns).observation(blocks)
 
 

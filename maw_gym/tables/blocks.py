@@ -6,7 +6,8 @@ from typing import Final
 from maw_gym.checks import checked_texts
 from maw_gym.errors import InputError
 
-BLOCKS: Final = ("attention", "profile", "retrieval", "content", "clusters")
+BLOCKS: Final = ("attention", "profile", "retrieval", "content")
+PER_DEPTH_BLOCKS: Final = ("profile", "retrieval")  # D numbers of each kind, one for each depth
 ALIGNMENTS: Final = ("ndcg", "listwise")
 
 

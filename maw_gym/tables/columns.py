@@ -19,8 +19,7 @@ PER_DEPTH: Final = {
     "retrieval": len(STATISTICS),
 }
 """Columns with numbers of every depth: how many kinds, D of each side by side."""
-COLUMNS: Final = ("attention", *PER_DEPTH, "content", "clusters")
-SIGNED: Final = ("content", "clusters")
+COLUMNS: Final = ("attention", *PER_DEPTH, "content")
 
 
 def column_widths(embedder: Embedder) -> dict[str, int]:
@@ -30,45 +29,36 @@ def column_widths(embedder: Embedder) -> dict[str, int]:
         "attention": CELLS * encoder.heads,
         **{name: kinds * encoder.depths for name, kinds in PER_DEPTH.items()},
         "content": embedder.text.width,
-        "clusters": len(encoder.centroids),
     }
 
 
 def column_range(name: str, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Smallest and largest numbers (width,) of a column.
 
-    Those of `retrieval` are each statistic's own; `content` and `clusters` lie in [-1, 1], the
-    others in [0, 1].
+    Those of `retrieval` are each statistic's own; `content` lies in [-1, 1], the others in
+    [0, 1].
     """
     if name == "retrieval":
         low, high = np.array(list(STATISTICS.values()), np.float32).T
         depths = width // len(STATISTICS)
         return low.repeat(depths), high.repeat(depths)
-    low = -1 if name in SIGNED else 0
+    low = -1 if name == "content" else 0
     return np.full(width, low, np.float32), np.ones(width, np.float32)
 
 
-def observed_columns(
-    statistics: DepthStatistics, content: Tensor, centroids: Tensor
-) -> dict[str, Tensor]:
-    """The columns attention, entropy, focus, content and clusters of B queries.
+def observed_columns(statistics: DepthStatistics, content: Tensor) -> dict[str, Tensor]:
+    """The columns attention, entropy, focus and content of B queries.
 
     Args:
         statistics: of every depth of the queries.
         content: (B, h), mean hidden states of unit length.
-        centroids: (K, h), the encoder's; K = 0 where it has none.
     """
     return {
         "attention": statistics.state,
         "entropy": statistics.entropy,
         "focus": statistics.focus,
-        **content_columns(content, centroids),
+        "content": content,
     }
-
-
-def content_columns(content: Tensor, centroids: Tensor) -> dict[str, Tensor]:
-    """The columns content (B, h) and clusters (B, K), which need no attention."""
-    return {"content": content, "clusters": content @ centroids.T}
 
 
 def table_column(name: str, values: Tensor) -> NDArray[np.float32]:

@@ -6,27 +6,21 @@ A table is independent of the observation blocks and of the reward, which are re
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from maw_gym.errors import InputError
-from maw_gym.tables.blocks import ALIGNMENTS, BLOCKS, checked_blocks
+from maw_gym.tables.blocks import ALIGNMENTS, BLOCKS, PER_DEPTH_BLOCKS, checked_blocks
 from maw_gym.tables.columns import column_range
 
 Floats = NDArray[np.float32]
 
-NO_CENTROIDS: Final = (
-    "observation block 'clusters' needs an encoder with centroids, and this one has none; train one"
-    " with --depths clusters or leave the block out"
-)
-
 
 @dataclass(frozen=True)
 class DepthTable:
-    """One row per query; D depths, H heads, h hidden width, K centroids. Arrays may be read-only.
+    """One row per query; D depths, H heads, h hidden width. Arrays may be read-only.
 
     Attributes:
         query_ids: N ids in the split's order.
@@ -38,7 +32,6 @@ class DepthTable:
         retrieval: (N, 11 D), what the rankings look like without judgments, see
             `maw_gym.retrieval.ranking.STATISTICS`.
         content: (N, h) in [-1, 1], mean hidden state of unit length.
-        clusters: (N, K) in [-1, 1], cosine to the encoder's centroids; K = 0 without them.
         groups: N groups of the queries, see `Collection.query_groups`, or none.
     """
 
@@ -50,7 +43,6 @@ class DepthTable:
     listwise: Floats
     retrieval: Floats
     content: Floats
-    clusters: Floats
     groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -75,29 +67,18 @@ class DepthTable:
         """One observation block (N, width); see `observation_space` for widths and ranges.
 
         Raises:
-            InputError: an unknown block, or `clusters` of an encoder without centroids.
+            InputError: an unknown block.
         """
         if name not in BLOCKS:
             raise InputError(f"unknown observation block {name!r}; choose from {', '.join(BLOCKS)}")
         if name == "profile":
             return np.concatenate([self.entropy, self.focus], axis=1)
-        if name == "clusters" and self.clusters.shape[1] == 0:
-            raise InputError(NO_CENTROIDS)
         block: Floats = getattr(self, name)
         return block
 
-    def is_per_depth(self, name: str) -> bool:
-        """Whether a block has numbers of every depth, D of one kind after the other.
-
-        `profile` and `retrieval` have; `clusters` where the encoder has one centroid per depth.
-        """
-        return name in ("profile", "retrieval") or (
-            name == "clusters" and self.clusters.shape[1] == self.num_depths
-        )
-
     def numbers_per_depth(self, blocks: Sequence[str]) -> int:
         """How many numbers of the blocks belong to each depth; 0 where some belong to none."""
-        if not all(map(self.is_per_depth, blocks)):
+        if not set(blocks) <= set(PER_DEPTH_BLOCKS):
             return 0
         return sum(int(self.block(name).shape[1]) for name in blocks) // self.num_depths
 

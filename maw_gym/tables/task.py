@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise when the meaning of a cached number changes
+FORMAT = 3  # raise when the meaning of a cached number changes
 
 
 class RetrievalTask:
@@ -136,7 +136,6 @@ class RetrievalTask:
         candidates, found = self.candidates(split), self.candidates(split, judged=False)
         if found is candidates:
             found = None
-        centroids = self.embedder.maw.centroids
 
         @torch.no_grad()
         def columns_of(
@@ -151,7 +150,7 @@ class RetrievalTask:
                 candidates and [candidates[rows.start + place] for place in places],
                 found and [found[rows.start + place] for place in places],
             )
-            columns = observed_columns(statistics, content, centroids)
+            columns = observed_columns(statistics, content)
             columns |= {**alignment._asdict(), "retrieval": rankings}
             return places, {name: table_column(name, values) for name, values in columns.items()}
 

@@ -14,7 +14,7 @@ from runners.experiments.command_line import command_of
 from runners.experiments.comparison_figures import draw_all
 from runners.experiments.comparison_settings import CompareSettings
 from runners.experiments.engine import kept_run
-from runners.experiments.fields import Field, Reference, blocks_of, reference
+from runners.experiments.fields import Field, Reference, reference
 from runners.experiments.methods import METHODS
 from runners.experiments.results import Result, slug
 from runners.experiments.runs import write_json
@@ -73,7 +73,6 @@ def open_fold(field: Field, settings: CompareSettings, fold: int, encoder_seed: 
     print(f"{field.dataset}{where}: encoder and depth tables ...", file=sys.stderr, flush=True)
     common = settings.common(field.dataset, fold, encoder_seed)
     task = task_of(common)
-    common = replace(common, observation=blocks_of(task, common.observation))
     return Fold(task, common, reference(task, common))
 
 

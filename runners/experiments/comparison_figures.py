@@ -184,9 +184,7 @@ def depth_usage(
 ) -> "Figure":
     """Share of test queries sent to each depth by each method that chooses, seeds together."""
     shown = [one for one in results if one.depths is not None and METHODS[one.method].seeded]
-    shown += [
-        one for one in results if one.method in ("nearest-cluster", "best-fixed-reward", "oracle")
-    ]
+    shown += [one for one in results if one.method in ("best-fixed-reward", "oracle")]
     depths = references[0].facts["depths"]
     figure = new_figure(8, 1.4 + 0.45 * max(len(shown), 1))
     axes = figure.subplots()

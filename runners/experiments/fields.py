@@ -3,7 +3,6 @@
 Notation: N test queries of the fold, D depths.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -97,16 +96,6 @@ def checked_field(dataset: str, number: int | None = None) -> Field:
     return Field(dataset, folds, dict(collection.provenance))
 
 
-def blocks_of(task: RetrievalTask, blocks: Sequence[str]) -> tuple[str, ...]:
-    """The blocks that this task's encoder can give; of an untrained one, `clusters` is left out.
-
-    Where nothing is left, `profile`.
-    """
-    if len(task.embedder.maw.centroids):
-        return tuple(blocks)
-    return tuple(block for block in blocks if block != "clusters") or ("profile",)
-
-
 def reference(task: RetrievalTask, settings: RouterSettings) -> Reference:
     """What the methods of one fold are seen against."""
     train, validation, test = (
@@ -136,9 +125,7 @@ def reference(task: RetrievalTask, settings: RouterSettings) -> Reference:
             "queries": {name: len(split.ids) for name, split in task.collection.splits.items()},
             "ranked": "whole" if task.collection.small else "candidates",
             "observation": list(settings.observation),
-            "network": "shared"
-            if is_shared(settings.network, test.table, settings.observation)
-            else "mlp",
+            "network": "shared" if is_shared(settings.network, settings.observation) else "mlp",
             "depths": test.num_depths,
             **shared_documents(task.collection),
         },

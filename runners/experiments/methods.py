@@ -80,12 +80,6 @@ def _no_validation_queries(task: RetrievalTask) -> str | None:
     return None if task.collection.splits["validation"].ids else "there is no validation query"
 
 
-def _no_centroids(task: RetrievalTask) -> str | None:
-    encoder = task.embedder.maw
-    missing = len(encoder.centroids) != encoder.depths
-    return "the encoder has not one centroid per depth" if missing else None
-
-
 class Method(NamedTuple):
     """A way to rank documents.
 
@@ -202,13 +196,6 @@ METHODS: Final[dict[str, Method]] = {
         "the rule's constant",
         "the rule's most common label of training queries",
         lacks=_no_training_queries,
-    ),
-    "nearest-cluster": Method(
-        partial(by_rule, "nearest_cluster"),
-        "static",
-        "nearest-cluster depth",
-        "the depth specialised on the query's nearest cluster",
-        lacks=_no_centroids,
     ),
     "supervised-rule": Method(
         partial(by_training, train_classifier),

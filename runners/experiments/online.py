@@ -114,7 +114,7 @@ def train_online(
         balance=spec.balance,
         table=table,
     )
-    shared = is_shared(spec.network, table, spec.observation)
+    shared = is_shared(spec.network, spec.observation)
     observations = table.observation(spec.observation)
     mean, scale = standardisation(observations, table.num_depths if shared else 1)
     standard = {"mean": mean.tolist(), "scale": scale.tolist(), "limit": LIMIT}

@@ -27,7 +27,6 @@ STATIC: Final = (
     "best-fixed-reward",
     "best-fixed-ndcg",
     "observed-reward",
-    "nearest-cluster",
 )
 ORACLES: Final = ("oracle", "oracle-ndcg")
 BASELINES: Final = RANKERS + ENCODERS + STATIC + ORACLES

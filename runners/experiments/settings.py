@@ -18,7 +18,7 @@ from agents.settings import (
     check_batches,
     check_network,
 )
-from maw_gym.encoders.training.settings import Depths, TrainingSettings
+from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError
 from maw_gym.settings import (
     Count,
@@ -50,9 +50,6 @@ class EncoderChoice:
     better); the file of an encoder has its own"""
     train_text_encoder: bool = False
     """train the text encoder along with a trained encoder"""
-    depths: Depths = "temperatures"
-    """what tells the depths of a trained encoder apart: temperatures (from focused to broad) or
-    clusters (each learns from one k-means cluster of the queries)"""
     encoder_seed: Seed = 0
     """of the training of a trained encoder"""
     balance: Share = 1.0
@@ -64,7 +61,6 @@ class EncoderChoice:
         """How a trained encoder is trained."""
         return TrainingSettings(
             train_text_encoder=self.train_text_encoder,
-            depths=self.depths,
             balance=self.balance,
             seed=self.encoder_seed,
         )
@@ -109,7 +105,7 @@ class ObservationSettings:
     """What a router sees, and its shape."""
 
     observation: tuple[str, ...] = ("profile",)
-    """blocks of the observation, of: attention, profile, retrieval, content, clusters"""
+    """blocks of the observation, of: attention, profile, retrieval, content"""
     network: Literal["auto", "shared", "mlp"] = "auto"
     """shared (one small network scores every depth by its own numbers: profile, retrieval), mlp
     (all numbers in, all depths out), or auto: shared where the observation allows it"""

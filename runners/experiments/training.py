@@ -5,8 +5,6 @@ from typing import Any
 
 from agents.supervised import label_sentence
 from maw_gym.envs.rendering import check_matplotlib
-from maw_gym.errors import InputError
-from maw_gym.tables.depth_table import NO_CENTROIDS
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.offline import forget_training
 from runners.experiments.online import Log, Trained
@@ -48,14 +46,8 @@ def train_run(
 
 
 def open_task(spec: RouterSettings) -> RetrievalTask:
-    """The task of a run, with its tables built.
-
-    Raises:
-        InputError: the encoder cannot give the observation.
-    """
+    """The task of a run, with its tables built."""
     task = task_of(spec)
-    if "clusters" in spec.observation and not len(task.embedder.maw.centroids):
-        raise InputError(NO_CENTROIDS)  # before minutes go into tables
     for split in ("train", "validation", "test"):
         task.table(split)
     return task

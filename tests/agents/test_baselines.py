@@ -13,7 +13,6 @@ from agents.baselines import (
     best_fixed_router,
     fixed_router,
     full_information_terms,
-    nearest_cluster_router,
     observed_reward_router,
     random_depths,
     rule_depths,
@@ -23,7 +22,6 @@ from agents.baselines import (
     train_full_information,
 )
 from maw_gym.corpora import Collection
-from maw_gym.encoders.clusters import cluster, contents, nearest
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.envs.bandit import Bandit
@@ -38,11 +36,7 @@ SHAPE = EncoderSettings(depths=DEPTHS)
 
 @pytest.fixture(scope="module")
 def task(tiny: Collection) -> RetrievalTask:
-    """An untrained encoder that has a centroid for each depth, as trained ones do."""
-    embedder = untrained_embedder(tiny.doc_texts, SHAPE)
-    ids = embedder.query_ids(tiny.splits["train"].texts)
-    embedder.maw.centroids = cluster(contents(embedder, ids), DEPTHS, 0)
-    return RetrievalTask(tiny, embedder, "cpu")
+    return RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, SHAPE), "cpu")
 
 
 def depths_of(router: DepthRouter, task: RetrievalTask, split: str) -> NDArray[np.int64]:
@@ -123,18 +117,6 @@ def test_rule_of_many_relevant_documents(tiny: Collection, task: RetrievalTask) 
     other = RetrievalTask(tiny._replace(splits=splits), task.embedder, "cpu")
     assert rule_depths(other, "train").tolist() == [0, 3, 3]
     assert rule_router(other).settings["depth"] == 3
-
-
-def test_nearest_cluster_is_the_centroid_of_largest_cosine(task: RetrievalTask) -> None:
-    ids = task.embedder.query_ids(task.collection.splits["test"].texts)
-    expected = nearest(task.embedder, ids)
-    assert depths_of(nearest_cluster_router(task), task, "test").tolist() == expected.tolist()
-
-
-def test_nearest_cluster_needs_a_centroid_per_depth(tiny: Collection) -> None:
-    bare = RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, SHAPE), "cpu")
-    with pytest.raises(InputError, match="this encoder has 0"):
-        nearest_cluster_router(bare)
 
 
 @pytest.mark.parametrize("name", STATIC)

@@ -13,11 +13,11 @@ from maw_gym.tables.depth_table import DepthTable
 QUERIES, DEPTHS = 20, 5
 
 
-def table(centroids: int = DEPTHS) -> DepthTable:
+def table() -> DepthTable:
     """Random columns."""
     generator = np.random.default_rng(0)
     ids = tuple(f"q{number}" for number in range(QUERIES))
-    widths = (64, DEPTHS, DEPTHS, DEPTHS, DEPTHS, 11 * DEPTHS, 6, centroids)
+    widths = (64, DEPTHS, DEPTHS, DEPTHS, DEPTHS, 11 * DEPTHS, 6)
     return DepthTable(ids, *(generator.random((QUERIES, width), np.float32) for width in widths))
 
 
@@ -36,22 +36,18 @@ def test_numbers_standardised_together_keep_what_differs_between_depths() -> Non
 
 
 @pytest.mark.parametrize(
-    ("network", "observation", "centroids", "expected"),
+    ("network", "observation", "expected"),
     [
-        ("auto", ("profile",), 0, True),
-        ("auto", ("profile", "clusters"), DEPTHS, True),
-        ("auto", ("retrieval", "profile"), 0, True),
-        ("auto", ("clusters",), 3, False),  # not one centroid for each depth
-        ("auto", ("profile", "attention"), 0, False),
-        ("auto", ("content",), 0, False),
-        ("mlp", ("profile",), 0, False),
-        ("shared", ("profile",), 0, True),
+        ("auto", ("profile",), True),
+        ("auto", ("retrieval", "profile"), True),
+        ("auto", ("profile", "attention"), False),
+        ("auto", ("content",), False),
+        ("mlp", ("profile",), False),
+        ("shared", ("profile",), True),
     ],
 )
-def test_which_network(
-    network: str, observation: tuple[str, ...], centroids: int, expected: bool
-) -> None:
-    assert is_shared(network, table(centroids), observation) is expected
+def test_which_network(network: str, observation: tuple[str, ...], expected: bool) -> None:
+    assert is_shared(network, observation) is expected
 
 
 def test_networks_that_cannot_be() -> None:
@@ -59,8 +55,6 @@ def test_networks_that_cannot_be() -> None:
         check_network("deep", ("profile",))
     with pytest.raises(InputError, match="observation block 'content' has none; leave it out or"):
         check_network("shared", ("profile", "content"))
-    with pytest.raises(InputError, match="'clusters' has 3 numbers for 5 depths; leave it out"):
-        is_shared("shared", table(centroids=3), ("clusters",))
 
 
 @pytest.mark.parametrize(

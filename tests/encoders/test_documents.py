@@ -20,9 +20,8 @@ def test_documents_are_encoded_once_and_then_read(tiny, kept, monkeypatch):
     found = document_embeddings(tiny, embedder)
     assert torch.equal(found, embedder.encode_documents(tiny.doc_texts))
     assert len(kept()) == 1
-    # Whatever its depths, and centroids, an encoder of the same standard attention shares them.
+    # Whatever its depths, an encoder of the same standard attention shares them.
     other = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=3))
-    other.maw.centroids = torch.ones(3, 256)
     monkeypatch.setattr("maw_gym.encoders.embedder.Embedder.encode_documents", None)
     assert torch.equal(document_embeddings(tiny, other), found)
     plain = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0))

@@ -130,7 +130,7 @@ def test_untrained_encoders_are_equal_whatever_the_global_seed():
 
 def test_names_of_the_projections():
     assert set(MAWEncoder(SHAPE).state_dict()) == {
-        *("norm.weight", "norm.bias", "token_weight", "centroids"),
+        *("norm.weight", "norm.bias", "token_weight"),
         *(f"{name}_proj.weight" for name in ("query", "key", "value", "out")),
         *("depth_query_proj.weight", "depth_key_proj.weight"),
     }
@@ -302,23 +302,6 @@ def test_depths_from_the_standard_attention(maw, table):
         assert close(query @ key.T, standard / temperature, atol=1e-4)
     expected = maw.embed(IDS, table[IDS], MASK)
     assert close(maw.embed(IDS, table[IDS], MASK, depth=torch.zeros(4, dtype=torch.long)), expected)
-
-
-def test_renumbering(maw, table):
-    maw.centroids = torch.arange(24.0).view(3, 8)
-    hidden = table[IDS]
-    before = [maw.embed(IDS, hidden, MASK, depth=torch.full((4,), d)) for d in range(3)]
-    maw.reorder_depths(torch.tensor([2, 0, 1]))
-    after = [maw.embed(IDS, hidden, MASK, depth=torch.full((4,), d)) for d in range(3)]
-    assert [close(a, before[old]) for a, old in zip(after, [2, 0, 1], strict=True)] == [True] * 3
-    assert not close(after[0], before[0])
-    assert maw.centroids[:, 0].tolist() == [16.0, 0.0, 8.0]
-
-
-def test_renumbering_leaves_centroids_alone_that_are_not_the_depths(maw):
-    maw.centroids = torch.arange(16.0).view(2, 8)
-    maw.reorder_depths(torch.tensor([2, 0, 1]))
-    assert maw.centroids[:, 0].tolist() == [0.0, 8.0]
 
 
 # --- token weights and content ---------------------------------------------------------------

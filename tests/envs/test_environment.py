@@ -212,7 +212,6 @@ def test_step_needs_a_reset():
     [
         ({"observation": "attenton"}, "'attenton'", "attention"),
         ({"observation": []}, "()", "attention"),
-        ({"observation": "clusters"}, "clusters", "train one with --depths clusters"),
         ({"alignment": "map"}, "'map'", "ndcg, listwise"),
         ({"query_order": "shuffled"}, "'shuffled'", "random, sequential"),
         ({"split": "dev"}, "'dev'", "encoder, train, validation, test"),

@@ -102,7 +102,7 @@ def test_same_form_as_gymnasiums_own_vector_environment():
     group_size=st.integers(1, 3),
     order=st.sampled_from(["random", "sequential"]),
     alignment=st.sampled_from(["ndcg", "listwise"]),
-    observation=st.sampled_from(["attention", "profile", ("clusters", "content")]),
+    observation=st.sampled_from(["attention", "profile", ("profile", "content")]),
     seed=st.integers(0, 2**31),
 )
 def test_vector_and_scalar_environment_agree_step_by_step(

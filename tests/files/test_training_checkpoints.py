@@ -99,19 +99,6 @@ def test_killed_in_both_stages_and_resumed(tiny, tmp_path, steps, fresh):
     assert same(resumed.tensors(), whole.tensors())
 
 
-def test_depths_of_clusters_are_resumed(tiny, tmp_path, steps, fresh):
-    settings = replace(SETTINGS, depths="clusters")
-    fresh("either")
-    whole, _ = train_encoder([tiny], "cpu", settings, SHAPE)
-    place = tmp_path / "encoder.safetensors"
-    with killed_at(3):
-        train_encoder([tiny], "cpu", settings, SHAPE, place)
-    assert len(steps) == 12 + 6
-    resumed, _ = train_encoder([tiny], "cpu", settings, SHAPE, place)
-    assert len(steps) == 18 + 3
-    assert same(resumed.tensors(), whole.tensors())
-
-
 def test_trained_token_embeddings_are_resumed(tiny, steps, fresh):
     settings = TrainingSettings(epochs=2, batch_size=12, train_text_encoder=True)
     fresh("whole")

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from agents.baselines import fixed_router, nearest_cluster_router
+from agents.baselines import fixed_router
 from agents.fitting import router_settings
 from agents.networks import standardisation
 from maw_gym.corpora import Collection
-from maw_gym.encoders.clusters import cluster, contents
 from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import InputError
@@ -31,9 +30,7 @@ BLOCKS = [
     ("attention",),
     ("profile",),
     ("content",),
-    ("clusters",),
-    ("clusters", "profile"),
-    ("content", "attention", "clusters"),
+    ("content", "attention"),
     ("retrieval",),
     ("retrieval", "profile"),
 ]
@@ -42,8 +39,6 @@ BLOCKS = [
 @pytest.fixture(scope="module")
 def task(tiny: Collection) -> RetrievalTask:
     embedder = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=DEPTHS))
-    ids = embedder.query_ids(tiny.splits["train"].texts)
-    embedder.maw.centroids = cluster(contents(embedder, ids), DEPTHS, 0)
     return RetrievalTask(tiny, embedder, "cpu")
 
 
@@ -253,21 +248,6 @@ def test_a_router_of_other_shapes_is_refused(task: RetrievalTask) -> None:
         RoutedEncoder(task.embedder, wrong)
 
 
-def test_clusters_of_an_encoder_without_centroids_are_refused(task: RetrievalTask) -> None:
-    router = nearest_cluster_router(task)
-    bare = replace(
-        task.embedder,
-        encoder=untrained_embedder(
-            task.collection.doc_texts, EncoderSettings(depths=DEPTHS)
-        ).encoder,
-    )
-    router.settings["encoder"] = router_settings(RetrievalTask(task.collection, bare), "")[
-        "encoder"
-    ]
-    with pytest.raises(InputError, match="needs an encoder with centroids"):
-        RoutedEncoder(bare, router)
-
-
 def test_missing_folders_and_files(task: RetrievalTask, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run folder '.*nowhere'"):
         RoutedEncoder.from_run(tmp_path / "nowhere")
@@ -388,11 +368,7 @@ def test_a_router_that_knows_its_encoder_by_the_weights_alone(task: RetrievalTas
 def test_heads_and_cuts_are_part_of_the_encoder(task: RetrievalTask) -> None:
     router = fixed_router(task, 0)
     fewer = untrained_embedder(task.collection.doc_texts, EncoderSettings(depths=DEPTHS, heads=4))
-    fewer.encoder.load_state_dict(
-        {name: w for name, w in task.embedder.tensors().items() if name != "centroids"},
-        strict=False,
-    )
-    fewer.maw.centroids = task.embedder.maw.centroids
+    fewer.encoder.load_state_dict(task.embedder.encoder.state_dict())
     assert fingerprint(fewer.tensors()) == fingerprint(task.embedder.tensors())
     for other in (fewer, replace(task.embedder, query_tokens=8)):
         with pytest.raises(InputError, match="this router was trained for encoder"):

@@ -21,7 +21,7 @@ from runners.compare import main
 from runners.experiments.comparison_settings import CompareSettings
 
 METHODS = [
-    "bm25", "non-maw-zero-shot", "random", "best-fixed-reward", "nearest-cluster",
+    "bm25", "non-maw-zero-shot", "random", "best-fixed-reward",
     "supervised-rule", "supervised-oracle", "full-ndcg", "ppo", "grpo", "oracle",
 ]  # fmt: skip
 FIGURES = {"reward_curves", "ndcg", "depth_usage", "reward_terms", "differences"}
@@ -61,10 +61,7 @@ def test_leaves_the_files(finished: Path) -> None:
     for path in (finished / "figures").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
     rows = json.loads((finished / "results.json").read_text())
-    # The tiny encoder is untrained: no centroids, no cluster.
-    assert [row["method"] for row in rows] == [
-        name for name in METHODS if name != "nearest-cluster"
-    ]
+    assert [row["method"] for row in rows] == METHODS
 
 
 def test_report_says_what_matters(finished: Path) -> None:
@@ -72,7 +69,6 @@ def test_report_says_what_matters(finished: Path) -> None:
     assert "Queries: 0 encoder, 12 train, 5 validation, 7 test." in report
     # Test query qI has dI and d(I-1): d16 to d23, of which d16 answers dev query q16.
     assert "1 of 8 relevant test documents (12.5%)" in report
-    assert "nearest-cluster was left out: the encoder has not one centroid per depth." in report
     assert "the rule labels are a CONSTANT: depth 5 for every training query" in report
     assert "95% over seeds" in report
     for picture in (finished / "figures").iterdir():

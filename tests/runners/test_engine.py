@@ -92,7 +92,7 @@ def test_a_key_depends_on_every_setting(spec: TaskSettings) -> None:
         "alignment": "listwise", "reward_weights": (0.0, 0.0, 1.0), "observation": ("content",),
         "network": "mlp", "advantage": "critic", "ratio": "reference", "kl": "k3",
         "clip_range": 0.3, "labels": "rule", "batch_size": 64, "reference_interval": None,
-        "depths": "clusters", "balance": 0.5, "num_envs": 512, "group_size": 16, "seed": 5,
+        "balance": 0.5, "num_envs": 512, "group_size": 16, "seed": 5,
         "fold": 1, "folds": 3,
     }  # fmt: skip
     names = {field: value for field, value in vars(spec).items() if not field.startswith("_")}

@@ -37,7 +37,6 @@ def test_leaves_an_encoder_and_what_it_is_worth(
     assert metrics["encoder"]["chosen"] == "own pairs"
     assert metrics["encoder"]["training"]["settings"]["batch_size"] == 4
     assert {"mean pooling", "zero-shot NON-MAW", "standard attention"} <= set(metrics["baselines"])
-    assert "nearest-cluster depth" not in metrics["baselines"]  # depths of temperatures have none
     embedder, _ = load_embedder(run / "encoder.safetensors")
     assert embedder.maw.depths == 32
     shown = capsys.readouterr().out

@@ -5,12 +5,12 @@ from hand_made import TABLE, random_table
 from maw_gym.errors import InputError
 from maw_gym.tables.blocks import checked_blocks
 
-CLUSTERED = random_table(queries=4, depths=6)  # 64 + 12 + 5 + 3 observed numbers
+RANDOM = random_table(queries=4, depths=6)  # 64 + 12 + 5 observed numbers
 
 
 def test_length_and_depths():
     assert (len(TABLE), TABLE.num_depths) == (3, 4)
-    assert (len(CLUSTERED), CLUSTERED.num_depths) == (4, 6)
+    assert (len(RANDOM), RANDOM.num_depths) == (4, 6)
 
 
 def test_alignments():
@@ -30,9 +30,9 @@ def test_blocks_stand_side_by_side_in_the_order_given():
     assert found[1, 2:].tolist() == np.eye(64)[1].tolist()
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
-    every = CLUSTERED.observation(["attention", "profile", "content", "clusters"])
-    assert every.shape == (4, 84)
-    assert (every[:, -3:] == CLUSTERED.clusters).all()
+    every = RANDOM.observation(["attention", "profile", "content"])
+    assert every.shape == (4, 81)
+    assert (every[:, -5:] == RANDOM.content).all()
 
 
 def test_the_space_holds_every_observation():
@@ -40,11 +40,11 @@ def test_the_space_holds_every_observation():
     assert space.low.tolist() == [-1.0] * 2 + [0.0] * 8
     assert space.high.tolist() == [1.0] * 10
     assert space.dtype == np.float32
-    blocks = ["attention", "profile", "content", "clusters"]
-    space = CLUSTERED.observation_space(blocks)
-    assert space.shape == (84,)
-    assert space.low.tolist() == [0.0] * 76 + [-1.0] * 8
-    assert all(space.contains(row) for row in CLUSTERED.observation(blocks))
+    blocks = ["attention", "profile", "content"]
+    space = RANDOM.observation_space(blocks)
+    assert space.shape == (81,)
+    assert space.low.tolist() == [0.0] * 76 + [-1.0] * 5
+    assert all(space.contains(row) for row in RANDOM.observation(blocks))
 
 
 def test_the_range_of_what_searches_find():
@@ -54,25 +54,16 @@ def test_the_range_of_what_searches_find():
     assert space.low.tolist() == np.repeat(low, 4).tolist()
     assert space.high.tolist() == np.repeat(high, 4).tolist()
     assert all(space.contains(row) for row in TABLE.observation(["retrieval"]))
-    assert TABLE.is_per_depth("retrieval")
 
 
 def test_a_single_name_may_stand_alone():
     assert checked_blocks("attention") == ("attention",)
-    assert checked_blocks(["clusters", "content"]) == ("clusters", "content")
+    assert checked_blocks(["profile", "content"]) == ("profile", "content")
     assert TABLE.observation_space("content").shape == (2,)
 
 
 @pytest.mark.parametrize("blocks", [(), ("content", "content"), ("content", "color"), "color", ""])
 def test_wrong_blocks(blocks):
-    with pytest.raises(
-        InputError, match=r"attention, profile, retrieval, content, clusters"
-    ) as caught:
+    with pytest.raises(InputError, match=r"attention, profile, retrieval, content") as caught:
         TABLE.observation(blocks)
     assert "\n" not in str(caught.value)
-
-
-def test_clusters_of_an_encoder_without_centroids():
-    for ask in (TABLE.observation, TABLE.observation_space):
-        with pytest.raises(InputError, match=r"^observation block 'clusters' needs an encoder"):
-            ask(["attention", "clusters"])

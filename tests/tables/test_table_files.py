@@ -25,7 +25,6 @@ WIDTHS = {
     "listwise": 2,
     "retrieval": 22,
     "content": 3,
-    "clusters": 0,
 }
 
 
@@ -84,7 +83,6 @@ def test_the_file_is_safetensors(path):
     assert set(found) == {*COLUMNS, "query_ids"}
     assert json.loads(found["query_ids"].tobytes()) == list(IDS)
     assert found["content"].tolist() == [[row + 6 / 8] * 3 for row in range(5)]
-    assert found["clusters"].shape == (5, 0)
 
 
 def test_columns_are_read_only_memory_maps(path):

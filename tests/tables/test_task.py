@@ -31,10 +31,8 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-def clustered(tiny):
+def spread_out(tiny):
     embedder = untrained_embedder(tiny.doc_texts, SHAPE)
-    draw = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
-    embedder.maw.centroids = torch.nn.functional.normalize(draw, dim=1)
     with torch.no_grad():
         embedder.maw.value_proj.weight.mul_(-4)  # so that the depths rank differently
     return embedder
@@ -42,7 +40,7 @@ def clustered(tiny):
 
 @pytest.fixture(scope="module")
 def task(tiny):
-    return RetrievalTask(tiny, clustered(tiny))
+    return RetrievalTask(tiny, spread_out(tiny))
 
 
 def assert_table_is_evaluation(task, split, choices):
@@ -104,8 +102,6 @@ def test_columns_of_the_table(task, tiny):
         assert column.shape == (7, 4)
         assert column.min() >= 0
         assert column.max() <= 1
-    content = torch.from_numpy(np.array(table.content))
-    assert table.clusters == pytest.approx((content @ task.embedder.maw.centroids.T).numpy())
     # From focused to broad.
     assert (np.diff(table.entropy.mean(0)) > 0).all()
     assert (np.diff(table.focus.mean(0)) < 0).all()
@@ -144,7 +140,7 @@ def test_a_large_collection_is_ranked_over_candidates(tiny, monkeypatch):
     monkeypatch.setattr(maw_gym.tables.task, "candidate_documents", lambda *_: lists)
     monkeypatch.setattr("maw_gym.corpora.records.SMALL", 5)
     other = tiny._replace(provenance={**tiny.provenance, "content": "with candidates"})
-    task = RetrievalTask(other, clustered(tiny))
+    task = RetrievalTask(other, spread_out(tiny))
     assert task.candidates("train", judged=False) is lists
     assert [row.tolist() for row in task.candidates("train")] == [row.tolist() for row in lists]
     assert task.table("train").ndcg.min() >= 0.5  # one relevant document among three
@@ -177,7 +173,7 @@ def test_judgments_give_queries_to_learn_from_their_relevant_documents(tiny, mon
     )
     monkeypatch.setattr("maw_gym.corpora.records.SMALL", 5)
     other = tiny._replace(provenance={**tiny.provenance, "content": "two candidates"})
-    task = RetrievalTask(other, clustered(tiny))
+    task = RetrievalTask(other, spread_out(tiny))
     relevant = [int(name[1:]) for grades in tiny.splits["train"].relevance for name in grades]
     assert [row.tolist() for row in task.candidates("train")] == [[25, 26, d] for d in relevant]
     assert task.candidates("test") is found["test"]
@@ -219,7 +215,7 @@ def test_retrieval_is_what_searches_find(task, tiny):
 
 
 def test_a_second_task_reads_what_the_first_has_built(home, tiny, monkeypatch):
-    first = RetrievalTask(tiny, clustered(tiny))
+    first = RetrievalTask(tiny, spread_out(tiny))
     table = first.table("test")
     assert first.table("test") is table
 
@@ -228,7 +224,7 @@ def test_a_second_task_reads_what_the_first_has_built(home, tiny, monkeypatch):
 
     monkeypatch.setattr(Embedder, "statistics", encoded_again)
     monkeypatch.setattr(Embedder, "encode_documents", encoded_again)
-    second = RetrievalTask(tiny, clustered(tiny))
+    second = RetrievalTask(tiny, spread_out(tiny))
     assert second.key == first.key
     assert (second.table("test").ndcg == table.ndcg).all()
     assert torch.equal(second.index.scores(torch.eye(256)), first.index.scores(torch.eye(256)))
@@ -238,12 +234,12 @@ def test_a_second_task_reads_what_the_first_has_built(home, tiny, monkeypatch):
 
 @pytest.mark.parametrize("folder", ["documents", "tables"])
 def test_a_damaged_file_is_built_again(home, tiny, folder):
-    expected = RetrievalTask(tiny, clustered(tiny)).table("test").ndcg.tolist()
+    expected = RetrievalTask(tiny, spread_out(tiny)).table("test").ndcg.tolist()
     (path,) = (home / folder).glob("*.safetensors")
     content = path.read_bytes()
     for damaged in (content[:-1], b"", b"\0" * len(content), content[:8] + b"[" * 10_000):
         path.write_bytes(damaged)
-        task = RetrievalTask(tiny, clustered(tiny))
+        task = RetrievalTask(tiny, spread_out(tiny))
         assert task.table("test").ndcg.tolist() == expected
         assert len(task.index) == 30
         assert path.read_bytes() == content
@@ -251,7 +247,7 @@ def test_a_damaged_file_is_built_again(home, tiny, folder):
 
 def test_a_warm_cache_is_used_without_writing_to_it(home, tiny, monkeypatch):
     def numbers():
-        task = RetrievalTask(tiny, clustered(tiny))
+        task = RetrievalTask(tiny, spread_out(tiny))
         task.bm25  # noqa: B018
         return task.table("test").ndcg.tolist(), task.index.vectors.tolist()
 
@@ -267,7 +263,7 @@ def test_a_warm_cache_is_used_without_writing_to_it(home, tiny, monkeypatch):
 
 
 def test_the_key_covers_all_that_numbers_depend_on(tiny):
-    embedder = clustered(tiny)
+    embedder = spread_out(tiny)
     tasks = [
         RetrievalTask(tiny, embedder),
         RetrievalTask(tiny._replace(provenance={"content": "other"}), embedder),
@@ -362,14 +358,16 @@ def test_equal_settings_share_one_task(tiny_folder):
 
 def test_an_encoder_from_a_file(tiny_folder, tiny, tmp_path):
     path = tmp_path / "encoder.safetensors"
-    embedder = clustered(tiny)
+    embedder = spread_out(tiny)
     save_embedder(path, embedder, {"seed": 1})
     task = load_task(str(tiny_folder), str(path), "cpu")
-    assert torch.equal(task.embedder.maw.centroids, embedder.maw.centroids)
+    assert task.embedder.fingerprint() == embedder.fingerprint()
     assert load_task(str(tiny_folder), str(path), "cpu") is task
     # Another encoder under the same name is not the one read before.
-    save_embedder(path, untrained_embedder([], SHAPE), {})
-    assert len(load_task(str(tiny_folder), str(path), "cpu").embedder.maw.centroids) == 0
+    other = untrained_embedder([], SHAPE)
+    save_embedder(path, other, {})
+    again = load_task(str(tiny_folder), str(path), "cpu")
+    assert again.embedder.fingerprint() == other.fingerprint()
 
 
 def test_a_trained_encoder_and_how_it_is_trained(tiny_folder, home, monkeypatch):
@@ -384,13 +382,11 @@ def test_a_trained_encoder_and_how_it_is_trained(tiny_folder, home, monkeypatch)
     assert load_task(str(tiny_folder), "trained", "cpu", 0, None, replace(short)) is task
     assert task.encoder_provenance["chosen"] == "own pairs"
     assert task.encoder_provenance["training"]["settings"] == short.to_json()
-    assert task.table("train").clusters.shape[1] == 0
     assert_table_is_evaluation(task, "test", [[0] * 7, [31] * 7])
     assert len(list((home / "documents").glob("*.safetensors"))) == 1
-    clusters = replace(short, depths="clusters")
-    other = load_task(str(tiny_folder), "trained", "cpu", training=clusters)
+    slower = replace(short, depth_learning_rate=1e-3)
+    other = load_task(str(tiny_folder), "trained", "cpu", training=slower)
     assert other is not task
-    assert other.table("train").clusters.shape[1] == 32
     assert torch.equal(other.index.vectors, task.index.vectors)
 
 

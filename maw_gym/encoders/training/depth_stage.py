@@ -20,7 +20,6 @@ from torch.nn.utils import parametrize
 from maw_gym.checkpoints import Best
 from maw_gym.distributed import gathered, share
 from maw_gym.encoders.attention_encoders import temperatures
-from maw_gym.encoders.clusters import cluster, contents, nearest
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import padded
 from maw_gym.encoders.training.loop import Stage, run
@@ -86,30 +85,22 @@ def train_depths(
     """Train the depths in place and leave the best epoch's weights in the embedder.
 
     Args:
-        embedder: with a MAW encoder whose standard attention is trained; is changed. Trained on
-            clusters, it gets their centroids, and its depths are numbered from focused to broad.
+        embedder: with a MAW encoder whose standard attention is trained; is changed.
         pairs: what to learn from.
         documents: (documents of the pairs, h), their embeddings through the standard attention.
-        validation: judges every epoch: each of its queries through one depth, in turn or that of
-            its nearest centroid.
+        validation: judges every epoch: its queries through the depths in turn.
         index: the documents that `validation` ranks.
         settings: see `TrainingSettings`.
         checkpoint: see `maw_gym.encoders.training.loop.run`.
 
     Raises:
         FloatingPointError: the loss is not finite.
-        InputError: the encoder has no depths, or there is no query to make clusters of.
+        InputError: the encoder has no depths.
     """
     encoder = embedder.maw
     queries = [embedder.text.cut(ids, settings.query_tokens) for ids in pairs.queries]
-    fixed: Tensor | None = None  # the depth of each training query; None draws them
     scale = temperatures(encoder.depths, embedder.device)
     judged_through = torch.arange(len(validation.queries.ids)) % encoder.depths
-    if settings.depths == "clusters":
-        encoder.centroids = cluster(contents(embedder, queries), encoder.depths, settings.seed)
-        fixed = nearest(embedder, queries).cpu()
-        judged_through = nearest(embedder, validation.query_tokens).cpu()
-        scale = torch.ones_like(scale)
     encoder.depths_from_standard(scale)
     encoder.eval().requires_grad_(False)
     for weight in embedder.text.own_weights().values():
@@ -147,21 +138,19 @@ def train_depths(
             )
         ],
         weights=weights,
-        losses=lambda generator: _losses(embedder, judged, fixed, settings, generator),
+        losses=lambda generator: _losses(embedder, judged, settings, generator),
         score=score,
         seed=settings.seed + 1,
         about={
             "settings": settings.to_json(),
             "pairs": [len(queries), len(judged.documents)],
-            "frozen": fingerprint({"documents": judged.documents, "centroids": encoder.centroids}),
+            "frozen": fingerprint({"documents": judged.documents}),
         },
     )
     best = run(stage, checkpoint)
     for projection in projections.values():
         parametrize.remove_parametrizations(projection, "weight")
     encoder.requires_grad_(False)
-    if settings.depths == "clusters":
-        encoder.reorder_depths(mean_entropy(embedder, queries).argsort(stable=True))
     return best
 
 
@@ -176,17 +165,13 @@ def judged_queries(queries: list[list[int]], documents: Tensor, pairs: Pairs) ->
 def _losses(
     embedder: Embedder,
     judged: Judged,
-    fixed: Tensor | None,
     settings: TrainingSettings,
     generator: torch.Generator,
 ) -> Iterator[Callable[[], Tensor]]:
     depths = embedder.maw.depths
     order = epoch_rows(judged.groups, settings.balance, generator)
     for rows in order.split(settings.batch_size):
-        if fixed is None:
-            depth = torch.randint(depths, (len(rows),), generator=generator)
-        else:
-            depth = fixed[rows]
+        depth = torch.randint(depths, (len(rows),), generator=generator)
         yield partial(depth_loss, embedder, judged, rows.tolist(), depth, settings, generator)
 
 
@@ -254,12 +239,3 @@ def listwise_loss(
     scores = queries @ documents.T / temperature
     found = scores.masked_fill(~relevant, -math.inf).logsumexp(-1)
     return (scores.logsumexp(-1) - found).mean()
-
-
-@torch.no_grad()
-def mean_entropy(embedder: Embedder, ids: list[list[int]]) -> Tensor:
-    """Mean attention entropy (D,) of every depth over texts given as token ids."""
-    total = torch.zeros(embedder.maw.depths, device=embedder.device)
-    for _, statistics, _ in embedder.query_statistics(ids, progress="ordering depths"):
-        total += statistics.entropy.sum(0)
-    return total / max(len(ids), 1)

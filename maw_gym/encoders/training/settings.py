@@ -1,7 +1,7 @@
 """How encoders are trained, with the defaults."""
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import Field
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from maw_gym.encoders.text import TextEncoder
 
-Depths = Literal["temperatures", "clusters"]
 NEUTRAL: Final = ("balance", 1.0)
 # Of a transformer that is trained along.
 TUNED: Final = {
@@ -41,10 +40,6 @@ class TrainingSettings:
     """peak of the one-cycle schedule for the projections of the standard attention"""
     token_learning_rate: Rate = 2e-2
     """the same for the pooling weight of each token"""
-    depths: Depths = "temperatures"
-    """what tells the depths apart: temperatures (depth d divides its scores by T_d, as in an
-    untrained encoder, and learns from all queries) or clusters (each depth learns from one k-means
-    cluster of the queries, all at one temperature)"""
     depth_epochs: Index = 6
     """of the depths"""
     depth_learning_rate: Rate = 1e-2
@@ -72,7 +67,7 @@ class TrainingSettings:
     """exponent on the sizes of the groups of queries, such as packages: 1 learns from all queries
     alike, 0 from all groups alike"""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
-    """of the order of the pairs, the draws of depths and documents, and the clusters"""
+    """of the order of the pairs and the draws of depths and documents"""
 
     def suited(self, text: "TextEncoder", device: "torch.device | str") -> "TrainingSettings":
         """These settings for a text encoder: what is left at its default takes a value that suits.

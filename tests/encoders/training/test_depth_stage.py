@@ -7,7 +7,6 @@ from tiny_collection import PAIRS
 
 from maw_gym.corpora.records import QuerySet
 from maw_gym.encoders.attention_encoders import temperatures
-from maw_gym.encoders.clusters import nearest
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.training.depth_stage import (
@@ -15,7 +14,6 @@ from maw_gym.encoders.training.depth_stage import (
     depth_loss,
     judged_queries,
     listwise_loss,
-    mean_entropy,
     train_depths,
 )
 from maw_gym.encoders.training.pairs import pairs_of
@@ -187,7 +185,6 @@ def test_nothing_but_the_depths_is_trained(puzzle, embedder):
     assert changed(before, embedder) == PROJECTIONS
     assert not any(weight.requires_grad for weight in embedder.encoder.parameters())
     assert type(embedder.maw.depth_query_proj) is torch.nn.Linear
-    assert len(embedder.maw.centroids) == 0
 
 
 def test_training_learns_arbitrary_pairs_and_keeps_the_order(puzzle, embedder):
@@ -208,7 +205,8 @@ def test_training_learns_arbitrary_pairs_and_keeps_the_order(puzzle, embedder):
     trained(puzzle, embedder, settings)
     after = [loss(depth) for depth in range(3)]
     assert all(a < b - 0.1 for a, b in zip(after, before, strict=True))
-    entropy = mean_entropy(embedder, pairs.queries).tolist()
+    batches = embedder.query_statistics(pairs.queries)
+    entropy = torch.cat([statistics.entropy for _, statistics, _ in batches]).mean(0).tolist()
     assert entropy == sorted(entropy)
     assert entropy[2] - entropy[0] > 0.5
 
@@ -265,53 +263,12 @@ def test_a_loss_that_is_not_finite_stops_training(tiny, embedder):
         train_depths(embedder, pairs, documents, scores, index, QUICK)
 
 
-# --- depths of clusters ----------------------------------------------------------------------
-
-CLUSTERS = replace(QUICK, depths="clusters", depth_epochs=3)
-
-
-def test_a_depth_of_a_cluster_meets_its_own_queries_alone(tiny, embedder):
-    scores = Scores(tiny, embedder, 0.0, 0.1, 0.2, 0.3)
-    trained(tiny, embedder, CLUSTERS, scores)
-    # All start from the standard attention itself, at one temperature.
-    for weight, standard in zip(
-        scores.seen[0], (embedder.encoder.query_proj, embedder.encoder.key_proj), strict=True
-    ):
-        assert all(torch.allclose(b, standard.weight, atol=1e-6) for b in blocks(weight))
-    # Validation queries go through the depth of their nearest centroid, before it is renumbered.
-    (through,) = {tuple(depths) for depths in scores.depths}
-    now = nearest(embedder, scores.query_tokens).tolist()
-    assert len(set(zip(through, now, strict=True))) == len(set(now)) > 1
-
-
-def test_depths_of_clusters_run_from_focused_to_broad(puzzle, embedder):
-    best = trained(puzzle, embedder, CLUSTERS)
-    queries = pairs_of([puzzle], embedder).queries
-    entropy = mean_entropy(embedder, queries).tolist()
-    assert entropy == sorted(entropy)
-    assert embedder.maw.centroids.shape == (3, 256)
-    # Centroids are renumbered along: routing finds the same attention as before.
-    validation = Validation(puzzle, embedder, 64)
-    routed = nearest(embedder, validation.query_tokens)
-    assert validation.score(embedder, routed) == pytest.approx(best.score, abs=1e-6)
-
-
-def test_mean_entropy_is_the_mean_over_queries(tiny, embedder):
-    ids = embedder.query_ids(["how bees make honey", "largest planet", "bread"])
-    alone = torch.stack([mean_entropy(embedder, [one]) for one in ids])
-    assert torch.allclose(mean_entropy(embedder, ids), alone.mean(0), atol=1e-6)
-    assert alone[2].tolist() == [0.0, 0.0, 0.0]  # a single token
-    assert mean_entropy(embedder, []).tolist() == [0.0, 0.0, 0.0]
-
-
-def test_depths_need_a_maw_encoder_and_clusters_need_queries(tiny, embedder):
+def test_depths_need_a_maw_encoder_and_can_do_without_queries(tiny, embedder):
     plain = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0))
     with pytest.raises(InputError, match="NON-MAW"):
         trained(tiny, plain, QUICK)
     none = QuerySet((), (), ())
     empty = tiny._replace(splits={**tiny.splits, "encoder": none})
-    with pytest.raises(InputError, match="no text to make 3 clusters of"):
-        trained(empty, embedder, CLUSTERS)
     before = copies(embedder)
     assert trained(empty, embedder, QUICK).epoch == 0
     assert changed(before, embedder) == PROJECTIONS  # at their temperatures, without the noise

@@ -71,7 +71,7 @@ def test_encoders_of_any_depths_share_the_first_stage_and_the_index(tiny, home, 
         for settings, depths in (
             (QUICK, 4),
             (QUICK, 1),
-            (TrainingSettings(epochs=1, depth_epochs=1, batch_size=4, depths="clusters"), 2),
+            (TrainingSettings(epochs=1, depth_epochs=1, batch_size=4, depth_learning_rate=1e-4), 2),
         )
     ]
     assert len(steps) == math.ceil(10 / 4)
@@ -83,7 +83,6 @@ def test_encoders_of_any_depths_share_the_first_stage_and_the_index(tiny, home, 
         assert torch.equal(embedder.encoder.query_proj.weight, standard.encoder.query_proj.weight)
         assert torch.equal(document_embeddings(tiny, embedder), document_embeddings(tiny, standard))
     assert len(list((home / "documents").glob("*.safetensors"))) == 1
-    assert [len(embedder.maw.centroids) for embedder in embedders] == [0, 0, 2]
 
 
 def test_other_settings_are_other_files(tiny, home, monkeypatch):
@@ -95,17 +94,15 @@ def test_other_settings_are_other_files(tiny, home, monkeypatch):
     settings = (
         QUICK,
         replace(QUICK, seed=1),
-        replace(QUICK, depths="clusters"),
         replace(QUICK, depth_learning_rate=1e-4),
     )
     encoders = [trained_embedder(tiny, "cpu", one)[0] for one in settings]
-    assert len(files(home, "trained")) == 4
+    assert len(files(home, "trained")) == 3
     assert len(files(home, "attention")) == 2  # the seeds'
-    one, seed, clusters, rate = (encoder.tensors() for encoder in encoders)
+    one, seed, rate = (encoder.tensors() for encoder in encoders)
     assert not torch.equal(one["query_proj.weight"], seed["query_proj.weight"])
-    assert torch.equal(one["query_proj.weight"], clusters["query_proj.weight"])
-    assert not torch.equal(one["depth_key_proj.weight"], clusters["depth_key_proj.weight"])
     assert torch.equal(one["query_proj.weight"], rate["query_proj.weight"])
+    assert not torch.equal(one["depth_key_proj.weight"], rate["depth_key_proj.weight"])
 
 
 def test_the_best_candidate_is_trained_once_and_then_read(tiny, home, monkeypatch, steps):

@@ -34,8 +34,6 @@ from maw_gym.errors import InputError
         ("weight_decay", math.inf),
         ("seed", -1),
         ("seed", 2**63),
-        ("depths", "layers"),
-        ("depths", None),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line_that_shows_the_value(name, value):
@@ -56,7 +54,6 @@ def test_what_the_first_stage_depends_on():
     first = TrainingSettings().of_attention()
     second = {name for name in TrainingSettings().to_json() if name not in first}
     assert second == {
-        "depths",
         "depth_epochs",
         "depth_learning_rate",
         "depth_own_learning_rate",

@@ -13,6 +13,9 @@ from tiny_transformer import write_tiny_transformer
 
 from maw_gym.corpora import Collection, load_collection, splits
 from maw_gym.encoders import document_parts
+from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.tables.task import RetrievalTask
 
 WORKER = "PYTEST_XDIST_WORKER"
 
@@ -49,6 +52,20 @@ def tiny(tiny_folder: Path) -> Collection:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splits, "ENCODER_MINIMUM", 0)
         return load_collection(str(tiny_folder))
+
+
+@pytest.fixture(scope="session")
+def task(tiny: Collection) -> RetrievalTask:
+    """The tiny collection with an untrained encoder of four depths. Not to be changed."""
+    embedder = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=4))
+    return RetrievalTask(tiny, embedder, "cpu")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of this test alone."""
+    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
 @pytest.fixture(scope="session")

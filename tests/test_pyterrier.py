@@ -11,17 +11,9 @@ pd = pytest.importorskip("pandas")
 from ir_measures import RR, nDCG  # noqa: E402
 
 from agents.baselines import fixed_router  # noqa: E402
-from maw_gym.corpora import Collection  # noqa: E402
-from maw_gym.encoders.encoder_files import untrained_embedder  # noqa: E402
-from maw_gym.encoders.encoder_settings import EncoderSettings  # noqa: E402
 from maw_gym.pyterrier import RoutedRetriever  # noqa: E402
 from maw_gym.routers.routed_encoder import RoutedEncoder  # noqa: E402
 from maw_gym.tables.task import RetrievalTask  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def task(tiny: Collection) -> RetrievalTask:
-    return RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, EncoderSettings(depths=4)))
 
 
 @pytest.fixture(scope="module")

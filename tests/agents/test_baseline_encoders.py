@@ -29,18 +29,6 @@ SHAPE = EncoderSettings(depths=DEPTHS)
 BRIEF = TrainingSettings(epochs=2, depth_epochs=1, batch_size=4)
 
 
-@pytest.fixture(scope="module")
-def task(tiny: Collection) -> RetrievalTask:
-    return RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, SHAPE), "cpu")
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder."""
-    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path))
-    return tmp_path
-
-
 def texts_of(task: RetrievalTask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     ids, mask = padded(task.embedder.document_ids(task.collection.doc_texts))
     return ids, task.embedder.text.hidden(ids), mask

@@ -22,7 +22,6 @@ from agents.baselines import (
     train_full_information,
 )
 from maw_gym.corpora import Collection
-from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
@@ -32,11 +31,6 @@ from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
 SHAPE = EncoderSettings(depths=DEPTHS)
-
-
-@pytest.fixture(scope="module")
-def task(tiny: Collection) -> RetrievalTask:
-    return RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, SHAPE), "cpu")
 
 
 def depths_of(router: DepthRouter, task: RetrievalTask, split: str) -> NDArray[np.int64]:

@@ -1,23 +1,13 @@
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from agents.ranking_loss import RankingLoss, one_hot_choice, ranking_loss, straight_through
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
-
-
-@pytest.fixture(scope="module")
-def task(tiny: Any) -> RetrievalTask:
-    return RetrievalTask(
-        tiny, untrained_embedder(tiny.doc_texts, EncoderSettings(depths=DEPTHS)), "cpu"
-    )
 
 
 def test_one_hot_choice_has_the_gradient_of_the_softmax() -> None:

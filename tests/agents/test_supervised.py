@@ -19,8 +19,6 @@ from agents.supervised import (
     train_supervised,
 )
 from maw_gym.corpora import QuerySet
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import padded
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
@@ -28,13 +26,6 @@ from maw_gym.tables.rewards import RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
-
-
-@pytest.fixture(scope="module")
-def task(tiny: Any) -> RetrievalTask:
-    return RetrievalTask(
-        tiny, untrained_embedder(tiny.doc_texts, EncoderSettings(depths=DEPTHS)), "cpu"
-    )
 
 
 def test_rule_labels_of_the_source_text() -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from agents.baselines import fixed_router
-from maw_gym.corpora import Collection
 from maw_gym.encoders import document_parts
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
@@ -19,11 +18,6 @@ from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import RetrievalTask
 
 QUERIES = ["how bees make honey", "polar ice melting", "nothing of that kind", ""]
-
-
-@pytest.fixture(scope="module")
-def task(tiny: Collection) -> RetrievalTask:
-    return RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, EncoderSettings(depths=4)))
 
 
 @pytest.fixture

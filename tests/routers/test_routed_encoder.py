@@ -13,7 +13,6 @@ import torch
 from agents.baselines import fixed_router
 from agents.fitting import router_settings
 from agents.networks import standardisation
-from maw_gym.corpora import Collection
 from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import InputError
@@ -34,12 +33,6 @@ BLOCKS = [
     ("retrieval",),
     ("retrieval", "profile"),
 ]
-
-
-@pytest.fixture(scope="module")
-def task(tiny: Collection) -> RetrievalTask:
-    embedder = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=DEPTHS))
-    return RetrievalTask(tiny, embedder, "cpu")
 
 
 def a_router(task: RetrievalTask, blocks: tuple[str, ...]) -> DepthRouter:

@@ -10,11 +10,6 @@ from maw_gym.tables.hybrid import Hybrid
 from maw_gym.tables.task import RetrievalTask
 
 
-@pytest.fixture(scope="module")
-def task(tiny: Collection) -> RetrievalTask:
-    return RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, EncoderSettings(depths=4)))
-
-
 @pytest.mark.parametrize("fusion", ["sum", "ranks"])
 def test_every_document_is_ranked_and_measured(task: RetrievalTask, fusion: str) -> None:
     evaluation, ranking = Hybrid(task).evaluate("test", fusion=fusion)

@@ -24,13 +24,6 @@ SHAPE = EncoderSettings(depths=4)
 SPLITS = ("encoder", "train", "validation", "test")
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty cache folder."""
-    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
 def spread_out(tiny):
     embedder = untrained_embedder(tiny.doc_texts, SHAPE)
     with torch.no_grad():

@@ -14,13 +14,6 @@ from maw_gym.tables.loading import load_task
 from maw_gym.tables.task import RetrievalTask
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty cache folder."""
-    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
 @pytest.fixture(scope="module")
 def task(tiny, tiny_transformer):
     text = load_text_encoder(str(tiny_transformer))

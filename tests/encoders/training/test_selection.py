@@ -21,13 +21,6 @@ QUICK = TrainingSettings(epochs=1, depth_epochs=1, batch_size=4)
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty cache folder."""
-    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def steps(monkeypatch):
     """Counts the batches of the first stage."""
     done = []

@@ -22,11 +22,7 @@ SETTINGS = TrainingSettings(
 )
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """An empty cache folder."""
-    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ a side does not depend on the order of the source.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from maw_gym.corpora.records import NO_QUERIES, QuerySet
+from maw_gym.corpora.text import words
 from maw_gym.errors import InputError
 
 SPLITS: Final = ("encoder", "train", "validation", "test")
@@ -21,8 +21,8 @@ ENCODER_MINIMUM: Final = 500
 
 
 def normalised(text: str) -> str:
-    """Lower-case words with single spaces between them; punctuation is left out."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    """`words` with single spaces between them; punctuation is left out."""
+    return " ".join(words(text))
 
 
 def fraction(text: str) -> float:

@@ -5,7 +5,7 @@ Notation: N documents, V words, Z pairs of a word and a document it occurs in.
 
 import logging
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maw_gym.corpora.records import Collection
+from maw_gym.corpora.text import words
 from maw_gym.errors import DamagedFileError
 from maw_gym.files import read_tensors, write_tensors
 from maw_gym.retrieval.documents import Integers, trec_order
@@ -36,9 +37,9 @@ class Words:
     def add(self, texts: Sequence[str]) -> None:
         """Count the words of the next documents."""
         number = self.vocabulary.setdefault
-        for words in _words(texts):
+        for text in texts:
             self.documents.append(
-                array("i", [number(word, len(self.vocabulary)) for word in words])
+                array("i", [number(word, len(self.vocabulary)) for word in _words(text)])
             )
 
     def weighed(self, documents: int) -> tuple[dict[str, int], dict[str, Tensor]]:
@@ -109,7 +110,7 @@ class BM25:
     def scores(self, text: str) -> NDArray[np.float32]:
         """Scores (N,) of all documents for a query, 0 where no word of it occurs."""
         scores = np.zeros(len(self), np.float32)
-        for word in _words([text])[0]:
+        for word in _words(text):
             if word in self.vocabulary:
                 start, end = self._arrays["starts"][self.vocabulary[word] :][:2]
                 scores[self._arrays["documents"][start:end]] += self._arrays["weights"][start:end]
@@ -189,16 +190,18 @@ def best_matches(scores: NDArray[np.float32], tie_of: Integers, k: int) -> Integ
     return matched[np.lexsort((tie_of[matched], -scores[matched]))][:k]
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    words: list[list[str]] = _bm25s().tokenize(
-        list(texts),
-        token_pattern=r"\b\w+\b",
-        stopwords="en",
-        stemmer=_stemmer(),
-        return_ids=False,
-        show_progress=False,
-    )
-    return words
+def _words(text: str) -> list[str]:
+    """Stemmed words (Snowball) without English stop words."""
+    stop_words, stem = _english()
+    return stem([word for word in words(text) if word not in stop_words])
+
+
+@cache
+def _english() -> tuple[frozenset[str], Callable[[list[str]], list[str]]]:
+    """Imported on first use: `import maw_gym` should not wait for it."""
+    import Stemmer
+
+    return frozenset(_bm25s().stopwords.STOPWORDS_EN), Stemmer.Stemmer("english").stemWords
 
 
 def _bm25s() -> Any:
@@ -208,13 +211,6 @@ def _bm25s() -> Any:
     # On import bm25s asks for its debugging messages.
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     return bm25s
-
-
-@cache
-def _stemmer() -> Any:
-    import Stemmer
-
-    return Stemmer.Stemmer("english")
 
 
 def candidate_documents(collection: Collection, split: str, bm25: BM25) -> list[Integers]:

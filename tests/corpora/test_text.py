@@ -1,0 +1,57 @@
+import unicodedata
+
+import pytest
+
+from maw_gym.corpora.text import comparable, normal, words
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Wing-body wings, C_1!", ["wing", "body", "wings", "c_1"]),
+        ("don't naïve Straße", ["don", "t", "naïve", "straße"]),
+        ("日本料理", ["日本", "本料", "料理"]),
+        ("猫", ["猫"]),
+        ("東京2020年ABC", ["東京", "2020", "年", "abc"]),
+        ("カタカナ と かな", ["カタ", "タカ", "カナ", "と", "かな"]),
+        ("한국어 책", ["한국", "국어", "책"]),
+        ("ง่าย", ["ง่า", "าย"]),  # a tone mark stays on its letter
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("كَتَبَ", ["كَتَبَ"]),
+        ("می\u200cخواهم", ["می\u200cخواهم"]),
+        ("👩\u200d💻 🙂", []),
+        ("", []),
+    ],
+)
+def test_words_of_the_world(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+    assert words(unicodedata.normalize("NFD", text)) == expected
+    assert normal(unicodedata.normalize("NFD", text)) == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is a wing?", "what is  a wing"),
+        ("résumé", "re\u0301sume\u0301"),
+        ("“the wing”, he said…", '"the wing", he said'),
+    ],
+)
+def test_texts_that_ask_for_the_same(one: str, other: str) -> None:
+    assert comparable(one) == comparable(other)
+    assert words(one) == words(other)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("how to learn C", "how to learn C++", "how to learn C#"),
+        ("what does -> mean", "what does => mean", "what does :: mean", "what does && mean"),
+        ("दिन", "दीन", "दान"),
+        ("เสื้อ", "เสือ"),
+        ("كَتَبَ", "كُتُب"),
+        ("🙂", "🚀", "🍕"),
+    ],
+)
+def test_texts_that_differ_in_symbols_or_marks_are_different(texts: tuple[str, ...]) -> None:
+    assert len({comparable(text) for text in texts}) == len(texts)

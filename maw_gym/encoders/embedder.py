@@ -1,27 +1,35 @@
 """Embedder: a text encoder and an attention encoder together, texts to embeddings in batches."""
 
+import gc
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from maw_gym.attention.depth_attention import DepthStatistics
 from maw_gym.checks import checked_texts, shown
+from maw_gym.distributed import check_same, from_all, is_first, process, processes
 from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.text import TextEncoder, length_batches, on_device, padded
 from maw_gym.encoders.token_statistics import mean_content
 from maw_gym.errors import InputError
-from maw_gym.files import canonical, fingerprint
+from maw_gym.files import canonical, content_key, fingerprint
+from maw_gym.retrieval.documents import first_of_same
 
 log = logging.getLogger(__name__)
 
 QUERY_TOKENS = 64  # longer queries are cut here
 DOCUMENT_TOKENS = 256  # longer documents are cut here
 BATCH_TOKENS = 8192  # padded tokens encoded at once
+PORTION: Final = 8192  # documents of a stream that are read at once
 
 
 @dataclass(frozen=True)
@@ -236,3 +244,105 @@ def truncated(text: TextEncoder, texts: Sequence[str], limit: int, what: str) ->
     if longer:
         log.info("%d of %d %s truncated at %d tokens", longer, len(ids), what, limit)
     return [row if len(row) <= limit else text.cut(row, limit) for row in ids]
+
+
+def encoded_documents(
+    embedder: Embedder,
+    doc_ids: Iterable[str],
+    texts: Iterable[str],
+    dtype: torch.dtype = torch.float32,
+    see: Callable[[list[str]], object] | None = None,
+) -> tuple[list[str], Tensor]:
+    """Ids, and vectors (N, h) on the CPU, of documents that are read once, as a stream.
+
+    Several processes (`maw_gym.distributed`) do this together: each reads all documents, encodes a
+    share of them and has all vectors in the end. Equal texts have the vector of the first: rounding
+    would else make vectors of them that differ a little, and order what should tie.
+
+    Args:
+        embedder: see `Embedder.encode_documents`.
+        doc_ids: N ids.
+        texts: N texts; one without tokens has the zero vector.
+        dtype: of the vectors.
+        see: is shown the texts, portion by portion.
+
+    Raises:
+        InputError: an id or a text that is no string, more of one than of the other, or processes
+            that read different documents.
+    """
+    found_ids: list[str] = []
+    vectors: list[Tensor] = []
+    digests: list[Tensor] = []
+    total = len(doc_ids) if isinstance(doc_ids, Sized) else None
+    hidden = None if is_first() else True
+    portions = _portions(doc_ids, texts)
+    with tqdm(
+        total=total, desc="documents", unit="doc", delay=2, leave=False, disable=hidden
+    ) as bar:
+        while True:  # a round in which each process encodes one portion, and gets all of them
+            some = list(islice(portions, processes()))
+            own = some[process()][1] if process() < len(some) else []
+            found = _encoded(embedder, own, dtype)
+            content = content_key({"documents": some}) if processes() > 1 else ""
+            check_same("stream of documents", content)
+            if not some:
+                break
+            for one, digest in from_all(found):
+                vectors.append(one)
+                digests.append(digest)
+            for ids, read in some:
+                found_ids += ids
+                if see is not None:
+                    see(read)
+                bar.update(len(ids))
+    whole = torch.cat([torch.zeros(0, embedder.text.width, dtype=dtype), *vectors])
+    if digests:
+        first = first_of_same(torch.cat(digests).view(torch.int64).T)
+        copies = np.flatnonzero(first != np.arange(len(first)))
+        whole[torch.from_numpy(copies)] = whole[torch.from_numpy(first[copies])]
+    return found_ids, whole
+
+
+def _portions(
+    doc_ids: Iterable[str], texts: Iterable[str]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Ids and texts, `PORTION` at a time."""
+    for given, what in ((doc_ids, "document ids"), (texts, "texts")):
+        if not isinstance(given, Iterable):
+            checked_texts(given, what)
+    ids_left, texts_left = iter(doc_ids), iter(texts)
+    before = 0
+    while True:
+        ids = checked_texts(islice(ids_left, PORTION), "document ids")
+        some = checked_texts(islice(texts_left, PORTION))
+        if len(ids) != len(some):
+            raise InputError(
+                f"{before + len(ids)} document ids for {before + len(some)} texts; give one each"
+            )
+        if not some:
+            return
+        yield ids, some
+        before += len(some)
+
+
+@torch.no_grad()
+def _encoded(embedder: Embedder, texts: list[str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Vectors (n, h) of texts on the CPU, and digests (n, 16) uint8 of their tokens.
+
+    Equal texts are encoded once.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # it would look through thousands of lists of ids again and again
+    try:
+        ids = embedder.document_ids(texts)
+        digests = [hashlib.blake2b(array("i", row).tobytes(), digest_size=16) for row in ids]
+        names = [digest.digest() for digest in digests]
+        place: dict[bytes, int] = {}
+        rows = [place.setdefault(name, len(place)) for name in names]
+        different = list(dict(zip(rows, ids, strict=True)).values())
+    finally:
+        if collecting:
+            gc.enable()
+    vectors = embedder.encode_ids(different).to(dtype)[torch.tensor(rows, dtype=torch.long)].cpu()
+    as_bytes = torch.frombuffer(bytearray(b"".join(names) or 16), dtype=torch.uint8).view(-1, 16)
+    return vectors, as_bytes[: len(names)]

@@ -1,18 +1,14 @@
 """The documents' embeddings, kept on disk: one encoding serves training, tables and search."""
 
-from functools import partial
 from pathlib import Path
-from shutil import rmtree
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from maw_gym.corpora import Collection
 from maw_gym.distributed import check_same, processes
 from maw_gym.encoders.collection_states import with_document_states
-from maw_gym.encoders.document_parts import encoded_parts
-from maw_gym.encoders.embedder import Embedder
+from maw_gym.encoders.embedder import Embedder, encoded_documents
 from maw_gym.files import (
     cache_home,
     check_tensors,
@@ -22,7 +18,6 @@ from maw_gym.files import (
     read_tensors,
     write_tensors,
 )
-from maw_gym.retrieval.index import joined, with_copies
 
 FORMAT: Final = 1  # raise when the meaning of the numbers changes
 QUERY_SIDE: Final = ("depth_query_proj.weight", "depth_key_proj.weight")
@@ -32,8 +27,7 @@ def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
     """Embeddings (N, h) of a collection's documents through the standard attention.
 
     They do not depend on the depths: encoders that share the standard attention share the file.
-    Encoded in parts, of which several processes (`maw_gym.distributed`) encode a share each; an
-    encoding that was stopped goes on behind its last part.
+    Several processes (`maw_gym.distributed`) encode a share each.
 
     Args:
         collection: its documents are read from the cache folder or encoded.
@@ -61,18 +55,18 @@ def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
         return tensors["embeddings"]
 
     path = cache_home() / "documents" / f"{key}.safetensors"
-    folder = path.with_suffix(".parts")
-    documents = collection.doc_ids, collection.doc_texts
     # States are kept by one process; several are quicker without, each with its own share.
     knowing = with_document_states(embedder, collection) if processes() == 1 else embedder
-    parts = partial(encoded_parts, knowing, *documents, torch.float32, folder)
+    encoded: list[Tensor] = []
+
+    def encode() -> None:
+        encoded.append(encoded_documents(knowing, collection.doc_ids, collection.doc_texts)[1])
 
     def build() -> Tensor:
-        embeddings = with_copies(*joined(part.encoded() for part in list(parts())))
-        write_tensors(path, {"embeddings": embeddings}, "documents", {})
-        rmtree(folder, ignore_errors=True)
-        return embeddings
+        if not encoded:
+            encode()
+        write_tensors(path, {"embeddings": encoded[0]}, "documents", {})
+        return encoded[0]
 
     check_same("collection", collection.provenance["content"])
-    found = kept_or_built_together(path, read, lambda: list(parts()), build)
-    return found.to(embedder.device)
+    return kept_or_built_together(path, read, encode, build).to(embedder.device)

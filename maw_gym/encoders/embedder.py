@@ -308,7 +308,7 @@ def _portions(
 ) -> Iterator[tuple[list[str], list[str]]]:
     """Ids and texts, `PORTION` at a time."""
     for given, what in ((doc_ids, "document ids"), (texts, "texts")):
-        if not isinstance(given, Iterable):
+        if isinstance(given, str) or not isinstance(given, Iterable):
             checked_texts(given, what)
     ids_left, texts_left = iter(doc_ids), iter(texts)
     before = 0

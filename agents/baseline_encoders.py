@@ -36,7 +36,7 @@ from maw_gym.encoders.training.stages import (
 )
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.errors import InputError
-from maw_gym.files import cache_home, content_key, kept_or_built
+from maw_gym.files import cache_home, cached, content_key
 from maw_gym.retrieval.evaluation import DEPTH_OF_RANKING, Evaluation, evaluate_rankings
 from maw_gym.retrieval.search import Ranking
 from maw_gym.tables.task import RetrievalTask
@@ -123,10 +123,11 @@ def baseline_encoder(
             embedder, provenance = train_without_depths(sources, device, settings, ordinary, text)
         seconds = round(time.perf_counter() - began, 1)
         provenance = {"baseline": name, "seconds": seconds, **provenance}
-        save_embedder(path, embedder, provenance)
         return embedder, provenance
 
-    embedder, provenance = kept_or_built(path, load_embedder, build)
+    embedder, provenance = cached(
+        path, build, lambda path, made: save_embedder(path, *made), load_embedder
+    )
     return embedder.to(device), provenance
 
 

@@ -8,7 +8,6 @@ weights, bit for bit on the CPU.
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,8 +15,9 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from maw_gym import files
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files import content_key, fingerprint, read_tensors, sweep, write_tensors
+from maw_gym.files import content_key, fingerprint, sweep
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +85,7 @@ class Checkpoints:
         """
         path = self.folder / f"{step:012d}.safetensors"
         settings = {"identity": self.identity, "step": step, "state": state}
-        write_tensors(path, tensors, KIND, settings)
-        # The new name must outlive a power cut before the old file goes.
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        files.write(path, tensors, KIND, settings)
         for old in self.files()[: -self.kept]:
             old.unlink(missing_ok=True)
         return path
@@ -111,16 +105,12 @@ class Checkpoints:
         unusable = None
         for path in reversed(self.files()):
             try:
-                settings, tensors = read_tensors(path, KIND)
+                settings, tensors = files.read(path, KIND)
             except DamagedFileError as problem:
                 log.warning("checkpoint deleted: %s", problem)
                 with contextlib.suppress(OSError):  # in a folder that is read only
                     path.unlink()
                 continue
-            if not {"identity", "step", "state"} <= set(settings):
-                raise InputError(
-                    f"{path} was written by an earlier version of maw_gym; delete it and start anew"
-                )
             if settings["identity"] != self.identity or int(path.stem) != settings["step"]:
                 log.warning("checkpoint left out: %s is of another training or step", path)
                 continue

@@ -1,17 +1,19 @@
 """Files that are written whole, under keys made of content, and read with suspicion.
 
-The entry ``maw_gym`` of a safetensors file's metadata is JSON: ``format``, ``kind``, ``settings``
-and ``checksum``, the sha256 of the other three and of the names, types, shapes and values of all
-tensors. So one flipped bit anywhere is noticed, or was in white space.
+Locks, temporary names and checksums are known here alone. The entry ``maw_gym`` of a safetensors
+file's metadata is JSON: ``format``, ``kind``, ``settings`` and ``checksum``, the sha256 of the
+other three and of the names, types, shapes and values of all tensors. So one flipped bit anywhere
+is noticed, or was in white space.
 """
 
+import ctypes
 import hashlib
 import json
 import logging
 import os
 import secrets
+import shutil
 import stat
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,28 +21,26 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from maw_gym.checks import shown
 from maw_gym.distributed import from_all, from_first, is_first, processes, wait
 from maw_gym.errors import DamagedFileError, InputError
 
-if sys.platform != "win32":
-    import fcntl
-
 log = logging.getLogger(__name__)
 
-Kept = TypeVar("Kept")
+Thing = TypeVar("Thing")
+Built = TypeVar("Built")
 
-WRITING: Final = ".writing"  # ends the hidden name of a file that is being written
-
+WRITING: Final = ".writing"  # ends the hidden name of what is being written
+LOCK: Final = ".lock"
 FORMAT: Final = 1  # raise when the checksum is made in another way
 OURS: Final = "maw_gym"
 
-_held: dict[Path, int] = {}  # folders that this process holds, and the handles of their locks
+_held: dict[Path, FileLock] = {}  # by folder
 
 
 def expanded(path: str | Path) -> Path:
@@ -105,39 +105,77 @@ def written_whole(path: Path, sync: bool = True) -> Iterator[Path]:
     Raises:
         InputError: the file cannot be written, for want of space or of permission.
     """
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = _new_file(path)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    try:
+        temporary.open("xb").close()
         yield temporary
         if sync:
             _sync(temporary)
         temporary.replace(path)
+        if sync:
+            _sync(path.parent)
     except OSError as error:
-        if error.filename not in (None, str(path), str(temporary)):
+        if error.filename not in (None, str(path), str(path.parent), str(temporary)):
             raise  # of another file, which was read while this one was written
         raise _unwritable(path, error) from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        os.close(handle)
 
 
-def _new_file(path: Path) -> tuple[int, Path]:
-    """A hidden file beside `path`, and a handle whose lock says that somebody writes it."""
-    while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{WRITING}")
-        # Not by tempfile, whose files are private: open() gives the usual permissions.
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if sys.platform != "win32":
-            with suppress(OSError):  # a file system without locks: nothing is swept there either
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        # A sweep that came between the two lines above has taken the file away.
-        if temporary.exists():
-            return handle, temporary
-        os.close(handle)
+@contextmanager
+def written_folder(folder: Path, mark: str) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`, which on success takes its place.
+
+    A reader sees the old folder or the new one, and of the old one nothing is left. On any
+    exception the temporary folder is removed and `folder` is left as it was.
+
+    Args:
+        folder: where it is to be; its parent can be written to.
+        mark: a file that every such folder holds. A folder that holds something else is the user's
+            and is not replaced.
+
+    Raises:
+        InputError: the folder cannot be written, or holds other files.
+    """
+    folder = folder.resolve()
+    temporary = _temporary(folder)
+    try:
+        if folder.exists() and not (folder / mark).is_file() and any(folder.iterdir()):
+            raise InputError(f"{folder} holds other files, no {mark}; give a new folder")
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        _exchange(temporary, folder)
+        _sync(folder.parent)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Put `new` in the place of `old`, and `old`, if there is one, in that of `new`."""
+    if not old.exists():
+        new.rename(old)
+        return
+    with suppress(AttributeError):  # of another system than Linux
+        here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        exchange = ctypes.CDLL(None, use_errno=True).renameat2
+        if exchange(here, os.fsencode(new), here, os.fsencode(old), both) == 0:
+            return
+    # Without it a kill in between leaves the old folder under the other name.
+    aside = _temporary(old)
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)
+
+
+def _temporary(path: Path) -> Path:
+    # Not by tempfile, whose files are private: open() gives the usual permissions.
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{WRITING}")
 
 
 def synced(path: Path) -> None:
@@ -153,8 +191,13 @@ def synced(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
@@ -162,20 +205,17 @@ def _unwritable(path: Path, error: OSError) -> InputError:
     return InputError(f"{path} cannot be written: {reason}; make room for it or name another place")
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, name: str = "*") -> None:
     """Take away what writers that were killed have left in a folder and all below it.
 
-    A writer holds a lock on its file, which ends with its process: files that are being written
-    are left alone, on whatever machine the writer runs.
+    Only who holds the lock of the folder, or of the file of that name, may do this: there is no
+    other writer then.
     """
-    if sys.platform == "win32":
-        return
-    for path in folder.rglob(f".*{WRITING}"):
-        with suppress(OSError):
-            if path.is_symlink() or not path.is_file():
-                continue
-            with path.open("r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for path in folder.rglob(f".{name}.*{WRITING}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
                 path.unlink()
 
 
@@ -184,31 +224,38 @@ def hold(folder: Path) -> bool:
 
     Where the file system has no locks, everybody may have it.
     """
-    if sys.platform == "win32" or folder.resolve() in _held:
-        return True
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return False
-    except OSError:
-        os.close(handle)
-        return True
-    _held[folder.resolve()] = handle
+    folder = folder.resolve()
+    if folder not in _held:
+        lock = FileLock(folder / LOCK, thread_local=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        except (OSError, NotImplementedError):
+            return True
+        _held[folder] = lock
     return True
 
 
-@contextmanager
-def one_builder(path: Path) -> Iterator[Path]:
-    """Yield `path` under its lock: of several processes that miss it, one builds, others wait.
+def let_go(folder: Path) -> None:
+    """Undo `hold`; nothing of the lock is left in the folder."""
+    lock = _held.pop(folder.resolve(), None)
+    if lock is not None:
+        with suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
-    The lock belongs to the process (flock), so that of a killed one is free at once.
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """The lock of a file: of several processes that miss it, one builds, others wait.
+
+    The lock belongs to the process, so that of a killed one is free at once.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    lock = FileLock(str(path) + ".lock")
+    lock = FileLock(str(path) + LOCK)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # FileLock waits for ever for some files that can never be made.
@@ -221,80 +268,68 @@ def one_builder(path: Path) -> Iterator[Path]:
             " that can"
         ) from None
     try:
-        yield path
+        yield
     finally:
         lock.release()
 
 
-def kept_or_built(path: Path, read: Callable[[Path], Kept], build: Callable[[], Kept]) -> Kept:
-    """What `read` finds at `path`; built first where there is nothing, or what is there is damaged.
+def cached(
+    path: Path,
+    build: Callable[[], Built],
+    save: Callable[[Path, Built], object],
+    load: Callable[[Path], Thing],
+    together: bool = False,
+) -> Thing:
+    """What `load` finds at `path`; built, saved and loaded where it is missing or damaged.
 
-    Of several processes one builds. What is there already is read without a lock, so that a
-    read-only cache can be used.
+    Of several processes one builds and the others wait. What is there already is read without a
+    lock, so that a read-only cache can be used.
 
     Args:
         path: in the cache; its name must hold a key of everything that is built.
-        read: raises DamagedFileError where the content is not what was written.
-        build: makes the content, writes it to `path` and returns it.
+        build: makes the content.
+        save: writes it to `path`.
+        load: raises DamagedFileError where the content is not what was written.
+        together: all processes of `maw_gym.distributed` do this together: on a miss all call
+            `build`, which may share the work and must give each the whole, and the first saves.
 
     Raises:
-        InputError: the file cannot be read, or not be written.
+        InputError: the file cannot be read, or not be written; or the processes have different
+            folders.
     """
-    found = kept(path, read)
-    if found is None:
-        with one_builder(path):
-            sweep(path.parent)
-            found = kept(path, read)  # another process may have been quicker
+    found = loaded(path, load)
+    if together and processes() > 1:
+        if not all(from_all(found is not None)):
+            check_one_folder(path.parent)
+            built = build()
+            if is_first():
+                with locked(path):
+                    save(path, built)
+            wait()
+            found = load(path)
+    elif found is None:
+        with locked(path):
+            sweep(path.parent, path.name)
+            found = loaded(path, load)  # another process may have been quicker
             if found is None:
-                found = build()
+                save(path, build())
+                found = load(path)
+    assert found is not None
     return found
 
 
-def kept(path: Path, read: Callable[[Path], Kept]) -> Kept | None:
-    """What `read` finds at `path`; None where there is nothing, or what is there is damaged."""
+def loaded(path: Path, load: Callable[[Path], Thing]) -> Thing | None:
+    """What `load` finds at `path`; None where there is nothing, or what is there is damaged."""
     try:
         if not path.exists():
             return None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        return read(path)
+        return load(path)
     except DamagedFileError as problem:
         log.warning("%s; it is made anew", problem)
         return None
-
-
-def kept_or_built_together(
-    path: Path, read: Callable[[Path], Kept], share: Callable[[], object], build: Callable[[], Kept]
-) -> Kept:
-    """What `read` finds at `path`; built first where there is nothing, or what is there is damaged.
-
-    All processes do this together. One that dies leaves the files of its share: started again, it
-    goes on behind them.
-
-    Args:
-        path: see `kept_or_built`, in a folder that all processes see.
-        read: see `kept_or_built`.
-        share: writes this process's share of the work to files of its own.
-        build: joins the shares, makes what is missing of them, and writes `path`; the first
-            process does it, alone where it is the only one.
-
-    Raises:
-        InputError: see `kept_or_built`; or a process does not see what the first has written.
-    """
-    if processes() == 1:
-        return kept_or_built(path, read, build)
-    if not from_first(is_first() and kept(path, read) is not None):
-        check_one_folder(path.parent)
-        share()
-        wait()
-        if is_first():
-            kept_or_built(path, read, build)
-        wait()
-    found = kept(path, read)
-    if found is None:
-        raise InputError(f"{path} is not there for all processes; give them one MAW_GYM_HOME")
-    return found
 
 
 def check_one_folder(folder: Path) -> None:
@@ -324,6 +359,49 @@ def check_one_folder(folder: Path) -> None:
         )
 
 
+def write_json(path: Path, content: Any, kind: str | None = None) -> None:
+    """Write JSON, whole or not at all; what JSON does not know is written as its text.
+
+    Args:
+        path: the file.
+        content: JSON values.
+        kind: what the file is, where it is read back by `read_json`: then beside its checksum.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if kind is not None:
+        plain = json.loads(json.dumps(content))
+        content = {"kind": kind, "content": plain}
+        content["checksum"] = _sha256_of(content)
+    text = json.dumps(content, indent=2 if kind is None else None, default=str) + "\n"
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, kind: str) -> Any:
+    """The content that `write_json` has written as this kind.
+
+    Raises:
+        DamagedFileError: it is not what was written, or was not written by maw_gym.
+        InputError: there is no such file, it cannot be read, or it is of another kind.
+    """
+    check_readable(path, f"{kind} file")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        checksum = found.pop("checksum")
+        whole = set(found) == {"kind", "content"} and checksum == _sha256_of(found)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as problem:
+        raise DamagedFileError(f"{path} was not written by maw_gym ({problem})") from None
+    except (OSError, MemoryError) as problem:
+        raise InputError(f"{path} cannot be read: {problem}") from None
+    if not whole:
+        raise DamagedFileError(f"{path} is damaged: its checksum is not that of its content")
+    if found["kind"] != kind:
+        raise InputError(f"{path} holds a {found['kind']!r}, not a {kind!r}")
+    return found["content"]
+
+
 class TensorFile(NamedTuple):
     """What a file holds.
 
@@ -336,7 +414,7 @@ class TensorFile(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def write_tensors(
+def write(
     path: Path, tensors: Mapping[str, Tensor], kind: str, settings: Mapping[str, Any]
 ) -> None:
     """Write tensors and settings to `path`, whole or not at all.
@@ -356,16 +434,14 @@ def write_tensors(
     content["checksum"] = _checksum(content, tensors)
     # One entry: safetensors writes several in an order that changes from process to process.
     metadata = {OURS: canonical(content)}
-    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = safetensors_bytes(on_cpu, metadata)
     with written_whole(path) as temporary:
         temporary.write_bytes(data)
 
 
-def read_tensors(path: Path, kind: str) -> TensorFile:
-    """What a file written by `write_tensors` holds, after its checksum was checked.
-
-    Files of earlier versions, whose checksum was that of the tensors alone, and files without any
-    are read too.
+def read(path: Path, kind: str) -> TensorFile:
+    """What a file written by `write` holds, after its checksum was checked.
 
     Raises:
         DamagedFileError: the content is not what was written, or was not written by maw_gym.
@@ -384,14 +460,18 @@ def read_tensors(path: Path, kind: str) -> TensorFile:
         raise InputError(f"{path} cannot be read: {reason}") from None
     try:
         content = json.loads(metadata[OURS])
-        of_kind, settings = content["kind"], content["settings"]
+        version, of_kind, settings = (content[name] for name in ("format", "kind", "settings"))
+        checksum = content["checksum"]
     except (KeyError, TypeError, ValueError, RecursionError):
         raise DamagedFileError(
             f"{path} was not written by maw_gym; give another {kind} file"
         ) from None
     if not isinstance(settings, dict):
         raise DamagedFileError(f"{path} has no settings; give another {kind} file")
-    _check(path, content, tensors)
+    if len(content) != 4 or checksum != _checksum(content, tensors):
+        if type(version) is int and version > FORMAT:
+            raise InputError(f"{path} was written by a newer version of maw_gym; update maw_gym")
+        raise DamagedFileError(f"{path} is damaged: its checksum is not that of its content")
     if of_kind != kind:
         raise InputError(f"{path} holds a {of_kind!r}, not a {kind!r}")
     return TensorFile(settings, tensors)
@@ -473,28 +553,11 @@ def check_readable(path: Path, what: str, largest: int | None = None) -> None:
         )
 
 
-def _check(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Compare the checksum of a file with what it holds.
-
-    Raises:
-        DamagedFileError: they differ.
-        InputError: a newer version wrote the file.
-    """
-    entries = set(content) - {"kind", "settings"}
-    if entries == {"format", "checksum"}:
-        known = content["checksum"] == _checksum(content, tensors)
-        if not known and type(content["format"]) is int and content["format"] > FORMAT:
-            raise InputError(f"{path} was written by a newer version of maw_gym; update maw_gym")
-    elif entries == {"sha256"}:  # of earlier versions
-        known = content["sha256"] == fingerprint(tensors)
-    else:
-        known = not entries
-    if not known:
-        raise DamagedFileError(f"{path} is damaged: its checksum is not that of its content")
-
-
 def _checksum(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """The sha256 (hex) of format, kind, settings and all tensors."""
     covered = {name: content[name] for name in ("format", "kind", "settings")}
-    covered["tensors"] = fingerprint(tensors)
-    return hashlib.sha256(canonical(covered).encode()).hexdigest()
+    return _sha256_of({**covered, "tensors": fingerprint(tensors)})
+
+
+def _sha256_of(content: Any) -> str:
+    return hashlib.sha256(canonical(content).encode()).hexdigest()

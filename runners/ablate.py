@@ -14,13 +14,13 @@ from pydantic import AfterValidator, Field
 
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
-from maw_gym.files import written_whole
+from maw_gym.files import write_json, written_whole
 from maw_gym.retrieval.significance import sign_flip_test
 from maw_gym.settings import Count, Seed, checked, part
 from maw_gym.tables.rewards import DEFAULT_REWARD
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.engine import kept_run
-from runners.experiments.runs import Stopwatch, open_run, run_main, write_config, write_json
+from runners.experiments.runs import Stopwatch, open_run, run_main, write_config
 from runners.experiments.settings import DataSettings, GRPOSpec, OnlineSettings, RunSettings
 from runners.experiments.tables import markdown, number, p_value
 from runners.experiments.training import open_task

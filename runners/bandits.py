@@ -22,11 +22,11 @@ from agents.grpo import GRPO
 from agents.sb3.vec_env import to_sb3
 from maw_gym.envs.rendering import check_matplotlib
 from maw_gym.errors import InputError
-from maw_gym.files import written_whole
+from maw_gym.files import write_json, written_whole
 from maw_gym.settings import Count, checked
 from runners.experiments.bandits import PROBLEMS, Problem, ProblemEnv, problem
 from runners.experiments.figures import new_figure, save
-from runners.experiments.runs import open_run, run_main, write_json
+from runners.experiments.runs import open_run, run_main
 from runners.experiments.settings import FolderSettings
 from runners.experiments.tables import markdown
 

@@ -18,6 +18,7 @@ from maw_gym.corpora import load_collection
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.text import padded
+from maw_gym.files import write_json
 from maw_gym.settings import Coefficient, Count, HomePath, HomeText, Index, checked
 from maw_gym.tables.loading import resolve_device
 from runners.benchmarks.attention_rows import (
@@ -35,7 +36,7 @@ from runners.benchmarks.stack import (
     table_rows,
     training_rows,
 )
-from runners.experiments.runs import run_main, writable_output, write_json
+from runners.experiments.runs import run_main, writable_output
 
 Part = Literal["attention", "table", "environment", "training", "search"]
 PARTS: tuple[Part, ...] = get_args(Part)[:-1]  # search takes some ten minutes, and is asked for

@@ -9,10 +9,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from maw_gym.errors import InputError, printable
+from maw_gym.files import write_json
 from maw_gym.settings import Folds, HomePath, HomeText, Index, Seed, checked, one_line
 from runners.experiments.command_line import Flag
 from runners.experiments.resuming import CONFIG, read_config
-from runners.experiments.runs import Stopwatch, run_main, writable_output, write_json
+from runners.experiments.runs import Stopwatch, run_main, writable_output
 from runners.experiments.settings import RewardSettings, TaskSettings
 
 

@@ -6,8 +6,9 @@ Several processes share the work: torchrun --nproc-per-node 4 runners/train_enco
 from typing import ClassVar
 
 from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.files import write_json
 from maw_gym.settings import Folds, HomeText, Index, checked, part
-from runners.experiments.runs import Stopwatch, open_run, run_main, write_config, write_json
+from runners.experiments.runs import Stopwatch, open_run, run_main, write_config
 from runners.experiments.settings import FolderSettings, TaskSettings
 
 

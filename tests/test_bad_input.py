@@ -21,13 +21,13 @@ import torch
 from hand_made import TABLE
 
 import maw_gym
+from maw_gym import files
 from maw_gym.corpora import load_collection
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.files import read_tensors, write_tensors
 from maw_gym.routers.depth_router import DepthRouter, load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.loading import load_task
@@ -283,9 +283,9 @@ def collection(at: Place, name: str, content: bytes, add: bool = True) -> Any:
 
 def encoder_file(at: Place, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Any:
     """Load a copy of an encoder file whose tensors or settings were changed."""
-    settings, tensors = read_tensors(at.encoder, "encoder")
+    settings, tensors = files.read(at.encoder, "encoder")
     change(tensors, settings)
-    write_tensors(at.tmp / "encoder.safetensors", tensors, "encoder", settings)
+    files.write(at.tmp / "encoder.safetensors", tensors, "encoder", settings)
     return load_embedder(at.tmp / "encoder.safetensors")
 
 

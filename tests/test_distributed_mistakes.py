@@ -82,9 +82,9 @@ def test_a_full_disk_leaves_no_half_of_a_table(
 
 
 def _whole(path: Path) -> bool:
-    from maw_gym.files import read_tensors
+    from maw_gym import files
 
-    return bool(read_tensors(path, table_files.ROWS).tensors)
+    return bool(files.read(path, table_files.ROWS).tensors)
 
 
 def test_processes_that_do_not_see_one_folder(tiny_folder: Path, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from maw_gym import files
 from maw_gym.corpora.splits import SPLITS
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files import kept_or_built, read_tensors, write_tensors
+from maw_gym.files import cached
 
 logger = logging.getLogger(__name__)
 
@@ -27,18 +28,20 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
     def build() -> dict[str, Any]:
         made.append(make())
-        # Bytes of a tensor: the settings of a file have a limit that large collections exceed.
-        data = json.dumps(made[0], separators=(",", ":")).encode()
-        write_tensors(
-            path, {"json": torch.from_numpy(np.frombuffer(data, np.uint8).copy())}, KIND, {}
-        )
         return made[0]
 
     try:
-        return kept_or_built(path, read_content, build)
+        return cached(path, build, write_content, read_content)
     except InputError as problem:
         logger.warning("pydocs is not cached: %s", problem)
         return made[0] if made else make()
+
+
+def write_content(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what `read_content` reads."""
+    # Bytes of a tensor: the settings of a file have a limit that large collections exceed.
+    data = json.dumps(content, separators=(",", ":")).encode()
+    files.write(path, {"json": torch.from_numpy(np.frombuffer(data, np.uint8).copy())}, KIND, {})
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def read_content(path: Path) -> dict[str, Any]:
         DamagedFileError: it is damaged, or has something else in it.
         InputError: it cannot be read, or is no file of the pydocs cache.
     """
-    tensors = read_tensors(path, KIND).tensors
+    tensors = files.read(path, KIND).tensors
     try:
         content: Any = json.loads(bytes(tensors["json"].numpy()))
     except (KeyError, TypeError, ValueError, RecursionError):

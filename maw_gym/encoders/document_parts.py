@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from maw_gym import files
 from maw_gym.checks import checked_texts
 from maw_gym.distributed import is_first, process, processes
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import on_device
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files import read_tensors, write_tensors
 from maw_gym.retrieval.index import Part
 from maw_gym.threads import ThreadAside
 
@@ -123,7 +123,7 @@ class _PartFile(NamedTuple):
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Vectors and digests; mapped, not held."""
-        settings, tensors = read_tensors(self.path, KIND)
+        settings, tensors = files.read(self.path, KIND)
         if settings != self.about:
             raise DamagedFileError(f"{self.path} is of other documents")
         return tensors["vectors"], tensors["digests"]
@@ -197,7 +197,7 @@ def _kept(
     """Vectors and digests of a part, written to its file where it has one."""
     values = vectors()
     if file is not None:
-        write_tensors(file.path, {"vectors": values, "digests": digests}, KIND, file.about)
+        files.write(file.path, {"vectors": values, "digests": digests}, KIND, file.about)
     return values, digests
 
 

@@ -5,18 +5,17 @@ from typing import Final
 
 from torch import Tensor
 
+from maw_gym import files
 from maw_gym.corpora import Collection
 from maw_gym.distributed import check_same, processes
 from maw_gym.encoders.collection_states import with_document_states
 from maw_gym.encoders.embedder import Embedder, encoded_documents
 from maw_gym.files import (
     cache_home,
+    cached,
     check_tensors,
     content_key,
     fingerprint,
-    kept_or_built_together,
-    read_tensors,
-    write_tensors,
 )
 
 FORMAT: Final = 1  # raise when the meaning of the numbers changes
@@ -50,23 +49,19 @@ def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
     shape = {"embeddings": (len(collection.doc_ids), embedder.text.width)}
 
     def read(path: Path) -> Tensor:
-        tensors = read_tensors(path, "documents").tensors
+        tensors = files.read(path, "documents").tensors
         check_tensors(path, tensors, shape)
         return tensors["embeddings"]
 
     path = cache_home() / "documents" / f"{key}.safetensors"
     # States are kept by one process; several are quicker without, each with its own share.
     knowing = with_document_states(embedder, collection) if processes() == 1 else embedder
-    encoded: list[Tensor] = []
-
-    def encode() -> None:
-        encoded.append(encoded_documents(knowing, collection.doc_ids, collection.doc_texts)[1])
 
     def build() -> Tensor:
-        if not encoded:
-            encode()
-        write_tensors(path, {"embeddings": encoded[0]}, "documents", {})
-        return encoded[0]
+        return encoded_documents(knowing, collection.doc_ids, collection.doc_texts)[1]
+
+    def save(path: Path, embeddings: Tensor) -> None:
+        files.write(path, {"embeddings": embeddings}, "documents", {})
 
     check_same("collection", collection.provenance["content"])
-    return kept_or_built_together(path, read, encode, build).to(embedder.device)
+    return cached(path, build, save, read, together=True).to(embedder.device)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 
+from maw_gym import files
 from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.embedder import DOCUMENT_TOKENS, QUERY_TOKENS, Embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
@@ -15,7 +16,7 @@ from maw_gym.encoders.text.loading import MINILM
 from maw_gym.encoders.text.stored import StoredTransformer, transformer_settings
 from maw_gym.encoders.token_statistics import idf_token_weights
 from maw_gym.errors import InputError
-from maw_gym.files import check_tensors, expanded, read_tensors, write_tensors
+from maw_gym.files import check_tensors, expanded
 
 # What the untrained attention over a transformer's states adds, as a share of V.
 CONTEXTUAL_OUTPUT = 0.1
@@ -84,7 +85,7 @@ def save_embedder(path: Path, embedder: Embedder, provenance: Mapping[str, Any])
     }
     if isinstance(embedder.text, Transformer) and embedder.text.own_weights():
         settings["transformer"] = transformer_settings(embedder.text)
-    write_tensors(path, embedder.tensors(), "encoder", settings)
+    files.write(path, embedder.tensors(), "encoder", settings)
 
 
 def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
@@ -95,7 +96,7 @@ def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
             needs a package that is not installed.
     """
     path = expanded(path)
-    settings, tensors = read_tensors(path, "encoder")
+    settings, tensors = files.read(path, "encoder")
     try:
         known = {field.name for field in fields(EncoderSettings)}
         shape = {name: value for name, value in settings["encoder"].items() if name in known}

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from maw_gym import files
 from maw_gym.corpora.records import Collection
 from maw_gym.corpora.text import words
 from maw_gym.errors import DamagedFileError
-from maw_gym.files import read_tensors, write_tensors
 from maw_gym.retrieval.documents import Integers, trec_order
 from maw_gym.retrieval.search import Ranking
 
@@ -141,7 +141,7 @@ class BM25:
     def save(self, path: Path) -> None:
         """Write the index, without the documents' ids, whole or not at all."""
         settings = {"documents": len(self), "words": list(self.vocabulary)}
-        write_tensors(path, self.weights, KIND, settings)
+        files.write(path, self.weights, KIND, settings)
 
     @classmethod
     def load(cls, path: Path, doc_ids: Sequence[str]) -> Self:
@@ -151,7 +151,7 @@ class BM25:
             DamagedFileError: the file is damaged, or of other documents.
             InputError: it is not there, or cannot be read.
         """
-        settings, weights = read_tensors(path, KIND)
+        settings, weights = files.read(path, KIND)
         if settings.get("documents") != len(doc_ids):
             raise DamagedFileError(f"{path} is of other documents than these {len(doc_ids)}")
         words = settings.get("words")

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from maw_gym import files
 from maw_gym.checks import checked_int, shown
 from maw_gym.errors import InputError
-from maw_gym.files import check_tensors, expanded, read_tensors, write_tensors
+from maw_gym.files import check_tensors, expanded
 from maw_gym.tables.blocks import checked_blocks
 
 ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -164,7 +165,7 @@ def save_router(path: Path, router: DepthRouter) -> None:
         "widths": [len(router.mean), *(len(linear.bias) for linear in router.linears)],
         "router": router.settings,
     }
-    write_tensors(path, tensors, "router", settings)
+    files.write(path, tensors, "router", settings)
 
 
 def load_router(path: Path) -> DepthRouter:
@@ -174,7 +175,7 @@ def load_router(path: Path) -> DepthRouter:
         InputError: the file is missing, damaged, foreign, or of other shapes than it says.
     """
     path = expanded(path)
-    settings, tensors = read_tensors(path, "router")
+    settings, tensors = files.read(path, "router")
     try:
         widths = settings["widths"]
         count = sum(name.endswith(".bias") for name in tensors)

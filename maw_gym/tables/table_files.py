@@ -7,6 +7,7 @@ chunks that are whole. Only a complete table gets its name.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maw_gym.distributed import own
+from maw_gym import files
+from maw_gym.distributed import own, wait
 from maw_gym.errors import DamagedFileError
 from maw_gym.files import (
+    cached,
     check_tensors,
     content_key,
-    kept,
-    kept_or_built_together,
-    read_tensors,
-    write_tensors,
+    loaded,
 )
 from maw_gym.tables.columns import COLUMNS, PER_DEPTH
 from maw_gym.tables.depth_table import DepthTable
@@ -61,20 +61,19 @@ def load_or_build(
     starts = range(0, len(query_ids), CHUNK)
     portions = [slice(start, min(start + CHUNK, len(query_ids))) for start in starts]
 
-    def share() -> None:
+    def share() -> list[dict[str, Tensor]]:
         for rows in own(portions):
             _chunk(folder, of, rows, build)
-
-    def join() -> DepthTable:
+        wait()
         chunks = [_chunk(folder, of, rows, build) for rows in portions]
-        _join(path, query_ids, widths, chunks)
-        for file in folder.glob("*.safetensors"):
-            file.unlink()
-        if folder.is_dir():
-            folder.rmdir()
-        return read_table(path)
+        wait()
+        return chunks
 
-    return kept_or_built_together(path, read, share, join)
+    def join(path: Path, chunks: list[dict[str, Tensor]]) -> None:
+        _join(path, query_ids, widths, chunks)
+        rmtree(folder, ignore_errors=True)
+
+    return cached(path, share, join, read, together=True)
 
 
 def read_table(path: Path) -> DepthTable:
@@ -84,7 +83,7 @@ def read_table(path: Path) -> DepthTable:
         DamagedFileError: the content is not that of a depth table.
         InputError: there is no such file, or it cannot be read.
     """
-    tensors = read_tensors(path, KIND).tensors
+    tensors = files.read(path, KIND).tensors
     try:
         ids = tuple(json.loads(tensors.pop("query_ids").numpy().tobytes()))
         depths = tensors["entropy"].shape[1]
@@ -106,16 +105,16 @@ def _chunk(folder: Path, of: str, rows: slice, build: Builder) -> dict[str, Tens
     file = folder / f"{rows.start:012d}.safetensors"
 
     def read(file: Path) -> dict[str, Tensor]:
-        found = read_tensors(file, ROWS)
+        found = files.read(file, ROWS)
         if found.settings != settings:
             raise DamagedFileError(f"{file} has rows of another table")
         return found.tensors
 
-    chunk = kept(file, read)
+    chunk = loaded(file, read)
     if chunk is None:
         columns = build(rows)
         chunk = {name: torch.from_numpy(np.ascontiguousarray(columns[name])) for name in COLUMNS}
-        write_tensors(file, chunk, ROWS, settings)
+        files.write(file, chunk, ROWS, settings)
     return chunk
 
 
@@ -131,4 +130,4 @@ def _join(
         name: torch.cat([torch.zeros(0, widths[name]), *(chunk[name] for chunk in chunks)])
         for name in COLUMNS
     }
-    write_tensors(path, tensors | {"query_ids": torch.from_numpy(ids)}, KIND, {})
+    files.write(path, tensors | {"query_ids": torch.from_numpy(ids)}, KIND, {})

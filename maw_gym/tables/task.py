@@ -22,7 +22,7 @@ from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.text import TextEncoder
 from maw_gym.errors import InputError
-from maw_gym.files import cache_home, content_key, kept_or_built
+from maw_gym.files import cache_home, cached, content_key
 from maw_gym.retrieval.bm25 import candidate_documents, with_relevant
 from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.evaluation import Evaluation, evaluate_embeddings
@@ -97,12 +97,12 @@ class RetrievalTask:
         path = cache_home() / "bm25" / f"{content_key(content)}.safetensors"
         ids, texts = self.collection.doc_ids, self.collection.doc_texts
 
-        def build() -> BM25:
-            bm25 = BM25.of(ids, texts, progress=True)
-            bm25.save(path)
-            return bm25
-
-        return kept_or_built(path, lambda path: BM25.load(path, ids), build)
+        return cached(
+            path,
+            build=lambda: BM25.of(ids, texts, progress=True),
+            save=lambda path, bm25: bm25.save(path),
+            load=lambda path: BM25.load(path, ids),
+        )
 
     def table_path(self, split: str) -> Path:
         """Where the depth table of a split is kept."""

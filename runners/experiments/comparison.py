@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from maw_gym.files import written_whole
+from maw_gym.files import write_json, written_whole
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.analysis import Results, rows_of
 from runners.experiments.command_line import command_of
@@ -17,7 +17,6 @@ from runners.experiments.engine import kept_run
 from runners.experiments.fields import Field, Reference, reference
 from runners.experiments.methods import METHODS
 from runners.experiments.results import Result, slug
-from runners.experiments.runs import write_json
 from runners.experiments.settings import OnlineSettings
 from runners.experiments.side_by_side import run_side_by_side
 from runners.experiments.tasks import task_of

@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from maw_gym.encoders.encoder_files import save_embedder
 from maw_gym.envs.bandit import Bandit
+from maw_gym.files import write_json
 from maw_gym.routers.depth_router import save_router
 from maw_gym.tables.hybrid import hybrid_of
 from maw_gym.tables.task import RetrievalTask
@@ -14,7 +15,7 @@ from runners.experiments.figures import draw
 from runners.experiments.methods import METHODS
 from runners.experiments.offline import ROUTER
 from runners.experiments.results import Did
-from runners.experiments.runs import Stopwatch, write_json
+from runners.experiments.runs import Stopwatch
 from runners.experiments.settings import RouterSettings, TaskSettings
 from runners.experiments.tables import run_table
 from runners.report_page.page import write_report_page

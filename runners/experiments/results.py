@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from maw_gym import files
 from maw_gym.errors import DamagedFileError
-from maw_gym.files import kept, read_tensors, write_tensors
+from maw_gym.files import loaded
 from maw_gym.retrieval.evaluation import Evaluation
 from maw_gym.retrieval.search import Ranking
 from maw_gym.routers.depth_router import DepthRouter
@@ -90,16 +91,16 @@ class Result:
 
 def kept_result(path: Path, compute: Callable[[], Result]) -> Result:
     """The result at `path`, computed and written where there is none or a damaged one."""
-    result = kept(path, _read)
+    result = loaded(path, _read)
     if result is None:
         result = compute()
-        write_tensors(path, {}, KIND, asdict(result))
+        files.write(path, {}, KIND, asdict(result))
     return result
 
 
 def _read(path: Path) -> Result:
     try:
-        return Result(**read_tensors(path, KIND).settings)
+        return Result(**files.read(path, KIND).settings)
     except TypeError as problem:  # of a version with other fields
         raise DamagedFileError(f"{path} holds no result ({problem})") from None
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agents.sb3.stopping import STOP, Stopped
 from maw_gym.errors import InputError, printable
-from maw_gym.files import hold, sweep, written_whole
+from maw_gym.files import hold, let_go, sweep, write_json
 from runners.experiments.command_line import given_flags
 from runners.experiments.resuming import CONFIG, Settings, check_provenance, settings_of
 from runners.experiments.streams import lasting_streams
@@ -167,6 +166,7 @@ def _give_back(refused: bool = False) -> None:
     """
     while _claimed:
         folder, begun = _claimed.popitem()
+        let_go(folder)
         with contextlib.suppress(OSError):
             if not begun or (refused and os.listdir(folder) == [CONFIG]):
                 (folder / CONFIG).unlink(missing_ok=True)
@@ -194,12 +194,6 @@ def writable_output(path: Path) -> Path:
             raise
         raise InputError(f"{str(path)!r} cannot be written ({problem}); give another") from None
     return target
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def write_config(

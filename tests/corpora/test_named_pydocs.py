@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from maw_gym import files
 from maw_gym.corpora import is_pydocs, load_collection, packages, pydocs
 from maw_gym.corpora.packages import default_packages, named_packages
 from maw_gym.errors import InputError
-from maw_gym.files import write_tensors
 
 # The side of a text is that of its sha256, as a fraction.
 OPEN = "Open the file for reading."  # .088 encoder
@@ -184,7 +184,7 @@ NO_QUERY = "query 'q' has no documents or no split"
 def test_files_with_something_else_in_them(tmp_path, content, reason):
     path = tmp_path / "x.safetensors"
     data = np.frombuffer(json.dumps(content).encode(), np.uint8).copy()
-    write_tensors(path, {"json": torch.from_numpy(data)}, "pydocs", {})
+    files.write(path, {"json": torch.from_numpy(data)}, "pydocs", {})
     with pytest.raises(InputError) as caught:
         load_collection(str(path))
     assert reason in str(caught.value)
@@ -194,10 +194,10 @@ def test_files_with_something_else_in_them(tmp_path, content, reason):
 
 def test_files_of_another_kind_and_damaged_ones(tmp_path):
     path = tmp_path / "x.safetensors"
-    write_tensors(path, {"json": torch.zeros(2)}, "encoder", {})
+    files.write(path, {"json": torch.zeros(2)}, "encoder", {})
     with pytest.raises(InputError, match="holds a 'encoder', not a 'pydocs'"):
         load_collection(str(path))
-    write_tensors(path, {"json": torch.zeros(2)}, "pydocs", {})
+    files.write(path, {"json": torch.zeros(2)}, "pydocs", {})
     with pytest.raises(InputError, match="has no JSON object in it"):
         load_collection(str(path))
     path.write_bytes(path.read_bytes()[:-1])

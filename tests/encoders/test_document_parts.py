@@ -8,6 +8,7 @@ from threading import Event, current_thread
 import pytest
 import torch
 
+from maw_gym import files
 from maw_gym.encoders import document_parts
 from maw_gym.encoders.document_parts import UNWRITTEN, encoded_parts
 from maw_gym.encoders.embedder import Embedder
@@ -28,14 +29,14 @@ def embedder() -> Embedder:
 def before_writing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None]], None]:
     """Gives a function: what it is given is called with the path of each part to be written."""
     monkeypatch.setattr(document_parts, "PART", 2)
-    write_tensors = document_parts.write_tensors
+    write_file = files.write
 
     def let(call: Callable[[Path], None]) -> None:
         def write(path: Path, *more: object) -> None:
             call(path)
-            write_tensors(path, *more)
+            write_file(path, *more)
 
-        monkeypatch.setattr(document_parts, "write_tensors", write)
+        monkeypatch.setattr(files, "write", write)
 
     return let
 

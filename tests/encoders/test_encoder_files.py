@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from maw_gym import files
 from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.text import WordLlama
 from maw_gym.errors import InputError
-from maw_gym.files import read_tensors, write_tensors
 
 SMALL = EncoderSettings(depths=2)
 TEXTS = ["how bees make honey", "", "bread"]
@@ -112,10 +112,10 @@ def test_packaged_token_embeddings_stay_at_home(original):
 
 def changed(original, path, tensors=lambda found: None, settings=lambda found: None):
     """The file with other tensors or settings, still well-formed."""
-    told, found = read_tensors(original, "encoder")
+    told, found = files.read(original, "encoder")
     tensors(found)
     settings(told)
-    write_tensors(path, found, "encoder", told)
+    files.write(path, found, "encoder", told)
 
 
 def test_an_unchanged_copy_loads(original, path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from maw_gym import files
 from maw_gym.encoders.encoder_files import (
     encoder_shape,
     load_embedder,
@@ -15,7 +16,6 @@ from maw_gym.encoders.encoder_files import (
 )
 from maw_gym.encoders.text import Transformer, load_text_encoder
 from maw_gym.errors import InputError
-from maw_gym.files import read_tensors, write_tensors
 
 TEXTS = ["how bees make honey", "", "bread"]
 
@@ -121,10 +121,10 @@ CONFIG = {
 
 @pytest.mark.parametrize("changes", CONFIG.values(), ids=CONFIG)
 def test_other_configurations_are_refused(original, tmp_path, changes):
-    settings, tensors = read_tensors(original, "encoder")
+    settings, tensors = files.read(original, "encoder")
     settings["transformer"]["config"].update(changes)
     path = tmp_path / "encoder.safetensors"
-    write_tensors(path, tensors, "encoder", settings)
+    files.write(path, tensors, "encoder", settings)
     refused(path)
 
 
@@ -142,32 +142,32 @@ SETTINGS = {
 
 @pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
 def test_other_settings_are_refused(original, tmp_path, changes):
-    settings, tensors = read_tensors(original, "encoder")
+    settings, tensors = files.read(original, "encoder")
     settings["transformer"].update(changes)
     path = tmp_path / "encoder.safetensors"
-    write_tensors(path, tensors, "encoder", settings)
+    files.write(path, tensors, "encoder", settings)
     refused(path)
 
 
 def test_a_tokenizer_of_more_tokens_than_the_model_embeds(original, tmp_path):
-    settings, tensors = read_tensors(original, "encoder")
+    settings, tensors = files.read(original, "encoder")
     tokenizer = json.loads(settings["transformer"]["tokenizer"])
     tokenizer["model"]["vocab"]["zebra"] = 66
     settings["transformer"]["tokenizer"] = json.dumps(tokenizer)
     path = tmp_path / "encoder.safetensors"
-    write_tensors(path, tensors, "encoder", settings)
+    files.write(path, tensors, "encoder", settings)
     assert "token ids up to 66, its model embeds 66" in refused(path)
 
 
 def test_what_would_run_code_is_not_even_read(original, tmp_path):
-    settings, tensors = read_tensors(original, "encoder")
+    settings, tensors = files.read(original, "encoder")
     settings["transformer"]["config"] |= {
         "auto_map": {"AutoModel": "some/where--code.Model"},
         "quantization_config": {"quant_method": "bitsandbytes"},
         "attn_implementation": "some/kernel",
     }
     path = tmp_path / "encoder.safetensors"
-    write_tensors(path, tensors, "encoder", settings)
+    files.write(path, tensors, "encoder", settings)
     loaded, _ = load_embedder(path)
     assert loaded.text.config._attn_implementation == "sdpa"
     assert not hasattr(loaded.text.config, "auto_map")

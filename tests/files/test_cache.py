@@ -10,9 +10,9 @@ from filelock import FileLock, Timeout
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.files import (
     cache_home,
+    cached,
     content_key,
-    kept_or_built,
-    one_builder,
+    locked,
     sweep,
     synced,
     written_whole,
@@ -111,11 +111,11 @@ def test_a_disk_that_is_full_later_is_said_too(tmp_path, monkeypatch):
 def test_the_builder_holds_a_lock_that_ends_with_it(tmp_path):
     path = tmp_path / "folder" / "file"
     lock = FileLock(f"{path}.lock", timeout=0)
-    with one_builder(path), pytest.raises(Timeout), FileLock(lock.lock_file, timeout=0):
+    with locked(path), pytest.raises(Timeout), FileLock(lock.lock_file, timeout=0):
         pass
     with lock:
         pass
-    with pytest.raises(RuntimeError), one_builder(path):
+    with pytest.raises(RuntimeError), locked(path):
         raise RuntimeError
     with lock:
         pass
@@ -124,8 +124,8 @@ def test_the_builder_holds_a_lock_that_ends_with_it(tmp_path):
 def test_a_killed_builder_does_not_block_the_next(tmp_path):
     path = tmp_path / "file"
     code = (
-        "import os, sys, pathlib; from maw_gym.files import one_builder\n"
-        "with one_builder(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+        "import os, sys, pathlib; from maw_gym.files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert done.returncode == -9
@@ -138,7 +138,7 @@ def test_a_place_that_cannot_be_written_is_named(place):
     with pytest.raises(InputError) as caught, written_whole(Path(place)):
         pass
     assert str(caught.value).startswith(f"{place} cannot be written: ")
-    with pytest.raises(InputError) as caught, one_builder(Path(place)):
+    with pytest.raises(InputError) as caught, locked(Path(place)):
         pass
     message = str(caught.value)
     assert message.startswith(f"the cache {Path(place).parent} cannot be written: ")
@@ -171,17 +171,19 @@ def read(path):
 def test_what_is_missing_or_damaged_is_built_and_kept(tmp_path, caplog):
     path = tmp_path / "folder" / "file"
 
-    def build():
+    def save(path, content):
         with written_whole(path) as temporary:
-            temporary.write_text("built")
-        return "built"
+            temporary.write_text(content)
 
-    assert kept_or_built(path, read, build) == "built"
+    def found():
+        return cached(path, lambda: "built", save, read)
+
+    assert found() == "built"
     assert caplog.messages == []
     path.write_text("older")
-    assert kept_or_built(path, read, build) == "older"
+    assert found() == "older"
     path.write_text("damaged")
-    assert kept_or_built(path, read, build) == "built"
+    assert found() == "built"
     # Once without the lock and once under it.
     assert caplog.messages == [f"{path} is damaged; it is made anew"] * 2
     assert path.read_text() == "built"
@@ -195,7 +197,7 @@ def test_what_cannot_be_read_is_left_alone(tmp_path):
         raise InputError(f"{path} cannot be read: Permission denied")
 
     with pytest.raises(InputError, match="Permission denied"):
-        kept_or_built(path, refuse, pytest.fail)
+        cached(path, pytest.fail, pytest.fail, refuse)
     assert path.read_text() == "whole"
 
 
@@ -203,10 +205,10 @@ def test_what_is_there_is_read_without_a_lock(tmp_path):
     path = tmp_path / "file"
     path.write_text("whole")
     before = list(tmp_path.iterdir())
-    with one_builder(path):  # as if another process was building
-        assert kept_or_built(path, read, pytest.fail) == "whole"
+    with locked(path):  # as if another process was building
+        assert cached(path, pytest.fail, pytest.fail, read) == "whole"
     path.with_name("file.lock").unlink()
-    assert kept_or_built(path, read, pytest.fail) == "whole"
+    assert cached(path, pytest.fail, pytest.fail, read) == "whole"
     assert list(tmp_path.iterdir()) == before
 
 
@@ -230,13 +232,10 @@ def test_a_sweep_takes_what_the_dead_have_left_and_nothing_else(tmp_path):
     others = [tmp_path / ".config.json", tmp_path / "a.writing", below / ".x.writing.txt"]
     for path in others:
         path.write_text("mine")
-    with written_whole(tmp_path / "written now") as temporary:
-        temporary.write_text("half")
-        sweep(tmp_path)
-        assert temporary.read_text() == "half"
-        others.append(temporary)
-        assert sorted(tmp_path.rglob("*.*")) == sorted(others)
-    assert (tmp_path / "written now").read_text() == "half"
+    sweep(tmp_path, "config.json")
+    assert len(list(tmp_path.rglob("*.*"))) == 5
+    sweep(tmp_path)
+    assert sorted(tmp_path.rglob("*.*")) == sorted(others)
 
 
 def test_a_sweep_of_no_folder_finds_nothing(tmp_path):

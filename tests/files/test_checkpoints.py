@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from maw_gym import files
 from maw_gym.checkpoints import Checkpoints, optimizer_state, restore_optimizer
 from maw_gym.errors import InputError
-from maw_gym.files import fingerprint, write_tensors
 
 ABOUT = {"learner": "GRPO", "seed": 0}
 
@@ -127,27 +127,20 @@ def test_what_cannot_be_opened_is_an_error_and_stays(
     assert taken(kept) == [3]
 
 
-def test_those_of_another_version_are_an_error_and_stay(kept: Checkpoints):
+def test_those_of_a_newer_version_are_an_error_and_stay(kept: Checkpoints):
     last = kept.files()[-1]
     newer = {"kind": "checkpoint", "settings": {}, "format": 2, "checksum": "of another kind"}
-    tensors = {"numbers": torch.ones(4)}
-    earlier = {"kind": "checkpoint", "settings": {"step": 3}, "sha256": fingerprint(tensors)}
-    for content, message in (
-        (newer, "was written by a newer version of maw_gym; update maw_gym"),
-        (earlier, "was written by an earlier version of maw_gym; delete it and start anew"),
-    ):
-        save_file(tensors, last, {"maw_gym": json.dumps(content)})
-        with pytest.raises(InputError) as caught:
-            kept.restore(pytest.fail)
-        assert str(caught.value) == f"{last} {message}"
-        assert last.exists()
+    save_file({"numbers": torch.ones(4)}, last, {"maw_gym": json.dumps(newer)})
+    with pytest.raises(InputError, match="was written by a newer version of maw_gym; update"):
+        kept.restore(pytest.fail)
+    assert last.exists()
 
 
 def test_other_files_are_no_checkpoints(kept: Checkpoints):
     (kept.folder / "12 of another.safetensors").touch()
     (kept.folder / "last.safetensors").touch()
     assert taken(kept) == [3]
-    write_tensors(kept.files()[-1], {"a": torch.ones(1)}, "router", {})
+    files.write(kept.files()[-1], {"a": torch.ones(1)}, "router", {})
     with pytest.raises(InputError, match="holds a 'router', not a 'checkpoint'"):
         kept.restore(pytest.fail)
     assert len(kept.files()) == 2

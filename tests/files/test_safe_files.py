@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_collection import write_tiny_collection
 
+from maw_gym import files
 from maw_gym.checkpoints import Checkpoints
 from maw_gym.corpora import load_collection
 from maw_gym.encoders.encoder_files import load_embedder
@@ -124,8 +125,7 @@ def test_settings_that_claim_terabytes(depths: int, shared: bool, tmp_path: Path
         "activation": "relu", "observation": ["profile"], "widths": [64, depths], "router": {},
         "limit": None, "shared": shared,
     }  # fmt: skip
-    content = json.dumps({"kind": "router", "settings": router})
-    write_header(tmp_path / "r.safetensors", {"__metadata__": {"maw_gym": content}}, b"")
+    files.write(tmp_path / "r.safetensors", {}, "router", router)
     with pytest.raises(InputError, match="incomplete router settings"):
         load_router(tmp_path / "r.safetensors")
     shape = {"hidden": 256, "heads": 8, "depths": depths, "vocabulary": 32000}
@@ -133,8 +133,7 @@ def test_settings_that_claim_terabytes(depths: int, shared: bool, tmp_path: Path
         "encoder": shape, "text": "wordllama", "query_tokens": 64, "document_tokens": 256,
         "provenance": {},
     }  # fmt: skip
-    content = json.dumps({"kind": "encoder", "settings": encoder})
-    write_header(tmp_path / "e.safetensors", {"__metadata__": {"maw_gym": content}}, b"")
+    files.write(tmp_path / "e.safetensors", {}, "encoder", encoder)
     with pytest.raises(InputError):
         load_embedder(tmp_path / "e.safetensors")
 

@@ -9,13 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from maw_gym import files
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.files import (
     check_readable,
     check_tensors,
     fingerprint,
-    read_tensors,
-    write_tensors,
 )
 
 TENSORS = {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.zeros(0, 3)}
@@ -24,7 +23,7 @@ SHAPES = {"a": (2, 2), "b": (None, 3)}
 
 @pytest.fixture
 def path(tmp_path):
-    write_tensors(tmp_path / "file.safetensors", TENSORS, "thing", {"x": [1, "é"]})
+    files.write(tmp_path / "file.safetensors", TENSORS, "thing", {"x": [1, "é"]})
     return tmp_path / "file.safetensors"
 
 
@@ -42,7 +41,7 @@ def raw(header, data=b"", length=None):
 
 
 def test_round_trip(path):
-    settings, found = read_tensors(path, "thing")
+    settings, found = files.read(path, "thing")
     assert settings == {"x": [1, "é"]}
     check_tensors(path, found, SHAPES)
     assert set(found) == {"a", "b"}
@@ -53,17 +52,17 @@ def test_round_trip(path):
 def test_parameters_and_views_are_saved_as_they_look(tmp_path):
     path = tmp_path / "file.safetensors"
     whole = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
-    write_tensors(path, {"whole": whole, "turned": whole.T}, "thing", {})
-    found = read_tensors(path, "thing").tensors
+    files.write(path, {"whole": whole, "turned": whole.T}, "thing", {})
+    found = files.read(path, "thing").tensors
     assert found["whole"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     assert found["turned"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
-    write_tensors(path, {"part": whole[1]}, "thing", {})
-    assert read_tensors(path, "thing").tensors["part"].tolist() == [3.0, 4.0, 5.0]
+    files.write(path, {"part": whole[1]}, "thing", {})
+    assert files.read(path, "thing").tensors["part"].tolist() == [3.0, 4.0, 5.0]
 
 
 def test_equal_contents_make_equal_files(path, tmp_path):
     again = tmp_path / "again.safetensors"
-    write_tensors(again, dict(reversed(TENSORS.items())), "thing", {"x": [1, "é"]})
+    files.write(again, dict(reversed(TENSORS.items())), "thing", {"x": [1, "é"]})
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -75,20 +74,20 @@ def test_a_failure_leaves_the_old_file(path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"file\.safetensors cannot be written: No space left"):
-        write_tensors(path, {"a": torch.ones(9)}, "thing", {})
+        files.write(path, {"a": torch.ones(9)}, "thing", {})
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_another_kind(path):
     with pytest.raises(InputError) as caught:
-        read_tensors(path, "router")
+        files.read(path, "router")
     assert refused(caught).endswith("holds a 'thing', not a 'router'")
 
 
 def test_no_file(tmp_path):
     with pytest.raises(InputError) as caught:
-        read_tensors(tmp_path / "file.safetensors", "router")
+        files.read(tmp_path / "file.safetensors", "router")
     assert refused(caught).startswith("no router file ")
 
 
@@ -114,7 +113,7 @@ def test_damaged_files(tmp_path, content):
     path = tmp_path / "file.safetensors"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        read_tensors(path, "thing")
+        files.read(path, "thing")
     assert "is not a readable safetensors file" in refused(caught)
 
 
@@ -123,14 +122,14 @@ def test_a_file_cut_short(path):
     for length in (7, 20, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
         with pytest.raises(InputError) as caught:
-            read_tensors(path, "thing")
+            files.read(path, "thing")
         refused(caught)
 
 
 def test_a_folder_in_place_of_the_file(tmp_path):
     (tmp_path / "file.safetensors").mkdir()
     with pytest.raises(InputError) as caught:
-        read_tensors(tmp_path / "file.safetensors", "thing")
+        files.read(tmp_path / "file.safetensors", "thing")
     refused(caught)
 
 
@@ -153,7 +152,7 @@ def test_nothing_in_a_file_is_run(tmp_path, form):
     else:
         save_file({"a": torch.ones(1)}, path, {"maw_gym": bomb.decode("latin-1")})
     with pytest.raises(InputError) as caught:
-        read_tensors(path, "thing")
+        files.read(path, "thing")
     refused(caught)
     assert not target.exists()
     pickle.loads(bomb)  # it was a live one
@@ -177,7 +176,7 @@ def test_foreign_files(tmp_path, metadata):
     path = tmp_path / "file.safetensors"
     save_file({"a": torch.ones(1)}, path, metadata)
     with pytest.raises(InputError) as caught:
-        read_tensors(path, "thing")
+        files.read(path, "thing")
     assert refused(caught).endswith("was not written by maw_gym; give another thing file")
 
 
@@ -186,7 +185,7 @@ def test_settings_must_be_an_object(tmp_path, settings):
     path = tmp_path / "file.safetensors"
     save_file({}, path, {"maw_gym": f'{{"kind": "thing", "settings": {settings}}}'})
     with pytest.raises(InputError) as caught:
-        read_tensors(path, "thing")
+        files.read(path, "thing")
     refused(caught)
 
 
@@ -203,25 +202,25 @@ def test_settings_must_be_an_object(tmp_path, settings):
 )
 def test_other_tensors_than_expected(path, shapes, message):
     with pytest.raises(DamagedFileError) as caught:
-        check_tensors(path, read_tensors(path, "thing").tensors, shapes)
+        check_tensors(path, files.read(path, "thing").tensors, shapes)
     assert refused(caught).endswith(message)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite(tmp_path, value):
     path = tmp_path / "file.safetensors"
-    write_tensors(path, {"a": torch.tensor([1.0, value])}, "thing", {})
+    files.write(path, {"a": torch.tensor([1.0, value])}, "thing", {})
     with pytest.raises(DamagedFileError) as caught:
-        check_tensors(path, read_tensors(path, "thing").tensors, {"a": (2,)})
+        check_tensors(path, files.read(path, "thing").tensors, {"a": (2,)})
     assert refused(caught).endswith("tensor 'a' holds values that are not finite")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.bool])
 def test_another_type_than_float32(tmp_path, dtype):
     path = tmp_path / "file.safetensors"
-    write_tensors(path, {"a": torch.ones(2).to(dtype)}, "thing", {})
+    files.write(path, {"a": torch.ones(2).to(dtype)}, "thing", {})
     with pytest.raises(DamagedFileError) as caught:
-        check_tensors(path, read_tensors(path, "thing").tensors, {"a": (2,)})
+        check_tensors(path, files.read(path, "thing").tensors, {"a": (2,)})
     assert refused(caught).endswith(f"tensor 'a' is {dtype}, expected torch.float32")
 
 
@@ -295,20 +294,20 @@ def test_whatever_is_changed_by_hand_is_noticed(path, change):
     with_content(path, content | change)
     for kind in ("thing", "router"):
         with pytest.raises(DamagedFileError) as caught:
-            read_tensors(path, kind)
+            files.read(path, kind)
         assert refused(caught).endswith("is damaged: its checksum is not that of its content")
 
 
 def test_every_flipped_bit_is_refused_or_changes_nothing(path):
     content = path.read_bytes()
-    before = read_tensors(path, "thing")
+    before = files.read(path, "thing")
     refusals = 0
     for bit in range(8 * len(content)):
         data = bytearray(content)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
         try:
-            found = read_tensors(path, "thing")
+            found = files.read(path, "thing")
         except InputError:
             refusals += 1
             continue
@@ -322,25 +321,15 @@ def test_a_newer_version_is_no_damage(path):
     content, _, _ = content_of(path)
     with_content(path, content | {"format": 2})
     with pytest.raises(InputError) as caught:
-        read_tensors(path, "thing")
+        files.read(path, "thing")
     assert not isinstance(caught.value, DamagedFileError)
     assert refused(caught).endswith("was written by a newer version of maw_gym; update maw_gym")
 
 
-def test_files_of_earlier_versions_are_read(path):
-    with_content(path, {"kind": "thing", "settings": {"y": 2}, "sha256": fingerprint(TENSORS)})
-    assert read_tensors(path, "thing").settings == {"y": 2}
-    with_content(path, {"kind": "thing", "settings": {"y": 3}})
-    assert read_tensors(path, "thing").settings == {"y": 3}
-    with_content(path, {"kind": "thing", "settings": {}, "sha256": fingerprint({})})
-    with pytest.raises(DamagedFileError, match="is damaged"):
-        read_tensors(path, "thing")
-
-
 def test_settings_are_read_as_json_has_them(tmp_path):
     path = tmp_path / "file.safetensors"
-    write_tensors(path, {}, "thing", {"pair": (1, 2), "numbers": {10: "a", 2: "b"}, "x": 1e-310})
-    assert read_tensors(path, "thing").settings == {
+    files.write(path, {}, "thing", {"pair": (1, 2), "numbers": {10: "a", 2: "b"}, "x": 1e-310})
+    assert files.read(path, "thing").settings == {
         "pair": [1, 2],
         "numbers": {"10": "a", "2": "b"},
         "x": 1e-310,
@@ -351,7 +340,7 @@ def test_pipes_and_devices_are_not_read(tmp_path):
     os.mkfifo(tmp_path / "file.safetensors")  # reading it would wait for ever
     for path in (tmp_path / "file.safetensors", Path("/dev/zero")):
         with pytest.raises(InputError, match="is not a regular file; give the path of"):
-            read_tensors(path, "thing")
+            files.read(path, "thing")
 
 
 def test_sizes_are_checked_before_reading(tmp_path):
@@ -371,5 +360,5 @@ def test_a_file_that_cannot_be_opened_is_no_damage(path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(InputError, match="cannot be read: Too many open files") as caught:
-        read_tensors(path, "thing")
+        files.read(path, "thing")
     assert not isinstance(caught.value, DamagedFileError)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from maw_gym import files
 from maw_gym.errors import InputError
-from maw_gym.files import write_tensors
 from maw_gym.retrieval.bm25 import BM25
 
 
@@ -83,10 +83,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path):
         ("weights", torch.tensor([[1.0, 1.0]])),
         ("more", torch.zeros(1)),
     ):
-        write_tensors(path, tensors | {name: value}, "BM25 index", settings)
+        files.write(path, tensors | {name: value}, "BM25 index", settings)
         with pytest.raises(InputError, match="is damaged: it is not a whole BM25 index"):
             BM25.load(path, ids)
-    write_tensors(path, tensors, "encoder", settings)
+    files.write(path, tensors, "encoder", settings)
     with pytest.raises(InputError, match="holds a 'encoder', not a 'BM25 index'"):
         BM25.load(path, ids)
 

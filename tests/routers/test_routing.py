@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from maw_gym import files
 from maw_gym.errors import InputError
-from maw_gym.files import read_tensors, write_tensors
 from maw_gym.routers.depth_router import DepthRouter, depth_features, load_router, save_router
 
 TELLS = {"learner": "by hand", "seed": 3}
@@ -159,12 +159,12 @@ def test_unknown_activation_and_layers_that_do_not_fit():
 
 def rewritten(path, change_settings=None, change_tensors=None):
     """Write a router's file anew with other settings or tensors."""
-    settings, tensors = read_tensors(path, "router")
+    settings, tensors = files.read(path, "router")
     if change_settings:
         change_settings(settings)
     if change_tensors:
         change_tensors(tensors)
-    write_tensors(path, tensors, "router", settings)
+    files.write(path, tensors, "router", settings)
 
 
 @pytest.mark.parametrize(

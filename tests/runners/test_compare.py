@@ -13,9 +13,9 @@ import ir_measures
 import pytest
 from tiny_collection import PAIRS
 
+from maw_gym import files
 from maw_gym.corpora import load_collection
 from maw_gym.errors import InputError
-from maw_gym.files import read_tensors
 from maw_gym.tables.loading import load_task
 from runners.compare import main
 from runners.experiments.comparison_settings import CompareSettings
@@ -85,7 +85,7 @@ def test_results_are_those_of_the_table(finished: Path, tiny_folder: Path) -> No
     found = list((finished / "cells").glob("*.supervised-rule.*.safetensors"))
     assert len(found) == 2
     for path in found:
-        cell = read_tensors(path, "result").settings
+        cell = files.read(path, "result").settings
         assert cell["facts"]["label_constant"]
         assert cell["facts"]["label_most_common"] == 5
         assert cell["depths"].count(5) > len(cell["depths"]) / 2

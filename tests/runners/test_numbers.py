@@ -12,7 +12,7 @@ import torch
 from stable_baselines3 import PPO
 
 from agents.grpo import GRPO, losses
-from maw_gym.files import read_tensors
+from maw_gym import files
 from runners.experiments.runs import run_main
 
 # SB3 silences this one when it is imported, which pytest undoes.
@@ -66,7 +66,7 @@ def test_a_loss_that_is_not_finite(
         line,
     )
     assert sorted(last.parent.iterdir())[-1] == last
-    tensors = read_tensors(last, "checkpoint").tensors
+    tensors = files.read(last, "checkpoint").tensors
     numbers = [value for value in tensors.values() if value.is_floating_point()]
     assert all(value.isfinite().all() for value in numbers)
     assert not (tmp_path / "run" / "metrics.json").exists()

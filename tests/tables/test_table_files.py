@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from maw_gym import files
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files import read_tensors, write_tensors
 from maw_gym.tables import table_files
 from maw_gym.tables.columns import COLUMNS
 from maw_gym.tables.table_files import load_or_build, read_table
@@ -169,10 +169,10 @@ def test_rows_under_the_name_of_others_are_built_again(path):
 
 
 def changed(path, change):
-    found = {name: tensor.numpy() for name, tensor in read_tensors(path, "table").tensors.items()}
+    found = {name: tensor.numpy() for name, tensor in files.read(path, "table").tensors.items()}
     change(found)
     tensors = {name: torch.from_numpy(column.copy()) for name, column in found.items()}
-    write_tensors(path, tensors, "table", {})
+    files.write(path, tensors, "table", {})
 
 
 def header(text, length=None):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from maw_gym.encoders.text.protocol import length_batches, padded
 from maw_gym.encoders.text.transformer import Transformer
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files import cache_home, content_key, fingerprint, kept_or_built, written_whole
+from maw_gym.files import cache_home, cached, content_key, fingerprint, written_whole
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,10 @@ SAVED_TOKENS: Final = 65_536  # so many tokens at most are lost where a computat
 LARGEST: Final = 2**34  # bytes; states that would take more are computed whenever they are needed
 
 Ids = Sequence[Sequence[int]]
+
+
+class _TooLarge(Exception):
+    """States that would take too much of the disk."""
 
 
 class StoredStates:
@@ -83,10 +87,16 @@ class StoredStates:
         path = cache_home() / "states" / f"{key}.json"
         first = 0
         self._texts = {}
-        for digest, length in kept_or_built(path, self._read, lambda: self._build(path)):
+        for digest, length in self._cached(path):
             self._texts[digest] = (first, length)
             first += length
         return self._texts
+
+    def _cached(self, path: Path) -> list[tuple[bytes, int]]:
+        try:
+            return cached(path, lambda: self._build(path), lambda *_: None, self._read)
+        except _TooLarge:
+            return []
 
     def _read(self, path: Path) -> list[tuple[bytes, int]]:
         """Digest and length of each text whose states are in the file beside `path`.
@@ -106,7 +116,7 @@ class StoredStates:
         self._states = states
         return texts
 
-    def _build(self, path: Path) -> list[tuple[bytes, int]]:
+    def _build(self, path: Path) -> None:
         different = {_digest(row): row for row in self.ids() if len(row)}
         rows = sorted(different.values(), key=len)
         texts = [(_digest(row), len(row)) for row in rows]
@@ -114,7 +124,7 @@ class StoredStates:
         size = 2 * starts[-1] * self.text.width
         if size > min(LARGEST, shutil.disk_usage(path.parent).free / 2):
             log.info("%s would take %d MB and are not kept", self.label, size >> 20)
-            return []
+            raise _TooLarge
         numbers, progress = path.with_suffix(".npy"), path.with_suffix(".progress")
         content = content_key({"texts": [digest.hex() for digest, _ in texts]})
         done = saved = self._finished(numbers, progress, content, starts[-1])
@@ -148,8 +158,6 @@ class StoredStates:
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps({**kept, "crc32": _checksum(states)}))
         progress.unlink(missing_ok=True)
-        self._states = states
-        return texts
 
     def _finished(self, numbers: Path, progress: Path, content: str, total: int) -> int:
         """Tokens that a stopped computation of the very same states has written."""

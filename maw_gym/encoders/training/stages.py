@@ -32,7 +32,7 @@ from maw_gym.encoders.training.depth_stage import train_depths
 from maw_gym.encoders.training.pairs import pairs_of
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
-from maw_gym.files import cache_home, content_key, kept_or_built_together
+from maw_gym.files import cache_home, cached, content_key
 
 log = logging.getLogger(__name__)
 
@@ -202,16 +202,8 @@ def encoder_path(
 
 def kept_encoder(path: Path, device: torch.device | str, build: Callable[[], Trained]) -> Trained:
     """The encoder at `path`, built if need be; checkpoints of a finished training go."""
-    made: list[Trained] = []
-
-    def write() -> Trained:
-        embedder, provenance = made.pop() if made else build()
-        save_embedder(path, embedder, provenance)
-        return embedder, provenance
-
-    # Several processes train together, and the first one writes.
-    embedder, provenance = kept_or_built_together(
-        path, load_embedder, lambda: made.append(build()), write
+    embedder, provenance = cached(
+        path, build, lambda path, made: save_embedder(path, *made), load_embedder, together=True
     )
     with contextlib.suppress(OSError):  # left by a kill after the end; the cache may be read-only
         if is_first():

@@ -12,8 +12,7 @@ from maw_gym.errors import InputError, printable
 from maw_gym.files import write_json
 from maw_gym.settings import Folds, HomePath, HomeText, Index, Seed, checked, one_line
 from runners.experiments.command_line import Flag
-from runners.experiments.resuming import CONFIG, read_config
-from runners.experiments.runs import Stopwatch, run_main, writable_output
+from runners.experiments.runs import CONFIG, Stopwatch, read_config, run_main, writable_output
 from runners.experiments.settings import RewardSettings, TaskSettings
 
 
@@ -67,7 +66,7 @@ def main(settings: EvaluateSettings) -> None:
     from runners.experiments.report import MEASURES, metrics, ordered, row_of, rows_of
     from runners.experiments.routed import by_router
     from runners.experiments.tables import run_table
-    from runners.experiments.tasks import task_of
+    from runners.experiments.training import task_of
 
     out = settings.out and writable_output(settings.out)
     learner, reward = learner_and_reward(settings)

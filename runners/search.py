@@ -39,7 +39,7 @@ def main(settings: SearchSettings) -> None:
     from maw_gym.retrieval.index import SearchIndex
     from maw_gym.routers.routed_encoder import RoutedEncoder
     from maw_gym.tables.task import RetrievalTask
-    from runners.experiments.tasks import collection_of_run
+    from runners.experiments.training import collection_of_run
 
     if not settings.query.strip():
         raise InputError(f"the query is {settings.query!r}; give some words")

@@ -12,8 +12,7 @@ class GRPORunSettings(OnlineRunSettings, GRPOSpec):
 
 def main(settings: GRPORunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
-    from runners.experiments.online import train_grpo
-    from runners.experiments.training import train_run
+    from runners.experiments.training import train_grpo, train_run
 
     train_run(settings, part(GRPOSpec, settings), "GRPO", train_grpo)
 

@@ -12,8 +12,7 @@ class PPORunSettings(OnlineRunSettings, PPOSpec):
 
 def main(settings: PPORunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
-    from runners.experiments.online import train_ppo
-    from runners.experiments.training import train_run
+    from runners.experiments.training import train_ppo, train_run
 
     train_run(settings, part(PPOSpec, settings), "PPO", train_ppo)
 

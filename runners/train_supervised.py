@@ -25,8 +25,7 @@ class SupervisedRunSettings(RunSettings, SupervisedSpec):
 
 def main(settings: SupervisedRunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
-    from runners.experiments.offline import train_classifier
-    from runners.experiments.training import train_run
+    from runners.experiments.training import train_classifier, train_run
 
     spec = part(SupervisedSpec, settings)
     train_run(settings, spec, f"supervised-{settings.labels}", train_classifier)

@@ -19,7 +19,7 @@ from runners.experiments.methods import METHODS
 from runners.experiments.results import Result, slug
 from runners.experiments.settings import OnlineSettings
 from runners.experiments.side_by_side import run_side_by_side
-from runners.experiments.tasks import task_of
+from runners.experiments.training import task_of
 from runners.experiments.writing import Outcome, join_runs, report_text, write_per_query
 
 

@@ -16,10 +16,9 @@ from maw_gym.routers.depth_router import save_router
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.latency import added_latency
 from runners.experiments.methods import METHODS
-from runners.experiments.offline import ROUTER, forget_training
-from runners.experiments.online import Log
 from runners.experiments.results import Did, Result, kept_result
 from runners.experiments.settings import TaskSettings
+from runners.experiments.training import ROUTER, Log, forget_training
 
 FORMAT: Final = 3  # raise when what a result holds changes
 

@@ -16,9 +16,9 @@ from maw_gym.envs.rendering import COLOURS, importing_matplotlib
 from maw_gym.files import written_whole
 from maw_gym.tables.rewards import SMALLEST_GAP
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments.online import Trained
 from runners.experiments.results import Did
 from runners.experiments.settings import TaskSettings
+from runners.experiments.training import Trained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,8 +14,6 @@ from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError
 from maw_gym.settings import part
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments.offline import train_classifier, train_on_all_rewards
-from runners.experiments.online import Log, Trained, train_grpo, train_ppo
 from runners.experiments.results import Did
 from runners.experiments.routed import by_hindsight, by_rule, by_training, randomly
 from runners.experiments.settings import (
@@ -26,6 +24,14 @@ from runners.experiments.settings import (
     RouterSettings,
     SupervisedSpec,
     TaskSettings,
+)
+from runners.experiments.training import (
+    Log,
+    Trained,
+    train_classifier,
+    train_grpo,
+    train_on_all_rewards,
+    train_ppo,
 )
 from runners.experiments.unrouted import (
     EncoderSpec,

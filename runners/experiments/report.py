@@ -13,11 +13,11 @@ from maw_gym.tables.task import RetrievalTask
 from runners.experiments.engine import ranked
 from runners.experiments.figures import draw
 from runners.experiments.methods import METHODS
-from runners.experiments.offline import ROUTER
 from runners.experiments.results import Did
 from runners.experiments.runs import Stopwatch
 from runners.experiments.settings import RouterSettings, TaskSettings
 from runners.experiments.tables import run_table
+from runners.experiments.training import ROUTER
 from runners.report_page.page import write_report_page
 
 MEASURES: Final = ("nDCG@10", "RR@10", "R@100", "Success@10")

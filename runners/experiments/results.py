@@ -21,7 +21,7 @@ from maw_gym.files import loaded
 from maw_gym.retrieval.evaluation import Evaluation
 from maw_gym.retrieval.search import Ranking
 from maw_gym.routers.depth_router import DepthRouter
-from runners.experiments.online import Trained
+from runners.experiments.training import Trained
 
 KIND: Final = "result"
 

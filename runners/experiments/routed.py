@@ -15,9 +15,9 @@ from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.rewards import NDCG
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments.online import Log, Trained
 from runners.experiments.results import Did, size
 from runners.experiments.settings import RouterSettings, TaskSettings
+from runners.experiments.training import Log, Trained
 
 
 def randomly(task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None) -> Did:

@@ -22,9 +22,9 @@ from maw_gym.retrieval.evaluation import evaluate_embeddings
 from maw_gym.settings import checked
 from maw_gym.tables.hybrid import hybrid_of
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments.online import Log
 from runners.experiments.results import Did, size
 from runners.experiments.settings import TaskSettings
+from runners.experiments.training import Log
 
 
 @checked

@@ -14,8 +14,8 @@ from maw_gym.routers.depth_router import load_router
 from maw_gym.tables.loading import resolve_device
 from maw_gym.tables.rewards import TERMS, RewardSpec
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments.resuming import CONFIG, read_config
-from runners.experiments.tasks import collection_of_run
+from runners.experiments.runs import CONFIG, read_config
+from runners.experiments.training import collection_of_run
 from runners.report_page import QUERIES
 from runners.report_page.curves import read_curves
 from runners.report_page.sample import Sample, rounded

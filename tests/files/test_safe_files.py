@@ -19,8 +19,7 @@ from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.table_files import read_table
-from runners.experiments.resuming import run_settings
-from runners.experiments.runs import open_run
+from runners.experiments.runs import open_run, run_settings
 from runners.experiments.settings import FolderSettings
 from runners.train_grpo import GRPORunSettings
 

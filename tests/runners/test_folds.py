@@ -20,7 +20,7 @@ from runners.experiments.methods import check_methods
 from runners.experiments.settings import DataSettings
 from runners.experiments.side_by_side import run_side_by_side
 from runners.experiments.tables import group_table
-from runners.experiments.tasks import task_of
+from runners.experiments.training import task_of
 
 
 def quick(folder: Path, **more: Any) -> CompareSettings:

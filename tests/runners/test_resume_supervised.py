@@ -11,7 +11,7 @@ from killing import command, environment, metrics, run, scalars
 from safetensors.torch import load_file
 
 from maw_gym.errors import InputError
-from runners.experiments.resuming import run_settings
+from runners.experiments.runs import run_settings
 from runners.train_supervised import SupervisedRunSettings
 
 

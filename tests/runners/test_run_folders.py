@@ -14,8 +14,13 @@ from maw_gym import files
 from maw_gym.errors import InputError
 from runners import train_grpo
 from runners.experiments import runs
-from runners.experiments.resuming import read_config, settings_of
-from runners.experiments.runs import open_run, writable_output, write_config
+from runners.experiments.runs import (
+    open_run,
+    read_config,
+    settings_of,
+    writable_output,
+    write_config,
+)
 from runners.experiments.settings import FolderSettings, RunSettings
 from runners.train_grpo import GRPORunSettings
 from runners.train_supervised import SupervisedRunSettings

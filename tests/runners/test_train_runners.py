@@ -19,10 +19,10 @@ from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.loading import load_task
 from runners import evaluate
 from runners.evaluate import EvaluateSettings
-from runners.experiments.online import Log, train_grpo, train_ppo
 from runners.experiments.report import row_of
 from runners.experiments.routed import by_router
 from runners.experiments.settings import GRPOSpec, PPOSpec
+from runners.experiments.training import Log, train_grpo, train_ppo
 from runners.train_ppo import PPORunSettings
 from runners.train_supervised import SupervisedRunSettings
 

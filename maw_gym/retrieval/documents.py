@@ -12,17 +12,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from maw_gym.corpora.records import QuerySet
 from maw_gym.errors import InputError
 from maw_gym.products import linear
 
 EMPTY_SCORE: Final = -2.0  # of a document without text: below every cosine, and finite
-SAME: Final = 1e-6  # documents nearer than this are one vector: rounding must not order equal texts
-BLOCK_ROWS: Final = 16_384  # of embeddings compared at once
 # Rows looked at together, and numbers of embeddings gathered at once: what stays in a core's cache;
 # a GPU wants few launches.
 LINED_ROWS: Final = {"cpu": 1024, "cuda": 65_536}
@@ -41,8 +38,8 @@ class Relevant(NamedTuple):
 class DocumentIndex:
     """Documents to be ranked whole or in candidate lists, with ties broken as trec_eval does.
 
-    Equal documents must tie exactly, but matrix products round differently by column, and encoders
-    by batch. So vectors within 1e-6 of each other (L2) have the score of the first of them.
+    Equal documents must tie exactly, but matrix products round differently by column. So documents
+    of one vector have the score of the first of them.
 
     The embeddings are held as they are given, once: they may be a map of a file, and float16. What
     is kept beside them is some numbers per document.
@@ -71,9 +68,8 @@ class DocumentIndex:
         self.device = torch.device(device) if device is not None else embeddings.device
         self.tie_order = trec_order(self.doc_ids)  # (N,) documents
         self.tie_of = np.argsort(self.tie_order)  # (N,) by document
-        # (N,) the document that each equals
-        self.first_of, empty = first_of_equals(self.vectors, SAME, self.device)
-        self.empty = torch.from_numpy(empty).to(self.device)  # (E,) documents
+        # (N,) the document that each equals, and (E,) those without text
+        self.first_of, self.empty = equal_documents(self.vectors, self.device)
         copies = np.flatnonzero(self.first_of != np.arange(len(self)))
         self._copies = torch.from_numpy(copies).to(self.device)
         self._firsts = torch.from_numpy(self.first_of[copies]).to(self.device)
@@ -166,112 +162,35 @@ def trec_order(doc_ids: Sequence[str]) -> Integers:
     return np.array(sorted(range(len(keys)), key=keys.__getitem__, reverse=True), np.int64)
 
 
-def first_of_equals(
-    vectors: Tensor, tolerance: float, device: torch.device | str = "cpu"
-) -> tuple[Integers, Integers]:
-    """For each row the first of the rows that equal it, and which rows are zero.
+def equal_documents(vectors: Tensor, device: torch.device | str = "cpu") -> tuple[Integers, Tensor]:
+    """For each of the vectors (N, h) the first that equals it (N,), and which of them are zero.
 
-    Rows within `tolerance` (L2) are equal, and what is equal to the same row. Looked at block by
-    block: beside the rows themselves no more than some numbers of each are held.
-
-    Args:
-        vectors: (N, h), N at least 1.
-        tolerance: at least 0.
-        device: where the blocks are looked at.
-
-    Returns:
-        first: (N,) at most the row itself.
-        empty: the rows that are zero, ascending.
+    Vectors are told apart by their places on three random lines, in float64.
 
     Raises:
-        ValueError: a value that is not finite.
+        InputError: a value that is not finite.
     """
     count, width = vectors.shape
-    # Equal rows have equal places on any line, near ones near places; three lines part the rest.
-    directions = np.random.default_rng(0).standard_normal((3, width))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    lines = torch.from_numpy(directions).to(device)
-    place = lines.new_empty(3, count)
-    empty = []
+    lines = torch.from_numpy(np.random.default_rng(0).standard_normal((3, width))).to(device)
+    places, empty = [], []
     for some in steps(count, LINED_ROWS["cpu" if lines.device.type == "cpu" else "cuda"]):
         block = vectors[some].to(device).double()
         # No matrix product, which may round equal rows otherwise.
         found = torch.stack([(block * line).sum(1) for line in lines])
         check_finite(found, "document")
-        zero = (found == 0).all(0).nonzero()[:, 0]
-        empty.append(some.start + zero[~block[zero].any(1)])
-        place[:, some] = found
-    order, leads = _sorted(place)
-    leaders = order[leads]
-    pairs = _near_pairs(vectors, leaders, place[:, leaders], tolerance)
-    first = torch.empty_like(order)
-    first[order] = _first_of_linked(leaders, pairs)[leads.cumsum(0) - 1]
-    return first.cpu().numpy(), torch.cat(empty).cpu().numpy()
+        places.append(found.cpu())
+        empty.append(some.start + (~block.any(1)).nonzero()[:, 0])
+    return first_of_same(torch.cat(places, dim=1).numpy()), torch.cat(empty)
 
 
-def first_of_same(keys: Tensor) -> Integers:
+def first_of_same(keys: ArrayLike) -> Integers:
     """For each column of keys (K, N) the first that is the same, (N,)."""
-    order, leads = _sorted(keys)
-    first = torch.empty_like(order)
-    first[order] = order[leads][leads.cumsum(0) - 1]
-    return first.cpu().numpy()
-
-
-def _sorted(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Order (N,) of the columns of keys (K, N), the last key's first.
-
-    Columns that are the same stand in their own order, behind one that leads them: the second
-    result (N,) is True where another one begins.
-    """
-    order = keys[-1].argsort(stable=True)
-    apart = keys[:, order].diff(dim=1) != 0
-    if (apart.any(0) & ~apart[-1]).any():  # the same by the last key alone
-        order = torch.arange(keys.shape[1], device=keys.device)
-        for key in keys:
-            order = order[key[order].argsort(stable=True)]
-        apart = keys[:, order].diff(dim=1) != 0
-    return order, pad(apart.any(0), (1, 0), value=True)
-
-
-def _near_pairs(vectors: Tensor, rows: Tensor, place: Tensor, tolerance: float) -> Tensor:
-    """Pairs (2, P) of positions in `rows` (U,) whose vectors are within `tolerance`.
-
-    Args:
-        vectors: (N, h).
-        rows: different rows of these, in the order of the last line.
-        place: (3, U) of the rows on three lines, the last ascending.
-        tolerance: see `first_of_equals`.
-    """
-    pairs = [rows.new_empty(2, 0)]
-    left = torch.arange(len(rows), device=rows.device)
-    shift = 1
-    while len(left):
-        # Who is too far on the sorted line from the next is so from all behind it.
-        left = left[left + shift < len(rows)]
-        left = left[place[2, left + shift] - place[2, left] <= tolerance]
-        near = left[((place[:, left + shift] - place[:, left]).abs() <= tolerance).all(0)]
-        for some in steps(len(near), BLOCK_ROWS):
-            one = near[some]
-            ends = [vectors[rows[at].to(vectors.device)].double() for at in (one, one + shift)]
-            same = ((ends[0] - ends[1]).norm(dim=1) <= tolerance).to(rows.device)
-            pairs.append(torch.stack([one[same], one[same] + shift]))
-        shift += 1
-    return torch.cat(pairs, dim=1)
-
-
-def _first_of_linked(rows: Tensor, pairs: Tensor) -> Tensor:
-    """For each of `rows` (U,) the first of those that `pairs` (2, P) of positions link with it."""
-    if not pairs.shape[1]:
-        return rows
-    # Imported where it is needed: `import maw_gym` should not wait for it.
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    one, other = pairs.cpu().numpy()
-    graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(rows), len(rows)))
-    _, found = connected_components(graph, directed=False)
-    labels = torch.from_numpy(found.astype(np.int64)).to(rows.device)
-    return rows.scatter_reduce(0, labels, rows, "amin", include_self=False)[labels]
+    keys = np.asarray(keys)
+    order = np.lexsort(keys)  # stable: of columns that are the same the first comes first
+    leads = np.append(True, (keys[:, order[1:]] != keys[:, order[:-1]]).any(0))
+    first = np.empty_like(order)
+    first[order] = order[leads][leads.cumsum() - 1]
+    return first
 
 
 def steps(count: int, step: int) -> Iterator[slice]:

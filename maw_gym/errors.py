@@ -19,3 +19,8 @@ class DamagedFileError(InputError):
 def printable(text: str) -> str:
     """`text` with control characters escaped: what comes from a file must not draw on a screen."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind."""
+    return next(iter(str(error).splitlines()), type(error).__name__).strip()

@@ -37,6 +37,7 @@ Built = TypeVar("Built")
 
 WRITING: Final = ".writing"  # ends the hidden name of what is being written
 LOCK: Final = ".lock"
+MANIFEST: Final = "manifest.json"  # of a folder that is written whole
 FORMAT: Final = 1  # raise when the checksum is made in another way
 OURS: Final = "maw_gym"
 
@@ -400,6 +401,57 @@ def read_json(path: Path, kind: str) -> Any:
     if found["kind"] != kind:
         raise InputError(f"{path} holds a {found['kind']!r}, not a {kind!r}")
     return found["content"]
+
+
+def write_manifest(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
+    """Write what a folder is and the checksums of its files, in the end; see `written_folder`.
+
+    Args:
+        folder: with all its other files.
+        kind: what it is, for instance "BM25 index"; checked on reading.
+        settings: JSON values.
+
+    Raises:
+        InputError: the manifest cannot be written.
+    """
+    files = {name: _sha256_of_file(path) for name, path in _files(folder).items()}
+    write_json(folder / MANIFEST, {"settings": settings, "files": files}, kind)
+
+
+def read_manifest(folder: Path, kind: str) -> tuple[dict[str, Any], list[str]]:
+    """Settings and file names that `write_manifest` has written, after the files were compared.
+
+    Raises:
+        DamagedFileError: a file is missing or not what was written.
+        InputError: there is no such folder, it cannot be read, or it is of another kind.
+    """
+    if not (folder / MANIFEST).exists():
+        raise InputError(f"no {kind} in {str(folder)!r}; save one there first")
+    content, found = read_json(folder / MANIFEST, kind), _files(folder)
+    try:
+        settings, files = dict(content["settings"]), dict(content["files"])
+    except (LookupError, TypeError, ValueError):
+        raise DamagedFileError(f"{folder / MANIFEST} was not written by maw_gym") from None
+    for name, checksum in files.items():
+        if name not in found:
+            raise DamagedFileError(f"{folder} is damaged: {name!r} is gone")
+        if _sha256_of_file(found[name]) != checksum:
+            raise DamagedFileError(f"{found[name]} is damaged: its checksum is another")
+    return settings, list(files)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files in a folder and below it, by name, without its manifest."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return {name: path for name, path in found.items() if path.is_file() and name != MANIFEST}
+
+
+def _sha256_of_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 class TensorFile(NamedTuple):

@@ -12,7 +12,6 @@ from tiny_collection import write_tiny_collection
 from tiny_transformer import write_tiny_transformer
 
 from maw_gym.corpora import Collection, load_collection, splits
-from maw_gym.encoders import document_parts
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.tables.task import RetrievalTask
@@ -72,13 +71,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny_transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a transformer of two tiny layers. Not to be written to."""
     return write_tiny_transformer(tmp_path_factory.mktemp("model") / "tiny_transformer")
-
-
-@pytest.fixture(params=[False, True])
-def beside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether documents' tokens are found by a thread, as where a GPU encodes."""
-    monkeypatch.setitem(document_parts.BESIDE, "cpu", request.param)
-    return bool(request.param)
 
 
 @pytest.fixture(scope="session")

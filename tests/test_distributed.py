@@ -1,6 +1,8 @@
 """Two processes do what one does: over gloo, or over NCCL where there are two GPUs."""
 
 import os
+import resource
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from processes import DEVICE, assert_lost, free_port, together
 from agents.baselines import fixed_router
 from maw_gym import distributed
 from maw_gym.corpora import load_collection, splits
-from maw_gym.encoders import document_parts
+from maw_gym.encoders import embedder as embedder_module
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.training.attention_stage import batch_loss
@@ -275,7 +277,7 @@ def task_of(folder: Path) -> RetrievalTask:
 
 
 def small_portions() -> None:
-    document_parts.PART = 7
+    embedder_module.PORTION = 7
     table_files.CHUNK = 4  # 7 test queries for two processes, 5 validation queries, 12 others
 
 
@@ -298,7 +300,7 @@ def evaluated(folder: Path, home: Path) -> tuple[Any, ...]:
 def test_documents_and_tables_are_built_in_shares_and_joined(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(document_parts, "PART", 7)
+    monkeypatch.setattr(embedder_module, "PORTION", 7)
     monkeypatch.setattr(table_files, "CHUNK", 4)
     monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "alone"))
     alone = evaluated(tiny_folder, tmp_path / "alone")
@@ -311,7 +313,6 @@ def test_documents_and_tables_are_built_in_shares_and_joined(
 
 def index_and_search(folder: Path, target: Path | None, own_texts: bool) -> list[Any]:
     small_portions()
-    document_parts.BESIDE["cpu"] = distributed.processes() > 1  # as on GPUs
     task = task_of(folder)
     routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
     texts = list(task.collection.doc_texts)
@@ -325,47 +326,35 @@ def index_and_search(folder: Path, target: Path | None, own_texts: bool) -> list
 def test_an_index_is_built_in_shares_and_searched_in_shares(
     tiny_folder: Path, tmp_path: Path, folder: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(document_parts, "PART", 7)
+    monkeypatch.setattr(embedder_module, "PORTION", 7)
     monkeypatch.setattr(table_files, "CHUNK", 4)
     alone = index_and_search(tiny_folder, None, own_texts=False)
     target = folder and tmp_path / folder
     for found in together(index_and_search, tiny_folder, target, False):
         assert found == alone
-    if target:
-        assert not (target / "parts").exists()
 
 
 def test_processes_that_read_different_documents_do_not_go_on(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    for found in together(index_and_search, tiny_folder, tmp_path, True):
+    for found in together(index_and_search, tiny_folder, tmp_path / "index", True):
         assert str(found).startswith("process 1 has another stream of documents (")
-    assert not (tmp_path / "index.json").exists()
+    assert not (tmp_path / "index").exists()
 
 
-def full_disk_on_one(folder: Path, target: Path) -> Any:
-    if distributed.process() == 1:
-        import resource
-
+def full_disk_on_the_first(folder: Path, target: Path) -> Any:
+    if distributed.is_first():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-        import signal
-
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     return index_and_search(folder, target, own_texts=False)
 
 
-def test_a_full_disk_of_one_process_is_one_line_and_no_half_written_file(
+def test_a_full_disk_is_one_line_and_no_half_written_index(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    first, second = together(full_disk_on_one, tiny_folder, tmp_path)
-    assert_lost(first, 0)
-    assert isinstance(second, InputError)
-    assert "cannot be written: File too large; make room for it" in str(second)
-    assert "\n" not in str(second)
-    parts = sorted(path.name for path in (tmp_path / "parts").iterdir())
-    assert parts == ["000000.safetensors", "000002.safetensors", "000004.safetensors"]
-    # Started again, it goes on behind these.
-    before = {name: (tmp_path / "parts" / name).read_bytes() for name in parts}
-    (tmp_path / "parts" / "000004.safetensors").write_bytes(before["000002.safetensors"])
-    for found in together(index_and_search, tiny_folder, tmp_path, False):
-        assert found == index_and_search(tiny_folder, None, own_texts=False)
+    target = tmp_path / "index"
+    first, second = together(full_disk_on_the_first, tiny_folder, target)
+    assert "index cannot be written: " in str(first)
+    assert "\n" not in str(first)
+    assert_lost(second, 1)
+    assert not [*tmp_path.iterdir()]

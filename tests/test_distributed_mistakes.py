@@ -14,12 +14,14 @@ from processes import DEVICE, assert_lost, together
 
 from maw_gym import distributed
 from maw_gym.corpora import load_collection, splits
-from maw_gym.encoders import document_parts
+from maw_gym.encoders import embedder as embedder_module
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError
+from maw_gym.retrieval.bm25 import Words
+from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.index import SearchIndex
 from maw_gym.tables import table_files
 from maw_gym.tables.task import RetrievalTask
@@ -52,7 +54,7 @@ def test_processes_with_different_collections_do_not_train(
 def table(folder: Path, homes: list[Path], full: int | None) -> list[list[float]]:
     """The test queries' nDCG, built by two processes, of which `full` has a disk without room."""
     os.environ["MAW_GYM_HOME"] = str(homes[distributed.process()])
-    document_parts.PART, table_files.CHUNK = 7, 4
+    embedder_module.PORTION, table_files.CHUNK = 7, 4
     collection = load_collection(str(folder))
     embedder = untrained_embedder(collection.doc_texts, EncoderSettings(depths=4))
     task = RetrievalTask(collection, embedder.to(DEVICE), torch.device(DEVICE))
@@ -99,18 +101,17 @@ def test_processes_that_do_not_see_one_folder(tiny_folder: Path, tmp_path: Path)
 def index_of_own_kind(folder: Path, target: Path) -> None:
     collection = load_collection(str(folder))
     embedder = untrained_embedder(collection.doc_texts, EncoderSettings(depths=2)).to(DEVICE)
-    parts = document_parts.encoded_parts(
-        embedder, collection.doc_ids, collection.doc_texts, torch.float32, target / "parts"
-    )
-    hybrid = distributed.process() == 0
-    SearchIndex.of(parts, embedder.fingerprint(), hybrid=hybrid, folder=target, device=DEVICE)
+    vectors = embedder.encode_documents(collection.doc_texts)
+    documents = DocumentIndex(collection.doc_ids, vectors)
+    words = Words() if distributed.is_first() else None
+    SearchIndex.of(documents, embedder.fingerprint(), words, folder=target)
 
 
 def test_processes_that_make_indexes_of_different_kinds(tiny_folder: Path, tmp_path: Path) -> None:
-    for problem in together(index_of_own_kind, tiny_folder, tmp_path):
+    for problem in together(index_of_own_kind, tiny_folder, tmp_path / "index"):
         assert isinstance(problem, InputError)
         assert str(problem).startswith("process 1 has another kind of index (")
-    assert not (tmp_path / "index.json").exists()
+    assert not (tmp_path / "index").exists()
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

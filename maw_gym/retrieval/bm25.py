@@ -1,29 +1,28 @@
-"""BM25, as Lucene computes it, over documents that are read as a stream.
+"""BM25 as Lucene computes it, over documents that are read as a stream; candidates by it.
 
-Notation: N documents, V words, Z pairs of a word and a document it occurs in.
+Notation: N documents.
 """
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
-from maw_gym import files
 from maw_gym.corpora.records import Collection
 from maw_gym.corpora.text import words
-from maw_gym.errors import DamagedFileError
+from maw_gym.errors import DamagedFileError, first_line
+from maw_gym.files import MANIFEST, read_manifest, write_manifest, written_folder
 from maw_gym.retrieval.documents import Integers, trec_order
 from maw_gym.retrieval.search import Ranking
 
+KIND: Final = "BM25 index"
 CANDIDATES: Final = 100
 
 
@@ -34,26 +33,27 @@ class Words:
         self.vocabulary: dict[str, int] = {}
         self.documents: list[array[int]] = []
 
-    def add(self, texts: Sequence[str]) -> None:
+    def add(self, texts: Iterable[str]) -> None:
         """Count the words of the next documents."""
         number = self.vocabulary.setdefault
         for text in texts:
-            self.documents.append(
-                array("i", [number(word, len(self.vocabulary)) for word in _words(text)])
-            )
+            numbers = [number(word, len(self.vocabulary)) for word in _words(text)]
+            self.documents.append(array("i", numbers))
 
-    def weighed(self, documents: int) -> tuple[dict[str, int], dict[str, Tensor]]:
-        """Vocabulary and weights of a `BM25`; how many documents there should be is checked."""
-        if len(self.documents) != documents:
-            raise ValueError(f"{documents} document ids for {len(self.documents)} texts")
-        parts = (np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(1, np.int64))
-        if self.vocabulary:  # bm25s cannot index no word at all
-            index = _bm25s().BM25(method="lucene", k1=1.2, b=0.75)
-            index.index((self.documents, dict(self.vocabulary)), show_progress=False)
-            starts = index.scores["indptr"][: len(self.vocabulary) + 1]
-            parts = (index.scores["data"], index.scores["indices"], starts.astype(np.int64))
-        names = ("weights", "documents", "starts")
-        return self.vocabulary, dict(zip(names, map(torch.from_numpy, parts), strict=True))
+    def weighed(self) -> Any:
+        """The index that bm25s makes of them."""
+        index = _bm25s().BM25(method="lucene", k1=1.2, b=0.75)
+        if self.vocabulary:
+            corpus = (self.documents, self.vocabulary)
+            index.index(corpus, create_empty_token=False, show_progress=False)
+        else:  # bm25s cannot index no word at all
+            empty = {"data": np.zeros(0, np.float32), "indices": np.zeros(0, np.int32)}
+            index.scores = empty | {
+                "indptr": np.zeros(1, np.int64),
+                "num_docs": len(self.documents),
+            }
+            index.vocab_dict, index.nonoccurrence_array = {}, None
+        return index
 
 
 class BM25:
@@ -61,18 +61,17 @@ class BM25:
 
     Args:
         doc_ids: N different ids, for trec_eval's order of equal scores.
-        vocabulary: V words, each with its number.
-        weights: "weights" (Z,) float32, what a word adds to a document's score; "documents" (Z,)
-            int32, which document; "starts" (V + 1,) int64, where each word's documents begin.
+        index: of bm25s, over N documents.
+
+    Raises:
+        ValueError: an index of more or fewer documents.
     """
 
-    def __init__(
-        self, doc_ids: Sequence[str], vocabulary: dict[str, int], weights: dict[str, Tensor]
-    ) -> None:
+    def __init__(self, doc_ids: Sequence[str], index: Any) -> None:
+        if index.scores["num_docs"] != len(doc_ids):
+            raise ValueError(f"{len(doc_ids)} document ids for {index.scores['num_docs']} texts")
         self.tie_of = np.argsort(trec_order(doc_ids))
-        self.vocabulary = vocabulary
-        self.weights = weights
-        self._arrays = {name: tensor.numpy() for name, tensor in weights.items()}
+        self.index = index
 
     def __len__(self) -> int:
         return len(self.tie_of)
@@ -81,7 +80,8 @@ class BM25:
     def of(cls, doc_ids: Sequence[str], texts: Iterable[str], *, progress: bool = False) -> Self:
         """Index documents: k1 1.2 and b 0.75.
 
-        Words are folded to lower case and stemmed (Snowball), English stop words are left out.
+        Words are folded to lower case and stemmed (Snowball), English stop words are left out; see
+        `maw_gym.corpora.text.words` for scripts without spaces.
 
         Args:
             doc_ids: N different ids.
@@ -91,29 +91,20 @@ class BM25:
         Raises:
             ValueError: more or fewer texts than ids.
         """
-        words = Words()
-        stream = iter(texts)
-        bar = tqdm(
-            total=len(doc_ids),
-            desc="BM25",
-            unit="doc",
-            disable=None if progress else True,
-            delay=2,
-            leave=False,
-        )
-        with bar:
-            while chunk := list(islice(stream, CHUNK)):
-                words.add(chunk)
-                bar.update(len(chunk))
-        return cls(doc_ids, *words.weighed(len(doc_ids)))
+        found = Words()
+        shown = None if progress else True
+        bar = {"desc": "BM25", "unit": "doc", "delay": 2, "leave": False, "disable": shown}
+        found.add(tqdm(texts, total=len(doc_ids), **bar))
+        return cls(doc_ids, found.weighed())
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """Scores (N,) of all documents for a query, 0 where no word of it occurs."""
         scores = np.zeros(len(self), np.float32)
+        weights, documents, starts = self._parts()
         for word in _words(text):
-            if word in self.vocabulary:
-                start, end = self._arrays["starts"][self.vocabulary[word] :][:2]
-                scores[self._arrays["documents"][start:end]] += self._arrays["weights"][start:end]
+            if word in self.index.vocab_dict:
+                start, end = starts[self.index.vocab_dict[word] :][:2]
+                scores[documents[start:end]] += weights[start:end]
         return scores
 
     def rank(self, texts: Sequence[str], k: int) -> Ranking:
@@ -129,53 +120,73 @@ class BM25:
         width = min(k, len(self))
         scores = np.full((len(texts), width), -np.inf, np.float32)
         documents = np.full((len(texts), width), -1)
-        for row, text in enumerate(
-            tqdm(texts, "BM25", unit="query", delay=2, leave=False, disable=None)
-        ):
+        bar = tqdm(texts, "BM25", unit="query", delay=2, leave=False, disable=None)
+        for row, text in enumerate(bar):
             of_all = self.scores(text)
             best = best_matches(of_all, self.tie_of, width)
             documents[row, : len(best)] = best
             scores[row, : len(best)] = of_all[best]
         return Ranking(torch.from_numpy(scores), torch.from_numpy(documents))
 
-    def save(self, path: Path) -> None:
-        """Write the index, without the documents' ids, whole or not at all."""
-        settings = {"documents": len(self), "words": list(self.vocabulary)}
-        files.write(path, self.weights, KIND, settings)
+    def write(self, folder: Path) -> None:
+        """Write bm25s' own files to a folder."""
+        self.index.save(folder, show_progress=False)
 
     @classmethod
-    def load(cls, path: Path, doc_ids: Sequence[str]) -> Self:
+    def read(cls, folder: Path, doc_ids: Sequence[str]) -> Self:
+        """The index of these documents that `write` has written; mapped, not read.
+
+        Raises:
+            DamagedFileError: the files are damaged, or of other documents.
+        """
+        try:
+            index = _bm25s().BM25.load(folder, mmap=True, method="lucene", backend="numpy")
+            bm25 = cls(doc_ids, index)
+            bm25._check()
+        except (OSError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as why:
+            raise DamagedFileError(f"{folder} is no BM25 index: {first_line(why)}") from None
+        return bm25
+
+    def save(self, folder: Path) -> None:
+        """Write the index, without the documents' ids, whole or not at all."""
+        with written_folder(folder, MANIFEST) as temporary:
+            self.write(temporary)
+            write_manifest(temporary, KIND, {})
+
+    @classmethod
+    def load(cls, folder: Path, doc_ids: Sequence[str]) -> Self:
         """The index of these documents that `save` has written.
 
         Raises:
-            DamagedFileError: the file is damaged, or of other documents.
+            DamagedFileError: it is damaged, or of other documents.
             InputError: it is not there, or cannot be read.
         """
-        settings, weights = files.read(path, KIND)
-        if settings.get("documents") != len(doc_ids):
-            raise DamagedFileError(f"{path} is of other documents than these {len(doc_ids)}")
-        words = settings.get("words")
-        words = words if isinstance(words, list) else []
-        if not _is_whole(weights, len(doc_ids), len(words)):
-            raise DamagedFileError(f"{path} is damaged: it is not a whole BM25 index")
-        return cls(doc_ids, {str(word): number for number, word in enumerate(words)}, weights)
+        read_manifest(folder, KIND)
+        return cls.read(folder, doc_ids)
 
+    def _parts(self) -> tuple[NDArray[np.float32], NDArray[np.int32], Integers]:
+        """What each word adds to documents, to which, and where each word's documents begin."""
+        weights, documents, starts = (self.index.scores[n] for n in ("data", "indices", "indptr"))
+        return weights, documents, starts
 
-def _is_whole(weights: Mapping[str, Tensor], documents: int, words: int) -> bool:
-    """Whether the tensors of a file are such that no index in them leads outside."""
-    types = {name: (tensor.dtype, tensor.ndim) for name, tensor in weights.items()}
-    expected = {"weights": torch.float32, "documents": torch.int32, "starts": torch.int64}
-    if types != {name: (kind, 1) for name, kind in expected.items()}:
-        return False
-    values, rows, starts = (weights[name] for name in ("weights", "documents", "starts"))
-    return (
-        bool(values.isfinite().all())
-        and bool(((rows >= 0) & (rows < documents)).all())
-        and bool((starts.diff() >= 0).all())
-        and len(starts) == words + 1
-        and [int(starts[0]), int(starts[-1])] == [0, len(values)]
-        and len(values) == len(rows)
-    )
+    def _check(self) -> None:
+        """Refuse numbers that lead outside.
+
+        Raises:
+            ValueError: there are some.
+        """
+        weights, documents, starts = self._parts()
+        numbers = self.index.vocab_dict.values()
+        if not (
+            [weights.dtype, documents.dtype, starts.dtype.kind] == [np.float32, np.int32, "i"]
+            and [weights.ndim, documents.ndim, starts.ndim] == [1, 1, 1]
+            and np.isfinite(weights).all()
+            and ((documents >= 0) & (documents < len(self))).all()
+            and (np.diff(starts) >= 0).all()
+            and [0, len(weights)] == [starts[0], len(documents)]
+            and all(type(number) is int and 0 <= number < len(starts) - 1 for number in numbers)
+        ):
+            raise ValueError("it holds numbers that lead outside")
 
 
 def best_matches(scores: NDArray[np.float32], tie_of: Integers, k: int) -> Integers:
@@ -191,7 +202,7 @@ def best_matches(scores: NDArray[np.float32], tie_of: Integers, k: int) -> Integ
 
 
 def _words(text: str) -> list[str]:
-    """Stemmed words (Snowball) without English stop words."""
+    """Stemmed words without English stop words."""
     stop_words, stem = _english()
     return stem([word for word in words(text) if word not in stop_words])
 
@@ -205,7 +216,6 @@ def _english() -> tuple[frozenset[str], Callable[[list[str]], list[str]]]:
 
 
 def _bm25s() -> Any:
-    """Imported on first use: `import maw_gym` should not wait for it."""
     import bm25s
 
     # On import bm25s asks for its debugging messages.
@@ -230,7 +240,3 @@ def with_relevant(
         missing = np.setdiff1d(np.array(relevant, np.int64), documents)
         lists.append(np.concatenate([documents, missing]))
     return lists
-
-
-CHUNK: Final = 8192  # documents whose words are held at once
-KIND: Final = "BM25 index"

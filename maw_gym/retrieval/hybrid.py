@@ -3,7 +3,7 @@
 Notation: B queries, k documents of each of the two rankings, C <= 2k candidates of a query.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 WEIGHTS: Final = tuple(round(0.1 * step, 1) for step in range(11))
 WEIGHT: Final = 0.5  # where no query can choose one
 RANK_CONSTANT: Final = 60  # of reciprocal rank fusion, as in its source
+FUSED: Final = 100  # documents of each ranking that a search fuses
 
 
 class Candidates(NamedTuple):
@@ -46,7 +47,7 @@ def scored_candidates(
     lists: Sequence[Integers],
     k: int,
 ) -> Candidates:
-    """Both scores of every query's candidates.
+    """Both scores of every query's candidates, of which documents without text are none.
 
     Args:
         index: the documents.
@@ -57,11 +58,12 @@ def scored_candidates(
         k: so many of the best by BM25 are added; 0 adds none.
     """
     chosen, lexical = [], []
+    empty = index.empty.cpu().numpy()
     for text, listed in zip(texts, lists, strict=True):
         scores = bm25.scores(text)
         if k:
             listed = np.concatenate([listed, best_matches(scores, index.tie_of, k)])
-        places = np.unique(index.tie_of[listed[listed >= 0]])
+        places = np.unique(index.tie_of[listed[(listed >= 0) & ~np.isin(listed, empty)]])
         chosen.append(index.tie_order[places])
         lexical.append(scores[chosen[-1]])
     shape = (len(chosen), max(map(len, chosen), default=0))
@@ -134,6 +136,49 @@ def fused_ranking(candidates: Candidates, scores: Floats, k: int) -> Ranking:
     return Ranking(
         torch.from_numpy(np.take_along_axis(scores, order, 1).astype(np.float32)),
         torch.from_numpy(np.take_along_axis(candidates.documents, order, 1)),
+    )
+
+
+def hybrid_ranking(
+    index: DocumentIndex,
+    bm25: BM25,
+    nearest: Callable[[Tensor, int], Ranking],
+    embeddings: Tensor,
+    texts: Sequence[str],
+    k: int,
+    weight: float,
+) -> Ranking:
+    """The k best documents of every query by `weighted_sum`, on the CPU; any k has the same order.
+
+    The first 100 of either ranking are fused. Where more are wanted, those below follow by their
+    cosines, with scores that go down from the lowest fused one.
+
+    Args:
+        index: the documents.
+        bm25: of the same documents in the same order.
+        nearest: finds the k best by cosine for embeddings.
+        embeddings: (B, h) float32, of unit length or zero.
+        texts: B queries.
+        k: at least 1; cut to the number of documents.
+        weight: of the cosines, in [0, 1].
+    """
+    first = list(nearest(embeddings, FUSED).documents.cpu().numpy())
+    candidates = scored_candidates(index, bm25, embeddings, texts, first, FUSED)
+    fused = fused_ranking(candidates, weighted_sum(candidates, weight), k)
+    counts = (fused.documents >= 0).sum(1).tolist()
+    k = min(k, len(index))
+    if min(counts, default=k) == k:
+        return fused
+    more = nearest(embeddings, k)
+    rows = []
+    for row, count in enumerate(counts):
+        scores, documents = (values[row, :count] for values in fused)
+        below = ~torch.isin(more.documents[row].cpu(), documents)
+        cosines, rest = (values[row].cpu()[below] for values in more)
+        lowest = scores[-1] if count else 0.0
+        rows.append((torch.cat([scores, lowest - 1 + cosines]), torch.cat([documents, rest])))
+    return Ranking(
+        *(torch.stack([values[:k] for values in some]) for some in zip(*rows, strict=True))
     )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, Self
 
 import numpy as np
@@ -14,14 +15,14 @@ from tqdm import tqdm
 from typing_extensions import deprecated
 
 from maw_gym.checks import checked_int, checked_texts, shown
-from maw_gym.encoders.document_parts import encoded_parts
-from maw_gym.encoders.embedder import Embedder
+from maw_gym.encoders.embedder import Embedder, encoded_documents
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder
-from maw_gym.errors import InputError
-from maw_gym.files import check_readable, expanded, fingerprint
-from maw_gym.retrieval.documents import check_finite, steps
+from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.files import MANIFEST, check_readable, expanded, fingerprint, written_folder
+from maw_gym.retrieval.bm25 import Words
+from maw_gym.retrieval.documents import DocumentIndex, check_finite, steps
 from maw_gym.retrieval.hybrid import WEIGHT
-from maw_gym.retrieval.index import EXACT, PARTS, SearchIndex, check_ids
+from maw_gym.retrieval.index import EXACT, SearchIndex, check_ids
 from maw_gym.retrieval.ranking import LONG, SHORT, ranking_statistics
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
 from maw_gym.tables.columns import (
@@ -261,9 +262,8 @@ class RoutedEncoder:
             index: "exact", or "faiss:" and any string that FAISS's index factory knows, for
                 instance "faiss:HNSW32", for approximate search.
             hybrid: count words too, for `search(..., hybrid=True)`.
-            folder: where embeddings are written and mapped from, so that memory holds no more than
-                a few parts of them; a call that was stopped goes on behind its last part. None
-                keeps everything in memory.
+            folder: where the index is written, in the place of one that is there, and mapped from;
+                None keeps it in memory.
             dtype: of the embeddings, "float32" or "float16".
 
         Raises:
@@ -280,16 +280,18 @@ class RoutedEncoder:
                     f"{len(doc_ids)} document ids for {len(texts)} texts; give one each"
                 )
             check_ids(doc_ids)
+        if index != EXACT and not index.startswith("faiss:"):
+            raise InputError(f"unknown index {index!r}; give 'exact' or 'faiss:' and a factory")
+        words = Words() if hybrid else None
+        see = None if words is None else words.add
+        ids, vectors = encoded_documents(self.embedder, doc_ids, texts, DTYPES[dtype], see)
+        check_ids(ids)
         place = None if folder is None else expanded(folder)
-        parts = encoded_parts(self.embedder, doc_ids, texts, DTYPES[dtype], place and place / PARTS)
-        self.documents = SearchIndex.of(
-            parts,
-            self.embedder.fingerprint(),
-            kind=index,
-            hybrid=hybrid,
-            folder=place,
-            device=self.embedder.device,
-        )
+        device = self.embedder.device
+        documents = DocumentIndex(ids, vectors if place else vectors.to(device), device)
+        del vectors
+        encoder = self.embedder.fingerprint()
+        self.documents = SearchIndex.of(documents, encoder, words, index, place)
         return self
 
     def search(
@@ -337,10 +339,15 @@ class RoutedEncoder:
             InputError: a file cannot be written.
         """
         place = expanded(folder)
-        save_embedder(place / ENCODER_FILE, self.embedder, {})
-        save_router(place / ROUTER_FILE, self.router)
-        if self.documents is not None:
-            self.documents.save(place / INDEX)
+        with written_folder(place / INDEX, MANIFEST) as temporary:
+            if self.documents is not None:
+                self.documents.write(temporary)
+            save_embedder(temporary / ENCODER_FILE, self.embedder, {})
+            save_router(temporary / ROUTER_FILE, self.router)
+            for name in (ENCODER_FILE, ROUTER_FILE):  # whatever can fail has been done
+                (temporary / name).replace(place / name)
+        if self.documents is None:
+            rmtree(place / INDEX)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> Self:
@@ -353,7 +360,11 @@ class RoutedEncoder:
         place = expanded(folder) / INDEX
         if place.exists():
             encoder = routed.embedder.fingerprint()
-            routed.documents = SearchIndex.load(place, encoder, routed.embedder.device)
+            found = SearchIndex.load(place, encoder, routed.embedder.device)
+            width = found.documents.vectors.shape[1]
+            if width != routed.embedder.text.width:
+                raise DamagedFileError(f"{place} holds no index: its vectors have {width} numbers")
+            routed.documents = found
         return routed
 
     @deprecated("encode_queries is encode_query now, which gives no depths; route gives those")

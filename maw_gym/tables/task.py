@@ -94,7 +94,7 @@ class RetrievalTask:
         from maw_gym.retrieval.bm25 import BM25
 
         content = {"format": FORMAT, "collection": self.collection.provenance["content"]}
-        path = cache_home() / "bm25" / f"{content_key(content)}.safetensors"
+        path = cache_home() / "bm25" / content_key(content)
         ids, texts = self.collection.doc_ids, self.collection.doc_texts
 
         return cached(

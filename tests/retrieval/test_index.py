@@ -1,92 +1,71 @@
-import itertools
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from agents.baselines import fixed_router
-from maw_gym.encoders import document_parts
-from maw_gym.encoders.embedder import Embedder
+from maw_gym.encoders import embedder as embedder_module
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.retrieval import index as index_module
-from maw_gym.retrieval.index import ABOUT, VECTORS, SearchIndex
+from maw_gym.files import write_manifest
+from maw_gym.retrieval.index import KIND, ApproximateIndex, SearchIndex
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import RetrievalTask
 
 QUERIES = ["how bees make honey", "polar ice melting", "nothing of that kind", ""]
+ANIMALS = ["bees make honey", "whales sing under water", "camels live in the desert"]
+TOOLS = ["the violin has four strings", "a lamp turns power into light", "tyres have a tube"]
 
 
 @pytest.fixture
 def routed(task: RetrievalTask) -> RoutedEncoder:
+    return another(task)
+
+
+def another(task: RetrievalTask) -> RoutedEncoder:
     return RoutedEncoder(task.embedder, fixed_router(task, 1))
 
 
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document_parts, "PART", 7)
+def saved(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files_of(folder)}
 
 
-@pytest.mark.usefixtures("small_parts")
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_stream_in_parts_on_disk_is_searched_as_lists_in_memory(
-    task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path, dtype: str
+def test_a_stream_on_disk_is_searched_as_lists_in_memory(
+    task: RetrievalTask,
+    routed: RoutedEncoder,
+    tmp_path: Path,
+    dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Two texts come again, in other parts and other batches.
+    monkeypatch.setattr(embedder_module, "PORTION", 7)
+    # Two texts come again, in other portions and other batches.
     ids = [*task.collection.doc_ids, "again", "once more"]
     texts = [*task.collection.doc_texts, task.collection.doc_texts[3], task.collection.doc_texts[0]]
     expected = routed.index(ids, texts, dtype=dtype).search(QUERIES, 32)
     fused = routed.search(QUERIES, 32, hybrid=True)
-    routed.index(iter(ids), iter(texts), dtype=dtype, folder=tmp_path / "index")
+    folder = tmp_path / "index"
+    routed.index(iter(ids), iter(texts), dtype=dtype, folder=folder)
     assert routed.search(QUERIES, 32) == expected
     assert routed.search(QUERIES, 32, hybrid=True) == fused
-    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == [
-        "documents.jsonl", "index.json", "vectors.npy", "words.safetensors",
-    ]  # fmt: skip
-    stored = np.load(tmp_path / "index" / "vectors.npy")
+    stored = np.load(folder / "vectors.npy")
     assert stored.dtype == dtype
     assert stored.shape == (32, 256)
-    loaded = SearchIndex.load(tmp_path / "index", routed.embedder.fingerprint())
-    assert loaded.documents.vectors.numpy().tolist() == stored.tolist()
     np.testing.assert_array_equal(stored[[30, 31]], stored[[3, 0]])
+    loaded = SearchIndex.load(folder, routed.embedder.fingerprint())
+    np.testing.assert_array_equal(loaded.documents.vectors, stored)
     scores = {one["id"]: one["score"] for one in expected[0]}
     assert scores["once more"] == scores[ids[0]]
 
 
-@pytest.mark.usefixtures("small_parts", "beside")
-def test_a_stopped_call_goes_on_behind_its_last_part(
-    task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids, texts = task.collection.doc_ids, task.collection.doc_texts
-
-    def stopped() -> itertools.chain:
-        return itertools.chain(texts[:16], (1 / 0 for _ in [1]))
-
-    with pytest.raises(ZeroDivisionError):
-        routed.index(iter(ids), stopped(), folder=tmp_path / "index")
-    parts = sorted((tmp_path / "index" / "parts").iterdir())
-    assert [path.name for path in parts] == ["000000.safetensors", "000001.safetensors"]
-    # The second part is damaged, and has to be made again.
-    parts[1].write_bytes(parts[1].read_bytes()[:-4])
-    encoded = []
-    encode_ids = Embedder.encode_ids
-
-    def counted(self: Embedder, some: list[list[int]], *more: object) -> torch.Tensor:
-        encoded.append(len(some))
-        return encode_ids(self, some, *more)
-
-    monkeypatch.setattr(Embedder, "encode_ids", counted)
-    routed.index(ids, texts, folder=tmp_path / "index")
-    assert encoded == [7, 7, 7, 2]  # all but the first part of 30 documents
-    found = routed.search(QUERIES)
-    assert found == routed.index(ids, texts).search(QUERIES)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("folder", [None, "index"])
 def test_an_index_made_by_a_gpu_is_saved_and_loaded(
     task: RetrievalTask, tmp_path: Path, folder: str | None
@@ -106,41 +85,7 @@ def test_an_index_made_by_a_gpu_is_saved_and_loaded(
     torch.testing.assert_close(vectors, alone, rtol=0, atol=1e-4)
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_an_index_is_whole_when_its_vectors_are_on_the_disk(
-    task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids, texts, folder = task.collection.doc_ids, task.collection.doc_texts, tmp_path / "index"
-
-    def full(path: Path) -> None:
-        if path.name == VECTORS:
-            raise InputError(f"{path} cannot be written")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(index_module, "synced", full)
-        with pytest.raises(InputError, match=r"vectors\.npy cannot be written"):
-            routed.index(ids, texts, folder=folder)
-    assert not (folder / ABOUT).exists()
-    assert len([*(folder / "parts").iterdir()]) == 5  # so that it can go on
-    routed.index(ids, texts, folder=folder)
-    found = routed.search(QUERIES)
-    assert found == routed.index(ids, texts).search(QUERIES)
-
-
-def test_parts_of_other_texts_or_of_another_type_are_not_taken(
-    routed: RoutedEncoder, tmp_path: Path
-) -> None:
-    parts = document_parts.encoded_parts
-    for texts, dtype in ((["a"], torch.float32), (["b"], torch.float32), (["b"], torch.float16)):
-        (part,) = parts(routed.embedder, ["x"], texts, dtype, tmp_path)
-        (fresh,) = parts(routed.embedder, ["x"], texts, dtype)
-        vectors, digests = part.encoded()
-        assert vectors.equal(fresh.encoded()[0])
-        assert digests.equal(fresh.encoded()[1])
-        assert vectors.dtype == dtype
-
-
-@pytest.mark.parametrize("index", ["exact", "faiss:HNSW8"])
+@pytest.mark.parametrize("index", ["exact", "faiss:HNSW8", "faiss:IVF2,SQ8"])
 def test_what_is_saved_is_loaded(
     task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path, index: str
 ) -> None:
@@ -153,65 +98,134 @@ def test_what_is_saved_is_loaded(
     loaded = RoutedEncoder.load(tmp_path / "saved", "cpu")
     assert loaded.search(QUERIES, 5) == expected
     assert loaded.search(QUERIES, 5, hybrid=True) == fused
-    # Over itself, and elsewhere.
-    loaded.save(tmp_path / "saved")
+    loaded.save(tmp_path / "saved")  # over itself
     loaded.save(tmp_path / "copy")
-    assert RoutedEncoder.load(tmp_path / "copy", "cpu").search(QUERIES, 5) == expected
-    assert RoutedEncoder.load(tmp_path / "saved", "cpu").search(QUERIES, 5) == expected
+    for name in ("saved", "copy"):
+        assert RoutedEncoder.load(tmp_path / name, "cpu").search(QUERIES, 5) == expected
 
 
-def test_an_encoder_without_documents_is_saved_too(routed: RoutedEncoder, tmp_path: Path) -> None:
+def test_what_is_saved_without_documents_has_none(
+    task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path
+) -> None:
+    """Those of an earlier save do not come back, nor keep another encoder from loading."""
+    (tmp_path / "notes.txt").write_text("mine")
+    another(task).index(["old"], ["bees make honey"]).save(tmp_path)
     routed.save(tmp_path)
     loaded = RoutedEncoder.load(tmp_path, "cpu")
+    assert loaded.documents is None
     np.testing.assert_array_equal(loaded.encode_query("honey"), routed.encode_query("honey"))
     with pytest.raises(InputError, match="nothing to search yet"):
         loaded.search("honey")
+    assert sorted(saved(tmp_path)) == ["encoder.safetensors", "notes.txt", "router.safetensors"]
 
 
-def test_damaged_and_foreign_indexes_are_refused(
-    task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path
+def test_two_indexes_of_one_folder_are_never_mixed(task: RetrievalTask, tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "index"
+    first = another(task).index(["a1", "a2", "a3"], ANIMALS, folder=folder)
+    second = another(task).index(["t1", "t2", "t3"], TOOLS, folder=folder, hybrid=False)
+    assert first.search("honey of bees", 1)[0]["id"] == "a1"
+    assert second.search("violin strings", 1)[0]["id"] == "t1"
+    first.save(tmp_path / "mine")
+    loaded = RoutedEncoder.load(tmp_path / "mine", "cpu")
+    assert loaded.search("violin strings", 3) == first.search("violin strings", 3)
+    assert loaded.search("honey", 3, hybrid=True) == first.search("honey", 3, hybrid=True)
+
+
+@pytest.mark.parametrize("full", ["vectors.npy", "encoder.safetensors", "router.safetensors"])
+def test_a_save_that_fails_leaves_what_was_saved(
+    task: RetrievalTask,
+    routed: RoutedEncoder,
+    tmp_path: Path,
+    full: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    routed.index(["a1", "a2", "a3"], ANIMALS).save(tmp_path)
+    before = saved(tmp_path)
+    other = untrained_embedder(["other"], EncoderSettings(depths=4))
+    router = fixed_router(RetrievalTask(task.collection, other), 0)
+    new = RoutedEncoder(other, router).index(["t1", "t2", "t3"], TOOLS)
+    path_open = Path.open
+
+    def no_room(*given: Any, **more: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    def opened(self: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        if full in self.name and mode[0] in "wx":
+            no_room()
+        return path_open(self, mode, *more, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
+    if full == "vectors.npy":
+        monkeypatch.setattr(np, "save", no_room)
+    with pytest.raises(InputError, match="cannot be written: No space left on device; make room"):
+        new.save(tmp_path)
+    assert saved(tmp_path) == before
+
+
+def test_a_folder_of_the_user_is_not_replaced(routed: RoutedEncoder, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds other files"):
+        routed.index(["a"], ["x"], folder=tmp_path)
+    assert saved(tmp_path) == {"thesis.tex": b"years of work"}
+
+
+def test_damaged_and_foreign_indexes_are_refused(routed: RoutedEncoder, tmp_path: Path) -> None:
     routed.index(["a", "b"], ["bees make honey", "the moon"]).save(tmp_path)
     folder = tmp_path / "index"
-    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    whole = saved(folder)
+    about = {"encoder": routed.embedder.fingerprint(), "index": "exact"}
 
-    def refused(name: str, content: bytes | None, message: str) -> None:
-        for file, data in whole.items():
-            (folder / file).write_bytes(data)
-        (folder / name).unlink()
-        if content is not None:
-            (folder / name).write_bytes(content)
+    def refused(message: str) -> None:
         with pytest.raises(InputError, match=message) as caught:
             RoutedEncoder.load(tmp_path, "cpu")
         assert "\n" not in str(caught.value)
+        for name, content in whole.items():
+            (folder / name).write_bytes(content)
+        RoutedEncoder.load(tmp_path, "cpu")
 
-    refused("index.json", None, "no index in")
-    refused("index.json", b"{", "is not readable")
-    refused("index.json", b"[" * 100_000, "is not readable")
-    refused("index.json", b"[]", "is not readable")
-    about = json.loads(whole["index.json"])
-    refused("index.json", json.dumps(about | {"format": 9}).encode(), "by this version of maw_gym")
-    other = json.dumps(about | {"encoder": "0" * 64}).encode()
-    refused("index.json", other, "was made by encoder 000000000000, not")
-    outside = about | {"sha256": about["sha256"] | {"../encoder.safetensors": "0"}}
-    refused("index.json", json.dumps(outside).encode(), "by this version of maw_gym")
-    for name in ("documents.jsonl", "vectors.npy", "words.safetensors"):
-        refused(name, None, "no file of an index")
-        refused(name, whole[name][:-1] + b"x", "is damaged")
+    for name in whole:
+        (folder / name).unlink()
+        refused("no search index in" if name == "manifest.json" else "is gone")
+        (folder / name).write_bytes(whole[name][:-2] + b"xx")
+        refused("manifest.json" if name == "manifest.json" else "is damaged")
+    for content in (b"{", b"[" * 100_000, b"[]"):
+        (folder / "manifest.json").write_bytes(content)
+        refused("was not written by maw_gym")
     # A stranger can make checksums that fit.
-    for name, content, message in (
+    write_manifest(folder, KIND, about | {"encoder": "0" * 64})
+    refused("was made by encoder 000000000000, not")
+    write_manifest(folder, KIND, about | {"index": "faiss:Flat"})
+    refused("is no FAISS index|needs FAISS")
+    for name, written, message in (
         ("documents.jsonl", b'"a"\n7\n', "ids that are no strings"),
         ("documents.jsonl", b'"a"\n"a"\n', "holds no index: document ids must differ"),
         ("documents.jsonl", b'"a"\n', "holds no index: 1 ids for embeddings"),
-        ("documents.jsonl", b'"a"\n{', "is not readable"),
-        ("vectors.npy", b"no array", "is not readable"),
-        ("vectors.npy", whole["vectors.npy"][:-9], "is not readable"),
+        ("documents.jsonl", b'"a"\n{', "holds no index"),
+        ("documents.jsonl", b'"a"\n\xff', "holds no index"),
+        ("vectors.npy", b"no array", "holds no index"),
+        ("vectors.npy", b"", "holds no index"),
+        ("vectors.npy", whole["vectors.npy"][:-9], "holds no index"),
+        ("words/params.index.json", b"{}", "is no BM25 index"),
     ):
-        import hashlib
-
-        changed = {**about, "sha256": about["sha256"] | {name: hashlib.sha256(content).hexdigest()}}
-        whole["index.json"] = json.dumps(changed).encode()
-        refused(name, content, message)
+        (folder / name).write_bytes(written)
+        write_manifest(folder, KIND, about)
+        refused(message)
+    for odd in (
+        np.ones((2, 256)),
+        np.ones((2, 256), np.int32),
+        np.ones(2, np.float32),
+        np.ones((2, 0), np.float32),
+        np.ones((2, 7), np.float32),
+        np.asfortranarray(np.ones((2, 256), np.float32)),
+        np.ones((2, 256), ">f4"),
+        np.full((2, 256), np.nan, np.float32),
+        np.array([["a"]], object),
+        {"vectors": np.ones((2, 256), np.float32)},
+    ):
+        with (folder / "vectors.npy").open("wb") as file:
+            (np.savez if isinstance(odd, dict) else np.save)(file, odd)  # type: ignore[operator]
+        write_manifest(folder, KIND, about)
+        refused("holds no index")
 
 
 def test_settings_that_do_not_exist(routed: RoutedEncoder, tmp_path: Path) -> None:
@@ -249,16 +263,39 @@ def test_faiss_finds_and_exact_cosines_order(
         routed.index(["a"], ["x"], index="faiss:Flat")
 
 
-def test_a_foreign_faiss_file_is_refused(
-    task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path
-) -> None:
-    faiss = pytest.importorskip("faiss")
-    from maw_gym.retrieval.index import ApproximateIndex
+@pytest.mark.parametrize("kind", ["HNSW0", "HNSW1", "PQ4x0", "NSG0", "RQ0x0", "IVF2_HNSW0,Flat"])
+def test_factories_that_end_the_process_are_refused(routed: RoutedEncoder, kind: str) -> None:
+    pytest.importorskip("faiss")
+    with pytest.raises(InputError, match="numbers of a FAISS index are 2 to 9999999, got"):
+        routed.index(["a", "b"], ["x", "y"], index=f"faiss:{kind}")
 
+
+def test_a_foreign_faiss_file_is_refused(routed: RoutedEncoder, tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss")
     documents = routed.index(["a"], ["x"]).documents.documents
     (tmp_path / "none").write_bytes(b"nonsense")
     with pytest.raises(DamagedFileError, match="is no FAISS index: Index type"):
-        ApproximateIndex.load(tmp_path / "none", documents)
+        ApproximateIndex.read(tmp_path / "none", documents)
     faiss.write_index(faiss.IndexFlatIP(3), str(tmp_path / "other"))
     with pytest.raises(DamagedFileError, match="is of 0 vectors of width 3, not of these"):
-        ApproximateIndex.load(tmp_path / "other", documents)
+        ApproximateIndex.read(tmp_path / "other", documents)
+
+
+def test_a_faiss_file_whose_lists_are_in_another_opens_none(
+    task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path
+) -> None:
+    faiss = pytest.importorskip("faiss")
+    documents = routed.index(task.collection.doc_ids, task.collection.doc_texts).documents.documents
+    vectors = documents.vectors.numpy()
+    index = faiss.index_factory(256, "IVF2,Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    victim = tmp_path / "victim"
+    lists = faiss.OnDiskInvertedLists(index.nlist, index.code_size, str(victim))
+    index.replace_invlists(lists)
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "foreign"))
+    del index, lists
+    victim.unlink()
+    with pytest.raises(DamagedFileError, match="its inverted lists are in another file"):
+        ApproximateIndex.read(tmp_path / "foreign", documents)
+    assert not victim.exists()

@@ -23,7 +23,7 @@ from agents.fitting import Judge, fit, router_settings
 from agents.networks import new_router
 from agents.ranking_loss import RankingLoss, straight_through
 from agents.settings import SupervisedSettings
-from maw_gym.attention.depth_attention import pooled_state
+from maw_gym.attention.reference import pooled_state
 from maw_gym.corpora import QuerySet
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError

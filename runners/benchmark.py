@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 import torch
 from pydantic import Field
 
-from maw_gym.attention.records import Inputs
+from maw_gym.attention.reference import Inputs
 from maw_gym.corpora import load_collection
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder

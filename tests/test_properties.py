@@ -8,8 +8,7 @@ from hand_made import random_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maw_gym.attention.depth_attention import pooled_state
-from maw_gym.attention.pooling import pooling_matrix
+from maw_gym.attention.reference import pooled_state, pooling_matrix
 from maw_gym.encoders.attention_encoders import MAWEncoder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.envs.environment import GRPOEnvironment

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from maw_gym.attention.depth_attention import (
+from maw_gym.attention.reference import (
     DepthStatistics,
+    Inputs,
     depth_attention,
     depth_statistics,
     merge_heads,
     split_heads,
 )
-from maw_gym.attention.records import Inputs
 from maw_gym.checks import shown
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import InputError
@@ -244,7 +244,7 @@ class MAWEncoder(NonMAWEncoder):
             ids: (B, S) int64, for the pooling weights.
             hidden: (B, S, h).
             mask: (B, S) bool.
-            kernel: see `maw_gym.attention.depth_attention.depth_statistics`.
+            kernel: see `maw_gym.attention.reference.depth_statistics`.
         """
         inputs = self.depth_inputs(ids, hidden, mask)
         found = depth_statistics(inputs, kernel)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from maw_gym.attention.depth_attention import DepthStatistics
+from maw_gym.attention.reference import DepthStatistics
 from maw_gym.checks import checked_texts, shown
 from maw_gym.distributed import check_same, from_all, is_first, process, processes
 from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder

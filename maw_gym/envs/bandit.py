@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from maw_gym.attention.pooling import POOLED
+from maw_gym.attention.reference import POOLED
 from maw_gym.checks import shown
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import DepthTable

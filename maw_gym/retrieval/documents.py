@@ -15,9 +15,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from maw_gym.attention.products import linear
 from maw_gym.corpora.records import QuerySet
 from maw_gym.errors import InputError
-from maw_gym.products import linear
 
 EMPTY_SCORE: Final = -2.0  # of a document without text: below every cosine, and finite
 # Rows looked at together, and numbers of embeddings gathered at once: what stays in a core's cache;

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from maw_gym.attention.products import linear
 from maw_gym.distributed import from_all, own_range, processes
-from maw_gym.products import linear
 from maw_gym.retrieval.documents import (
     EMPTY_SCORE,
     DocumentIndex,

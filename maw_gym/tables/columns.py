@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maw_gym.attention.depth_attention import DepthStatistics
-from maw_gym.attention.pooling import CELLS
+from maw_gym.attention.reference import CELLS, DepthStatistics
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.retrieval.ranking import STATISTICS
 

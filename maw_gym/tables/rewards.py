@@ -1,7 +1,7 @@
 """What a depth is paid for: entropy and focus of its attention, and relevance alignment, blended.
 
 `attention_entropy` and `attention_focus` are the definitions, in float64 and over whole attention
-tensors. `maw_gym.attention.depth_attention` computes the same two numbers for all depths at once in
+tensors. `maw_gym.attention.reference` computes the same two numbers for all depths at once in
 torch, and its tests hold it against these. Alignment needs a ranking and lives with the depth
 table.
 """

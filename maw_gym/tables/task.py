@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maw_gym.attention.depth_attention import attention_weights, split_heads
+from maw_gym.attention.reference import attention_weights, split_heads
 from maw_gym.checks import checked_int, one_of
 from maw_gym.corpora import Collection
 from maw_gym.corpora.splits import SPLITS

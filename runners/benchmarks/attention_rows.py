@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize, scaled_dot_product_attention
 
-from maw_gym.attention.depth_attention import (
+from maw_gym.attention.reference import (
+    Inputs,
     block_statistics,
     depth_attention,
     depth_statistics,
@@ -16,7 +17,6 @@ from maw_gym.attention.depth_attention import (
     row_entropy,
     row_focus,
 )
-from maw_gym.attention.records import Inputs
 from runners.benchmarks.measuring import Row, interleaved, peak_memory, row
 
 BY_DEPTH, TENSOR, OURS, FLOOR = "depth by depth", "5D tensor", "depth_statistics", "floor"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maw_gym.attention.depth_attention import attention_weights, split_heads
+from maw_gym.attention.reference import attention_weights, split_heads
 from maw_gym.envs.bandit import Bandit
 from maw_gym.retrieval.documents import Relevant
 from maw_gym.retrieval.ranking import alignment_of_depths

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from maw_gym.attention.depth_attention import (
+from maw_gym.attention.reference import (
+    Inputs,
     depth_attention,
     pooled_state,
     row_entropy,
     row_focus,
 )
-from maw_gym.attention.records import Inputs
 
 
 def real_tokens(*lengths: int, padded_to: int | None = None) -> Tensor:

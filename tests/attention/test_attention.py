@@ -6,8 +6,10 @@ import pytest
 import torch
 from random_inputs import random_inputs, real_tokens, reference
 
-from maw_gym.attention import statistics_cpu
-from maw_gym.attention.depth_attention import (
+from maw_gym.attention import cpu
+from maw_gym.attention.cpu import distinct_rows
+from maw_gym.attention.reference import (
+    Inputs,
     attention_weights,
     depth_attention,
     depth_statistics,
@@ -17,8 +19,6 @@ from maw_gym.attention.depth_attention import (
     row_focus,
     softmax_over_keys,
 )
-from maw_gym.attention.records import Inputs
-from maw_gym.attention.statistics_cpu import distinct_rows
 from maw_gym.encoders.attention_encoders import MAWEncoder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 
@@ -183,7 +183,7 @@ def test_rows_that_seldom_repeat_are_left_alone() -> None:
 def test_small_blocks_give_the_same_results(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     problem = random_inputs((9, 9, 4, 0, 1, 9), depths=5, heads=4, width=16, seed=13)
     expected = depth_statistics(problem)
-    monkeypatch.setattr(statistics_cpu, limit, 200)
+    monkeypatch.setattr(cpu, limit, 200)
     for got, want in zip(depth_statistics(problem), expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 

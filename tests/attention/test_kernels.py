@@ -11,8 +11,7 @@ import pytest
 import torch
 from random_inputs import random_inputs, reference
 
-from maw_gym.attention.depth_attention import depth_statistics
-from maw_gym.attention.records import Inputs
+from maw_gym.attention.reference import Inputs, depth_statistics
 from maw_gym.errors import InputError
 
 CUDA = torch.cuda.is_available()
@@ -37,9 +36,9 @@ SHAPES = [
 
 @pytest.fixture(scope="module")
 def cuda() -> ModuleType:
-    from maw_gym.attention import statistics_cuda
+    from maw_gym.attention import gpu
 
-    return statistics_cuda
+    return gpu
 
 
 def fresh_inputs(lengths: tuple[int, ...], depths: int, heads: int, width: int) -> Inputs:
@@ -71,7 +70,7 @@ def test_the_kernel_writes_every_number(cuda: ModuleType, poison: float) -> None
     lengths, depths, heads, width = (17, 0, 5), 2, 2, 32
     x, mask, query_weight, key_weight, value, pooling = fresh_inputs(lengths, depths, heads, width)
     tokens = x.reshape(-1, width)
-    out = cuda.empty_partial(len(lengths), depths, heads, width // heads, x)
+    out = cuda.empty_partial(len(lengths), depths, heads, width // heads, x.device)
     for tensor in out:
         tensor.fill_(poison)
     query, key = tokens @ query_weight.T, tokens @ key_weight.T
@@ -105,7 +104,7 @@ def test_the_same_input_gives_the_same_bits(cuda: ModuleType) -> None:
 
 
 def test_large_texts_take_the_larger_blocks() -> None:
-    from maw_gym.attention import triton_kernels as kernels
+    from maw_gym.attention import kernels
 
     def blocks(bucket: int, precision: str = "tf32") -> list[tuple[int, int]]:
         told = {"bucket": bucket, "heads": 8, "precision": precision}

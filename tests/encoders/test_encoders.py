@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from maw_gym.attention.depth_attention import merge_heads, split_heads
+from maw_gym.attention.reference import merge_heads, split_heads
 from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder, temperatures
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.token_statistics import idf_token_weights, mean_content

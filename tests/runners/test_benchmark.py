@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from maw_gym.attention.depth_attention import depth_statistics
+from maw_gym.attention.reference import depth_statistics
 from maw_gym.corpora import Collection
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.errors import InputError

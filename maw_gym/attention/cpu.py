@@ -6,7 +6,7 @@ those depths are made, normalised and reduced in two buffers of 4 MB, which ever
 Memory does not grow with D. A block is one call of each operation, however many texts it has: every
 call on two threads ends at a barrier, which takes milliseconds where another process has the core.
 
-Notation as in attention.py; n is the length of a text, g a number of texts of that length.
+Notation as in reference.py; n is the length of a text, g a number of texts of that length.
 """
 
 import math
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, normalize
 
-from maw_gym.attention.pooling import POOLED, pooling_matrix
-from maw_gym.attention.records import Inputs, Statistics
-from maw_gym.products import linear
+from maw_gym.attention.products import linear
+from maw_gym.attention.reference import POOLED, Inputs, Statistics, pooling_matrix
 
 SCORES = 1 << 20  # numbers in a block of scores: two blocks fit a shared cache
 PROJECTED = 1 << 21  # numbers in a block of queries (and of keys)
@@ -26,7 +25,7 @@ REPEATED = 0.6  # where at most so many of the tokens differ, each different one
 
 @torch.no_grad()
 def packed_statistics(inputs: Inputs) -> Statistics:
-    """The statistics of `maw_gym.attention.depth_attention.depth_statistics`, forward only."""
+    """The statistics of `maw_gym.attention.reference.depth_statistics`, forward only."""
     x, mask, _, _, value, pooling = inputs
     heads, depths = value.shape[1], inputs.depths
     lengths, order = mask.sum(-1).sort(stable=True)

@@ -1,4 +1,4 @@
-"""The Triton kernels behind statistics_cuda.py, and the block sizes they are tuned over.
+"""The Triton kernels behind gpu.py, and the block sizes they are tuned over.
 
 A program takes one depth of one head of one text. It walks over the text's tokens as flash
 attention does (Dao et al. 2022, arXiv:2205.14135), with a running maximum m, normaliser Z and the
@@ -8,7 +8,7 @@ the 8 cells of the state. So the scores live in registers only:
     entropy of a row = ln Z + m - sum(p s) / Z        largest weight of a row = 1 / Z
 
 Programs write partial results of their own and a second kernel adds them up, in a fixed order: the
-same input gives the same output. Notation as in attention.py.
+same input gives the same output. Notation as in reference.py.
 """
 
 from typing import Any

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from maw_gym import products
-from maw_gym.products import linear
+from maw_gym.attention import products
+from maw_gym.attention.products import linear
 
 
 def normal(*shape: int) -> Tensor:

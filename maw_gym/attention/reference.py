@@ -11,12 +11,58 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from maw_gym.attention.pooling import POOLED, pooling_matrix
-from maw_gym.attention.records import Inputs, Statistics
-from maw_gym.attention.statistics_cpu import packed_statistics
 from maw_gym.errors import InputError
 
 KERNELS = ("auto", "exact", "torch", "triton")
+POOLED = 8  # the state pools each head's n x n attention to POOLED x POOLED
+CELLS = POOLED**2  # numbers of one head in the state
+
+
+class Inputs(NamedTuple):
+    """Texts and the projections that their attentions come from; see `depth_statistics`.
+
+    Attributes:
+        x: (B, S, h), the attention's input; padding is never read.
+        mask: (B, S) bool, real tokens first.
+        query_weight: (D h, h), a Linear's weight; rows d h .. (d + 1) h belong to depth d.
+        key_weight: (D h, h), likewise.
+        value: (B, H, S, e).
+        pooling: (B, S), weights of the tokens in the embedding; 0 on padding.
+    """
+
+    x: Tensor
+    mask: Tensor
+    query_weight: Tensor
+    key_weight: Tensor
+    value: Tensor
+    pooling: Tensor
+
+    @property
+    def depths(self) -> int:
+        """D."""
+        return self.query_weight.shape[0] // self.x.shape[-1]
+
+    def of_depths(self, first: int, count: int) -> "Inputs":
+        """The same with `count` depths from `first` on, or with those of them that there are."""
+        width = self.x.shape[-1]
+        rows = slice(first * width, min(first + count, self.depths) * width)
+        return self._replace(query_weight=self.query_weight[rows], key_weight=self.key_weight[rows])
+
+
+class Statistics(NamedTuple):
+    """Of the attention of every depth.
+
+    Attributes:
+        state: (B, 64 H), mean attention over depth, pooled to 8 x 8 per head, of unit length.
+        entropy: (B, D) in [0, 1], see `row_entropy`.
+        focus: (B, D) in [0, 1], see `row_focus`.
+        pooled: (B, D, H e), the pooled attention output before the output projection.
+    """
+
+    state: Tensor
+    entropy: Tensor
+    focus: Tensor
+    pooled: Tensor
 
 
 class DepthStatistics(NamedTuple):
@@ -146,6 +192,28 @@ def _mean_of_rows(values: Tensor, mask: Tensor) -> Tensor:
     return (values * rows).sum(-1).mean(1) / count
 
 
+def pooling_matrix(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Adaptive average pooling of n real tokens to 8 cells, as a matrix.
+
+    Cell i averages tokens floor(i n / 8) to ceil((i + 1) n / 8) - 1, as torch defines
+    `adaptive_avg_pool2d`. So ``P A P^T`` pools the real n x n part of A.
+
+    Args:
+        mask: (B, S) bool, real tokens first.
+        dtype: of the result.
+
+    Returns:
+        (B, 8, S); rows sum to 1, or are 0 for a text without tokens.
+    """
+    lengths = mask.sum(-1, keepdim=True)  # (B, 1)
+    cell = torch.arange(POOLED, device=mask.device)
+    start = cell * lengths // POOLED  # (B, 8)
+    stop = -(-(cell + 1) * lengths // POOLED)
+    token = torch.arange(mask.shape[1], device=mask.device)
+    inside = (token >= start[..., None]) & (token < stop[..., None])
+    return inside.to(dtype) / (stop - start).clamp(min=1)[..., None]
+
+
 def pooled_state(mean_attention: Tensor, mask: Tensor) -> Tensor:
     """The observation block `attention`: (B, H, S, S) to (B, 64 H), pooled and of unit length."""
     pool = pooling_matrix(mask, mean_attention.dtype)[:, None]  # (B, 1, 8, S)
@@ -177,12 +245,12 @@ def depth_statistics(inputs: Inputs, kernel: str = "auto") -> Statistics:
         raise InputError("the Triton kernel has no gradients; use kernel='auto' or torch.no_grad()")
     fast = kernel in ("auto", "exact") and not gradients
     if kernel == "triton" or (fast and inputs.x.is_cuda):
-        from maw_gym.attention.statistics_cuda import (
-            fused_statistics,  # CPU torch does not bring triton
-        )
+        from maw_gym.attention.gpu import fused_statistics  # CPU torch does not bring triton
 
         return fused_statistics(inputs, torch.float32 if kernel == "exact" else torch.bfloat16)
     if fast and inputs.x.device.type == "cpu":
+        from maw_gym.attention.cpu import packed_statistics  # which imports this module
+
         return packed_statistics(inputs)
     return blocked_statistics(inputs, recompute=gradients)
 

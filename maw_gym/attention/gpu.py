@@ -1,34 +1,25 @@
 """The statistics of all depths on a GPU: projections through torch, the rest in one Triton kernel.
 
 All depths of all texts are one launch, unless their queries and keys pass a limit. The scores and
-weights never reach memory. Small batches, whose launches take longer than their work, are replayed
-from a recording once they recur. Notation as in attention.py.
+weights never reach memory. Notation as in reference.py.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from maw_gym.attention.pooling import CELLS, POOLED
-from maw_gym.attention.records import Inputs, Statistics
-from maw_gym.attention.replays import GraphRecorder, Replays, recordable
-from maw_gym.attention.triton_kernels import (
+from maw_gym.attention.kernels import (
     SMALLEST,
     finish_kernel,
     statistics_kernel,
     tuned_statistics_kernel,
 )
+from maw_gym.attention.reference import CELLS, POOLED, Inputs, Statistics
 
 PROJECTED = 1 << 30  # numbers in a launch's queries (and in its keys)
-RECORDED = 1 << 24  # so many numbers at most in the queries of a batch that is worth recording
-
-Shape = tuple[int, ...]
-
-_replays = Replays(GraphRecorder())
 
 
 class Partial(NamedTuple):
@@ -47,28 +38,12 @@ class Partial(NamedTuple):
     pooled: Tensor
 
 
-def result_shapes(batch: int, depths: int, heads: int, head_width: int) -> tuple[Shape, ...]:
-    """Of the `Statistics` of B texts, D depths and H heads."""
-    depth, state = (batch, depths), (batch, heads * CELLS)
-    return state, depth, depth, (*depth, heads * head_width)
-
-
-def results_in(numbers: Tensor, shapes: Sequence[Shape]) -> Statistics:
-    """Views of a tensor that has just so many numbers."""
-    parts = numbers.split([math.prod(shape) for shape in shapes])
-    return Statistics(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
-
-
 def empty_partial(
-    batch: int, depths: int, heads: int, head_width: int, like: Tensor, pooled: Tensor | None = None
+    batch: int, depths: int, heads: int, head_width: int, device: torch.device
 ) -> Partial:
-    """Room for the kernel's results, in float32 on the device of `like`; `pooled` may be given."""
-    shape = (batch, depths, heads)
-    tails = ((POOLED, POOLED), (), ())
-    state, entropy, focus = (torch.empty(shape + tail, device=like.device) for tail in tails)
-    if pooled is None:
-        pooled = torch.empty((*shape, head_width), device=like.device)
-    return Partial(state, entropy, focus, pooled)
+    """Room for the kernel's results, in float32."""
+    tails = ((POOLED, POOLED), (), (), (head_width,))
+    return Partial(*(torch.empty((batch, depths, heads, *tail), device=device) for tail in tails))
 
 
 def launch(
@@ -114,19 +89,22 @@ def launch(
     kernel[(batch * depths * heads,)](*tensors, *numbers, **arguments)
 
 
-def finish(partial: Partial, lengths: Tensor, results: Statistics) -> None:
-    """Add up partial results of texts of these lengths (B,): all `results` but the pooled."""
+def finish(partial: Partial, lengths: Tensor) -> Statistics:
+    """Add up partial results of texts of these lengths (B,)."""
     batch, depths, heads = partial.entropy.shape
     numbers = heads * CELLS
     padded_numbers = triton.next_power_of_2(numbers)
+    device = lengths.device
+    state = torch.empty(batch, numbers, device=device)
+    entropy, focus = torch.empty(2, batch, depths, device=device)
     finish_kernel[(batch,)](
         partial.state,
         partial.entropy,
         partial.focus,
         lengths,
-        results.state,
-        results.entropy,
-        results.focus,
+        state,
+        entropy,
+        focus,
         depths,
         heads=heads,
         numbers=numbers,
@@ -135,50 +113,28 @@ def finish(partial: Partial, lengths: Tensor, results: Statistics) -> None:
         # A block of the state that stays in registers, however many heads there are.
         depths_at_once=max(1, 8192 // padded_numbers),
     )
+    return Statistics(state, entropy, focus, partial.pooled.flatten(2))
 
 
 @torch.no_grad()
 def fused_statistics(
     inputs: Inputs, dtype: torch.dtype = torch.bfloat16, blocks: tuple[int, int] | None = None
 ) -> Statistics:
-    """The statistics of `depth_attention.depth_statistics`, float32, forward only, on CUDA.
+    """The statistics of `reference.depth_statistics`, float32, forward only, on CUDA.
 
     Args:
         inputs: texts and projections.
         dtype: of the operands of matrix products, bfloat16 or float32; sums are float32.
         blocks: see `launch`.
     """
-    x, mask, query_weight, key_weight, value, pooling = inputs
-    batch, heads, _, head_width = value.shape
-    depths = inputs.depths
-
-    def launches(x: Tensor, mask: Tensor, value: Tensor, pooling: Tensor) -> Tensor:
-        return _launched(Inputs(x, mask, query_weight, key_weight, value, pooling), dtype, blocks)
-
-    texts = (x, mask, value, pooling)
-    if x.numel() * depths <= RECORDED and recordable(x):
-        # The weights are read where they lie: changed in place, their new numbers are read.
-        weights = query_weight, key_weight
-        lying = tuple((one.data_ptr(), one.shape, one.stride(), one.dtype) for one in weights)
-        numbers = _replays.run((lying, dtype, blocks), launches, texts)
-    else:
-        numbers = launches(*texts)
-    return results_in(numbers, result_shapes(batch, depths, heads, head_width))
-
-
-def _launched(inputs: Inputs, dtype: torch.dtype, blocks: tuple[int, int] | None) -> Tensor:
-    """The numbers of the `Statistics`; arguments as in `fused_statistics`."""
     x, mask, _, _, value, pooling = inputs
     batch, heads, _, head_width = value.shape
     depths = inputs.depths
-    shapes = result_shapes(batch, depths, heads, head_width)
     lengths = mask.sum(-1)
     tokens = x.flatten(0, 1).to(dtype)
     value = value.to(dtype).contiguous()
     pooling = pooling.float().contiguous()
-    numbers = torch.empty(sum(map(math.prod, shapes)), device=x.device)
-    results = results_in(numbers, shapes)
-    partial = empty_partial(batch, depths, heads, head_width, x, results.pooled)
+    partial = empty_partial(batch, depths, heads, head_width, x.device)
     at_once = max(1, min(depths, PROJECTED // max(1, tokens.numel())))
     for start in range(0, depths, at_once):
         some = inputs.of_depths(start, at_once)
@@ -186,5 +142,4 @@ def _launched(inputs: Inputs, dtype: torch.dtype, blocks: tuple[int, int] | None
             tokens @ weight.to(dtype).T for weight in (some.query_weight, some.key_weight)
         )
         launch(query, key, value, pooling, lengths, partial, start, blocks)
-    finish(partial, lengths, results)
-    return numbers
+    return finish(partial, lengths)

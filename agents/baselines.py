@@ -22,10 +22,9 @@ from agents.fitting import Judge, fit, router_settings
 from agents.networks import new_router
 from agents.settings import FullInformationSettings
 from agents.supervised import label_facts, relevant_counts, rule_labels
-from maw_gym.envs.bandit import Bandit
+from maw_gym.envs.bandit import DEFAULT_REWARD, NDCG, Bandit, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.tables.rewards import DEFAULT_REWARD, NDCG, RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
 STATIC: Final = ("best_fixed", "best_fixed_ndcg", "observed_reward", "rule")

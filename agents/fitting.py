@@ -18,11 +18,10 @@ from tqdm import tqdm
 from agents.settings import FitSettings
 from maw_gym.checkpoints import Best, EpochCheckpoints, Progress
 from maw_gym.encoders.training.pairs import epoch_rows
-from maw_gym.envs.bandit import Bandit
+from maw_gym.envs.bandit import Bandit, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.files import fingerprint
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.tables.rewards import RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
 REWARD: Final = "eval/reward"  # tag of the mean validation reward

@@ -15,8 +15,7 @@ from torch import nn
 
 from agents.settings import check_network
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.tables.blocks import PER_DEPTH_BLOCKS, checked_blocks
-from maw_gym.tables.depth_table import DepthTable
+from maw_gym.tables.depth_table import DepthTable, checked_blocks, numbers_per_depth
 
 WIDTHS: Final = (512, 256, 128, 64)  # hidden widths, those of GRPO's actor
 SHARED_WIDTHS: Final = (32, 32)  # likewise, of a network that all depths share (a test ties both)
@@ -35,8 +34,7 @@ def is_shared(network: str, observation: Sequence[str]) -> bool:
         InputError: another network, or "shared" with a block that has no numbers of every depth.
     """
     check_network(network, observation)
-    blocks = checked_blocks(observation)
-    return network != "mlp" and set(blocks) <= set(PER_DEPTH_BLOCKS)
+    return network != "mlp" and numbers_per_depth(checked_blocks(observation)) > 0
 
 
 def standardisation(

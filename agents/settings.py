@@ -11,6 +11,7 @@ from pydantic import Field
 
 from maw_gym.errors import InputError
 from maw_gym.settings import Above0, Coefficient, Count, Rate, checked
+from maw_gym.tables.depth_table import BLOCKS
 
 NETWORKS: Final = ("auto", "shared", "mlp")
 
@@ -111,8 +112,8 @@ def check_network(network: str, observation: Sequence[str]) -> None:
     """
     if network not in NETWORKS:
         raise InputError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")
-    for name in ("attention", "content"):
-        if network == "shared" and name in observation:
+    for name in observation:
+        if network == "shared" and name in BLOCKS and not BLOCKS[name].per_depth:
             raise InputError(
                 f"a shared network wants numbers of every depth, and observation block {name!r} has"
                 " none; leave it out or take network mlp"

@@ -25,10 +25,9 @@ from agents.ranking_loss import RankingLoss, straight_through
 from agents.settings import SupervisedSettings
 from maw_gym.attention.reference import pooled_state
 from maw_gym.corpora import QuerySet
-from maw_gym.envs.bandit import Bandit
+from maw_gym.envs.bandit import DEFAULT_REWARD, Bandit, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.tables.rewards import DEFAULT_REWARD, RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from maw_gym.envs.vector_environment import GRPOVectorEnvironment
     from maw_gym.routers.routed_encoder import RoutedEncoder
     from maw_gym.tables.depth_table import DepthTable
-    from maw_gym.tables.loading import load_task
-    from maw_gym.tables.task import RetrievalTask
+    from maw_gym.tables.task import RetrievalTask, load_task
 
 __version__ = "0.2.0"
 
@@ -49,7 +48,7 @@ _MODULES = {
     "RetrievalTask": "tables.task",
     "RoutedEncoder": "routers.routed_encoder",
     "load_collection": "corpora",
-    "load_task": "tables.loading",
+    "load_task": "tables.task",
 }
 
 

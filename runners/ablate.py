@@ -12,12 +12,11 @@ from typing import Annotated, Any, ClassVar, Final
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from maw_gym.envs.bandit import Bandit
+from maw_gym.envs.bandit import DEFAULT_REWARD, Bandit
 from maw_gym.errors import InputError
 from maw_gym.files import write_json, written_whole
 from maw_gym.retrieval.significance import sign_flip_test
 from maw_gym.settings import Count, Seed, checked, part
-from maw_gym.tables.rewards import DEFAULT_REWARD
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.engine import kept_run
 from runners.experiments.runs import Stopwatch, open_run, run_main, write_config

@@ -20,7 +20,7 @@ from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.text import padded
 from maw_gym.files import write_json
 from maw_gym.settings import Coefficient, Count, HomePath, HomeText, Index, checked
-from maw_gym.tables.loading import resolve_device
+from maw_gym.tables.task import resolve_device
 from runners.benchmarks.attention_rows import (
     CPU_SHAPES,
     CUDA_SHAPES,

@@ -14,7 +14,7 @@ def main(settings: CompareSettings) -> None:
     """Run what is not there yet, then write the report from everything."""
     from maw_gym.encoders.text import text_encoders
     from maw_gym.envs.rendering import check_matplotlib
-    from maw_gym.tables.loading import load_task, resolve_device
+    from maw_gym.tables.task import load_task, resolve_device
     from runners.experiments.comparison import run_dataset, write_all
     from runners.experiments.fields import checked_field
     from runners.experiments.tables import test_table

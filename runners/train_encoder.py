@@ -47,9 +47,7 @@ def main(settings: EncoderRunSettings) -> None:
     from maw_gym.encoders.encoder_files import save_embedder
     from maw_gym.encoders.text import text_encoders
     from maw_gym.encoders.training.selection import trained_embedder
-    from maw_gym.tables.depth_profile import depth_profile
-    from maw_gym.tables.loading import resolve_device
-    from maw_gym.tables.task import RetrievalTask
+    from maw_gym.tables.task import RetrievalTask, resolve_device
     from runners.experiments.report import BASELINES, MEASURES, metrics, rows_of
     from runners.experiments.tables import run_table
 
@@ -78,11 +76,17 @@ def main(settings: EncoderRunSettings) -> None:
         spec = TaskSettings(dataset=settings.dataset, seed=settings.seed)
         rows = rows_of(task, spec, ("mean-pooling", *BASELINES))
     if folder is not None:
-        profile = depth_profile(task.table("test"))
+        test = task.table("test")
+        profile = {
+            name: getattr(test, name).mean(0, dtype=float) for name in ("entropy", "focus", "ndcg")
+        }
         content = metrics(spec, rows, None, watch) | {"encoder": provenance}
-        content["depths"] = {name: values.tolist() for name, values in profile._asdict().items()}
+        content["depths"] = {name: values.tolist() for name, values in profile.items()}
         write_json(folder / "metrics.json", content)
-        print(profile, end="\n\n")
+        print("depth  entropy  focus  nDCG@10")
+        for depth, row in enumerate(zip(*profile.values(), strict=True)):
+            print(f"{depth:5d}  {row[0]:7.3f}  {row[1]:5.3f}  {row[2]:7.4f}")
+        print()
         print(run_table(rows, MEASURES))
         print(f"\nencoder: {provenance['chosen']}; give others {folder / 'encoder.safetensors'}")
     stop()

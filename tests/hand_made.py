@@ -1,14 +1,12 @@
 """A depth table small enough to work out by hand, and a task that serves it."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from maw_gym.tables.columns import COLUMNS
-from maw_gym.tables.depth_table import DepthTable
+from maw_gym.tables.depth_table import TERMS, DepthTable
 
 APPLE, BERRY, CHERRY = "fruit/apple", "fruit/berry", "fruit/cherry"
 
@@ -18,15 +16,20 @@ def _floats(rows: list[list[float]]) -> np.ndarray:
 
 
 # Three queries, four depths, one head; the third query has a single token.
+ENTROPY = _floats([[0.0, 0.2, 0.6, 1.0], [0.1, 0.3, 0.5, 0.9], [0.0, 0.0, 0.0, 0.0]])
+FOCUS = _floats([[1.0, 0.8, 0.4, 0.1], [0.9, 0.7, 0.5, 0.2], [1.0, 1.0, 1.0, 1.0]])
 TABLE = DepthTable(
     query_ids=(APPLE, BERRY, CHERRY),
-    attention=np.eye(3, 64, dtype=np.float32),
-    entropy=_floats([[0.0, 0.2, 0.6, 1.0], [0.1, 0.3, 0.5, 0.9], [0.0, 0.0, 0.0, 0.0]]),
-    focus=_floats([[1.0, 0.8, 0.4, 0.1], [0.9, 0.7, 0.5, 0.2], [1.0, 1.0, 1.0, 1.0]]),
+    entropy=ENTROPY,
+    focus=FOCUS,
     ndcg=_floats([[0.0, 0.5, 1.0, 0.25], [1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.5]]),
     listwise=_floats([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 0.5], [1.0, 0.0, 0.0, 0.0]]),
-    retrieval=np.arange(132, dtype=np.float32).reshape(3, 44) / 132,  # 11 kinds of 4 depths
-    content=_floats([[0.6, 0.8], [-1.0, 0.0], [0.0, 1.0]]),
+    blocks={
+        "attention": np.eye(3, 64, dtype=np.float32),
+        "profile": np.concatenate([ENTROPY, FOCUS], axis=1),
+        "retrieval": np.arange(132, dtype=np.float32).reshape(3, 44) / 132,  # 11 kinds of 4 depths
+        "content": _floats([[0.6, 0.8], [-1.0, 0.0], [0.0, 1.0]]),
+    },
 )
 # 0.3 entropy + 0.3 focus + 0.4 nDCG of the numbers above.
 REWARD = [[0.3, 0.5, 0.7, 0.43], [0.7, 0.5, 0.3, 0.33], [0.3, 0.3, 0.3, 0.5]]
@@ -36,11 +39,19 @@ REGRET = [[0.4, 0.2, 0.0, 0.27], [0.0, 0.2, 0.4, 0.37], [0.2, 0.2, 0.2, 0.0]]
 def random_table(queries: int, depths: int, seed: int = 0) -> DepthTable:
     """A table of random numbers, one head, for comparisons."""
     draw = np.random.default_rng(seed).random
-    shapes = dict.fromkeys(("entropy", "focus", "ndcg", "listwise"), (queries, depths))
-    shapes |= {"attention": (queries, 64), "content": (queries, 5)}
-    shapes |= {"retrieval": (queries, 11 * depths)}
-    numbers: dict[str, Any] = {name: draw(shape, np.float32) for name, shape in shapes.items()}
-    return DepthTable(query_ids=tuple(f"query {row}" for row in range(queries)), **numbers)
+    terms: dict[str, Any] = {name: draw((queries, depths), np.float32) for name in TERMS}
+    widths = {"attention": 64, "content": 5, "retrieval": 11 * depths}
+    blocks = {name: draw((queries, width), np.float32) for name, width in widths.items()}
+    blocks["profile"] = np.concatenate([terms["entropy"], terms["focus"]], axis=1)
+    ids = tuple(f"query {row}" for row in range(queries))
+    return DepthTable(ids, **terms, blocks=blocks)
+
+
+def first_rows(table: DepthTable, count: int) -> DepthTable:
+    """A table of its first queries alone."""
+    terms: dict[str, Any] = {name: getattr(table, name)[:count] for name in TERMS}
+    blocks = {name: values[:count] for name, values in table.blocks.items()}
+    return DepthTable(table.query_ids[:count], **terms, blocks=blocks)
 
 
 class HandMadeTask:
@@ -60,9 +71,7 @@ class HandMadeTask:
     def table(self, split: str) -> DepthTable:
         if split == "train":
             return TABLE
-        rows = slice(0, 1)
-        cut: dict[str, Any] = {name: getattr(TABLE, name)[rows] for name in COLUMNS}
-        return replace(TABLE, query_ids=TABLE.query_ids[rows], **cut)
+        return first_rows(TABLE, 1)
 
     def attention(self, query_id: str, depth: int) -> tuple[np.ndarray, list[str]]:
         weights = _floats([[1.0, 0.0, 0.0], [0.5, 0.25, 0.25], [0.0, 0.25, 0.75]])

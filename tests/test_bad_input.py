@@ -25,13 +25,13 @@ from maw_gym import files
 from maw_gym.corpora import load_collection
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.envs.bandit import RewardSpec
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter, load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from maw_gym.tables.loading import load_task
-from maw_gym.tables.rewards import RewardSpec, attention_entropy
+from maw_gym.tables.task import load_task
 from runners.experiments.runs import run_main
 from runners.train_grpo import GRPORunSettings
 
@@ -408,7 +408,6 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "huge weights": (lambda at: routed(at, huge).index(["a"], ["honey"]), "document embeddings must be finite; the encoder has probably diverged"),
     "query of a task": (lambda at: load_task(str(at.tiny), "untrained", "cpu").query_text("q99"), "no query 'q99' in .*"),
     "weights as text": (lambda at: RewardSpec("abc"), "reward_weights must be three finite numbers .*; got 'abc'"),
-    "attention": (lambda at: attention_entropy(np.ones((2, 3))), r"attention must have shape \(..., heads, n, n\); got \(2, 3\)"),
 }  # fmt: skip
 
 

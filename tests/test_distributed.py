@@ -28,7 +28,7 @@ from maw_gym.errors import InputError
 from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.search import rank, rank_together
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from maw_gym.tables import table_files
+from maw_gym.tables import task as tasks
 from maw_gym.tables.task import RetrievalTask
 
 pytestmark = pytest.mark.processes
@@ -278,7 +278,7 @@ def task_of(folder: Path) -> RetrievalTask:
 
 def small_portions() -> None:
     embedder_module.PORTION = 7
-    table_files.CHUNK = 4  # 7 test queries for two processes, 5 validation queries, 12 others
+    tasks.PORTION = 4  # 7 test queries for two processes, 5 validation queries, 12 others
 
 
 def evaluated(folder: Path, home: Path) -> tuple[Any, ...]:
@@ -290,7 +290,7 @@ def evaluated(folder: Path, home: Path) -> tuple[Any, ...]:
     left = sorted(str(path.relative_to(home)) for path in home.rglob("*.safetensors"))
     return (
         task.index.vectors.cpu().numpy(),
-        {name: np.asarray(getattr(table, name)) for name in ("attention", "ndcg", "entropy")},
+        {name: np.asarray(values) for name, values in table.columns.items()},
         evaluation.mean,
         ranking.documents.tolist(),
         left,
@@ -301,7 +301,7 @@ def test_documents_and_tables_are_built_in_shares_and_joined(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedder_module, "PORTION", 7)
-    monkeypatch.setattr(table_files, "CHUNK", 4)
+    monkeypatch.setattr(tasks, "PORTION", 4)
     monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "alone"))
     alone = evaluated(tiny_folder, tmp_path / "alone")
     for found in together(evaluated, tiny_folder, tmp_path / "together"):
@@ -327,7 +327,7 @@ def test_an_index_is_built_in_shares_and_searched_in_shares(
     tiny_folder: Path, tmp_path: Path, folder: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedder_module, "PORTION", 7)
-    monkeypatch.setattr(table_files, "CHUNK", 4)
+    monkeypatch.setattr(tasks, "PORTION", 4)
     alone = index_and_search(tiny_folder, None, own_texts=False)
     target = folder and tmp_path / folder
     for found in together(index_and_search, tiny_folder, target, False):

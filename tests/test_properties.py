@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from maw_gym.attention.reference import pooled_state, pooling_matrix
 from maw_gym.encoders.attention_encoders import MAWEncoder
 from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.envs.bandit import RewardSpec
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.tables.rewards import RewardSpec, attention_entropy, attention_focus
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -146,20 +146,6 @@ def test_a_blend_stays_within_its_terms(terms, weights):
     assert ((default >= 0) & (default <= 1 + 1e-12)).all()
 
 
-@quick
-@given(st.integers(1, 15), st.integers(1, 3), st.floats(0, 500), SEEDS)
-def test_entropy_and_focus_of_any_attention(tokens, heads, scale, seed):
-    weights = attention([tokens], heads, scale, seed)
-    entropy, focus = attention_entropy(weights)[0], attention_focus(weights)[0]
-    assert 0 <= entropy <= 1
-    assert 1 / tokens - 1e-12 <= focus <= 1
-    # The two cannot both be large: all mass on one token leaves nothing to spread.
-    if focus == 1:
-        assert entropy == pytest.approx(0, abs=1e-12)
-    if tokens > 1 and entropy > 1 - 1e-12:
-        assert focus == pytest.approx(1 / tokens, abs=1e-3)
-
-
 # --- environments ----------------------------------------------------------------------------
 
 NO_DEPTH = st.one_of(
@@ -189,7 +175,7 @@ def test_any_actions_in_the_environment(seed, actions, weights):
             assert paid == reward[row, action]
             assert told["query_id"] == info["query_id"]
             assert told["regret"] == pytest.approx(reward[row].max() - paid, rel=1e-6, abs=1e-6)
-            assert np.array_equal(observation, table.attention[row])
+            assert np.array_equal(observation, table.block("attention")[row])
             with pytest.raises(ResetNeeded):
                 env.step(action)
             _, info = env.reset()

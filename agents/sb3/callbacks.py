@@ -17,9 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.sb3.stopping import STOP
 from agents.sb3.training_state import aliases, first_not_finite, training_state
 from maw_gym.checkpoints import Checkpoints
-from maw_gym.envs.bandit import Bandit, Outcome
+from maw_gym.envs.bandit import NDCG, TERMS, Bandit, Outcome, gap_closed
 from maw_gym.envs.rendering import Scene, attention_frame
-from maw_gym.tables.rewards import NDCG, TERMS, gap_closed
 from maw_gym.tables.task import RetrievalTask
 
 MEASURES: Final = (*TERMS, "regret", "random")  # of each episode, in its info

@@ -193,14 +193,6 @@ class Embedder:
         statistics = self.maw.depth_statistics(batch, hidden, mask, kernel="exact")
         return statistics, mean_content(hidden, mask)
 
-    @torch.no_grad()
-    def contents(self, ids: list[list[int]]) -> Tensor:
-        """The `content` block (N, h) of texts given as token ids."""
-        result = torch.zeros(len(ids), self.text.width, device=self.device)
-        for rows, batch, mask in self.batches(ids, BATCH_TOKENS):
-            result[rows] = mean_content(self.text.hidden(batch, mask), mask)
-        return result
-
     def batches(
         self, ids: list[list[int]], batch_tokens: int, progress: str | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

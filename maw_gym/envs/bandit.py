@@ -1,8 +1,10 @@
 """What both environments read: a depth table seen through one choice of settings."""
 
 import difflib
+import math
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -10,13 +12,98 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from maw_gym.attention.reference import POOLED
 from maw_gym.checks import shown
 from maw_gym.errors import InputError
-from maw_gym.tables.depth_table import DepthTable
-from maw_gym.tables.rewards import DEFAULT_REWARD, TERMS, RewardSpec, gap_closed
+from maw_gym.tables.depth_table import ALIGNMENTS, DepthTable
 
 RECORD: Final = 8  # numbers in a record of `Bandit.outcomes`
+TERMS: Final = ("entropy", "focus", "alignment")
+DEFAULT_WEIGHTS: Final = (0.3, 0.3, 0.4)  # of entropy, focus and alignment
+LARGEST_WEIGHT: Final = (1e-6, 1e6)
+"""Range of the largest of them: squares of rewards, and sums over tables, are float32 numbers."""
+SMALLEST_GAP: Final = 1e-6  # below it, a share of the random-to-oracle gap means nothing
+
+
+def _checked(weights: Sequence[float]) -> tuple[float, ...]:
+    """`weights` as floats, if they can be weights."""
+    try:
+        values = tuple(float(weight) for weight in weights)
+    except (TypeError, ValueError, OverflowError):
+        values = ()
+    low, high = LARGEST_WEIGHT
+    finite = len(values) == 3 and all(math.isfinite(value) and value >= 0 for value in values)
+    if not finite or not low <= max(values) <= high:
+        raise InputError(
+            "reward_weights must be three finite numbers >= 0, not all 0 (entropy, focus,"
+            f" alignment), the largest from {low:g} to {high:g}, such as {DEFAULT_WEIGHTS};"
+            f" got {weights!r}"
+        )
+    return values
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """Which reward: the weights of its three terms, and the kind of the third.
+
+    Attributes:
+        weights: of entropy, focus and alignment; any sequence of three numbers, kept as a tuple.
+        alignment: ``"ndcg"`` or ``"listwise"``.
+
+    Raises:
+        InputError: weights that are not three finite numbers >= 0, that are all 0, or so large or
+            small that float32 does not hold their rewards; or another alignment.
+    """
+
+    weights: Sequence[float] = DEFAULT_WEIGHTS
+    alignment: str = "ndcg"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        object.__setattr__(self, "weights", _checked(self.weights))
+        if self.alignment not in ALIGNMENTS:
+            raise InputError(
+                f"unknown alignment {self.alignment!r}; choose one of {', '.join(ALIGNMENTS)}"
+            )
+
+    def blend(self, entropy: Any, focus: Any, alignment: Any) -> Any:
+        """Reward ``w0 * entropy + w1 * focus + w2 * alignment``, in the precision of the terms.
+
+        With the default weights the reward is in [0, 1], as each term is.
+
+        Args:
+            entropy: array of any shape, in [0, 1].
+            focus: one that broadcasts with it, in [0, 1].
+            alignment: likewise.
+        """
+        first, second, third = self.weights
+        return first * entropy + second * focus + third * alignment
+
+    def of(self, table: DepthTable) -> NDArray[np.float32]:
+        """Reward (N, D) of every query and depth of a table."""
+        reward: NDArray[np.float32] = self.blend(
+            table.entropy, table.focus, table.alignment(self.alignment)
+        )
+        return reward
+
+
+DEFAULT_REWARD: Final = RewardSpec()
+NDCG: Final = RewardSpec((0.0, 0.0, 1.0))
+"""Retrieval alone: the reward is nDCG@10."""
+
+
+def gap_closed(mean: float, random: float, oracle: float) -> float | None:
+    """Share of the gap between chance and hindsight: ``(mean - random) / (oracle - random)``.
+
+    Args:
+        mean: mean reward of the depths chosen.
+        random: expected mean reward of depths drawn uniformly.
+        oracle: mean reward of the best depths.
+
+    Returns:
+        The share, 1 for the oracle; None where the denominator is under 1e-6.
+    """
+    gap = oracle - random
+    return (mean - random) / gap if gap >= SMALLEST_GAP else None
 
 
 class Outcome(NamedTuple):
@@ -47,7 +134,7 @@ class RewardSummary(NamedTuple):
         random: of depths drawn uniformly; expected, exact.
         best_fixed: of one depth for all queries, chosen on others; None where none was chosen.
         oracle: of each query's best depth.
-        gap_closed: see `maw_gym.tables.rewards.gap_closed`.
+        gap_closed: see `gap_closed`.
     """
 
     mean: float
@@ -198,7 +285,7 @@ class Bandit:
         return float(self.chosen(depths).mean())
 
     def gap_closed(self, depths: ArrayLike) -> float | None:
-        """Share of the gap that depths (N,) close; see `maw_gym.tables.rewards.gap_closed`."""
+        """Share of the gap that depths (N,) close; see `gap_closed`."""
         return self.summary(depths).gap_closed
 
     def summary(self, depths: ArrayLike, best_fixed_depth: int | None = None) -> RewardSummary:
@@ -215,7 +302,9 @@ class Bandit:
 
     def pooled_attention(self, query: int) -> NDArray[np.float32]:
         """The query's attention averaged over depths and pooled (H, 8, 8), as observed."""
-        return np.asarray(self.table.attention[query]).reshape(-1, POOLED, POOLED)
+        from maw_gym.attention.reference import POOLED  # late: it wants torch
+
+        return np.asarray(self.table.block("attention")[query]).reshape(-1, POOLED, POOLED)
 
     @cached_property
     def _index(self) -> dict[str, int]:

@@ -11,6 +11,7 @@ from maw_gym.envs.bandit import Outcome
 from maw_gym.envs.queries import QuerySettings, checked_options, load_bandit
 from maw_gym.envs.rendering import Scene, attention_frame, attention_text
 from maw_gym.errors import InputError
+from maw_gym.tables.depth_table import BLOCKS, numbers_per_depth
 
 RENDER_MODES = ("rgb_array", "ansi")
 
@@ -40,10 +41,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
 
     | Block       | Numbers | Min | Max | What it is                                             |
     |-------------|---------|-----|-----|--------------------------------------------------------|
-    | `attention` | 64 * H  | 0   | 1   | mean attention over depths, pooled, of unit length     |
-    | `profile`   | 2 * D   | 0   | 1   | entropy of every depth, then focus of every depth      |
-    | `retrieval` | 11 * D  | -1  | 2   | what a search through every depth finds, see below     |
-    | `content`   | h       | -1  | 1   | mean of the tokens' hidden states, of unit length      |
+    {blocks}
 
     Of `attention` the n x n real tokens of each of the H heads are pooled to 8 x 8.
     With the default, `attention` and H = 8, that is 512 numbers.
@@ -195,7 +193,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
     @property
     def numbers_per_action(self) -> int:
         """How many observed numbers belong to each depth; 0 where some belong to none."""
-        return self.bandit.table.numbers_per_depth(self.bandit.blocks)
+        return numbers_per_depth(self.bandit.blocks)
 
     def render(self) -> Any:
         """The chosen depth's attention and reward terms; before the step, what is observed.
@@ -235,3 +233,16 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         weights, tokens = self._task().attention(query_id, depth)
         outcome: Outcome = self.bandit.outcome(query, depth)
         return Scene(query_id, weights, tokens, depth, self.bandit.num_depths, outcome)
+
+
+def _rows_of_blocks() -> str:
+    """The registry as rows of the table in the environment's documentation."""
+    rows = []
+    for name, block in BLOCKS.items():
+        low, high = np.min(block.low), np.max(block.high)
+        rows.append(f"| `{name}` | {block.numbers} | {low:g} | {high:g} | {block.about} |")
+    return "\n    ".join(rows)
+
+
+if GRPOEnvironment.__doc__:  # it has none under python -OO
+    GRPOEnvironment.__doc__ = GRPOEnvironment.__doc__.replace("{blocks}", _rows_of_blocks())

@@ -15,6 +15,7 @@ from maw_gym.envs.bandit import Outcome
 from maw_gym.envs.infos import LazyInfos
 from maw_gym.envs.queries import QuerySettings, checked_options, load_bandit
 from maw_gym.errors import InputError
+from maw_gym.tables.depth_table import numbers_per_depth
 
 Floats = NDArray[np.float32]
 
@@ -99,7 +100,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
     @property
     def numbers_per_action(self) -> int:
         """How many observed numbers belong to each depth; 0 where some belong to none."""
-        return self.bandit.table.numbers_per_depth(self.bandit.blocks)
+        return numbers_per_depth(self.bandit.blocks)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

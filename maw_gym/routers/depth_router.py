@@ -15,7 +15,7 @@ from maw_gym import files
 from maw_gym.checks import checked_int, shown
 from maw_gym.errors import InputError
 from maw_gym.files import check_tensors, expanded
-from maw_gym.tables.blocks import checked_blocks
+from maw_gym.tables.depth_table import checked_blocks
 
 ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 

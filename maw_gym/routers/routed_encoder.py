@@ -25,13 +25,8 @@ from maw_gym.retrieval.hybrid import WEIGHT
 from maw_gym.retrieval.index import EXACT, SearchIndex, check_ids
 from maw_gym.retrieval.ranking import LONG, SHORT, ranking_statistics
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
-from maw_gym.tables.columns import (
-    column_widths,
-    observed_columns,
-    table_column,
-)
-from maw_gym.tables.depth_table import DepthTable
-from maw_gym.tables.loading import resolve_device
+from maw_gym.tables.depth_table import BLOCKS, Seen, nothing_observed, observed
+from maw_gym.tables.task import resolve_device
 
 
 @torch.no_grad()
@@ -52,27 +47,24 @@ def observations(
     Raises:
         InputError: no documents, where they are to be searched.
     """
-    if "retrieval" in blocks and ids and documents is None:
+    if not ids:
+        return np.concatenate([nothing_observed(name, embedder) for name in blocks], axis=1)
+    if documents is None and any(BLOCKS[name].searches for name in blocks):
         raise InputError(
             "this router looks at what a search finds, and there is nothing to search yet; call"
             " index(doc_ids, texts) first"
         )
-    # Rows without judgments: their alignment is 0.
-    columns: dict[str, Any] = {
-        name: np.zeros((len(ids), width), np.float32)
-        for name, width in column_widths(embedder).items()
-    }
-    if {"attention", "profile", "retrieval"} & set(blocks):
-        for rows, statistics, content in embedder.query_statistics(ids):
-            places = rows.cpu().numpy()
-            found = observed_columns(statistics, content)
-            if "retrieval" in blocks and documents is not None:
-                found["retrieval"] = rankings_looked_at(documents, statistics.embeddings)
-            for name, values in found.items():
-                columns[name][places] = table_column(name, values)
-    else:  # no depth has to be looked at, so a query costs one attention and not D more
-        columns["content"][:] = table_column("content", embedder.contents(ids))
-    return DepthTable(tuple(map(str, range(len(ids)))), **columns).observation(blocks)
+
+    def search(embeddings: Tensor) -> Tensor:
+        assert documents is not None
+        return rankings_looked_at(documents, embeddings)
+
+    rows: dict[int, NDArray[np.float32]] = {}
+    for places, batch, mask in embedder.batches(ids, embedder.statistics_tokens):
+        seen = Seen(embedder, batch, mask, search)
+        found = np.concatenate([observed(name, seen) for name in blocks], axis=1)
+        rows |= zip(places.tolist(), found, strict=True)
+    return np.stack([rows[place] for place in range(len(ids))])
 
 
 def rankings_looked_at(documents: SearchIndex, embeddings: Tensor) -> Tensor:

@@ -1,48 +1,229 @@
-"""DepthTable: for every query and depth the state and the reward terms.
+"""DepthTable: of every query and depth the terms of the reward, and what a router may observe.
 
-A table is independent of the observation blocks and of the reward, which are read from it: see
-`maw_gym.tables.rewards.RewardSpec`. On disk it is one safetensors file, memory-mapped on loading.
+A table is independent of the blocks asked for and of the reward: both are chosen when it is read,
+see `maw_gym.envs.bandit.Bandit`. `BLOCKS` is the registry of observation blocks. A new block is one
+entry there: the table's columns, the observation space, the documentation of `MAWDepth-v0`, the
+choice of a network and the router of a search all read it.
+
+Notation: N queries, B of a batch, D depths, H heads, h hidden width.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from maw_gym.checks import checked_texts
 from maw_gym.errors import InputError
-from maw_gym.tables.blocks import ALIGNMENTS, BLOCKS, PER_DEPTH_BLOCKS, checked_blocks
-from maw_gym.tables.columns import column_range
+
+if TYPE_CHECKING:  # the settings of the runners ask for names, and need no torch
+    from torch import Tensor
+
+    from maw_gym.attention.reference import DepthStatistics
+    from maw_gym.encoders.embedder import Embedder
 
 Floats = NDArray[np.float32]
+
+ALIGNMENTS: Final = ("ndcg", "listwise")
+TERMS: Final = ("entropy", "focus", *ALIGNMENTS)  # what rewards are made of, each in [0, 1]
+ROUNDING: Final = 1e-3  # what a number may be outside its range by; more is a diverged encoder
+
+
+class Seen:
+    """What a router may know of a batch of queries: nothing that was judged.
+
+    Everything is computed when it is asked for: where no block wants attention, none is computed.
+
+    Args:
+        embedder: with a MAW encoder.
+        ids: (B, S) int64, the queries' tokens.
+        mask: (B, S) bool, which of them are there.
+        search: from every depth's embeddings (B, D, h) to the statistics (B, 11 D) of
+            `maw_gym.retrieval.ranking.ranking_statistics`.
+    """
+
+    def __init__(
+        self,
+        embedder: "Embedder",
+        ids: "Tensor",
+        mask: "Tensor",
+        search: Callable[["Tensor"], "Tensor"],
+    ) -> None:
+        self.embedder, self.ids, self.mask, self.search = embedder, ids, mask, search
+
+    @cached_property
+    def hidden(self) -> "Tensor":
+        """The text encoder's hidden states (B, S, h)."""
+        return self.embedder.text.hidden(self.ids, self.mask)
+
+    @cached_property
+    def content(self) -> "Tensor":
+        """Mean hidden states (B, h) of unit length."""
+        from maw_gym.encoders.token_statistics import mean_content
+
+        return mean_content(self.hidden, self.mask)
+
+    @cached_property
+    def statistics(self) -> "DepthStatistics":
+        """Every depth's statistics, exact: a depth must do what the table says when it is used."""
+        return self.embedder.maw.depth_statistics(self.ids, self.hidden, self.mask, kernel="exact")
+
+    @cached_property
+    def rankings(self) -> "Tensor":
+        """What the rankings through every depth look like, (B, 11 D)."""
+        return self.search(self.statistics.embeddings)
+
+    @property
+    def profile(self) -> "Tensor":
+        """Entropy, then focus, of every depth: (B, 2 D)."""
+        import torch
+
+        return torch.cat([self.statistics.entropy, self.statistics.focus], 1)
+
+
+class Block(NamedTuple):
+    """A part of the observation that is asked for by its name.
+
+    Attributes:
+        numbers: how many there are, for people.
+        about: what it is, for people.
+        of: the numbers (B, width) of a batch of queries.
+        low: the smallest that a number can be; of several kinds, of each.
+        high: the largest.
+        per_depth: kinds of numbers that every depth has one of, the D of one kind side by side; 0
+            where the numbers belong to no depth.
+        searches: whether it wants documents to be searched.
+    """
+
+    numbers: str
+    about: str
+    of: "Callable[[Seen], Tensor]"
+    low: float | Sequence[float] = 0
+    high: float | Sequence[float] = 1
+    per_depth: int = 0
+    searches: bool = False
+
+    def bounds(self, width: int) -> tuple[Floats, Floats]:
+        """Smallest and largest values (width,) of the block's numbers."""
+        kinds = np.array(self.low, np.float32), np.array(self.high, np.float32)
+        low, high = (bound.repeat(width // bound.size) for bound in kinds)
+        return low, high
+
+
+BLOCKS: Final[dict[str, Block]] = {
+    "attention": Block(
+        "64 * H",
+        "mean attention over depths, pooled, of unit length",
+        lambda seen: seen.statistics.state,
+    ),
+    "profile": Block(
+        "2 * D",
+        "entropy of every depth, then focus of every depth",
+        lambda seen: seen.profile,
+        per_depth=2,
+    ),
+    "retrieval": Block(
+        "11 * D",
+        "what a search through every depth finds, see below",
+        lambda seen: seen.rankings,
+        # First, two gaps; mean, spread and entropy of ten and of fifty; overlap, same first.
+        low=(-1, 0, 0, -1, 0, 0, -1, 0, 0, 0, 0),
+        high=(1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1),
+        per_depth=11,
+        searches=True,
+    ),
+    "content": Block(
+        "h",
+        "mean of the tokens' hidden states, of unit length",
+        lambda seen: seen.content,
+        low=-1,
+    ),
+}
+
+
+def checked_blocks(blocks: Sequence[str] | str) -> tuple[str, ...]:
+    """Names of observation blocks as a tuple; a single name may stand alone.
+
+    Raises:
+        InputError: no block, one named twice, or an unknown one.
+    """
+    names = (blocks,) if isinstance(blocks, str) else tuple(checked_texts(blocks, "blocks"))
+    if not names or len(set(names)) != len(names):
+        raise InputError(
+            f"observation must name one or more different blocks of {', '.join(BLOCKS)};"
+            f" got {names!r}"
+        )
+    for name in names:
+        if name not in BLOCKS:
+            raise InputError(f"unknown observation block {name!r}; choose from {', '.join(BLOCKS)}")
+    return names
+
+
+def numbers_per_depth(blocks: Sequence[str]) -> int:
+    """How many numbers of the blocks belong to each depth; 0 where some belong to none."""
+    kinds = [BLOCKS[name].per_depth for name in blocks]
+    return sum(kinds) if all(kinds) else 0
+
+
+def observed(block: str, seen: Seen) -> Floats:
+    """A block's numbers (B, width) of queries seen, in its range.
+
+    Raises:
+        FloatingPointError: numbers outside the range by more than a rounding, or NaN.
+    """
+    values: Floats = BLOCKS[block].of(seen).float().cpu().numpy()
+    return in_range(block, values, *BLOCKS[block].bounds(values.shape[1]))
+
+
+def nothing_observed(block: str, embedder: "Embedder") -> Floats:
+    """A block's numbers (0, width) of no query, which tell their width."""
+    import torch
+
+    token = torch.zeros(1, 1, dtype=torch.long, device=embedder.device)
+    kinds = BLOCKS["retrieval"].per_depth
+    seen = Seen(embedder, token, token == 0, lambda of: of.new_zeros(1, kinds * of.shape[1]))
+    with torch.no_grad():
+        return observed(block, seen)[:0]
+
+
+def in_range(name: str, values: Floats, low: ArrayLike, high: ArrayLike) -> Floats:
+    """Values (B, width), of which roundings beyond the range are cut: a Box would reject them.
+
+    Raises:
+        FloatingPointError: values outside the range by more than a rounding, or NaN.
+    """
+    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    if not ((values >= low - ROUNDING) & (values <= high + ROUNDING)).all():  # NaN neither
+        raise FloatingPointError(
+            f"{name} outside [{low.min():g}, {high.max():g}]; the encoder has probably diverged"
+        )
+    return np.clip(values, low, high)
 
 
 @dataclass(frozen=True)
 class DepthTable:
-    """One row per query; D depths, H heads, h hidden width. Arrays may be read-only.
+    """One row per query. Arrays may be read-only.
 
     Attributes:
         query_ids: N ids in the split's order.
-        attention: (N, 64 H) in [0, 1], the pooled mean attention of unit length.
         entropy: (N, D) in [0, 1].
         focus: (N, D) in [0, 1].
         ndcg: (N, D) in [0, 1], nDCG@10 of the candidates ranked through each depth.
         listwise: (N, D) in [0, 1], softmax mass of the relevant documents through each depth.
-        retrieval: (N, 11 D), what the rankings look like without judgments, see
-            `maw_gym.retrieval.ranking.STATISTICS`.
-        content: (N, h) in [-1, 1], mean hidden state of unit length.
+        blocks: observation blocks (N, width) by name, see `BLOCKS`.
         groups: N groups of the queries, see `Collection.query_groups`, or none.
     """
 
     query_ids: tuple[str, ...]
-    attention: Floats
     entropy: Floats
     focus: Floats
     ndcg: Floats
     listwise: Floats
-    retrieval: Floats
-    content: Floats
+    blocks: Mapping[str, Floats] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -52,6 +233,11 @@ class DepthTable:
     def num_depths(self) -> int:
         """D."""
         return int(self.entropy.shape[1])
+
+    @property
+    def columns(self) -> dict[str, Floats]:
+        """The terms and the blocks, by name."""
+        return {name: getattr(self, name) for name in TERMS} | dict(self.blocks)
 
     def alignment(self, kind: str) -> Floats:
         """Relevance alignment (N, D) in [0, 1] of the kind ``"ndcg"`` or ``"listwise"``.
@@ -64,32 +250,26 @@ class DepthTable:
         return self.ndcg if kind == "ndcg" else self.listwise
 
     def block(self, name: str) -> Floats:
-        """One observation block (N, width); see `observation_space` for widths and ranges.
+        """One observation block (N, width).
 
         Raises:
-            InputError: an unknown block.
+            InputError: an unknown block, or one that this table has not.
         """
-        if name not in BLOCKS:
-            raise InputError(f"unknown observation block {name!r}; choose from {', '.join(BLOCKS)}")
-        if name == "profile":
-            return np.concatenate([self.entropy, self.focus], axis=1)
-        block: Floats = getattr(self, name)
-        return block
+        (name,) = checked_blocks(name)
+        if name not in self.blocks:
+            there = ", ".join(self.blocks) or "none"
+            raise InputError(f"this table has no observation block {name!r}; it has {there}")
+        return self.blocks[name]
 
-    def numbers_per_depth(self, blocks: Sequence[str]) -> int:
-        """How many numbers of the blocks belong to each depth; 0 where some belong to none."""
-        if not set(blocks) <= set(PER_DEPTH_BLOCKS):
-            return 0
-        return sum(int(self.block(name).shape[1]) for name in blocks) // self.num_depths
-
-    def observation(self, blocks: Sequence[str]) -> Floats:
+    def observation(self, blocks: Sequence[str] | str) -> Floats:
         """Observations (N, O): the blocks side by side, in the order given, C-contiguous."""
         return np.ascontiguousarray(
             np.concatenate([self.block(name) for name in checked_blocks(blocks)], axis=1)
         )
 
-    def observation_space(self, blocks: Sequence[str]) -> spaces.Box:
-        """Box of the observation, see `maw_gym.tables.columns.column_range`."""
-        ranges = [column_range(name, self.block(name).shape[1]) for name in checked_blocks(blocks)]
-        low, high = (np.concatenate(bounds) for bounds in zip(*ranges, strict=True))
+    def observation_space(self, blocks: Sequence[str] | str) -> spaces.Box:
+        """Box of one observation (O,), with the range of each block."""
+        names = checked_blocks(blocks)
+        bounds: list[Any] = [BLOCKS[name].bounds(self.block(name).shape[1]) for name in names]
+        low, high = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
         return spaces.Box(low, high, dtype=np.float32)

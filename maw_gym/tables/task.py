@@ -1,44 +1,76 @@
-"""RetrievalTask: a collection, an encoder and a device, and everything derived from the three."""
+"""RetrievalTask: a collection, an encoder and a device, and everything derived from the three.
 
+A depth table is cached as one checksummed safetensors file, memory-mapped when it is read; an
+interrupted one is computed again.
+"""
+
+import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maw_gym import files
 from maw_gym.attention.reference import attention_weights, split_heads
-from maw_gym.checks import checked_int, one_of
-from maw_gym.corpora import Collection
-from maw_gym.corpora.splits import SPLITS
-from maw_gym.distributed import processes
+from maw_gym.checks import checked_int, one_of, shown
+from maw_gym.corpora import Collection, load_collection
+from maw_gym.corpora.splits import FOLDS, SPLITS
+from maw_gym.distributed import from_all, own
 from maw_gym.encoders.collection_states import with_query_states
 from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.text import TextEncoder
-from maw_gym.errors import InputError
-from maw_gym.files import cache_home, cached, content_key
-from maw_gym.retrieval.bm25 import candidate_documents, with_relevant
+from maw_gym.encoders.encoder_files import load_embedder, untrained_embedder
+from maw_gym.encoders.text import TextEncoder, WordLlama, text_encoders
+from maw_gym.encoders.text.loading import AUTO
+from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.files import cache_home, cached, check_tensors, content_key, expanded
+from maw_gym.retrieval.bm25 import BM25, candidate_documents, with_relevant
 from maw_gym.retrieval.documents import DocumentIndex
-from maw_gym.retrieval.evaluation import Evaluation, evaluate_embeddings
+from maw_gym.retrieval.evaluation import (
+    DEPTH_OF_RANKING,
+    Evaluation,
+    evaluate_embeddings,
+    evaluate_rankings,
+)
+from maw_gym.retrieval.hybrid import (
+    Candidates,
+    best_weight,
+    fused_ranking,
+    reciprocal_ranks,
+    scored_candidates,
+    weighted_sum,
+)
 from maw_gym.retrieval.ranking import rankings_of_depths
-from maw_gym.retrieval.search import Ranking
-from maw_gym.tables.columns import column_widths, observed_columns, table_column
-from maw_gym.tables.depth_table import DepthTable
-from maw_gym.tables.table_files import load_or_build
+from maw_gym.retrieval.search import Ranking, rank_together
+from maw_gym.tables.depth_table import (
+    BLOCKS,
+    TERMS,
+    DepthTable,
+    Seen,
+    in_range,
+    nothing_observed,
+    observed,
+)
 from maw_gym.threads import map_in_threads
 
 if TYPE_CHECKING:
-    from maw_gym.retrieval.bm25 import BM25
+    from maw_gym.encoders.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # raise when the meaning of a cached number changes
+FORMAT: Final = 3  # raise when the meaning of a cached number changes
+PORTION: Final = 1024  # rows of a table computed at once, and the least that a process gets
+KIND: Final = "table"
+NAMED: Final = ("untrained", "trained")  # encoders that are no files
+FUSIONS: Final = ("sum", "ranks")
 
 
 class RetrievalTask:
@@ -78,6 +110,7 @@ class RetrievalTask:
                 "collection": self.collection.provenance["content"],
                 "encoder": self.embedder.fingerprint(),
                 "device": self.device.type,  # devices round differently
+                "blocks": list(BLOCKS),
             }
         )
 
@@ -88,11 +121,8 @@ class RetrievalTask:
         return DocumentIndex(self.collection.doc_ids, embeddings)
 
     @cached_property
-    def bm25(self) -> "BM25":
+    def bm25(self) -> BM25:
         """BM25 over the documents; cached on disk."""
-        # Imported late: most tables need no words.
-        from maw_gym.retrieval.bm25 import BM25
-
         content = {"format": FORMAT, "collection": self.collection.provenance["content"]}
         path = cache_home() / "bm25" / content_key(content)
         ids, texts = self.collection.doc_ids, self.collection.doc_texts
@@ -105,7 +135,7 @@ class RetrievalTask:
         )
 
     def table_path(self, split: str) -> Path:
-        """Where the depth table of a split is kept."""
+        """Where the depth table of a split is cached."""
         return cache_home() / "tables" / f"{self.key}-{split}.safetensors"
 
     def table(self, split: str) -> DepthTable:
@@ -116,22 +146,38 @@ class RetrievalTask:
         """
         one_of("split", split, SPLITS)
         if split not in self._tables:
-            queries = self.collection.splits[split]
-            widths = column_widths(self.embedder)
-            path = self.table_path(split)
-            if processes() > 1:
-                # Together, before each goes to its own rows, of which one may have none.
-                self.index  # noqa: B018
-            table = load_or_build(
-                path, queries.ids, widths, lambda rows: self._columns(split, rows)
+            table = cached(
+                self.table_path(split),
+                build=lambda: self._built(split),
+                save=write_table,
+                load=lambda path: read_table(path, self.collection.splits[split].ids),
+                together=True,
             )
             groups = self.collection.query_groups(split)
             self._tables[split] = replace(table, groups=groups if any(groups) else ())
         return self._tables[split]
 
-    def _columns(self, split: str, rows: slice) -> Mapping[str, NDArray[np.float32]]:
-        """The table's columns for some rows of a split."""
-        queries = self.collection.splits[split].select(range(rows.start, rows.stop))
+    def _built(self, split: str) -> DepthTable:
+        """The table of a split; each of several processes computes every n-th portion of it."""
+        self.index  # noqa: B018  (all together, before each goes to its own rows)
+        ids = self.collection.splits[split].ids
+        starts = range(0, max(len(ids), 1), PORTION)
+        computed = {start: self._columns(split, start) for start in own(starts)}
+        portions = {start: one for some in from_all(computed) for start, one in some.items()}
+        columns = {
+            name: np.concatenate([portions[start][name] for start in starts])
+            for name in portions[0]
+        }
+        return _table_of(ids, columns)
+
+    def _columns(self, split: str, start: int) -> dict[str, NDArray[np.float32]]:
+        """The table's columns for the rows of a split from `start` on, at most `PORTION`."""
+        queries = self.collection.splits[split]
+        rows = range(start, min(start + PORTION, len(queries.ids)))
+        if not rows:
+            columns = dict.fromkeys(TERMS, np.zeros((0, self.embedder.maw.depths), np.float32))
+            return columns | {name: nothing_observed(name, self.embedder) for name in BLOCKS}
+        queries = queries.select(rows)
         relevant = self.index.relevant(queries)
         candidates, found = self.candidates(split), self.candidates(split, judged=False)
         if found is candidates:
@@ -142,19 +188,20 @@ class RetrievalTask:
             batch: tuple[Tensor, Tensor, Tensor],
         ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
             places = batch[0].cpu().numpy()
-            statistics, content = self.embedder.statistics(*batch[1:])
+            seen = Seen(self.embedder, *batch[1:], search=lambda _: rankings)
             alignment, rankings = rankings_of_depths(
                 self.index,
-                statistics.embeddings,
+                seen.statistics.embeddings,
                 [relevant[place] for place in places],
-                candidates and [candidates[rows.start + place] for place in places],
-                found and [found[rows.start + place] for place in places],
+                candidates and [candidates[start + place] for place in places],
+                found and [found[start + place] for place in places],
             )
-            columns = observed_columns(statistics, content)
-            columns |= {**alignment._asdict(), "retrieval": rankings}
-            return places, {name: table_column(name, values) for name, values in columns.items()}
+            terms = {"entropy": seen.statistics.entropy, "focus": seen.statistics.focus}
+            terms |= alignment._asdict()
+            columns = {name: in_range(name, terms[name].cpu().numpy(), 0, 1) for name in TERMS}
+            return places, columns | {name: observed(name, seen) for name in BLOCKS}
 
-        label = f"depths of {split} queries {rows.start + 1} to {rows.stop}"
+        label = f"depths of {split} queries {start + 1} to {rows.stop}"
         ids = self.embedder.query_ids(queries.texts)
         batches = self.embedder.batches(ids, self.embedder.statistics_tokens, label)
         # A GPU has one queue: more threads would only take turns.
@@ -201,6 +248,45 @@ class RetrievalTask:
         embeddings = self.embedder.encode_queries(queries.texts, depths)
         return evaluate_embeddings(self.index, queries, embeddings, self.candidates(split), k)
 
+    @cached_property
+    def hybrid_weight(self) -> float:
+        """The weight of the standard attention's cosines beside BM25, from validation queries."""
+        queries = self.collection.splits["validation"]
+        return best_weight(self.index, queries, self._hybrid_candidates("validation"))
+
+    def evaluate_hybrid(
+        self, split: str, depths: Tensor | None = None, fusion: str = "sum"
+    ) -> tuple[Evaluation, Ranking]:
+        """Retrieval by the encoder's cosines and BM25 together, through ir_measures.
+
+        Args:
+            split: whose queries are ranked.
+            depths: (N,) int64, the depth of each query; None is the standard attention.
+            fusion: "sum" of standardised scores with `hybrid_weight`, or reciprocal "ranks".
+
+        Raises:
+            InputError: no such split, or another fusion.
+        """
+        one_of("split", split, SPLITS)
+        one_of("fusion", fusion, FUSIONS)
+        candidates = self._hybrid_candidates(split, depths)
+        if fusion == "sum":
+            scores = weighted_sum(candidates, self.hybrid_weight)
+        else:
+            scores = reciprocal_ranks(candidates)
+        ranking = fused_ranking(candidates, scores, DEPTH_OF_RANKING)
+        queries, documents = self.collection.splits[split], ranking.documents.numpy()
+        return evaluate_rankings(queries, self.collection.doc_ids, documents), ranking
+
+    def _hybrid_candidates(self, split: str, depths: Tensor | None = None) -> Candidates:
+        texts = self.collection.splits[split].texts
+        embeddings = self.embedder.encode_queries(texts, depths)
+        lists, k = self.candidates(split), 0
+        if lists is None:
+            k = DEPTH_OF_RANKING
+            lists = list(rank_together(self.index, embeddings, k).documents.cpu().numpy())
+        return scored_candidates(self.index, self.bm25, embeddings, texts, lists, k)
+
     def query_text(self, query_id: str) -> str:
         """Text of the query called `query_id`, from whichever split.
 
@@ -231,3 +317,158 @@ class RetrievalTask:
         )
         weights = attention_weights(query, key, torch.ones_like(tokens, dtype=torch.bool))
         return weights[0].cpu().numpy(), self.embedder.text.tokens(ids)
+
+
+def write_table(path: Path, table: DepthTable) -> None:
+    """Write a table, without its groups, as one file."""
+    ids = np.frombuffer(json.dumps(list(table.query_ids)).encode(), np.uint8).copy()
+    tensors = {name: torch.from_numpy(values) for name, values in table.columns.items()}
+    files.write(path, tensors | {"query_ids": torch.from_numpy(ids)}, KIND, {})
+
+
+def read_table(path: Path, query_ids: Sequence[str] | None = None) -> DepthTable:
+    """The table at `path`; its columns are read-only memory maps.
+
+    Args:
+        path: the file.
+        query_ids: whose table it has to be; None is anybody's.
+
+    Raises:
+        DamagedFileError: the content is not that of a depth table, or not of these queries.
+        InputError: there is no such file, or it cannot be read.
+    """
+    tensors = files.read(path, KIND).tensors
+    try:
+        ids = tuple(json.loads(tensors.pop("query_ids").numpy().tobytes()))
+        depths = tensors["entropy"].shape[1]
+        if not all(isinstance(name, str) for name in ids):
+            raise ValueError("ids that are no texts")
+    except (LookupError, RecursionError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path} is not a depth table ({error}); delete it") from None
+    widths: dict[str, int | None] = dict.fromkeys(TERMS, depths)
+    widths |= {name: block.per_depth * depths or None for name, block in BLOCKS.items()}
+    check_tensors(path, tensors, {name: (len(ids), width) for name, width in widths.items()})
+    if query_ids is not None and ids != tuple(query_ids):
+        raise DamagedFileError(f"{path} is the table of other queries than its name says")
+    columns = {name: tensor.numpy() for name, tensor in tensors.items()}
+    for column in columns.values():
+        column.flags.writeable = False
+    return _table_of(ids, columns)
+
+
+def _table_of(ids: tuple[str, ...], columns: Mapping[str, NDArray[np.float32]]) -> DepthTable:
+    blocks = {name: columns[name] for name in BLOCKS}
+    terms: dict[str, Any] = {name: columns[name] for name in TERMS}
+    return DepthTable(ids, **terms, blocks=blocks)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the GPU where there is one.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # "meta" can be created, and not be read
+    except (RuntimeError, AssertionError, ImportError, TypeError):
+        raise InputError(f"device {name!r} is not available here; use 'cpu' or 'auto'") from None
+    return device
+
+
+def load_task(
+    dataset: str,
+    encoder: str,
+    device: str = "auto",
+    fold: int = 0,
+    folds: int | None = None,
+    training: "TrainingSettings | None" = None,
+    text_encoder: str = WordLlama.name,
+) -> RetrievalTask:
+    """The task of these settings; equal settings share one task in a process.
+
+    Args:
+        dataset: see `maw_gym.corpora.load_collection`.
+        encoder: "untrained", "trained" (trained on the collection at hand at first use, then read
+            from the cache), or the path of an encoder file.
+        device: "auto", "cpu" or a torch device.
+        fold: see `maw_gym.corpora.load_collection`.
+        folds: see there.
+        training: how a "trained" encoder is trained, its seed and what tells its depths apart
+            included; None are the defaults.
+        text_encoder: what the encoder stands on, see
+            `maw_gym.encoders.text.loading.load_text_encoder`; the file of an encoder has its own.
+            With "auto" the untrained encoder over MiniLM, where it is installed, is a candidate for
+            the "trained" one.
+
+    Raises:
+        InputError: a setting that does not exist.
+    """
+    fold = checked_int(fold, "fold", 0, FOLDS - 1)
+    if not isinstance(dataset, str):
+        raise InputError(f"a dataset is named by a text, not by {shown(dataset)}")
+    where = resolve_device(device)
+    version = None
+    if encoder not in NAMED:
+        path = expanded(encoder)
+        if not os.path.isfile(path):
+            raise InputError(
+                f"unknown encoder {encoder!r}; give 'untrained', 'trained' or the path of an"
+                " encoder.safetensors"
+            )
+        # A file that was written anew is another encoder.
+        status = path.stat()
+        version = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if text_encoder != WordLlama.name:
+            raise InputError(
+                f"encoder {encoder!r} has a text encoder of its own; leave out {text_encoder!r}"
+            )
+    if text_encoder == AUTO and encoder != "trained":
+        raise InputError(
+            f"text encoder 'auto' is chosen for a trained encoder, not for {encoder!r}; name one"
+        )
+    # A model that is not there is refused before anything is read.
+    names = tuple(text.name for text in text_encoders(text_encoder))
+    return _task(dataset, encoder, version, where, fold, folds, training, text_encoder, names)
+
+
+# Apart from `load_task`, so that arguments by position, by name and by default are the same key.
+@cache
+def _task(
+    dataset: str,
+    encoder: str,
+    version: tuple[int, int, int] | None,
+    device: torch.device,
+    fold: int,
+    folds: int | None,
+    training: "TrainingSettings | None",
+    text_encoder: str,
+    text_names: tuple[str, ...],
+) -> RetrievalTask:
+    del version, text_names  # tell one file of that name from the next
+    collection = load_collection(dataset, fold, folds)
+    texts = text_encoders(text_encoder)
+    embedder, provenance = _embedder(collection, encoder, device, training, texts)
+    same = (text for text in texts if text.name == embedder.text.name)
+    pretrained = next(same, None) if encoder in NAMED else None
+    return RetrievalTask(collection, embedder, device, provenance, pretrained)
+
+
+def _embedder(
+    collection: Collection,
+    encoder: str,
+    device: torch.device,
+    training: "TrainingSettings | None",
+    texts: Sequence[TextEncoder],
+) -> tuple[Embedder, dict[str, Any]]:
+    if encoder == "untrained":
+        return untrained_embedder(collection.doc_texts, None, texts[0]), {"chosen": "untrained"}
+    if encoder == "trained":
+        # Imported late: an environment with an untrained encoder needs no training code.
+        from maw_gym.encoders.training.selection import trained_embedder
+
+        return trained_embedder(collection, device, training, texts[0], texts[1:])
+    embedder, provenance = load_embedder(expanded(encoder))
+    return embedder, {"chosen": encoder, "training": provenance}

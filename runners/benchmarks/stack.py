@@ -23,8 +23,7 @@ from maw_gym.corpora import Collection
 from maw_gym.corpora.records import QuerySet
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
-from maw_gym.tables.columns import COLUMNS
-from maw_gym.tables.depth_table import DepthTable
+from maw_gym.tables.depth_table import TERMS, DepthTable
 from maw_gym.tables.task import RetrievalTask
 from runners.benchmarks.measuring import Row, interleaved, row
 
@@ -68,8 +67,9 @@ def table_rows(
         rows.append(_once(collection, "tables, cached", start, count, "queries/s"))
         largest = max(tables, key=len)
         # The memory maps go with the folder.
-        columns: dict[str, Any] = {name: np.array(getattr(largest, name)) for name in COLUMNS}
-    return rows, DepthTable(largest.query_ids, **columns)
+        columns: dict[str, Any] = {name: np.array(getattr(largest, name)) for name in TERMS}
+        blocks = {name: np.array(values) for name, values in largest.blocks.items()}
+    return rows, DepthTable(largest.query_ids, **columns, blocks=blocks)
 
 
 def _once(collection: Collection, name: str, start: float, count: int, unit: str) -> Row:
@@ -114,7 +114,7 @@ def environment_rows(table: DepthTable, sizes: tuple[int, ...], rounds: int) -> 
     """Environment steps of the vector environment, of a bare table and of CartPole-v1."""
     rows = []
     generator = np.random.default_rng(0)
-    observations = np.ascontiguousarray(table.attention)
+    observations = np.ascontiguousarray(table.block("attention"))
     for size in sizes:
         ours = GRPOVectorEnvironment(size, table=table)
         cart = gym.make_vec("CartPole-v1", size, vectorization_mode="vector_entry_point")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from maw_gym.envs.bandit import TERMS, gap_closed
 from maw_gym.retrieval.evaluation import MEASURES
 from maw_gym.retrieval.significance import (
     Interval,
@@ -25,7 +26,6 @@ from maw_gym.retrieval.significance import (
     smallest_detectable_difference,
     wins_ties_losses,
 )
-from maw_gym.tables.rewards import TERMS, gap_closed
 from runners.experiments.fields import Reference
 from runners.experiments.methods import METHODS
 from runners.experiments.results import Result

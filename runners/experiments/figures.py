@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from maw_gym.envs.bandit import Bandit
+from maw_gym.envs.bandit import SMALLEST_GAP, Bandit
 from maw_gym.envs.rendering import COLOURS, importing_matplotlib
 from maw_gym.files import written_whole
-from maw_gym.tables.rewards import SMALLEST_GAP
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.results import Did
 from runners.experiments.settings import TaskSettings

@@ -8,7 +8,6 @@ from maw_gym.encoders.encoder_files import save_embedder
 from maw_gym.envs.bandit import Bandit
 from maw_gym.files import write_json
 from maw_gym.routers.depth_router import save_router
-from maw_gym.tables.hybrid import hybrid_of
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.engine import ranked
 from runners.experiments.figures import draw
@@ -130,7 +129,7 @@ def report(
     with watch.stage("evaluation on test queries"):
         result, rows = row_of(task, spec, did), rows_of(task, spec)
         router = did.trained.router
-        router.settings["hybrid_weight"] = hybrid_of(task).weight  # of RoutedEncoder.search
+        router.settings["hybrid_weight"] = task.hybrid_weight  # of RoutedEncoder.search
         save_router(folder / ROUTER, router)
         save_embedder(
             folder / "encoder.safetensors", task.embedder, {"encoder": task.encoder_provenance}

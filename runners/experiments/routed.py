@@ -9,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from agents.baselines import random_depths, static_router
-from maw_gym.envs.bandit import Bandit
+from maw_gym.envs.bandit import NDCG, Bandit
 from maw_gym.retrieval.index import SearchIndex
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from maw_gym.tables.rewards import NDCG
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.results import Did, size
 from runners.experiments.settings import RouterSettings, TaskSettings

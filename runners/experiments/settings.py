@@ -19,6 +19,7 @@ from agents.settings import (
     check_network,
 )
 from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.envs.bandit import DEFAULT_WEIGHTS, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.settings import (
     Count,
@@ -30,8 +31,7 @@ from maw_gym.settings import (
     Share,
     checked,
 )
-from maw_gym.tables.blocks import checked_blocks
-from maw_gym.tables.rewards import DEFAULT_WEIGHTS, RewardSpec
+from maw_gym.tables.depth_table import checked_blocks
 
 LARGEST_ROLLOUT = 2**22  # samples, some gigabytes of observations
 

@@ -29,15 +29,13 @@ from agents.settings import FullInformationSettings, SupervisedSettings
 from agents.supervised import label_sentence, train_supervised
 from maw_gym.checkpoints import Checkpoint, Checkpoints, forget_checkpoints, stage_folder
 from maw_gym.corpora import Collection, load_collection
-from maw_gym.envs.bandit import Bandit
+from maw_gym.envs.bandit import NDCG, Bandit
 from maw_gym.envs.rendering import check_matplotlib
 from maw_gym.errors import InputError
 from maw_gym.files import written_whole
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.settings import part
-from maw_gym.tables.loading import load_task
-from maw_gym.tables.rewards import NDCG
-from maw_gym.tables.task import RetrievalTask
+from maw_gym.tables.task import RetrievalTask, load_task
 from runners.experiments.runs import CONFIG, Stopwatch, open_run, read_config, write_config
 from runners.experiments.settings import (
     DataSettings,

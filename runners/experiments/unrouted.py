@@ -20,7 +20,6 @@ from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.validation import Validation
 from maw_gym.retrieval.evaluation import evaluate_embeddings
 from maw_gym.settings import checked
-from maw_gym.tables.hybrid import hybrid_of
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.results import Did, size
 from runners.experiments.settings import TaskSettings
@@ -69,9 +68,8 @@ def with_bm25(
     fusion: str, task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None
 ) -> Did:
     """The MAW encoder's standard attention and BM25 together."""
-    hybrid = hybrid_of(task)
-    facts = {"weight of cosines": hybrid.weight} if fusion == "sum" else {}
-    return Did(ranked=hybrid.evaluate(split, fusion=fusion), facts=facts)
+    facts = {"weight of cosines": task.hybrid_weight} if fusion == "sum" else {}
+    return Did(ranked=task.evaluate_hybrid(split, fusion=fusion), facts=facts)
 
 
 def unrouted(name: str, task: RetrievalTask, spec: EncoderSpec, split: str, log: Log | None) -> Did:

@@ -8,12 +8,10 @@ import numpy as np
 from pydantic_core import from_json
 
 from maw_gym.encoders.encoder_files import load_embedder
-from maw_gym.envs.bandit import Bandit
+from maw_gym.envs.bandit import TERMS, Bandit, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router
-from maw_gym.tables.loading import resolve_device
-from maw_gym.tables.rewards import TERMS, RewardSpec
-from maw_gym.tables.task import RetrievalTask
+from maw_gym.tables.task import RetrievalTask, resolve_device
 from runners.experiments.runs import CONFIG, read_config
 from runners.experiments.training import collection_of_run
 from runners.report_page import QUERIES

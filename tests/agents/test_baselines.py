@@ -23,10 +23,9 @@ from agents.baselines import (
 )
 from maw_gym.corpora import Collection
 from maw_gym.encoders.encoder_settings import EncoderSettings
-from maw_gym.envs.bandit import Bandit
+from maw_gym.envs.bandit import Bandit, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
-from maw_gym.tables.rewards import RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from hand_made import random_table
 
 from agents import GRPO, GRPOPolicyNetwork, SharedPolicyNetwork, router_from_model
 from agents.networks import is_shared, new_router, standardisation
@@ -8,17 +9,8 @@ from agents.sb3.vec_env import to_sb3
 from agents.settings import check_network
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.tables.depth_table import DepthTable
 
 QUERIES, DEPTHS = 20, 5
-
-
-def table() -> DepthTable:
-    """Random columns."""
-    generator = np.random.default_rng(0)
-    ids = tuple(f"q{number}" for number in range(QUERIES))
-    widths = (64, DEPTHS, DEPTHS, DEPTHS, DEPTHS, 11 * DEPTHS, 6)
-    return DepthTable(ids, *(generator.random((QUERIES, width), np.float32) for width in widths))
 
 
 def test_standardisation_by_hand() -> None:
@@ -60,7 +52,7 @@ def test_networks_that_cannot_be() -> None:
 @pytest.mark.parametrize(
     ("observation", "policy", "shapes"),
     [
-        (("content",), GRPOPolicyNetwork, [(512, 6), (256, 512), (128, 256), (64, 128), (5, 64)]),
+        (("content",), GRPOPolicyNetwork, [(512, 5), (256, 512), (128, 256), (64, 128), (5, 64)]),
         # Entropy and focus of a depth, each thrice: itself, beside the mean, beside the largest.
         (("profile",), SharedPolicyNetwork, [(32, 6), (32, 32), (1, 32)]),
     ],
@@ -68,12 +60,19 @@ def test_networks_that_cannot_be() -> None:
 def test_new_router_has_grpos_shape_and_a_nearly_uniform_policy(
     observation: tuple[str, ...], policy: type, shapes: list[tuple[int, int]]
 ) -> None:
-    env = GRPOVectorEnvironment(8, 4, table=table(), observation=observation)
+    table = random_table(QUERIES, DEPTHS)
+    env = GRPOVectorEnvironment(8, 4, table=table, observation=observation)
     actor = router_from_model(GRPO(policy, to_sb3(env), device="cpu"), observation, {})
     assert [tuple(linear.weight.shape) for linear in actor.linears] == shapes
-    given = torch.from_numpy(table().observation(observation))
+    given = torch.from_numpy(table.observation(observation))
     routers = [
-        new_router(table(), observation, "auto", {}, torch.Generator().manual_seed(seed))
+        new_router(
+            random_table(QUERIES, DEPTHS),
+            observation,
+            "auto",
+            {},
+            torch.Generator().manual_seed(seed),
+        )
         for seed in (0, 0, 1)
     ]
     assert [tuple(linear.weight.shape) for linear in routers[0].linears] == shapes

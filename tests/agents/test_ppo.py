@@ -17,10 +17,10 @@ from agents.networks import standardisation
 from agents.ppo import make_ppo
 from agents.sb3.vec_env import to_sb3
 from agents.settings import PPOSettings
+from maw_gym.envs.bandit import RewardSpec
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.tables.rewards import RewardSpec
 
 
 def bandit_ppo(**kwargs: Any) -> PPO:
@@ -129,7 +129,7 @@ def test_router_has_the_mean_reward_that_sb3_measures() -> None:
     """evaluate_policy over the queries in order equals looking depths up in the table."""
     table = random_table(40, 6)
     vector = GRPOVectorEnvironment(num_envs=16, group_size=8, table=table)
-    mean, scale = standardisation(table.attention)
+    mean, scale = standardisation(table.block("attention"))
     standard = {"features_extractor_kwargs": {"mean": mean.tolist(), "scale": scale.tolist()}}
     settings = PPOSettings(n_steps=4, batch_size=64)
     model = make_ppo(to_sb3(vector), settings, policy_kwargs=standard, seed=1, device="cpu")

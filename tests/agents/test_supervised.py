@@ -20,9 +20,9 @@ from agents.supervised import (
 )
 from maw_gym.corpora import QuerySet
 from maw_gym.encoders.text import padded
+from maw_gym.envs.bandit import RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
-from maw_gym.tables.rewards import RewardSpec
 from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
@@ -70,13 +70,13 @@ def test_forward_of_the_5d_tensor_is_the_observation_of_the_table(task: Retrieva
     ids, mask = padded(task.embedder.query_ids(texts))
     weights = task.embedder.maw.depth_attention(task.embedder.text.hidden(ids), mask)
     assert weights.shape == (len(texts), 8, ids.shape[1], ids.shape[1], DEPTHS)
-    expected = router.logits(torch.from_numpy(np.array(table.attention)))
+    expected = router.logits(torch.from_numpy(np.array(table.block("attention"))))
     found = router.attention_logits(weights, mask)
     assert expected.std() > 0
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     depths = router(weights, mask)
     assert depths.tolist() == expected.argmax(-1).tolist()
-    assert router.predict(np.array(table.attention))[0].tolist() == depths.tolist()
+    assert router.predict(np.array(table.block("attention")))[0].tolist() == depths.tolist()
     # Without padding no mask is needed.
     length = int(mask[0].sum())
     alone = router.attention_logits(weights[:1, :, :length, :length])

@@ -30,8 +30,7 @@ from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
 from maw_gym.files import fingerprint
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
-from maw_gym.tables.columns import COLUMNS
-from maw_gym.tables.table_files import load_or_build, read_table
+from maw_gym.tables.task import read_table, write_table
 
 ABOUT = {"run": "flips"}
 
@@ -94,14 +93,11 @@ def table(folder: Path) -> Case:
     """A table of 200 queries."""
     path = folder / "table.safetensors"
     made = random_table(200, 8)
-    widths = {name: getattr(made, name).shape[1] for name in COLUMNS}
-    load_or_build(
-        path, made.query_ids, widths, lambda rows: {n: getattr(made, n)[rows] for n in COLUMNS}
-    )
+    write_table(path, made)
 
     def content() -> Any:
         found = read_table(path)
-        return found.query_ids, [getattr(found, name).tobytes() for name in COLUMNS]
+        return found.query_ids, [column.tobytes() for column in found.columns.values()]
 
     return Case(path, content)
 

@@ -151,7 +151,7 @@ def test_arrays_returned_are_the_callers():
     assert final.max() == 1
     final += 5
     assert env.reset(options={"query_id": APPLE})[0].max() == 1
-    assert TABLE.attention.max() == 1
+    assert TABLE.block("attention").max() == 1
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_equal_settings_share_one_bandit():
     assert GRPOEnvironment(table=TABLE, query_order="sequential").bandit is one.bandit
     assert GRPOEnvironment(table=TABLE, alignment="listwise").bandit is not one.bandit
     assert not one.bandit.observations.flags.writeable
-    assert TABLE.attention.flags.writeable
+    assert TABLE.block("attention").flags.writeable
 
 
 def test_gymnasium_checker_without_a_warning():

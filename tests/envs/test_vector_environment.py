@@ -269,7 +269,7 @@ def test_ids_that_nobody_reads_are_not_gathered(monkeypatch):
     assert gathered == []
     assert infos["query_id"].tolist() == infos["query_id"].tolist() == [CHERRY, APPLE]
     assert gathered == [1]
-    assert TABLE.attention.flags.writeable
+    assert TABLE.block("attention").flags.writeable
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from maw_gym.encoders.encoder_files import load_embedder
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from maw_gym.tables.table_files import read_table
+from maw_gym.tables.task import read_table
 from runners.experiments.runs import open_run, run_settings
 from runners.experiments.settings import FolderSettings
 from runners.train_grpo import GRPORunSettings

@@ -20,8 +20,6 @@ from maw_gym.files import fingerprint
 from maw_gym.retrieval.evaluation import evaluate_rankings
 from maw_gym.routers.depth_router import DepthRouter, save_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from maw_gym.tables.columns import table_column
-from maw_gym.tables.hybrid import Hybrid
 from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
@@ -117,9 +115,9 @@ def test_hybrid_search_is_the_evaluations(task: RetrievalTask) -> None:
     routed = RoutedEncoder(task.embedder, router)
     collection, queries = task.collection, task.collection.splits["test"]
     routed.index(collection.doc_ids, collection.doc_texts)
-    hybrid = Hybrid(task)
-    hybrid.weight = 0.3
-    _, expected = hybrid.evaluate("test", torch.full((7,), 1))
+    weighted = RetrievalTask(task.collection, task.embedder)
+    weighted.hybrid_weight = 0.3
+    _, expected = weighted.evaluate_hybrid("test", torch.full((7,), 1))
     for of_query, documents in zip(
         routed.search(queries.texts, 20, hybrid=True), expected.documents.tolist(), strict=True
     ):
@@ -366,12 +364,3 @@ def test_heads_and_cuts_are_part_of_the_encoder(task: RetrievalTask) -> None:
     for other in (fewer, replace(task.embedder, query_tokens=8)):
         with pytest.raises(InputError, match="this router was trained for encoder"):
             RoutedEncoder(other, router)
-
-
-def test_columns_are_clamped_roundings_and_nothing_worse() -> None:
-    found = table_column("content", torch.tensor([[1.0000002, -1.0000001]]))
-    assert found.tolist() == [[1.0, -1.0]]
-    with pytest.raises(FloatingPointError, match=r"entropy outside \[0, 1\]"):
-        table_column("entropy", torch.tensor([[-0.5]]))
-    with pytest.raises(FloatingPointError, match=r"content outside \[-1, 1\]"):
-        table_column("content", torch.tensor([[float("nan")]]))

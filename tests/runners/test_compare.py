@@ -16,7 +16,7 @@ from tiny_collection import PAIRS
 from maw_gym import files
 from maw_gym.corpora import load_collection
 from maw_gym.errors import InputError
-from maw_gym.tables.loading import load_task
+from maw_gym.tables.task import load_task
 from runners.compare import main
 from runners.experiments.comparison_settings import CompareSettings
 

@@ -16,8 +16,7 @@ from hostile_run import CHOSEN, DEPTHS, IMAGE, LONG, QUERIES, SCRIPT, write_host
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.retrieval.evaluation import evaluate_embeddings
-from maw_gym.tables.loading import load_task
-from maw_gym.tables.task import RetrievalTask
+from maw_gym.tables.task import RetrievalTask, load_task
 from runners.report import ReportSettings, main
 from runners.report_page import page
 from runners.report_page.curves import curve

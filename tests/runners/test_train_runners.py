@@ -16,7 +16,7 @@ from agents.supervised import label_sentence
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.errors import InputError
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from maw_gym.tables.loading import load_task
+from maw_gym.tables.task import load_task
 from runners import evaluate
 from runners.evaluate import EvaluateSettings
 from runners.experiments.report import row_of

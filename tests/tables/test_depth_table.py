@@ -3,7 +3,16 @@ import pytest
 from hand_made import TABLE, random_table
 
 from maw_gym.errors import InputError
-from maw_gym.tables.blocks import checked_blocks
+from maw_gym.routers.routed_encoder import observations
+from maw_gym.tables.depth_table import (
+    BLOCKS,
+    Block,
+    DepthTable,
+    checked_blocks,
+    in_range,
+    numbers_per_depth,
+)
+from maw_gym.tables.task import RetrievalTask
 
 RANDOM = random_table(queries=4, depths=6)  # 64 + 12 + 5 observed numbers
 
@@ -32,7 +41,7 @@ def test_blocks_stand_side_by_side_in_the_order_given():
     assert found.flags.c_contiguous
     every = RANDOM.observation(["attention", "profile", "content"])
     assert every.shape == (4, 81)
-    assert (every[:, -5:] == RANDOM.content).all()
+    assert (every[:, -5:] == RANDOM.block("content")).all()
 
 
 def test_the_space_holds_every_observation():
@@ -67,3 +76,33 @@ def test_wrong_blocks(blocks):
     with pytest.raises(InputError, match=r"attention, profile, retrieval, content") as caught:
         TABLE.observation(blocks)
     assert "\n" not in str(caught.value)
+
+
+def test_roundings_are_cut_and_nothing_worse():
+    found = in_range("content", np.array([[1.0000002, -1.0000001]], np.float32), -1, 1)
+    assert found.tolist() == [[1.0, -1.0]]
+    for low, value in ((0, -0.5), (-1, np.nan), (0, 1.1)):
+        with pytest.raises(FloatingPointError, match=r"^color outside \[.*, 1\]; the encoder"):
+            in_range("color", np.array([[value]], np.float32), low, 1)
+
+
+def test_a_block_that_the_table_lacks():
+    some = DepthTable(("q",), *np.zeros((4, 1, 2), np.float32), blocks={"content": np.ones((1, 3))})
+    with pytest.raises(InputError, match=r"^this table has no observation block 'profile'; it has"):
+        some.observation(["content", "profile"])
+
+
+def test_a_new_block_is_one_entry(task, monkeypatch, home):
+    """The table computes it, the space bounds it, a router sees it, the network knows it."""
+    block = Block("2 * D", "norms", lambda seen: seen.profile / 2, high=0.5, per_depth=2)
+    monkeypatch.setitem(BLOCKS, "half", block)
+    task = RetrievalTask(task.collection, task.embedder)
+    table = task.table("test")
+    assert table.block("half").tolist() == (table.block("profile") / 2).tolist()
+    assert RetrievalTask(task.collection, task.embedder).table("test").block("half").shape == (7, 8)
+    assert table.observation_space("half").high.tolist() == [0.5] * 8
+    assert numbers_per_depth(["half", "profile"]) == 4
+    ids = task.embedder.query_ids(task.collection.splits["test"].texts)
+    seen = observations(task.embedder, ids, ["half"])
+    assert seen == pytest.approx(table.block("half"), abs=1e-6)
+    assert len(list((home / "tables").glob("*.safetensors"))) == 1

@@ -6,13 +6,12 @@ from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import InputError
 from maw_gym.retrieval.bm25 import BM25
-from maw_gym.tables.hybrid import Hybrid
 from maw_gym.tables.task import RetrievalTask
 
 
 @pytest.mark.parametrize("fusion", ["sum", "ranks"])
 def test_every_document_is_ranked_and_measured(task: RetrievalTask, fusion: str) -> None:
-    evaluation, ranking = Hybrid(task).evaluate("test", fusion=fusion)
+    evaluation, ranking = task.evaluate_hybrid("test", fusion=fusion)
     documents = len(task.collection.doc_ids)
     assert ranking.documents.shape == (7, documents)
     assert ranking.documents.sort(1).values.tolist() == [list(range(documents))] * 7
@@ -21,26 +20,26 @@ def test_every_document_is_ranked_and_measured(task: RetrievalTask, fusion: str)
 
 
 def test_the_weight_leads_from_bm25_to_the_encoder(task: RetrievalTask) -> None:
-    hybrid = Hybrid(task)
-    hybrid.weight = 1.0
+    task = RetrievalTask(task.collection, task.embedder)
+    task.hybrid_weight = 1.0
     alone, _ = task.evaluate("test")
-    assert hybrid.evaluate("test")[0].mean == alone.mean
+    assert task.evaluate_hybrid("test")[0].mean == alone.mean
     depths = torch.full((7,), 3)
     routed, _ = task.evaluate("test", depths)
-    assert hybrid.evaluate("test", depths)[0].mean == routed.mean
-    hybrid.weight = 0.0
+    assert task.evaluate_hybrid("test", depths)[0].mean == routed.mean
+    task.hybrid_weight = 0.0
     bm25 = task.bm25.rank(task.collection.splits["test"].texts, 3).documents
-    fused = hybrid.evaluate("test")[1].documents[:, :3]
+    fused = task.evaluate_hybrid("test")[1].documents[:, :3]
     assert bm25[bm25 >= 0].tolist() == fused[bm25 >= 0].tolist()
 
 
 def test_the_weight_is_chosen_on_validation_queries(task: RetrievalTask) -> None:
-    hybrid = Hybrid(task)
-    weight = hybrid.weight
+    task = RetrievalTask(task.collection, task.embedder)
+    weight = task.hybrid_weight
     quality = {}
     for value in (weight, 0.0, 1.0):
-        hybrid.weight = value
-        quality[value] = hybrid.evaluate("validation")[0].mean["nDCG@10"]
+        task.hybrid_weight = value
+        quality[value] = task.evaluate_hybrid("validation")[0].mean["nDCG@10"]
     assert quality[weight] == max(quality.values())
 
 
@@ -51,7 +50,7 @@ def test_a_large_collection_is_fused_over_its_candidates(
     task = RetrievalTask(tiny, untrained_embedder((), EncoderSettings(depths=0)))
     lists = task.candidates("test")
     assert lists is not None
-    _, ranking = Hybrid(task).evaluate("test")
+    _, ranking = task.evaluate_hybrid("test")
     for documents, given in zip(ranking.documents.tolist(), lists, strict=True):
         assert sorted(d for d in documents if d >= 0) == sorted(given.tolist())
 
@@ -65,4 +64,4 @@ def test_bm25_is_kept_on_disk(task: RetrievalTask, monkeypatch: pytest.MonkeyPat
 
 def test_an_unknown_fusion_is_refused(task: RetrievalTask) -> None:
     with pytest.raises(InputError, match="unknown fusion 'product'; choose one of sum, ranks"):
-        Hybrid(task).evaluate("test", fusion="product")
+        task.evaluate_hybrid("test", fusion="product")

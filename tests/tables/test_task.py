@@ -17,8 +17,7 @@ from maw_gym.encoders.training import selection
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError
 from maw_gym.retrieval.search import rank
-from maw_gym.tables.loading import load_task, resolve_device
-from maw_gym.tables.task import RetrievalTask
+from maw_gym.tables.task import RetrievalTask, load_task, resolve_device
 
 SHAPE = EncoderSettings(depths=4)
 SPLITS = ("encoder", "train", "validation", "test")
@@ -87,9 +86,9 @@ def test_columns_of_the_table(task, tiny):
     queries = tiny.splits["test"]
     assert table.query_ids == queries.ids
     assert table.num_depths == 4
-    assert (table.attention.shape, table.content.shape) == ((7, 512), (7, 256))
-    assert table.attention.min() >= 0
-    assert np.linalg.norm(table.attention, axis=1) == pytest.approx(np.ones(7), abs=1e-5)
+    assert (table.block("attention").shape, table.block("content").shape) == ((7, 512), (7, 256))
+    assert table.block("attention").min() >= 0
+    assert np.linalg.norm(table.block("attention"), axis=1) == pytest.approx(np.ones(7), abs=1e-5)
     for name in ("entropy", "focus", "ndcg", "listwise"):
         column = getattr(table, name)
         assert column.shape == (7, 4)
@@ -145,12 +144,11 @@ def test_a_large_collection_is_ranked_over_candidates(tiny, monkeypatch):
 
 def test_the_table_does_not_depend_on_the_number_of_threads(task, monkeypatch):
     monkeypatch.setattr(maw_gym.encoders.embedder, "BATCH_TOKENS", 32)  # several batches
-    rows = slice(0, len(task.collection.splits["train"].ids))
     before = torch.get_num_threads()
     found = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        found.append(task._columns("train", rows))
+        found.append(task._columns("train", 0))
     torch.set_num_threads(before)
     for name, column in found[0].items():
         assert (found[1][name] == column).all(), name
@@ -177,21 +175,21 @@ def test_judgments_give_queries_to_learn_from_their_relevant_documents(tiny, mon
             chosen = torch.full((len(table),), depth)
             embedded = task.embedder.encode_queries(other.splits[split].texts, chosen)
             highest = (embedded @ documents.T).amax(1)
-            assert table.retrieval[:, depth] == pytest.approx(highest.numpy(), abs=1e-5)
+            assert table.block("retrieval")[:, depth] == pytest.approx(highest.numpy(), abs=1e-5)
     assert task.table("train").ndcg.min() >= 0.5
     assert task.table("test").ndcg.max() == 0
 
 
 def test_retrieval_is_what_searches_find(task, tiny):
     table = task.table("test")
-    assert table.retrieval.shape == (7, 44)
+    assert table.block("retrieval").shape == (7, 44)
     texts = tiny.splits["test"].texts
     firsts = []
     for depth in range(4):
         embedded = task.embedder.encode_queries(texts, torch.full((7,), depth))
         scores, documents = rank(task.index, embedded, 30)
         firsts.append(documents[:, 0].numpy())
-        kinds = table.retrieval.reshape(7, 11, 4)[:, :, depth]
+        kinds = table.block("retrieval").reshape(7, 11, 4)[:, :, depth]
         close = {"abs": 1e-5}
         assert kinds[:, 0] == pytest.approx(scores[:, 0].numpy(), **close)
         assert kinds[:, 1] == pytest.approx((scores[:, 0] - scores[:, 1]).numpy(), **close)
@@ -201,7 +199,7 @@ def test_retrieval_is_what_searches_find(task, tiny):
         assert kinds[:, 4] == pytest.approx(ten.std(1, correction=0).numpy(), **close)
         assert kinds[:, 6] == pytest.approx(scores.mean(1).numpy(), **close)  # all 30 there are
     same = (np.array(firsts)[:, None] == np.array(firsts)[None]).mean(0)
-    assert table.retrieval[:, 40:] == pytest.approx(same.T, abs=1e-6)
+    assert table.block("retrieval")[:, 40:] == pytest.approx(same.T, abs=1e-6)
 
 
 # --- what is kept on disk --------------------------------------------------------------------
@@ -416,3 +414,22 @@ def test_devices_that_are_here():
     assert resolve_device("cpu") == torch.device("cpu")
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert resolve_device("auto") == torch.device(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_depths_of_the_default_encoder_differ_and_cost_no_retrieval():
+    """Trained on pydocs, judged on its test queries; the best fixed depth by training queries."""
+    task = load_task("pydocs", "trained", "cpu")
+    evaluation, _ = task.evaluate("test")
+    standard = evaluation.mean["nDCG@10"]
+    test = task.table("test")
+    entropy, focus, ndcg = (values.mean(0) for values in (test.entropy, test.focus, test.ndcg))
+    best = int(task.table("train").ndcg.mean(0).argmax())
+    assert standard >= 0.409
+    assert (np.diff(entropy) > 0).all()
+    assert (np.diff(focus) < 0).all()
+    assert entropy[-1] - entropy[0] >= 0.6
+    assert focus[0] - focus[-1] >= 0.5
+    assert ndcg.mean() >= standard - 0.005
+    assert ndcg[best] >= standard

@@ -10,8 +10,7 @@ from maw_gym.encoders.encoder_files import encoder_shape, save_embedder, untrain
 from maw_gym.encoders.text import load_text_encoder
 from maw_gym.encoders.text.states import StoredStates
 from maw_gym.errors import InputError
-from maw_gym.tables.loading import load_task
-from maw_gym.tables.task import RetrievalTask
+from maw_gym.tables.task import RetrievalTask, load_task
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +24,8 @@ def task(tiny, tiny_transformer):
 
 def test_the_table_is_the_evaluation(task):
     table = task.table("train")
-    assert table.attention.shape == (len(table), 64 * 3)
-    assert table.content.shape == (len(table), 24)
+    assert table.block("attention").shape == (len(table), 64 * 3)
+    assert table.block("content").shape == (len(table), 24)
     assert not (table.ndcg[:, 0] == table.ndcg[:, 3]).all()
     for depth in range(4):
         evaluation, _ = task.evaluate("train", torch.full((len(table),), depth))

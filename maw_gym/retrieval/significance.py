@@ -8,7 +8,7 @@ generators seeded by the caller's number, so that a report can be reproduced.
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,36 +27,17 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap_interval(
-    values: ArrayLike, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap interval of the mean over queries, or over seeds and queries together.
+def bootstrap_means(values: ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> Floats:
+    """Means (M, draws) of M rankers over the very same resamples, for `interval` and `margin`.
 
     Seeds and queries are crossed, not nested: each draw takes S seeds and N queries with
-    replacement and averages over the cells where they meet. So the interval says what to expect of
+    replacement and averages over the cells where they meet. So an interval says what to expect of
     other seeds and other queries; of two or three seeds it says too little, since a resample never
-    leaves what they span. Percentiles and not BCa: the two agree for means of hundreds of queries,
-    and BCa is undefined where all values are equal.
+    leaves what they span. A mean is linear: the difference of two rows is the bootstrap of their
+    rankers' difference.
 
     Sources: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; for crossed
     factors Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007.
-
-    Args:
-        values: (N,), one number per query, or (S, N).
-        draws: resamples.
-        level: coverage in (0, 1).
-        seed: of the resampling.
-
-    Raises:
-        ValueError: no values, one that is not finite, draws < 1, or a level outside (0, 1).
-    """
-    return interval(bootstrap_means(by_seed(values)[None], draws=draws, seed=seed)[0], level)
-
-
-def bootstrap_means(values: ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """Means (M, draws) of M rankers over the very same resamples, see `bootstrap_interval`.
-
-    A mean is linear, so the difference of two rows is the bootstrap of their rankers' difference.
 
     Args:
         values: (M, N), or (M, S, N) where every seed was judged on the same queries.
@@ -66,7 +47,7 @@ def bootstrap_means(values: ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> 
     Raises:
         ValueError: no values, one that is not finite, or draws < 1.
     """
-    numbers = finite(values)
+    numbers = _finite(values)
     numbers = numbers.reshape(len(numbers), -1, numbers.shape[-1])
     if draws < 1:
         raise ValueError(f"need draws >= 1, got {draws}")
@@ -87,7 +68,7 @@ def bootstrap_means(values: ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> 
         means,
         method="percentile",
         n_resamples=draws,
-        batch=draws_at_once(queries),
+        batch=_draws_at_once(queries),
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
@@ -102,8 +83,8 @@ def interval(means: Floats, level: float = 0.95) -> Interval:
     return Interval(float(low), float(high))
 
 
-def equivalence_margin(differences: ArrayLike, *, level: float = 0.95, **how: Any) -> float:
-    """Smallest margin within which the rankers are equivalent: both one-sided tests reject.
+def margin(means: Floats, level: float = 0.95) -> float:
+    """Smallest margin within which rankers are equivalent, of bootstrapped differences (draws,).
 
     The true mean difference lies within -margin and +margin: two one-sided tests at 1 - `level`
     reject exactly where the bootstrap interval of coverage 2 `level` - 1 lies inside. So "routing
@@ -111,19 +92,9 @@ def equivalence_margin(differences: ArrayLike, *, level: float = 0.95, **how: An
 
     Source: Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15(6), 1987.
 
-    Args:
-        differences: (N,) or (S, N).
-        level: 1 minus the level of each of the tests, in (0.5, 1).
-        **how: `draws` and `seed` of `bootstrap_interval`.
-
     Raises:
-        ValueError: see `bootstrap_interval`, or a level outside (0.5, 1).
+        ValueError: a level outside (0.5, 1).
     """
-    return margin(bootstrap_means(by_seed(differences)[None], **how)[0], level)
-
-
-def margin(means: Floats, level: float = 0.95) -> float:
-    """The `equivalence_margin` of bootstrapped differences (draws,)."""
     if not 0.5 < level < 1:
         raise ValueError(f"need 0.5 < level < 1, got {level}")
     low, high = interval(means, 2 * level - 1)
@@ -137,17 +108,13 @@ def _shares(drawn: NDArray[np.int64], count: int) -> Floats:
     return np.asarray(times.reshape(-1, count) / drawn.shape[1])
 
 
-def draws_at_once(width: int) -> int:
+def _draws_at_once(width: int) -> int:
     """How many draws of `width` random numbers are held at once."""
     return max(1, CHUNK_NUMBERS // width)
 
 
-def finite(values: ArrayLike) -> Floats:
-    """Numbers as float64.
-
-    Raises:
-        ValueError: there are none, or one is not finite.
-    """
+def _finite(values: ArrayLike) -> Floats:
+    """Numbers as float64; a ValueError where there are none, or one is not finite."""
     numbers = np.asarray(values, np.float64)
     if not numbers.size or not np.isfinite(numbers).all():
         raise ValueError(
@@ -157,9 +124,9 @@ def finite(values: ArrayLike) -> Floats:
     return numbers
 
 
-def by_seed(values: ArrayLike) -> Floats:
+def _by_seed(values: ArrayLike) -> Floats:
     """One finite number per query as (S, N) float64, S and N >= 1; a single query as S = 1."""
-    numbers = finite(values)
+    numbers = _finite(values)
     if numbers.ndim not in (1, 2):
         raise ValueError(f"need one finite number per query, got an array of shape {numbers.shape}")
     return numbers.reshape(1, -1) if 1 in numbers.shape else np.atleast_2d(numbers)
@@ -192,16 +159,12 @@ def sign_flip_test(differences: ArrayLike, *, draws: int = DRAWS, seed: int = 0)
     Raises:
         ValueError: no differences, one that is not finite, or draws < 1.
     """
-    return sign_flip_tests(by_seed(differences).mean(0)[None], draws=draws, seed=seed)[0]
+    return sign_flip_tests(_by_seed(differences).mean(0)[None], draws=draws, seed=seed)[0]
 
 
 def sign_flip_tests(differences: ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> list[float]:
-    """P-values of `sign_flip_test` for each row of differences (M, N), by the very same signs.
-
-    Raises:
-        ValueError: no differences, one that is not finite, or draws < 1.
-    """
-    numbers = finite(differences)
+    """P-values of `sign_flip_test` for each row of differences (M, N), by the very same signs."""
+    numbers = _finite(differences)
     if draws < 1:
         raise ValueError(f"need draws >= 1, got {draws}")
     scale = np.abs(numbers).sum(1, keepdims=True)
@@ -209,7 +172,7 @@ def sign_flip_tests(differences: ArrayLike, *, draws: int = DRAWS, seed: int = 0
     observed = _distance(numbers, -1)
     reached = np.ones(len(numbers))
     rng = np.random.default_rng(seed)
-    batch = draws_at_once(numbers.shape[1])
+    batch = _draws_at_once(numbers.shape[1])
     for first in range(0, draws, batch):
         signs = rng.choice(np.array([-1.0, 1.0]), (min(batch, draws - first), numbers.shape[1]))
         reached += (np.abs(signs @ numbers.T).round(12) >= observed).sum(0)
@@ -241,10 +204,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Source: Holm, Scandinavian Journal of Statistics 6(2), 1979 (scipy.stats has none).
 
     Args:
-        p_values: of all tests of one family, each in [0, 1].
-
-    Returns:
-        Adjusted p-values in [0, 1], in the order given.
+        p_values: of all tests of one family, each in [0, 1]; the adjusted ones keep their order.
 
     Raises:
         ValueError: a value outside [0, 1].
@@ -267,14 +227,8 @@ def standard_error(differences: ArrayLike) -> float:
     MS_rest) / (S N)), and at least that of the queries alone.
 
     Source: Searle, Casella and McCulloch, Variance Components, 1992, chapter 4.
-
-    Args:
-        differences: (N,) or (S, N) with N >= 2.
-
-    Raises:
-        ValueError: fewer than two queries, or a value that is not finite.
     """
-    numbers = by_seed(differences)
+    numbers = _by_seed(differences)
     seeds, queries = numbers.shape
     if queries < 2:
         raise ValueError(f"need two differences or more, got {queries}")

@@ -228,6 +228,6 @@ def evaluate_bm25(
 ) -> tuple[Evaluation, Ranking]:
     """Retrieval of BM25 over the whole collection, equal scores in trec_eval's order."""
     queries = task.collection.splits[split]
-    ranking = task.bm25.rank(queries.texts, k)
+    ranking = task.bm25.rank(queries.texts, k, task.index.own_documents(queries))
     documents = ranking.documents.numpy()
     return evaluate_rankings(queries, task.collection.doc_ids, documents), ranking

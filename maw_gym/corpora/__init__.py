@@ -8,7 +8,7 @@ from typing import Any
 from maw_gym.checks import checked_int, shown
 from maw_gym.corpora.beir_folder import read_beir_folder
 from maw_gym.corpora.ir_dataset import HINT, read_ir_dataset
-from maw_gym.corpora.records import Collection, QuerySet, content_hash
+from maw_gym.corpora.records import OWN, Collection, QuerySet, content_hash, without_own_documents
 from maw_gym.corpora.registry import registry
 from maw_gym.corpora.splits import FOLDS, divide, pooled
 from maw_gym.errors import InputError
@@ -64,6 +64,13 @@ def load_collection(name_or_path: str, fold: int = 0, folds: int | None = None) 
         raise InputError(f"fold {fold} of {name_or_path}: it has a test subset; leave fold at 0")
     if not splits["test"].ids:
         raise InputError(f"{name_or_path} has too few queries: none is left for test fold {fold}")
+    splits = {
+        split: without_own_documents(queries, source.doc_ids, source.doc_texts)
+        for split, queries in splits.items()
+    }
+    own = sum(OWN in grades.values() for part in splits.values() for grades in part.relevance)
+    if own:
+        logger.info("%s: %d queries are documents, left out of their rankings", name_or_path, own)
     provenance: dict[str, Any] = {
         "dataset": name_or_path,
         **source.provenance,

@@ -3,11 +3,13 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from maw_gym.corpora.text import comparable
 from maw_gym.errors import InputError
 
 LARGEST_GRADE = 1_000_000  # trec_eval takes 8 bytes for every grade up to the largest
+OWN: Final = -1  # grade of the document that is the query itself, see `without_own_documents`
 # Below this many documents every query ranks the whole collection.
 SMALL = 50_000
 
@@ -18,7 +20,7 @@ class QuerySet(NamedTuple):
     Attributes:
         ids: query ids.
         texts: query texts, as they came.
-        relevance: per query its judged documents, doc_id -> grade >= 0.
+        relevance: per query its judged documents, doc_id -> grade >= 0; or `OWN`.
     """
 
     ids: tuple[str, ...]
@@ -173,6 +175,28 @@ def judged_queries(
         tuple(texts[query_id] for query_id in kept),
         tuple(relevance[query_id] for query_id in kept),
     )
+
+
+def without_own_documents(
+    queries: QuerySet, doc_ids: Iterable[str], doc_texts: Iterable[str]
+) -> QuerySet:
+    """The queries, with the grade `OWN` for a document of a query's own id and text.
+
+    Queries of some collections are documents (ArguAna, Quora). Such a one is first in any ranking
+    and no answer: it is left out of the query's rankings, as BEIR leaves it out, unless it is
+    judged relevant. The document may have a title before the text.
+    """
+    texts = dict(zip(queries.ids, map(comparable, queries.texts), strict=True))
+    own = {
+        doc_id
+        for doc_id, text in zip(doc_ids, doc_texts, strict=True)
+        if doc_id in texts and f" {comparable(text)}".endswith(f" {texts[doc_id]}")
+    }
+    relevance = (
+        {**grades, name: OWN} if name in own and not grades.get(name) else grades
+        for name, grades in zip(queries.ids, queries.relevance, strict=True)
+    )
+    return queries._replace(relevance=tuple(relevance))
 
 
 def content_hash(

@@ -19,8 +19,10 @@ from maw_gym.corpora.records import Collection
 from maw_gym.corpora.text import words
 from maw_gym.errors import DamagedFileError, first_line
 from maw_gym.files import MANIFEST, read_manifest, write_manifest, written_folder
-from maw_gym.retrieval.documents import Integers, trec_order
+from maw_gym.retrieval.documents import Integers, own_documents, trec_order
 from maw_gym.retrieval.search import Ranking
+
+log = logging.getLogger(__name__)
 
 KIND: Final = "BM25 index"
 CANDIDATES: Final = 100
@@ -107,12 +109,13 @@ class BM25:
                 scores[documents[start:end]] += weights[start:end]
         return scores
 
-    def rank(self, texts: Sequence[str], k: int) -> Ranking:
+    def rank(self, texts: Sequence[str], k: int, own: Integers | None = None) -> Ranking:
         """The k best documents of every query; one without a word of the query is none of them.
 
         Args:
             texts: B queries.
             k: at least 1; cut to the number of documents.
+            own: (B,) documents that queries are themselves, left out; -1 is none.
 
         Returns:
             `Ranking` on the CPU, equal scores in trec_eval's order.
@@ -123,6 +126,8 @@ class BM25:
         bar = tqdm(texts, "BM25", unit="query", delay=2, leave=False, disable=None)
         for row, text in enumerate(bar):
             of_all = self.scores(text)
+            if own is not None and own[row] >= 0:
+                of_all[own[row]] = 0
             best = best_matches(of_all, self.tie_of, width)
             documents[row, : len(best)] = best
             scores[row, : len(best)] = of_all[best]
@@ -225,8 +230,20 @@ def _bm25s() -> Any:
 
 def candidate_documents(collection: Collection, split: str, bm25: BM25) -> list[Integers]:
     """Positions in `collection.doc_ids` of BM25's first 100 for each query of `split`, in order."""
-    ranked = bm25.rank(collection.splits[split].texts, CANDIDATES).documents.numpy()
-    return [documents[documents >= 0] for documents in ranked]
+    queries = collection.splits[split]
+    own = own_documents(queries, {doc_id: row for row, doc_id in enumerate(collection.doc_ids)})
+    ranked = bm25.rank(queries.texts, CANDIDATES, own).documents.numpy()
+    lists = [documents[documents >= 0] for documents in ranked]
+    missed = sum(not len(documents) for documents in lists)
+    log.info(
+        "%s: from %d documents on BM25's first %d are ranked", collection.name, SMALL, CANDIDATES
+    )
+    if missed:
+        log.warning(
+            "%s: %d of %d %s queries share no word with any document and find nothing",
+            *(collection.name, missed, len(lists), split),
+        )
+    return lists
 
 
 def with_relevant(

@@ -6,7 +6,7 @@ trec_eval orders by score descending, then by document id DEscending (strcmp on 
 `tie_of` is a document's place in that second order: of equal scores the smaller goes first.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from maw_gym.attention.products import linear
-from maw_gym.corpora.records import QuerySet
+from maw_gym.corpora.records import OWN, QuerySet
 from maw_gym.errors import InputError
 
 EMPTY_SCORE: Final = -2.0  # of a document without text: below every cosine, and finite
@@ -29,10 +29,17 @@ Integers = NDArray[np.int64]
 
 
 class Relevant(NamedTuple):
-    """Relevant documents of one query: positions in the index (r,) and grades (r,) above 0."""
+    """Relevant documents of one query.
+
+    Attributes:
+        documents: (r,) positions in the index.
+        grades: (r,) above 0.
+        own: position of the document that is the query itself and not to be ranked; -1 is none.
+    """
 
     documents: Integers
     grades: NDArray[np.float32]
+    own: int = -1
 
 
 class DocumentIndex:
@@ -90,14 +97,17 @@ class DocumentIndex:
     def relevant(self, queries: QuerySet) -> list[Relevant]:
         """The relevant documents of every query: graded above 0 and in this index."""
         found = []
-        for grades in queries.relevance:
+        for grades, own in zip(queries.relevance, self.own_documents(queries), strict=True):
             kept = {
                 self.positions[d]: g for d, g in grades.items() if g > 0 and d in self.positions
             }
-            found.append(
-                Relevant(np.array(list(kept), np.int64), np.array(list(kept.values()), np.float32))
-            )
+            documents, values = np.array(list(kept), np.int64), np.array(list(kept.values()))
+            found.append(Relevant(documents, values.astype(np.float32), int(own)))
         return found
+
+    def own_documents(self, queries: QuerySet) -> Integers:
+        """Position (B,) of the document that each query is itself, -1 where there is none."""
+        return own_documents(queries, self.positions)
 
     def scores(self, queries: Tensor) -> Tensor:
         """Cosines (R, N) of queries (R, h) on the index's device with all documents."""
@@ -153,6 +163,16 @@ class DocumentIndex:
         listed = torch.from_numpy(documents).to(self.device)[:, None]
         scores.masked_fill_(torch.isin(listed, self.empty), EMPTY_SCORE)
         return scores.masked_fill_(listed < 0, -torch.inf)
+
+
+def own_documents(queries: QuerySet, positions: Mapping[str, int]) -> Integers:
+    """See `DocumentIndex.own_documents`; `positions` are those of the documents by id."""
+    own = np.full(len(queries.ids), -1)
+    for row, grades in enumerate(queries.relevance):
+        for name, grade in grades.items():
+            if grade == OWN:
+                own[row] = positions.get(name, -1)
+    return own
 
 
 def trec_order(doc_ids: Sequence[str]) -> Integers:

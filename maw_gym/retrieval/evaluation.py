@@ -23,7 +23,7 @@ from torch import Tensor
 from maw_gym.corpora.records import QuerySet
 from maw_gym.files import written_whole
 from maw_gym.retrieval.documents import DocumentIndex, Integers
-from maw_gym.retrieval.search import Ranking, rank, rank_together
+from maw_gym.retrieval.search import Ranking, rank_without
 
 MEASURES: Final[tuple[Any, ...]] = (nDCG @ 10, RR @ 10, AP, R @ 100, Success @ 10)
 DEPTH_OF_RANKING: Final = 100  # the deepest cutoff among the measures
@@ -148,10 +148,7 @@ def evaluate_embeddings(
     Raises:
         ValueError: lengths that differ, or embeddings that are not finite.
     """
-    if candidates is None:
-        ranking = rank_together(index, embeddings, k)
-    else:
-        ranking = rank(index, embeddings, k, candidates)
+    ranking = rank_without(index, embeddings, k, index.own_documents(queries), candidates)
     return evaluate_rankings(queries, index.doc_ids, ranking.documents.cpu().numpy()), ranking
 
 

@@ -46,6 +46,7 @@ def scored_candidates(
     texts: Sequence[str],
     lists: Sequence[Integers],
     k: int,
+    own: Integers | None = None,
 ) -> Candidates:
     """Both scores of every query's candidates, of which documents without text are none.
 
@@ -56,14 +57,17 @@ def scored_candidates(
         texts: B queries.
         lists: per query the positions of documents, usually the k best by cosine; -1 is none.
         k: so many of the best by BM25 are added; 0 adds none.
+        own: (B,) documents that queries are themselves, left out; -1 is none.
     """
     chosen, lexical = [], []
     empty = index.empty.cpu().numpy()
-    for text, listed in zip(texts, lists, strict=True):
+    own = np.full(len(texts), -1) if own is None else own
+    for text, listed, itself in zip(texts, lists, own, strict=True):
         scores = bm25.scores(text)
+        scores[itself : itself + 1] = 0  # of -1 it is nothing
         if k:
             listed = np.concatenate([listed, best_matches(scores, index.tie_of, k)])
-        places = np.unique(index.tie_of[listed[(listed >= 0) & ~np.isin(listed, empty)]])
+        places = np.unique(index.tie_of[listed[(listed >= 0) & ~np.isin(listed, [*empty, itself])]])
         chosen.append(index.tie_order[places])
         lexical.append(scores[chosen[-1]])
     shape = (len(chosen), max(map(len, chosen), default=0))
@@ -194,7 +198,7 @@ def best_weight(index: DocumentIndex, queries: QuerySet, candidates: Candidates)
         return WEIGHT
     gains = np.zeros(candidates.documents.shape, np.float32)
     relevant = index.relevant(queries)
-    for row, (documents, grades) in enumerate(relevant):
+    for row, (documents, grades, _) in enumerate(relevant):
         _, columns, judged = np.intersect1d(
             candidates.documents[row], documents, return_indices=True
         )

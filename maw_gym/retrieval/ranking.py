@@ -154,7 +154,7 @@ def alignment_of_depths(
     _check_lengths(queries, relevant, candidates)
     shape = queries.shape[:2]
     alignment = Alignment(*(torch.empty(shape, device=index.device) for _ in Alignment._fields))
-    for block in _blocks(index, queries, candidates):
+    for block in _blocks(index, queries, relevant, candidates):
         _, columns = _top(block.scores, block.tie_rank, CUTOFF)
         _align(index, block, columns, relevant, temperature, alignment)
     return alignment
@@ -186,13 +186,13 @@ def rankings_of_depths(
     shape = queries.shape[:2]
     alignment = Alignment(*(torch.empty(shape, device=index.device) for _ in Alignment._fields))
     observed = torch.empty(len(queries), len(STATISTICS) * shape[1], device=index.device)
-    for block in _blocks(index, queries, candidates):
+    for block in _blocks(index, queries, relevant, candidates):
         scores, columns = _top(block.scores, block.tie_rank, LONG)
         if found is None:
             observed[block.queries] = _observed(block, scores, columns)
         _align(index, block, columns[..., :CUTOFF], relevant, temperature, alignment)
     if found is not None:
-        for block in _blocks(index, queries, found):
+        for block in _blocks(index, queries, relevant, found):
             observed[block.queries] = _observed(block, *_top(block.scores, block.tie_rank, LONG))
     return alignment, observed
 
@@ -342,9 +342,15 @@ class _Block(NamedTuple):
 
 
 def _blocks(
-    index: DocumentIndex, queries: Tensor, candidates: Sequence[Integers] | None
+    index: DocumentIndex,
+    queries: Tensor,
+    relevant: Sequence[Relevant],
+    candidates: Sequence[Integers] | None,
 ) -> Iterator[_Block]:
-    """Scores of queries (B, D, h) in blocks of at most `BLOCK_BYTES`, at least one query each."""
+    """Scores of queries (B, D, h) in blocks of at most `BLOCK_BYTES`, at least one query each.
+
+    The document that a query is itself scores -inf.
+    """
     depths, width = queries.shape[1:]
     if candidates is None:
         floats = depths * len(index)  # of one query
@@ -357,13 +363,15 @@ def _blocks(
         check_finite(block, "query")
         if candidates is None:
             scores = index.scores(block.reshape(-1, width)).view(len(block), depths, -1)
+            for row, one in enumerate(relevant[some]):
+                scores[row, :, one.own : one.own + 1] = -torch.inf  # of -1 it is nothing
             yield _Block(some, scores, index.tie_rank, None)
             continue
         # np.unique: each candidate once, in tie order, so that columns break ties by themselves.
         lists = [index.tie_order[np.unique(index.tie_of[one])] for one in candidates[some]]
         documents = np.full((len(lists), max(map(len, lists))), -1)
-        for row, one in enumerate(lists):
-            documents[row, : len(one)] = one
+        for row, listed in enumerate(lists):
+            documents[row, : len(listed)] = np.where(listed == relevant[some][row].own, -1, listed)
         scores = index.candidate_scores(block, documents)
         ties = torch.arange(documents.shape[1], device=index.device)
         yield _Block(some, scores, ties, lists)
@@ -372,7 +380,7 @@ def _blocks(
 def _gains(index: DocumentIndex, block: _Block, relevant: Sequence[Relevant]) -> Tensor:
     """Grade (b, C) of each column of each query of the block, 0 where it is not relevant."""
     gains = np.zeros((len(relevant), block.scores.shape[2]), np.float32)
-    for row, (documents, grades) in enumerate(relevant):
+    for row, (documents, grades, _) in enumerate(relevant):
         if block.lists is None:
             gains[row, documents] = grades
         else:

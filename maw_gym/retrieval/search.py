@@ -77,6 +77,36 @@ def rank(
     return _rank_part(index, queries, k, start, stop)
 
 
+def rank_without(
+    index: DocumentIndex,
+    queries: Tensor,
+    k: int,
+    own: Integers,
+    candidates: Sequence[Integers] | None = None,
+) -> Ranking:
+    """`rank`, or `rank_together` without candidates, without the document that a query is itself.
+
+    Args:
+        index: see `rank`, as the next two.
+        queries: see there.
+        k: see there.
+        own: (B,) see `DocumentIndex.own_documents`.
+        candidates: see `rank`.
+    """
+    more = k + int((own >= 0).any())
+    if candidates is None:
+        found = rank_together(index, queries, more)
+    else:
+        found = rank(index, queries, more, candidates)
+    if more == k:
+        return found
+    places = torch.from_numpy(own).to(found.documents.device)[:, None]
+    left_out = (found.documents == places) & (places >= 0)
+    order = left_out.long().argsort(dim=1, stable=True)[:, :k]
+    scores = found.scores.masked_fill(left_out, -torch.inf).gather(1, order)
+    return Ranking(scores, found.documents.masked_fill(left_out, -1).gather(1, order))
+
+
 def rank_together(index: DocumentIndex, queries: Tensor, k: int) -> Ranking:
     """`rank` of the whole index by all processes together, each searching a part of the documents.
 

@@ -49,7 +49,7 @@ from maw_gym.retrieval.hybrid import (
     weighted_sum,
 )
 from maw_gym.retrieval.ranking import rankings_of_depths
-from maw_gym.retrieval.search import Ranking, rank_together
+from maw_gym.retrieval.search import Ranking, rank_without
 from maw_gym.tables.depth_table import (
     BLOCKS,
     TERMS,
@@ -279,13 +279,14 @@ class RetrievalTask:
         return evaluate_rankings(queries, self.collection.doc_ids, documents), ranking
 
     def _hybrid_candidates(self, split: str, depths: Tensor | None = None) -> Candidates:
-        texts = self.collection.splits[split].texts
-        embeddings = self.embedder.encode_queries(texts, depths)
+        queries = self.collection.splits[split]
+        embeddings = self.embedder.encode_queries(queries.texts, depths)
         lists, k = self.candidates(split), 0
+        own = self.index.own_documents(queries)
         if lists is None:
             k = DEPTH_OF_RANKING
-            lists = list(rank_together(self.index, embeddings, k).documents.cpu().numpy())
-        return scored_candidates(self.index, self.bm25, embeddings, texts, lists, k)
+            lists = list(rank_without(self.index, embeddings, k, own).documents.cpu().numpy())
+        return scored_candidates(self.index, self.bm25, embeddings, queries.texts, lists, k, own)
 
     def query_text(self, query_id: str) -> str:
         """Text of the query called `query_id`, from whichever split.

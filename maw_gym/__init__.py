@@ -4,15 +4,16 @@ Importing it registers `MAWDepth-v0` with Gymnasium, and `pydocs` with ir_datase
 is imported. Everything else, torch included, is imported when it is used.
 """
 
-# First, since it must come before torch.
 import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import maw_gym.waiting  # noqa: F401  # isort: split
 from maw_gym.envs.registration import register_environments
 from maw_gym.errors import InputError
-from maw_gym.late import after_import
 
 if TYPE_CHECKING:
     from maw_gym.corpora import load_collection
@@ -71,5 +72,32 @@ def _register_pydocs() -> None:
         registry()
 
 
+class _PydocsWithIrDatasets(MetaPathFinder):
+    """Registers pydocs whenever ir_datasets is imported, which alone takes longer than maw_gym."""
+
+    asking = False
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != "ir_datasets" or self.asking:
+            return None
+        self.asking = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self.asking = False
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _register_pydocs()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
 register_environments()
-after_import("ir_datasets", _register_pydocs)
+if "ir_datasets" in sys.modules:
+    _register_pydocs()
+else:
+    sys.meta_path.insert(0, _PydocsWithIrDatasets())

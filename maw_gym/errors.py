@@ -1,4 +1,10 @@
-"""The exceptions for what the caller can mend."""
+"""The exceptions for what the caller can mend, and checks of what a caller gives."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
 
 
 class InputError(ValueError):
@@ -24,3 +30,61 @@ def printable(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its kind."""
     return next(iter(str(error).splitlines()), type(error).__name__).strip()
+
+
+def shown(value: object) -> str:
+    """`value` on one line, cut to a readable length."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def checked_texts(values: Any, what: str = "texts") -> list[str]:
+    """`values` as a list of texts.
+
+    Args:
+        values: an iterable of strings, which is no string itself.
+        what: they are, for messages.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if isinstance(values, str):
+        raise InputError(f"give a list of {what}, not the single text {shown(values)}")
+    if not isinstance(values, Iterable):
+        raise InputError(f"give a list of {what}, not {shown(values)}")
+    texts = list(values)
+    if set(map(type, texts)) <= {str}:  # the check of each costs as much as encoding it
+        return texts
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(
+                f"{what} must be strings; number {row} is {shown(text)} of type"
+                f" {type(text).__name__}"
+            )
+    return texts
+
+
+def checked_int(value: Any, name: str, least: int, most: int | None = None) -> int:
+    """`value` as a whole number in [least, most].
+
+    Raises:
+        InputError: it is none. A bool is not taken for a number.
+    """
+    try:
+        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
+        raise InputError(f"{name} must be a whole number {bounds}, got {shown(value)}")
+    return number
+
+
+def one_of(name: str, value: object, known: Sequence[str]) -> None:
+    """Refuse a value that is none of the `known` ones.
+
+    Raises:
+        InputError: see above.
+    """
+    if value not in known:
+        raise InputError(f"unknown {name} {shown(value)}; choose one of {', '.join(known)}")

@@ -18,17 +18,14 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
 
-from maw_gym.checks import shown
-from maw_gym.distributed import from_all, from_first, is_first, processes, wait
-from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.errors import DamagedFileError, InputError, shown
+
+if TYPE_CHECKING:  # torch is imported where it is used: settings and help do not wait for it
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -91,17 +88,12 @@ def content_key(content: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def written_whole(path: Path, sync: bool = True) -> Iterator[Path]:
+def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which on success is renamed to `path`.
 
     A reader sees the old file or the new one, never half of one. On any exception, an interrupt
     included, the temporary file is removed and `path` is left as it was; what a kill leaves is
     taken away by `sweep`.
-
-    Args:
-        path: the file.
-        sync: wait until it is on the disk; without that a machine that loses its power may leave
-            half of it, see `synced`.
 
     Raises:
         InputError: the file cannot be written, for want of space or of permission.
@@ -111,11 +103,9 @@ def written_whole(path: Path, sync: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.open("xb").close()
         yield temporary
-        if sync:
-            _sync(temporary)
+        _sync(temporary)
         temporary.replace(path)
-        if sync:
-            _sync(path.parent)
+        _sync(path.parent)
     except OSError as error:
         if error.filename not in (None, str(path), str(path.parent), str(temporary)):
             raise  # of another file, which was read while this one was written
@@ -177,18 +167,6 @@ def _exchange(new: Path, old: Path) -> None:
 def _temporary(path: Path) -> Path:
     # Not by tempfile, whose files are private: open() gives the usual permissions.
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{WRITING}")
-
-
-def synced(path: Path) -> None:
-    """Wait until a file is on the disk.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        _sync(path)
-    except OSError as error:
-        raise _unwritable(path, error) from None
 
 
 def _sync(path: Path) -> None:
@@ -298,6 +276,8 @@ def cached(
         InputError: the file cannot be read, or not be written; or the processes have different
             folders.
     """
+    from maw_gym.distributed import from_all, is_first, processes, wait
+
     found = loaded(path, load)
     if together and processes() > 1:
         if not all(from_all(found is not None)):
@@ -339,6 +319,8 @@ def check_one_folder(folder: Path) -> None:
     Raises:
         InputError: a process does not see what the first one writes there.
     """
+    from maw_gym.distributed import from_all, from_first, is_first
+
     mark = folder / f".{from_first(uuid.uuid4().hex)}"
     reason = None
     if is_first():
@@ -463,11 +445,11 @@ class TensorFile(NamedTuple):
     """
 
     settings: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, "Tensor"]
 
 
 def write(
-    path: Path, tensors: Mapping[str, Tensor], kind: str, settings: Mapping[str, Any]
+    path: Path, tensors: Mapping[str, "Tensor"], kind: str, settings: Mapping[str, Any]
 ) -> None:
     """Write tensors and settings to `path`, whole or not at all.
 
@@ -480,6 +462,8 @@ def write(
     Raises:
         InputError: the file cannot be written.
     """
+    from safetensors.torch import save
+
     # As they will be read: tuples are lists in JSON, and all names are texts.
     plain = json.loads(json.dumps(settings))
     content = {"format": FORMAT, "kind": kind, "settings": plain}
@@ -487,7 +471,7 @@ def write(
     # One entry: safetensors writes several in an order that changes from process to process.
     metadata = {OURS: canonical(content)}
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = safetensors_bytes(on_cpu, metadata)
+    data = save(on_cpu, metadata)
     with written_whole(path) as temporary:
         temporary.write_bytes(data)
 
@@ -500,6 +484,8 @@ def read(path: Path, kind: str) -> TensorFile:
         InputError: there is no such file, it cannot be read, or it is of another kind or a newer
             version.
     """
+    from safetensors import SafetensorError, safe_open
+
     check_readable(path, f"{kind} file")
     try:
         with safe_open(path, "pt") as file:
@@ -530,7 +516,7 @@ def read(path: Path, kind: str) -> TensorFile:
 
 
 def check_tensors(
-    path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None, ...]]
+    path: Path, tensors: Mapping[str, "Tensor"], shapes: Mapping[str, tuple[int | None, ...]]
 ) -> None:
     """Compare the tensors of a file with those that its settings promise.
 
@@ -542,6 +528,8 @@ def check_tensors(
     Raises:
         DamagedFileError: a tensor is missing, unknown, of another shape or type, or not finite.
     """
+    import torch
+
     for name in sorted(set(tensors) ^ set(shapes)):
         raise DamagedFileError(
             f"{path}: tensor {name!r} is {'unknown' if name in tensors else 'gone'}"
@@ -563,8 +551,10 @@ def check_tensors(
             raise DamagedFileError(f"{path}: tensor {name!r} holds values that are not finite")
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+def fingerprint(tensors: Mapping[str, "Tensor"]) -> str:
     """The sha256 (hex) of names, types, shapes and values."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -605,7 +595,7 @@ def check_readable(path: Path, what: str, largest: int | None = None) -> None:
         )
 
 
-def _checksum(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def _checksum(content: Mapping[str, Any], tensors: Mapping[str, "Tensor"]) -> str:
     """The sha256 (hex) of format, kind, settings and all tensors."""
     covered = {name: content[name] for name in ("format", "kind", "settings")}
     return _sha256_of({**covered, "tensors": fingerprint(tensors)})

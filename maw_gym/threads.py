@@ -1,4 +1,4 @@
-"""Threads: work shared out among the cores, and work done aside.
+"""Work shared out among the cores.
 
 `map_in_threads` gives each core a Python thread, instead of all cores to every operation. An
 operation that runs on several threads ends at a barrier, where all wait for the slowest: of many
@@ -9,7 +9,7 @@ the cores, every barrier waits for it. Threads that each take the next piece of 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -53,48 +53,3 @@ def map_in_threads(
                     future.cancel()
     finally:
         torch.set_num_threads(usual)
-
-
-class ThreadAside:
-    """A thread that does one thing after the other, beside the caller's own work.
-
-    A context manager: in the end, after an interrupt too, everything is done. Where one of the
-    things fails, none behind it is done: its error is raised by a later `submit`, or in the end
-    unless the caller has failed too.
-
-    Args:
-        waiting: how many things may be undone when `submit` returns, at least 1: what they hold is
-            held so long.
-    """
-
-    def __init__(self, waiting: int) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: deque[Future[Any]] = deque()
-        self._waiting = waiting
-        self._failure: BaseException | None = None
-
-    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Let the thread call `function` in its turn; goes on when few enough wait."""
-        future = self._pool.submit(self._call, function, *arguments)
-        self._pending.append(future)
-        while self._pending and (len(self._pending) > self._waiting or self._pending[0].done()):
-            self._pending.popleft().result()
-        return future
-
-    def _call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        if self._failure is not None:
-            raise self._failure
-        try:
-            return function(*arguments)
-        except BaseException as failure:
-            self._failure = failure
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
-        self._pool.shutdown()
-        # Who closes a generator has not failed, and is to hear of it.
-        if self._failure is not None and kind in (None, GeneratorExit):
-            raise self._failure

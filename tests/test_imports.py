@@ -1,14 +1,11 @@
 """What importing brings along, and what it leaves for its first use."""
 
 import logging
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
-
-from maw_gym.late import after_import
 
 SLOW = (
     "torch", "matplotlib", "ir_datasets", "ir_measures", "bm25s", "scipy", "pydantic",
@@ -81,31 +78,38 @@ def test_pydocs_is_registered_whoever_imports_first(run_python: Callable[[str], 
         assert run_python(program) == "True True\n"
 
 
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Name of a module that fails when it is imported for the first time."""
-    name = "fails_at_first"
+def test_pydocs_waits_for_an_import_that_succeeds(
+    run_python: Callable[[str], str], tmp_path: Path
+) -> None:
     flag = tmp_path / "flag"
-    (tmp_path / f"{name}.py").write_text(
+    (tmp_path / "ir_datasets.py").write_text(
         f"from pathlib import Path\nflag = Path({str(flag)!r})\nif not flag.exists():\n"
         "    flag.touch()\n    raise OSError('not yet')\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    yield name
-    sys.modules.pop(name, None)
+    program = f"""
+import sys
+import maw_gym
+here = {str(tmp_path)!r}
+sys.path.insert(0, here)
+try:
+    import ir_datasets
+except OSError as problem:
+    print(problem)
+sys.path.remove(here)
+import ir_datasets
+print('pydocs/test' in ir_datasets.registry)"""
+    assert run_python(program) == "not yet\nTrue\n"
 
 
-def test_an_action_waits_for_an_import_that_succeeds(module: str) -> None:
-    calls: list[str] = []
-    after_import(module, lambda: calls.append(module))
-    with pytest.raises(OSError, match="not yet"):
-        __import__(module)
-    assert calls == []
-    __import__(module)
-    __import__(module)
-    assert calls == [module]
-    after_import(module, lambda: calls.append("at once"))
-    assert calls == [module, "at once"]
+def test_the_command_line_lets_threads_wait_asleep(
+    run_python: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = "\nprint(os.environ.get('OMP_WAIT_POLICY'))"
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert run_python("import os, maw_gym, agents" + ask) == "None\n"
+    assert run_python("import os, runners.train_grpo" + ask) == "PASSIVE\n"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
+    assert run_python("import os, runners.train_grpo" + ask) == "None\n"
 
 
 def test_an_environment_says_once_what_it_computes_and_where_it_is_kept(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from maw_gym.threads import ThreadAside, map_in_threads
+from maw_gym.threads import map_in_threads
 
 
 @pytest.fixture(autouse=True)
@@ -72,59 +72,3 @@ def test_an_error_is_raised_where_its_result_would_be() -> None:
     with pytest.raises(ValueError, match="two"):
         next(results)
     assert max(called) < 6
-
-
-def test_things_are_done_aside_in_turn_and_all_in_the_end() -> None:
-    done: list[object] = []
-    with ThreadAside(waiting=3) as thread:
-        results = [thread.submit(done.append, number) for number in range(20)]
-        where = thread.submit(threading.current_thread)
-    assert done == list(range(20))
-    assert where.result() is not threading.main_thread()
-    assert all(result.done() for result in results)
-
-
-def test_who_has_much_done_aside_waits_for_it() -> None:
-    go_on, started = threading.Event(), []
-
-    def work(number: int) -> None:
-        started.append(number)
-        assert go_on.wait(60)
-
-    with ThreadAside(waiting=2) as thread:
-        thread.submit(work, 0)
-        thread.submit(work, 1)  # neither is done, and the caller goes on
-        third = threading.Thread(target=thread.submit, args=(work, 2))
-        third.start()
-        third.join(0.1)
-        assert third.is_alive()
-        go_on.set()
-        third.join(60)
-    assert started == [0, 1, 2]
-
-
-def failing_aside(times: int, own: type[Exception] | None = None) -> None:
-    go_on = threading.Event()
-
-    def fail() -> None:
-        assert go_on.wait(60)
-        raise ZeroDivisionError
-
-    with ThreadAside(waiting=1) as thread:
-        thread.submit(fail)
-        go_on.set()
-        for _ in range(times - 1):
-            thread.submit(fail)
-        if own is not None:
-            raise own
-
-
-@pytest.mark.parametrize("times", [1, 3])
-def test_what_fails_aside_is_raised_later(times: int) -> None:
-    with pytest.raises(ZeroDivisionError):
-        failing_aside(times)
-
-
-def test_of_two_errors_the_callers_own_is_seen() -> None:
-    with pytest.raises(KeyError):
-        failing_aside(1, KeyError)

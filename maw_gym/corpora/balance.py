@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maw_gym.checks import shown
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, shown
 
 
 def check_balance(balance: float) -> float:

@@ -16,9 +16,8 @@ from maw_gym.attention.reference import (
     merge_heads,
     split_heads,
 )
-from maw_gym.checks import shown
 from maw_gym.encoders.encoder_settings import EncoderSettings
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, shown
 
 UNTRAINED_SCALE = -0.6  # untrained tokens attend to what they are not; positive is worse
 UNTRAINED_NOISE = 0.01

@@ -15,12 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maw_gym.attention.reference import DepthStatistics
-from maw_gym.checks import checked_texts, shown
 from maw_gym.distributed import check_same, from_all, is_first, process, processes
 from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.text import TextEncoder, length_batches, on_device, padded
 from maw_gym.encoders.token_statistics import mean_content
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, checked_texts, shown
 from maw_gym.files import canonical, content_key, fingerprint
 from maw_gym.retrieval.documents import first_of_same
 

@@ -12,8 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from maw_gym.checks import shown
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, shown
 from maw_gym.tables.depth_table import ALIGNMENTS, DepthTable
 
 RECORD: Final = 8  # numbers in a record of `Bandit.outcomes`

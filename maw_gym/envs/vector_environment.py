@@ -9,12 +9,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from maw_gym.checks import checked_int
-from maw_gym.checks import shown as one_line
 from maw_gym.envs.bandit import Outcome
 from maw_gym.envs.infos import LazyInfos
 from maw_gym.envs.queries import QuerySettings, checked_options, load_bandit
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, checked_int
+from maw_gym.errors import shown as one_line
 from maw_gym.tables.depth_table import numbers_per_depth
 
 Floats = NDArray[np.float32]

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maw_gym import files
-from maw_gym.checks import checked_int, shown
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, checked_int, shown
 from maw_gym.files import check_tensors, expanded
 from maw_gym.tables.depth_table import checked_blocks
 

@@ -14,10 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import deprecated
 
-from maw_gym.checks import checked_int, checked_texts, shown
 from maw_gym.encoders.embedder import Embedder, encoded_documents
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder
-from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.errors import DamagedFileError, InputError, checked_int, checked_texts, shown
 from maw_gym.files import MANIFEST, check_readable, expanded, fingerprint, written_folder
 from maw_gym.retrieval.bm25 import Words
 from maw_gym.retrieval.documents import DocumentIndex, check_finite, steps

@@ -17,8 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from maw_gym.checks import checked_texts
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, checked_texts
 
 if TYPE_CHECKING:  # the settings of the runners ask for names, and need no torch
     from torch import Tensor

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from maw_gym import files
 from maw_gym.attention.reference import attention_weights, split_heads
-from maw_gym.checks import checked_int, one_of, shown
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.corpora.splits import FOLDS, SPLITS
 from maw_gym.distributed import from_all, own
@@ -30,7 +29,7 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import load_embedder, untrained_embedder
 from maw_gym.encoders.text import TextEncoder, WordLlama, text_encoders
 from maw_gym.encoders.text.loading import AUTO
-from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.errors import DamagedFileError, InputError, checked_int, one_of, shown
 from maw_gym.files import cache_home, cached, check_tensors, content_key, expanded
 from maw_gym.retrieval.bm25 import BM25, candidate_documents, with_relevant
 from maw_gym.retrieval.documents import DocumentIndex

@@ -14,7 +14,6 @@ from maw_gym.files import (
     content_key,
     locked,
     sweep,
-    synced,
     written_whole,
 )
 
@@ -90,22 +89,6 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     )
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_disk_that_is_full_later_is_said_too(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    with written_whole(path, sync=False) as temporary:
-        temporary.write_text("new")
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match="cannot be written: No space left on device"):
-        synced(path)
-    with written_whole(path, sync=False) as temporary:
-        temporary.write_text("newer")  # does not ask for the disk
-    assert path.read_text() == "newer"
 
 
 def test_the_builder_holds_a_lock_that_ends_with_it(tmp_path):

@@ -67,7 +67,7 @@ def __dir__() -> list[str]:
 
 def _register_pydocs() -> None:
     if "maw_gym.corpora.pydocs_dataset" not in sys.modules:  # that one does it itself
-        from maw_gym.corpora.registry import registry
+        from maw_gym.corpora.irds import registry
 
         registry()
 

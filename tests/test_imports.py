@@ -73,7 +73,7 @@ def test_pydocs_is_registered_whoever_imports_first(run_python: Callable[[str], 
     assert run_python("import ir_datasets, maw_gym" + ask) == "True True\n"
     asked_before = "import maw_gym, importlib.util; importlib.util.find_spec('ir_datasets')"
     assert run_python(asked_before + "\nimport ir_datasets" + ask) == "True True\n"
-    for module in ("pydocs", "pydocs_dataset", "registry"):
+    for module in ("pydocs", "pydocs_dataset", "irds"):
         program = f"import maw_gym.corpora.{module}, ir_datasets" + ask
         assert run_python(program) == "True True\n"
 

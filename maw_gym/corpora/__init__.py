@@ -5,10 +5,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from maw_gym.corpora.beir_folder import read_beir_folder
-from maw_gym.corpora.ir_dataset import HINT, read_ir_dataset
-from maw_gym.corpora.records import OWN, Collection, QuerySet, content_hash, without_own_documents
-from maw_gym.corpora.registry import registry
+from maw_gym.corpora.beir import read_beir_folder
+from maw_gym.corpora.collection import (
+    OWN,
+    Collection,
+    QuerySet,
+    content_hash,
+    without_own_documents,
+)
+from maw_gym.corpora.irds import HINT, read_ir_dataset, registry
 from maw_gym.corpora.splits import FOLDS, divide, pooled
 from maw_gym.errors import InputError, checked_int, shown
 

@@ -2,33 +2,45 @@
 
 A query is the first paragraph of a docstring, its document the rest of it. CodeSearchNet (Husain
 et al. 2019, arXiv:1909.09436) pairs docstrings and code the same way. `pydocs:NAME,NAME` reads
-other installed packages alike, see `maw_gym.corpora.packages`.
+other installed packages alike, see `maw_gym.corpora.docstrings`.
 
 What was read is kept in one file, which another machine can use without the packages: give its path
 as the dataset.
 """
 
 import functools
+import json
+import logging
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import numpy as np
+import torch
+
+from maw_gym import files
 from maw_gym.corpora import docstrings
-from maw_gym.corpora.docstrings import Docstring
-from maw_gym.corpora.near_duplicates import near_duplicates
-from maw_gym.corpora.packages import DEFAULT, STANDARD_LIBRARY, default_packages, named_packages
-from maw_gym.corpora.pydocs_files import check_pydocs, kept, read_content
-from maw_gym.corpora.records import Groups, QuerySet, Source
+from maw_gym.corpora.collection import Groups, QuerySet, Source
+from maw_gym.corpora.docstrings import (
+    DEFAULT,
+    STANDARD_LIBRARY,
+    Docstring,
+    default_packages,
+    named_packages,
+)
 from maw_gym.corpora.splits import ENDS, SPLITS, fraction, normalised, side
-from maw_gym.errors import InputError
-from maw_gym.files import cache_home, content_key
+from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.files import cache_home, cached, content_key
 
 if TYPE_CHECKING:
     from ir_datasets.formats import GenericDoc, GenericQuery
 
+logger = logging.getLogger(__name__)
+
 NAME: Final = "pydocs"
+KIND: Final = "pydocs"  # of files
 NEAR_DUPLICATE: Final = 0.7  # Jaccard similarity of word 3-grams
 # Raise it with any change of what is read, joined or stored.
 FORMAT: Final = 1
@@ -232,7 +244,7 @@ def installed_pydocs(name: str = NAME) -> Pydocs:
 
     Args:
         name: "pydocs", or "pydocs:" and names of packages between commas, see
-            `maw_gym.corpora.packages.named_packages`.
+            `maw_gym.corpora.docstrings.named_packages`.
 
     Raises:
         InputError: a package is not installed, or there is no docstring to read in any.
@@ -247,3 +259,108 @@ def installed_pydocs(name: str = NAME) -> Pydocs:
     if not collection.queries:
         raise InputError(f"{name!r} has no docstring of two paragraphs; name other packages")
     return collection
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The content of a cache file, made first where it is not there or is damaged.
+
+    Where nothing can be written it is made all the same.
+    """
+    made: list[dict[str, Any]] = []
+
+    def build() -> dict[str, Any]:
+        made.append(make())
+        return made[0]
+
+    try:
+        return cached(path, build, write_content, read_content)
+    except InputError as problem:
+        logger.warning("pydocs is not cached: %s", problem)
+        return made[0] if made else make()
+
+
+def write_content(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what `read_content` reads."""
+    # Bytes of a tensor: the settings of a file have a limit that large collections exceed.
+    data = json.dumps(content, separators=(",", ":")).encode()
+    files.write(path, {"json": torch.from_numpy(np.frombuffer(data, np.uint8).copy())}, KIND, {})
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """What a file holds.
+
+    Raises:
+        DamagedFileError: it is damaged, or has something else in it.
+        InputError: it cannot be read, or is no file of the pydocs cache.
+    """
+    tensors = files.read(path, KIND).tensors
+    try:
+        content: Any = json.loads(bytes(tensors["json"].numpy()))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path} has no JSON object in it; give another {KIND} file")
+    return content
+
+
+def check_pydocs(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse what is no collection; others may have made the file.
+
+    Raises:
+        InputError: it lacks something, or has something of another kind.
+    """
+    try:
+        docs = [(str.encode(doc_id), str.encode(text))[0] for doc_id, text in content["docs"]]
+        known, ids = set(docs), set()
+        for query_id, text, split, relevant in content["queries"]:
+            ids.add((str.encode(query_id), str.encode(text))[0])
+            if split not in SPLITS or not relevant or not known >= set(map(str.encode, relevant)):
+                raise ValueError(f"query {query_id[:60]!r} has no documents or no split")
+        for package, version in content["provenance"]["versions"].items():
+            str.encode(package), str.encode(version)
+        if len(known) != len(docs) or len(ids) != len(content["queries"]):
+            raise ValueError("an id is given twice")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a pydocs collection ({type(error).__name__}: {error}); give another"
+        ) from None
+
+
+def near_duplicates(
+    texts: Sequence[Sequence[str]], threshold: float, size: int = 3
+) -> Iterator[tuple[int, int]]:
+    """Pairs of texts whose word n-grams have a Jaccard similarity over `threshold`.
+
+    Exact, by prefix filtering (Chaudhuri, Ganti and Kaushik, ICDE 2006): with the rarest n-grams
+    first, two texts over the threshold share one of their first ``n - floor(threshold n)``.
+
+    Args:
+        texts: words of each text. A text of fewer than `size` words has no n-gram and no pair.
+        threshold: in (0, 1).
+        size: n, words in an n-gram.
+
+    Yields:
+        Indices of two texts, each pair once.
+    """
+    grams = [set(zip(*(words[k:] for k in range(size)), strict=False)) for words in texts]
+    count = Counter(gram for text in grams for gram in text)
+    # An n-gram of one text only leads to no other: it takes a place in the prefix, no more.
+    shared = [gram for gram, texts_with_it in count.items() if texts_with_it > 1]
+    # Which of two n-grams is the rarer must be the same for all texts.
+    rank = {gram: place for place, gram in enumerate(sorted(shared, key=lambda g: (count[g], g)))}
+    ranked = [sorted(rank[gram] for gram in text if gram in rank) for text in grams]
+    sets = [frozenset(text) for text in ranked]
+    index: defaultdict[int, list[int]] = defaultdict(list)
+    for current in sorted(range(len(grams)), key=lambda i: len(grams[i])):
+        length = len(grams[current])
+        alone = length - len(ranked[current])
+        prefix = ranked[current][: max(0, length - int(threshold * length) - alone)]
+        candidates = {other for gram in prefix for other in index[gram]}
+        for other in sorted(candidates):
+            if len(grams[other]) <= threshold * length:
+                continue
+            common = len(sets[current] & sets[other])
+            if common / (length + len(grams[other]) - common) > threshold:
+                yield other, current
+        for gram in prefix:
+            index[gram].append(current)

@@ -5,12 +5,17 @@ a side does not depend on the order of the source.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from maw_gym.corpora.records import NO_QUERIES, QuerySet
+import numpy as np
+from numpy.typing import NDArray
+
+from maw_gym.corpora.collection import NO_QUERIES, QuerySet
 from maw_gym.corpora.text import words
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, shown
 
 SPLITS: Final = ("encoder", "train", "validation", "test")
 # Upper ends of the sides where one hash decides among all four: 60%, 20%, 5% and 15%.
@@ -177,3 +182,33 @@ def _without_recurring(parts: Mapping[str, QuerySet]) -> tuple[dict[str, QuerySe
             seen.update(texts)
             kept[part] = parts[part].select(rows)
     return {part: queries for part, queries in kept.items() if queries.ids}, dropped
+
+
+def check_balance(balance: float) -> float:
+    """`balance` as a float in [0, 1].
+
+    Raises:
+        InputError: it is none.
+    """
+    number = isinstance(balance, (int, float)) and not isinstance(balance, bool)
+    if not number or not math.isfinite(balance) or not 0 <= balance <= 1:
+        raise InputError(
+            "balance must be a number from 0 (groups equally likely) to 1 (as they are), got"
+            f" {shown(balance)}"
+        )
+    return float(balance)
+
+
+def balanced_shares(groups: Sequence[str], balance: float) -> NDArray[np.float64]:
+    """How likely each of N members is drawn, so that groups are as likely as their size ** balance.
+
+    Args:
+        groups: of each member.
+        balance: 1 draws members alike, 0 groups alike; see `check_balance`.
+
+    Returns:
+        (N,), sums to 1.
+    """
+    sizes = Counter(groups)
+    weights = np.array([sizes[group] ** (check_balance(balance) - 1) for group in groups])
+    return np.asarray(weights / weights.sum(), np.float64)

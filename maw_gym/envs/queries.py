@@ -9,8 +9,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from maw_gym.corpora.balance import balanced_shares, check_balance
-from maw_gym.corpora.splits import SPLITS
+from maw_gym.corpora.splits import SPLITS, balanced_shares, check_balance
 from maw_gym.envs.bandit import DEFAULT_WEIGHTS, Bandit, RewardSpec
 from maw_gym.errors import InputError, one_of, shown
 from maw_gym.tables.depth_table import DepthTable, checked_blocks

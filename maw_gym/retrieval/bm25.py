@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from maw_gym.corpora.records import SMALL, Collection
+from maw_gym.corpora.collection import SMALL, Collection
 from maw_gym.corpora.text import words
 from maw_gym.errors import DamagedFileError, first_line
 from maw_gym.files import MANIFEST, read_manifest, write_manifest, written_folder

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from maw_gym.attention.products import linear
-from maw_gym.corpora.records import OWN, QuerySet
+from maw_gym.corpora.collection import OWN, QuerySet
 from maw_gym.errors import InputError
 
 EMPTY_SCORE: Final = -2.0  # of a document without text: below every cosine, and finite

@@ -20,7 +20,7 @@ from ir_measures import AP, RR, R, Success, nDCG
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from maw_gym.corpora.records import QuerySet
+from maw_gym.corpora.collection import QuerySet
 from maw_gym.files import written_whole
 from maw_gym.retrieval.documents import DocumentIndex, Integers
 from maw_gym.retrieval.search import Ranking, rank_without

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maw_gym.corpora.records import QuerySet
+from maw_gym.corpora.collection import QuerySet
 from maw_gym.retrieval.bm25 import BM25, best_matches
 from maw_gym.retrieval.documents import DocumentIndex, Integers
 from maw_gym.retrieval.ranking import ideal_dcg, ndcg_of_scores

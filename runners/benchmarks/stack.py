@@ -20,7 +20,7 @@ from agents.ppo import make_ppo
 from agents.sb3.vec_env import to_sb3
 from agents.settings import PPOSettings
 from maw_gym.corpora import Collection
-from maw_gym.corpora.records import QuerySet
+from maw_gym.corpora.collection import QuerySet
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.tables.depth_table import TERMS, DepthTable

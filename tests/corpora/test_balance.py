@@ -1,6 +1,6 @@
 import pytest
 
-from maw_gym.corpora.balance import balanced_shares, check_balance
+from maw_gym.corpora.splits import balanced_shares, check_balance
 from maw_gym.errors import InputError
 
 GROUPS = ("a", "a", "b", "a")

@@ -3,9 +3,9 @@ import os
 
 import pytest
 
-from maw_gym.corpora import beir_folder, load_collection
-from maw_gym.corpora.beir_folder import read_beir_folder
-from maw_gym.corpora.records import QuerySet
+from maw_gym.corpora import beir, load_collection
+from maw_gym.corpora.beir import read_beir_folder
+from maw_gym.corpora.collection import QuerySet
 from maw_gym.errors import InputError
 
 HEAD = "query-id\tcorpus-id\tscore\n"
@@ -199,7 +199,7 @@ def test_a_pipe_is_not_waited_for(folder, name):
 
 
 def test_a_line_without_end_is_not_read_whole(folder, monkeypatch):
-    monkeypatch.setattr(beir_folder, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(beir, "LONGEST_LINE", 1000)
     with (folder / "corpus.jsonl").open("ab") as file:
         file.truncate(2**30)  # takes no room on the disk
     expect(folder, f"{folder / 'corpus.jsonl'}, line 5: longer than 1000 bytes")

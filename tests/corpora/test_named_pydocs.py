@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from maw_gym import files
-from maw_gym.corpora import is_pydocs, load_collection, packages, pydocs
-from maw_gym.corpora.packages import default_packages, named_packages
+from maw_gym.corpora import docstrings, is_pydocs, load_collection, pydocs
+from maw_gym.corpora.docstrings import default_packages, named_packages
 from maw_gym.errors import InputError
 
 # The side of a text is that of its sha256, as a fraction.
@@ -49,7 +49,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def _forget():
-    packages._importable.cache_clear()
+    docstrings._importable.cache_clear()
     pydocs.installed_pydocs.cache_clear()
 
 

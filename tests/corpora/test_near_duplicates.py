@@ -1,6 +1,6 @@
 import numpy as np
 
-from maw_gym.corpora.near_duplicates import near_duplicates
+from maw_gym.corpora.pydocs import near_duplicates
 
 
 def test_pairs_are_over_the_threshold_and_not_at_it():

@@ -8,8 +8,7 @@ import time
 import pytest
 
 from maw_gym.corpora import pydocs
-from maw_gym.corpora.docstrings import Docstring
-from maw_gym.corpora.packages import default_packages
+from maw_gym.corpora.docstrings import Docstring, default_packages
 from maw_gym.corpora.pydocs import build, installed_pydocs, read_pydocs
 from maw_gym.corpora.splits import normalised
 

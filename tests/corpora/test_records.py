@@ -1,6 +1,6 @@
 from collections import Counter
 
-from maw_gym.corpora.records import Collection, QuerySet, content_hash, encodable, judged_queries
+from maw_gym.corpora.collection import Collection, QuerySet, content_hash, encodable, judged_queries
 
 
 def test_judged_queries_keeps_those_with_a_relevant_document_and_counts_the_rest():

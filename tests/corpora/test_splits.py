@@ -1,6 +1,6 @@
 import pytest
 
-from maw_gym.corpora.records import QuerySet
+from maw_gym.corpora.collection import QuerySet
 from maw_gym.corpora.splits import divide, fraction, normalised, pooled, side
 from maw_gym.errors import InputError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from maw_gym.corpora.records import Collection, QuerySet
+from maw_gym.corpora.collection import Collection, QuerySet
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.files import write_manifest
 from maw_gym.retrieval import bm25 as bm25_module

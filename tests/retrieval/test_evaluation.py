@@ -7,7 +7,7 @@ import pytest
 import torch
 from ir_measures import AP, RR, nDCG
 
-from maw_gym.corpora.records import QuerySet
+from maw_gym.corpora.collection import QuerySet
 from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.evaluation import (
     Evaluation,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from maw_gym.corpora.records import QuerySet
+from maw_gym.corpora.collection import QuerySet
 from maw_gym.retrieval.bm25 import BM25
 from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.hybrid import (

@@ -7,7 +7,7 @@ import torch
 from lattice import Lattice
 
 import maw_gym.retrieval.ranking
-from maw_gym.corpora.records import QuerySet
+from maw_gym.corpora.collection import QuerySet
 from maw_gym.retrieval.documents import (
     DocumentIndex,
     Relevant,

@@ -129,6 +129,6 @@ def test_what_a_judgment_has_put_there_is_not_looked_at():
 
 
 def _judged(grades):
-    from maw_gym.corpora.records import QuerySet
+    from maw_gym.corpora.collection import QuerySet
 
     return QuerySet(("q",), ("",), (grades,))

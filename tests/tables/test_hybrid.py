@@ -46,7 +46,7 @@ def test_the_weight_is_chosen_on_validation_queries(task: RetrievalTask) -> None
 def test_a_large_collection_is_fused_over_its_candidates(
     tiny: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maw_gym.corpora.records.SMALL", 5)
+    monkeypatch.setattr("maw_gym.corpora.collection.SMALL", 5)
     task = RetrievalTask(tiny, untrained_embedder((), EncoderSettings(depths=0)))
     lists = task.candidates("test")
     assert lists is not None

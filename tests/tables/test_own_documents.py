@@ -10,7 +10,7 @@ import torch
 
 from agents.baseline_encoders import evaluate_bm25
 from maw_gym.corpora import load_collection
-from maw_gym.corpora.records import OWN
+from maw_gym.corpora.collection import OWN
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.retrieval.bm25 import candidate_documents, with_relevant
@@ -77,7 +77,7 @@ def test_the_reward_is_that_without_the_query(
     claims: RetrievalTask, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not small:
-        monkeypatch.setattr("maw_gym.corpora.records.SMALL", 5)
+        monkeypatch.setattr("maw_gym.corpora.collection.SMALL", 5)
         lists = candidate_documents(claims.collection, "test", claims.bm25)
         joined = with_relevant(lists, claims.collection, "test")
         assert all(row not in listed for row, listed in enumerate(joined[:6]))

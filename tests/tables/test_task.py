@@ -9,7 +9,7 @@ from filelock import FileLock
 import maw_gym.encoders.embedder
 import maw_gym.tables.task
 from maw_gym.corpora import load_collection, splits
-from maw_gym.corpora.records import Groups
+from maw_gym.corpora.collection import Groups
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
@@ -130,7 +130,7 @@ def test_a_large_collection_is_ranked_over_candidates(tiny, monkeypatch):
         np.array([int(name[1:]) for name in grades] + [25, 26]) for grades in queries.relevance
     ]
     monkeypatch.setattr(maw_gym.tables.task, "candidate_documents", lambda *_: lists)
-    monkeypatch.setattr("maw_gym.corpora.records.SMALL", 5)
+    monkeypatch.setattr("maw_gym.corpora.collection.SMALL", 5)
     other = tiny._replace(provenance={**tiny.provenance, "content": "with candidates"})
     task = RetrievalTask(other, spread_out(tiny))
     assert task.candidates("train", judged=False) is lists
@@ -162,7 +162,7 @@ def test_judgments_give_queries_to_learn_from_their_relevant_documents(tiny, mon
     monkeypatch.setattr(
         maw_gym.tables.task, "candidate_documents", lambda _, split, bm25: found[split]
     )
-    monkeypatch.setattr("maw_gym.corpora.records.SMALL", 5)
+    monkeypatch.setattr("maw_gym.corpora.collection.SMALL", 5)
     other = tiny._replace(provenance={**tiny.provenance, "content": "two candidates"})
     task = RetrievalTask(other, spread_out(tiny))
     relevant = [int(name[1:]) for grades in tiny.splits["train"].relevance for name in grades]

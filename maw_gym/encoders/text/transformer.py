@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maw_gym.corpora.records import encodable
+from maw_gym.corpora.collection import encodable
 
 # Numbers kept for the backward pass, per token, layer and unit of width, by kind of attention:
 # measured on MiniLM, and on DeBERTa, whose attention keeps most.

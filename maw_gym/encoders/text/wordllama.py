@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from maw_gym.corpora.records import encodable
+from maw_gym.corpora.collection import encodable
 
 
 class WordLlama:

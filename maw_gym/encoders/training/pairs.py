@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maw_gym.corpora import Collection
-from maw_gym.corpora.balance import balanced_shares
+from maw_gym.corpora.splits import balanced_shares
 from maw_gym.encoders.embedder import Embedder
 
 

@@ -8,7 +8,7 @@ import torch
 from tiny_collection import PAIRS
 from torch import nn
 
-from maw_gym.corpora.records import QuerySet
+from maw_gym.corpora.collection import QuerySet
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings

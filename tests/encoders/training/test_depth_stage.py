@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_collection import PAIRS
 
-from maw_gym.corpora.records import QuerySet
+from maw_gym.corpora.collection import QuerySet
 from maw_gym.encoders.attention_encoders import temperatures
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings

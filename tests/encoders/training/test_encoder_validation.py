@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from maw_gym.corpora.records import NO_QUERIES, QuerySet
+from maw_gym.corpora.collection import NO_QUERIES, QuerySet
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.encoders.training import validation as encoder_validation

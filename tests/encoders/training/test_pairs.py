@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from maw_gym.corpora import Collection
-from maw_gym.corpora.records import Groups
+from maw_gym.corpora.collection import Groups
 from maw_gym.encoders.encoder_files import untrained_embedder
 from maw_gym.encoders.training.pairs import epoch_rows, pairs_of
 from maw_gym.encoders.training.settings import TrainingSettings

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from maw_gym.corpora.records import NO_QUERIES
+from maw_gym.corpora.collection import NO_QUERIES
 from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.documents import document_embeddings
 from maw_gym.encoders.encoder_files import untrained_embedder

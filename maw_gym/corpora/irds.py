@@ -1,4 +1,4 @@
-"""Collections from ir_datasets, by their id."""
+"""Collections from ir_datasets, by their id; pydocs is among them."""
 
 import contextlib
 import difflib
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from maw_gym.corpora.records import (
+from maw_gym.corpora.collection import (
     NO_GROUPS,
     Groups,
     QuerySet,
@@ -24,7 +24,6 @@ from maw_gym.corpora.records import (
     encodable,
     judged_queries,
 )
-from maw_gym.corpora.registry import registry
 from maw_gym.errors import InputError
 
 # Subsets `x/<name>` of a collection `x`, in the order in which they are looked for.
@@ -45,6 +44,28 @@ CHATTER: Final = (
     *("[starting]", "[finished]", "[error]", "Opening "),
     *("download error", "Download failed", "If you have a local copy"),
 )
+
+
+def registry() -> Any:
+    """The module ir_datasets, in which pydocs is registered.
+
+    Importing it makes a folder in the user's home: a machine without a home that can be written to
+    can still use collections in folders.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    try:
+        import ir_datasets
+
+        from maw_gym.corpora.pydocs_dataset import register
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"ir_datasets cannot make its folder ({error}); set IR_DATASETS_HOME to one that can be"
+            " written"
+        ) from None
+    register()
+    return ir_datasets
 
 
 def read_ir_dataset(name: str) -> Source:

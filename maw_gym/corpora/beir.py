@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from maw_gym.corpora.records import (
+from maw_gym.corpora.collection import (
     LARGEST_GRADE,
     Groups,
     Source,

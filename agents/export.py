@@ -9,8 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from agents.grpo.networks import SharedEncoder, Standardised
-from agents.grpo.policies import GRPOPolicyNetwork
+from agents.grpo.policies import GRPOPolicyNetwork, SharedEncoder, Standardised
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
 

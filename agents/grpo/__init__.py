@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agents.grpo.grpo import GRPO
-    from agents.grpo.networks import SharedEncoder, StateEncoder
     from agents.grpo.policies import (
         CnnPolicy,
         GRPOPolicyNetwork,
         MlpPolicy,
         MultiInputPolicy,
+        SharedEncoder,
         SharedPolicy,
         SharedPolicyNetwork,
+        StateEncoder,
     )
 
 __all__ = [
@@ -32,5 +33,4 @@ def __getattr__(name: str) -> Any:
     # On first use: settings.py is imported where nothing is trained.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = {"GRPO": "grpo", "SharedEncoder": "networks", "StateEncoder": "networks"}
-    return getattr(import_module(f"{__name__}.{module.get(name, 'policies')}"), name)
+    return getattr(import_module(f"{__name__}.{'grpo' if name == 'GRPO' else 'policies'}"), name)

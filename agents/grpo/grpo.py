@@ -19,8 +19,10 @@ but excludes has an unbounded ratio, which unclipped ends in infinite gradients.
 """
 
 import math
+import os
+import warnings
 from copy import deepcopy
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import torch as th
@@ -29,28 +31,27 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
 from torch.nn import functional as F
 
 from agents.grpo import losses
 from agents.grpo.buffers import GRPODictRolloutBuffer, GRPORolloutBuffer, Rollout
-from agents.grpo.checks import (
-    check_network,
-    check_settings,
-    settle_groups,
-    warn_if_unclipped,
-)
 from agents.grpo.policies import (
     CnnPolicy,
     MlpPolicy,
     MultiInputPolicy,
     SharedPolicy,
+    SharedPolicyNetwork,
     actor_critic,
     actor_log_probs,
 )
-from agents.grpo.settings import DEFAULTS
+from agents.grpo.settings import DEFAULTS, check
+
+HOW_TO_GROUP: Final = "to_sb3(gym.make_vec(..., group_size=8))"  # of agents.sb3.vec_env
 
 
 class GRPO(OnPolicyAlgorithm):
@@ -182,16 +183,95 @@ class GRPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         # Checked here, not in __init__: load() first builds the algorithm with its defaults and
         # perhaps without an environment, and only then puts the saved settings in place.
-        check_settings(self)
-        settle_groups(self)
-        warn_if_unclipped(self)
+        self._check()
+        self._settle_groups()
         is_dict = isinstance(self.observation_space, spaces.Dict)
         self.rollout_buffer_class = GRPODictRolloutBuffer if is_dict else GRPORolloutBuffer
         self.rollout_buffer_kwargs = {"advantage": self.advantage, "group_size": self.group_size}
         super()._setup_model()
-        check_network(self.policy)
+        self._check_network()
         self.reference_policy = deepcopy(self.policy).requires_grad_(False)
         self.reference_policy.set_training_mode(False)
+
+    def _check(self) -> None:
+        """Refuse what cannot work, and warn of several gradient steps without clipping."""
+        check(vars(self))
+        space = self.action_space
+        if not isinstance(space, spaces.Discrete) or space.start != 0:
+            raise ValueError(f"GRPO needs Discrete actions that start at 0, not {space}")
+        observation = self.observation_space
+        parts = observation.values() if isinstance(observation, spaces.Dict) else [observation]
+        numbers = sum(get_flattened_obs_dim(part) for part in parts)
+        samples = self.n_steps * self.n_envs
+        needed, there = 4 * numbers * samples / 2**30, _memory()
+        if needed > there:
+            raise ValueError(
+                f"n_steps={self.n_steps}: rollouts of {self.n_envs} environments with {numbers}"
+                f" numbers each need {needed:.3g} GiB, and this machine has {there:.3g}; lower"
+                " n_steps or the number of environments"
+            )
+        shared = isinstance(self.policy_class, type) and issubclass(
+            self.policy_class, SharedPolicyNetwork
+        )
+        if shared and self._told("numbers_per_action") == 0:
+            raise ValueError(
+                "SharedPolicy scores each action by its own numbers, and this environment's"
+                f" observation of {observation.shape} has none: take MlpPolicy"
+            )
+        steps = self.n_epochs * math.ceil(samples / (self.batch_size or samples))
+        if self.clip_range is None and steps > 1:
+            warnings.warn(
+                f"{steps} gradient steps on each rollout of {samples} samples without clipping"
+                " drive the policy away from the one that acted: give clip_range=0.2, or"
+                " n_epochs=1 and batch_size=None",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _settle_groups(self) -> None:
+        """Set `advantage` and `group_size` to what the environment allows, where left open."""
+        size = self.group_size
+        if self.advantage == "critic":
+            return
+        if size is None:
+            size = self._told("group_size")
+            size = size if isinstance(size, int | np.integer) and size > 1 else None
+        if size is None and self.advantage == "auto":
+            warnings.warn(
+                f"the environment gives no groups: advantage='critic' is taken; {HOW_TO_GROUP}"
+                " makes groups that share each observation",
+                UserWarning,
+                stacklevel=4,
+            )
+            self.advantage = "critic"
+        elif size is None:
+            raise ValueError(
+                f"advantage={self.advantage!r} needs groups that share each observation, and the"
+                f" environment names none: make it by {HOW_TO_GROUP}, or give group_size"
+            )
+        else:
+            self.advantage = "group" if self.advantage == "auto" else self.advantage
+            # A loaded model may have no environment yet, only the number of its last one
+            if self.env is not None and self.n_envs % size:
+                raise ValueError(
+                    f"{self.n_envs} environments do not divide into groups of {size}: change"
+                    " group_size or the number of environments"
+                )
+        self.group_size = size
+
+    def _check_network(self) -> None:
+        """Refuse layers whose statistics would stay what they were."""
+        for name, module in self.policy.named_modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+                raise ValueError(
+                    f"{name} is a {type(module).__name__}, whose running statistics GRPO never"
+                    " updates (it acts and learns in eval mode): take LayerNorm"
+                )
+
+    def _told(self, name: str) -> Any:
+        """What the environment says; None where it says nothing."""
+        told = self.env is not None and self.env.has_attr(name)
+        return self.env.get_attr(name)[0] if self.env is not None and told else None
 
     def collect_rollouts(
         self,
@@ -305,3 +385,10 @@ class GRPO(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "reference_policy"], []
+
+
+def _memory() -> float:
+    """GiB of this machine; infinity where it does not tell."""
+    if not hasattr(os, "sysconf"):  # on Windows
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -1,8 +1,11 @@
 """What GRPO can be told, with its defaults: the one place for both the class and command lines."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from numbers import Real
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 Count = Annotated[int, Field(ge=1, le=2**24)]
@@ -66,3 +69,44 @@ class GRPOSettings:
 
 
 DEFAULTS = GRPOSettings()
+SCHEDULED: Final = ("learning_rate", "clip_range", "clip_range_high")
+HIGHEST: Final = 10.0  # of what a schedule gives
+
+
+def check(given: Mapping[str, Any]) -> None:
+    """Refuse the first of GRPO's arguments that cannot work.
+
+    Args:
+        given: arguments of the class by name, schedules as functions; others than
+            GRPOSettings' are not looked at.
+
+    Raises:
+        ValueError: one line with the setting, its value and what it may be.
+    """
+    values: dict[str, Any] = {}
+    for field in fields(GRPOSettings):
+        value = given[field.name]
+        if field.name in SCHEDULED and callable(value):
+            _check_schedule(field.name, value)
+            value = getattr(DEFAULTS, field.name) or DEFAULTS.clip_range
+        elif field.name == "group_size" and value is None:
+            value = DEFAULTS.group_size  # what the environment says
+        values[field.name] = value.item() if hasattr(value, "item") else value  # of numpy
+    try:
+        GRPOSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error":  # of several settings together
+            raise ValueError(str(first["ctx"]["error"])) from None
+        raise ValueError(f"{first['loc'][0]}={first['input']!r}: {first['msg']}") from None
+
+
+def _check_schedule(name: str, schedule: Callable[[float], Any]) -> None:
+    """Refuse what does not give finite numbers from 0; where PPO's schedules end, they may be 0."""
+    for progress in (1.0, 0.0):
+        value = schedule(progress)
+        if not isinstance(value, Real) or not 0.0 <= float(value) <= HIGHEST:
+            raise ValueError(
+                f"{name} is {value!r} where {progress:g} of the training remains: a schedule gives"
+                f" numbers from 0 to {HIGHEST:g}"
+            )

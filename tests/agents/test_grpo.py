@@ -272,7 +272,7 @@ def test_bad_settings_are_refused_at_set_up(settings: dict[str, Any], message: s
 
 def test_rollouts_beyond_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # 16 environments, 4 numbers of 4 bytes: 256 bytes a step
-    monkeypatch.setattr("agents.grpo.checks._memory", lambda: 0.5)
+    monkeypatch.setattr("agents.grpo.grpo._memory", lambda: 0.5)
     small(n_steps=16)
     message = r"n_steps=4194304: rollouts of 16 environments with 4 numbers each need 1 GiB, and"
     with pytest.raises(ValueError, match=message):
@@ -350,17 +350,6 @@ def test_save_load_predict(tmp_path: Path) -> None:
     changed.set_env(grouped())
     with pytest.raises(ValueError, match="16 environments do not divide into groups of 5"):
         changed.learn(64)
-
-
-def test_a_model_of_older_defaults_loads_and_learns_on() -> None:
-    """Saved when n_epochs was 1 and group_size 8 by default, trained with 4 passes."""
-    path = Path(__file__).parent / "saved" / "model_of_older_defaults.zip"
-    model = GRPO.load(path, env=grouped(64, 8), device="cpu")
-    assert (model.advantage, model.group_size, model.n_epochs, model.n_steps) == ("group", 8, 4, 4)
-    chosen, _ = model.predict(np.eye(CONTEXTS, dtype=np.float32), deterministic=True)
-    assert chosen.tolist() == [0, 1, 2, 3]
-    model.learn(256, reset_num_timesteps=False)
-    assert model.num_timesteps == 6144 + 256
 
 
 def test_resuming_goes_on_identically(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents import GRPO, SharedPolicyNetwork, router_from_model
-from agents.grpo.networks import ActionHead, MeanHead, SharedEncoder
+from agents.grpo.policies import ActionHead, MeanHead, SharedEncoder
 from agents.sb3.vec_env import to_sb3
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.routers.depth_router import depth_features

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.grpo import checks
+from agents.grpo import grpo
 from maw_gym import files
 from maw_gym.errors import InputError
 from runners import train_grpo
@@ -72,7 +72,7 @@ def test_a_rollout_too_large_for_the_machine_leaves_no_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The algorithm refuses it, when data and encoder are known and the run has begun."""
-    monkeypatch.setattr(checks, "_memory", lambda: 1e-6)
+    monkeypatch.setattr(grpo, "_memory", lambda: 1e-6)
     settings = GRPORunSettings(
         dataset=str(tiny_folder), encoder="untrained", logdir=tmp_path, num_envs=64, n_steps=16
     )

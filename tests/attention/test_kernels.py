@@ -6,6 +6,7 @@ runs there, tuned and in bfloat16 too.
 
 import os
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -65,20 +66,21 @@ def test_the_kernel_equals_the_reference_in_float32(
         torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("blocks", [(16, 16), (16, 32)])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_the_kernel_writes_every_number(cuda: ModuleType, poison: float) -> None:
+def test_the_kernel_writes_every_number(
+    cuda: ModuleType, poison: float, blocks: tuple[int, int]
+) -> None:
     lengths, depths, heads, width = (17, 0, 5), 2, 2, 32
     x, mask, query_weight, key_weight, value, pooling = fresh_inputs(lengths, depths, heads, width)
     tokens = x.reshape(-1, width)
     out = cuda.empty_partial(len(lengths), depths, heads, width // heads, x.device)
     for tensor in out:
         tensor.fill_(poison)
-    query, key = tokens @ query_weight.T, tokens @ key_weight.T
-    # Whatever lies on padding is not read either.
-    padding = ~mask.flatten()
-    query[padding], key[padding] = poison, poison
+    projected = tokens @ cuda.projection(query_weight, key_weight, x.dtype).weight.flatten(0, 1).T
+    projected[~mask.flatten()] = poison  # whatever lies on padding is not read either
     value = value.masked_fill(~mask[:, None, :, None], poison)
-    cuda.launch(query, key, value, pooling, mask.sum(-1), out, blocks=(16, 16))
+    cuda.launch(projected, value, pooling, mask.sum(-1), out, torch.ones(1), blocks=blocks)
     for tensor in out:
         assert tensor.isfinite().all()
 
@@ -88,7 +90,7 @@ def test_depths_in_several_launches_give_the_same(
 ) -> None:
     inputs = fresh_inputs((6, 4), 5, 2, 32)
     together = cuda.fused_statistics(inputs, torch.float32, blocks=(16, 16))
-    monkeypatch.setattr(cuda, "PROJECTED", 2 * inputs.x.numel())
+    monkeypatch.setattr(cuda, "PROJECTED", 4 * inputs.x.numel())
     apart = cuda.fused_statistics(inputs, torch.float32, blocks=(16, 16))
     for one, many in zip(together, apart, strict=True):
         torch.testing.assert_close(one, many, atol=1e-6, rtol=1e-6)
@@ -103,21 +105,27 @@ def test_the_same_input_gives_the_same_bits(cuda: ModuleType) -> None:
         assert torch.equal(one, other)
 
 
-def test_large_texts_take_the_larger_blocks() -> None:
+def test_two_halves_are_a_number_of_22_bits() -> None:
+    from maw_gym.attention.gpu import halves
+
+    x = torch.tensor([1 + 2**-20, -3.0, 2**-12 + 2**-30, 0.0])
+    large, small, shift = halves(x)
+    assert (large.dtype, small.dtype, shift.item()) == (torch.float16, torch.float16, 12)
+    assert large.tolist() == [4096, -12288, 1, 0]
+    assert ((large.double() + small.double()) * 2.0**-12 - x.double()).tolist() == [0, 0, 0, 0]
+
+
+def test_every_text_has_blocks_to_tune_over() -> None:
     from maw_gym.attention import kernels
 
-    def blocks(bucket: int, precision: str = "tf32") -> list[tuple[int, int]]:
-        told = {"bucket": bucket, "heads": 8, "precision": precision}
-        kept = kernels.fitting(kernels.configurations(), {}, **told)
-        return [tuple(configuration.kwargs.values()) for configuration in kept]
+    def blocks(choose: Any, among: Any, bucket: int) -> set[tuple[int, ...]]:
+        return {tuple(block.kwargs.values()) for block in choose(among, {}, bucket=bucket)}
 
-    assert set(blocks(16)) == {(16, 16)}
-    assert set(blocks(32)) == {(16, 16), (32, 32)}
-    assert (64, 128) in blocks(128)
-    assert (16, 16) not in blocks(128)
-    assert set(blocks(64, "ieee")) == {(16, 16), (32, 32)}
-    for precision in ("tf32", "ieee"):
-        assert all(blocks(1 << power, precision) for power in range(4, 14))
+    assert blocks(kernels.whole_bucket, kernels.SHORT, 16) == {(16, 16)}
+    assert blocks(kernels.whole_bucket, kernels.SHORT, 32) == {(16, 32), (32, 32)}
+    assert all(blocks(kernels.whole_bucket, kernels.SHORT, 1 << power) for power in range(4, 8))
+    assert (16, 16) not in blocks(kernels.filled, kernels.LONG, 256)
+    assert all(blocks(kernels.filled, kernels.LONG, 1 << power) for power in range(8, 14))
 
 
 def test_unknown_kernels_and_gradients_are_refused() -> None:

@@ -5,7 +5,7 @@ weights never reach memory. Notation as in reference.py.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -85,7 +85,7 @@ def halves(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def projection(query_weight: Tensor, key_weight: Tensor, dtype: torch.dtype) -> Projection:
     """The operand of these weights (D h, h), made once as long as they do not change."""
     of = (key_weight.data_ptr(), query_weight._version, key_weight._version, dtype)
-    kept = _projections.get(query_weight)
+    kept: tuple[Any, Projection] | None = _projections.get(query_weight)
     if kept is not None and kept[0] == of:
         return kept[1]
     width = query_weight.shape[1]

@@ -1,7 +1,7 @@
 """The exceptions for what the caller can mend, and checks of what a caller gives."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def checked_texts(values: Any, what: str = "texts") -> list[str]:
     """
     if isinstance(values, str):
         raise InputError(f"give a list of {what}, not the single text {shown(values)}")
-    if not isinstance(values, Iterable):
+    if not isinstance(values, Iterable) or isinstance(values, Mapping):
         raise InputError(f"give a list of {what}, not {shown(values)}")
     texts = list(values)
     if set(map(type, texts)) <= {str}:  # the check of each costs as much as encoding it

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from maw_gym.corpora.text import comparable
+from maw_gym.corpora.text import comparable, normal
 from maw_gym.errors import InputError
 
 LARGEST_GRADE = 1_000_000  # trec_eval takes 8 bytes for every grade up to the largest
@@ -109,14 +109,14 @@ class Collection(NamedTuple):
 
 
 def encodable(text: str) -> str:
-    """`text` with lone surrogates replaced by U+FFFD, and pairs of them joined."""
+    """`text` in its `normal` form; lone surrogates replaced by U+FFFD, and pairs of them joined."""
     if text.isascii():
         return text
     try:
         text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return normal(text)
 
 
 def check_id(doc_id: str, of: str) -> str:

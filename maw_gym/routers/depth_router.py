@@ -183,10 +183,10 @@ def load_router(path: Path) -> DepthRouter:
         widths = [checked_int(width, "a width", 1) for width in widths]
         activation, blocks = str(settings["activation"]), list(settings["observation"])
         about = dict(settings["router"])
-        limit = math.inf if settings["limit"] is None else float(settings["limit"])
-        shared = bool(settings.get("shared", False))  # older files have none
-        if len(widths) < 2 or not limit > 0:
+        limit, shared = settings["limit"], bool(settings["shared"])
+        if len(widths) < 2 or (limit is not None and not 0 < float(limit) < math.inf):
             raise ValueError(f"widths {widths}, limit {limit}")
+        limit = math.inf if limit is None else float(limit)
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: incomplete router settings ({error})") from None
     shapes: dict[str, tuple[int | None, ...]] = {"mean": (widths[0],), "scale": (widths[0],)}

@@ -12,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
-from typing_extensions import deprecated
 
 from maw_gym.encoders.embedder import Embedder, encoded_documents
 from maw_gym.encoders.encoder_files import load_embedder, save_embedder
 from maw_gym.errors import DamagedFileError, InputError, checked_int, checked_texts, shown
-from maw_gym.files import MANIFEST, check_readable, expanded, fingerprint, written_folder
+from maw_gym.files import MANIFEST, check_readable, expanded, written_folder
 from maw_gym.retrieval.bm25 import Words
 from maw_gym.retrieval.documents import DocumentIndex, check_finite, steps
 from maw_gym.retrieval.hybrid import WEIGHT
@@ -26,54 +25,6 @@ from maw_gym.retrieval.ranking import LONG, SHORT, ranking_statistics
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
 from maw_gym.tables.depth_table import BLOCKS, Seen, nothing_observed, observed
 from maw_gym.tables.task import resolve_device
-
-
-@torch.no_grad()
-def observations(
-    embedder: Embedder,
-    ids: list[list[int]],
-    blocks: Sequence[str],
-    documents: SearchIndex | None = None,
-) -> NDArray[np.float32]:
-    """Observations (N, O) of queries given as token ids, as a depth table has them.
-
-    Args:
-        embedder: with a MAW encoder.
-        ids: N queries, see `Embedder.query_ids`.
-        blocks: see `DepthTable.observation`. `retrieval` costs D + 1 searches for every query.
-        documents: are searched for the block `retrieval`.
-
-    Raises:
-        InputError: no documents, where they are to be searched.
-    """
-    if not ids:
-        return np.concatenate([nothing_observed(name, embedder) for name in blocks], axis=1)
-    if documents is None and any(BLOCKS[name].searches for name in blocks):
-        raise InputError(
-            "this router looks at what a search finds, and there is nothing to search yet; call"
-            " index(doc_ids, texts) first"
-        )
-
-    def search(embeddings: Tensor) -> Tensor:
-        assert documents is not None
-        return rankings_looked_at(documents, embeddings)
-
-    rows: dict[int, NDArray[np.float32]] = {}
-    for places, batch, mask in embedder.batches(ids, embedder.statistics_tokens):
-        seen = Seen(embedder, batch, mask, search)
-        found = np.concatenate([observed(name, seen) for name in blocks], axis=1)
-        rows |= zip(places.tolist(), found, strict=True)
-    return np.stack([rows[place] for place in range(len(ids))])
-
-
-def rankings_looked_at(documents: SearchIndex, embeddings: Tensor) -> Tensor:
-    """`ranking_statistics` (B, 11 D) of searches with every depth's embedding (B, D, h)."""
-    queries, depths, _ = embeddings.shape
-    found = documents.rank(embeddings.flatten(0, 1), LONG)
-    of_mean = documents.rank(torch.nn.functional.normalize(embeddings.mean(1), dim=-1), SHORT)
-    scores, names = (part.view(queries, depths, -1) for part in found)
-    return ranking_statistics(scores, names, of_mean.documents)
-
 
 ENCODER_FILE = "encoder.safetensors"
 ROUTER_FILE = "router.safetensors"
@@ -110,8 +61,7 @@ class RoutedEncoder:
     ) -> None:
         told = router.settings.get("encoder")
         found = embedder.fingerprint()
-        # Routers of earlier versions know their encoder by its weights alone.
-        if told not in (found, fingerprint(embedder.tensors())):
+        if told != found:
             raise InputError(
                 f"this router was trained for encoder {str(told)[:12]}, not {found[:12]}; depths of"
                 " one encoder mean nothing in another"
@@ -158,22 +108,29 @@ class RoutedEncoder:
         self.embedder, self.router = self.embedder.to(where), self.router.to(where)
         return self
 
-    def encode_query(
+    def encode(
         self,
         texts: str | Sequence[str],
         *,
+        prompt_name: str | None = None,
         batch_size: int = BATCH,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | None = False,
+        convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
+        normalize_embeddings: bool = True,
         device: torch.device | str | None = None,
-    ) -> NDArray[np.float32] | Tensor:
-        """Embeddings of queries, each through the depth that the router chooses for it.
+    ) -> NDArray[np.float32] | Tensor | list[Tensor]:
+        """Embeddings of texts; arguments and results are those of sentence-transformers.
 
         Args:
             texts: one text or N of them.
+            prompt_name: "query" encodes queries, each through the depth that the router chooses for
+                it; otherwise documents are encoded, through the standard attention.
             batch_size: texts looked at at once.
             show_progress_bar: over batches.
-            convert_to_tensor: a tensor on the encoder's device in the place of a numpy array.
+            convert_to_numpy: an array; a list of tensors where this and the next are False.
+            convert_to_tensor: a tensor on the encoder's device in the place of an array.
+            normalize_embeddings: makes no difference, they always are.
             device: where to compute from now on, see `to`.
 
         Returns:
@@ -183,29 +140,36 @@ class RoutedEncoder:
         Raises:
             InputError: something that is no text, or a device that is not available.
         """
+        del normalize_embeddings
         if device is not None:
             self.to(device)
         listed = [texts] if isinstance(texts, str) else checked_texts(texts)
-        batches = self._batches(listed, batch_size, show_progress_bar)
-        parts = [self._routed(batch)[0] for batch in batches]
-        return self._answer(texts, parts, convert_to_tensor)
+        encode = self.embedder.encode_documents if prompt_name != "query" else self._encode_routed
+        parts = [torch.zeros(0, self.embedder.text.width, device=self.embedder.device)]
+        parts += map(encode, self._batches(listed, batch_size, bool(show_progress_bar)))
+        embeddings = torch.cat(parts)
+        check_finite(embeddings, "text")
+        embeddings = embeddings[0] if isinstance(texts, str) else embeddings
+        if convert_to_tensor:
+            return embeddings
+        return embeddings.cpu().numpy() if convert_to_numpy else list(torch.atleast_2d(embeddings))
 
-    def encode_document(
-        self,
-        texts: str | Sequence[str],
-        *,
-        batch_size: int = BATCH,
-        show_progress_bar: bool = False,
-        convert_to_tensor: bool = False,
-        device: torch.device | str | None = None,
-    ) -> NDArray[np.float32] | Tensor:
-        """Embeddings of documents, through the standard attention; otherwise as `encode_query`."""
-        if device is not None:
-            self.to(device)
-        listed = [texts] if isinstance(texts, str) else checked_texts(texts)
-        batches = self._batches(listed, batch_size, show_progress_bar)
-        parts = [self.embedder.encode_documents(batch) for batch in batches]
-        return self._answer(texts, parts, convert_to_tensor)
+    def encode_query(self, texts: str | Sequence[str], **how: Any) -> Any:
+        """Embeddings of queries, each through the depth that the router chooses; see `encode`."""
+        return self.encode(texts, **how | {"prompt_name": "query"})
+
+    def encode_document(self, texts: str | Sequence[str], **how: Any) -> Any:
+        """Embeddings of documents, through the standard attention; see `encode`."""
+        return self.encode(texts, **how | {"prompt_name": "document"})
+
+    def encode_queries(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Embeddings (N, h) of queries, and the depths (N,) that they are encoded through."""
+        embeddings, depths = self._routed(checked_texts(texts))
+        return embeddings.cpu().numpy(), depths
+
+    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings (N, h) of documents."""
+        return np.asarray(self.encode_document(checked_texts(texts)))
 
     def route(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """The depths (N,) that queries are encoded through."""
@@ -307,19 +271,14 @@ class RoutedEncoder:
             raise InputError("there is nothing to search yet; call index(doc_ids, texts) first")
         k = checked_int(k, "k", 1)
         listed = [queries] if isinstance(queries, str) else checked_texts(queries)
-        embeddings = torch.as_tensor(self.encode_query(listed, convert_to_tensor=True))
+        embeddings = self.encode_query(listed, convert_to_tensor=True)
         weight = self.hybrid_weight if hybrid else None
         ranking = self.documents.rank(embeddings, k, listed, weight)
         names = self.documents.documents.doc_ids
+        rows = zip(ranking.documents.tolist(), ranking.scores.tolist(), strict=True)
         found = [
-            [
-                {"id": names[document], "score": score}
-                for document, score in zip(documents, scores, strict=True)
-                if document >= 0
-            ]
-            for documents, scores in zip(
-                ranking.documents.tolist(), ranking.scores.tolist(), strict=True
-            )
+            [{"id": names[d], "score": score} for d, score in zip(*row, strict=True) if d >= 0]
+            for row in rows
         ]
         return found[0] if isinstance(queries, str) else found
 
@@ -358,27 +317,14 @@ class RoutedEncoder:
             routed.documents = found
         return routed
 
-    @deprecated("encode_queries is encode_query now, which gives no depths; route gives those")
-    def encode_queries(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Embeddings (N, h) of queries, and their depths (N,)."""
-        embeddings, depths = self._routed(checked_texts(texts))
-        return embeddings.cpu().numpy(), depths
-
-    @deprecated("encode_documents is encode_document now")
-    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embeddings (N, h) of documents."""
-        return np.asarray(self.encode_document(checked_texts(texts)))
-
-    @deprecated("fit is index now")
-    def fit(self, doc_ids: Sequence[str], doc_texts: Sequence[str]) -> Self:
-        """Encode the documents to search."""
-        return self.index(doc_ids, doc_texts)
-
     def _routed(self, texts: list[str]) -> tuple[Tensor, NDArray[np.int64]]:
         """Embeddings (N, h) of queries, and the depths (N,) that they were routed through."""
         ids = self.embedder.query_ids(texts)
         depths, _ = self.router.predict(self._observed(ids))
         return self.embedder.encode_ids(ids, torch.from_numpy(depths)), depths
+
+    def _encode_routed(self, texts: list[str]) -> Tensor:
+        return self._routed(texts)[0]
 
     def _observed(self, ids: list[list[int]]) -> NDArray[np.float32]:
         return observations(self.embedder, ids, self.router.observation, self.documents)
@@ -389,16 +335,6 @@ class RoutedEncoder:
             for some in steps(len(texts), size):
                 yield texts[some]
                 bar.update(some.stop - some.start)
-
-    def _answer(
-        self, given: str | Sequence[str], parts: list[Tensor], convert_to_tensor: bool
-    ) -> NDArray[np.float32] | Tensor:
-        """The parts of an encoding as the caller wants them."""
-        empty = torch.zeros(0, self.embedder.text.width, device=self.embedder.device)
-        embeddings = torch.cat([empty, *parts])
-        check_finite(embeddings, "text")
-        embeddings = embeddings[0] if isinstance(given, str) else embeddings
-        return embeddings if convert_to_tensor else embeddings.cpu().numpy()
 
 
 def _weight(value: Any) -> float:
@@ -420,3 +356,50 @@ def _dataset(path: Path) -> str | None:
     settings = config.get("settings") if isinstance(config, dict) else None
     name = settings.get("dataset") if isinstance(settings, dict) else None
     return name if isinstance(name, str) else None
+
+
+@torch.no_grad()
+def observations(
+    embedder: Embedder,
+    ids: list[list[int]],
+    blocks: Sequence[str],
+    documents: SearchIndex | None = None,
+) -> NDArray[np.float32]:
+    """Observations (N, O) of queries given as token ids, as a depth table has them.
+
+    Args:
+        embedder: with a MAW encoder.
+        ids: N queries, see `Embedder.query_ids`.
+        blocks: see `DepthTable.observation`. `retrieval` costs D + 1 searches for every query.
+        documents: are searched for the block `retrieval`.
+
+    Raises:
+        InputError: no documents, where they are to be searched.
+    """
+    if not ids:
+        return np.concatenate([nothing_observed(name, embedder) for name in blocks], axis=1)
+    if documents is None and any(BLOCKS[name].searches for name in blocks):
+        raise InputError(
+            "this router looks at what a search finds, and there is nothing to search yet; call"
+            " index(doc_ids, texts) first"
+        )
+
+    def search(embeddings: Tensor) -> Tensor:
+        assert documents is not None
+        return rankings_looked_at(documents, embeddings)
+
+    rows: dict[int, NDArray[np.float32]] = {}
+    for places, batch, mask in embedder.batches(ids, embedder.statistics_tokens):
+        seen = Seen(embedder, batch, mask, search)
+        found = np.concatenate([observed(name, seen) for name in blocks], axis=1)
+        rows |= zip(places.tolist(), found, strict=True)
+    return np.stack([rows[place] for place in range(len(ids))])
+
+
+def rankings_looked_at(documents: SearchIndex, embeddings: Tensor) -> Tensor:
+    """`ranking_statistics` (B, 11 D) of searches with every depth's embedding (B, D, h)."""
+    queries, depths, _ = embeddings.shape
+    found = documents.rank(embeddings.flatten(0, 1), LONG)
+    of_mean = documents.rank(torch.nn.functional.normalize(embeddings.mean(1), dim=-1), SHORT)
+    scores, names = (part.view(queries, depths, -1) for part in found)
+    return ranking_statistics(scores, names, of_mean.documents)

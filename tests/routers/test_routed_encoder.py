@@ -168,17 +168,23 @@ def test_similarity_is_the_cosine(task: RetrievalTask) -> None:
     assert routed.similarity(np.zeros((2, 2)), np.eye(2)).tolist() == [[0, 0], [0, 0]]
 
 
-def test_old_names_work_and_say_what_to_write(task: RetrievalTask) -> None:
-    routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
-    with pytest.warns(DeprecationWarning, match="fit is index now"):
-        assert routed.fit(["bee"], ["bees make honey"]).search("honey")[0]["id"] == "bee"
-    with pytest.warns(DeprecationWarning, match="encode_queries is encode_query now"):
-        embeddings, depths = routed.encode_queries(["honey"])
-    np.testing.assert_array_equal(embeddings, routed.encode_query(["honey"]))
-    assert depths.tolist() == [1]
-    with pytest.warns(DeprecationWarning, match="encode_documents is encode_document now"):
-        documents = routed.encode_documents(["honey"])
-    np.testing.assert_array_equal(documents, routed.encode_document(["honey"]))
+def test_arguments_and_results_are_those_of_sentence_transformers(task: RetrievalTask) -> None:
+    routed = RoutedEncoder(task.embedder, a_router(task, ("content",)))
+    texts = ["honey of bees", "sea and moon", "a king in check"]
+    queries, documents = routed.encode_query(texts), routed.encode_document(texts)
+    np.testing.assert_array_equal(routed.encode(texts), documents)
+    np.testing.assert_array_equal(routed.encode(texts, prompt_name="query"), queries)
+    again = routed.encode_query(texts, prompt_name="query", normalize_embeddings=True)
+    np.testing.assert_array_equal(again, queries)
+    rows = routed.encode_document(texts, convert_to_numpy=False)
+    assert isinstance(rows, list)
+    np.testing.assert_array_equal(torch.stack(rows), documents)
+    np.testing.assert_array_equal(routed.encode_documents(texts), documents)
+    embeddings, depths = routed.encode_queries(texts)
+    np.testing.assert_array_equal(embeddings, queries)
+    np.testing.assert_array_equal(depths, routed.route(texts))
+    with pytest.raises(InputError, match=r"give a list of texts, not \{'title': 'bees'\}"):
+        routed.encode_document({"title": "bees"})
 
 
 def test_empty_texts_and_no_texts(task: RetrievalTask) -> None:
@@ -347,13 +353,6 @@ def test_the_folder_of_an_unknown_user() -> None:
     with pytest.raises(InputError) as caught:
         RoutedEncoder.from_run("~nosuchuser/run")
     assert str(caught.value) == "no home folder is known for '~nosuchuser/run'; give the whole path"
-
-
-def test_a_router_that_knows_its_encoder_by_the_weights_alone(task: RetrievalTask) -> None:
-    """As routers of earlier versions do."""
-    router = fixed_router(task, 0)
-    router.settings["encoder"] = fingerprint(task.embedder.tensors())
-    assert RoutedEncoder(task.embedder, router).route(["honey"]).tolist() == [0]
 
 
 def test_heads_and_cuts_are_part_of_the_encoder(task: RetrievalTask) -> None:

@@ -99,13 +99,6 @@ def test_a_file_gives_the_shared_router_back(tmp_path):
     assert (again.shared, again.depths) == (True, 2)
 
 
-def test_a_file_from_before_shared_networks_is_an_mlp(tmp_path):
-    path = tmp_path / "router.safetensors"
-    save_router(path, by_hand())
-    rewritten(path, lambda settings: settings.pop("shared"))
-    assert not load_router(path).shared
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -181,6 +174,7 @@ def rewritten(path, change_settings=None, change_tensors=None):
         (lambda s: s.update(widths="223"), None, r"settings \(widths '223' for 2 layers"),
         (lambda s: s.update(limit=10**400), None, "settings"),
         (lambda s: s.update(limit=float("nan")), None, "limit nan"),
+        (lambda s: s.update(limit=float("inf")), None, "limit inf"),
         (lambda s: s.update(observation=[["content"]]), None, "blocks must be strings"),
         (lambda s: s.update(observation=3), None, "settings"),
         (lambda s: s.update(activation="sin"), None, "unknown activation 'sin'"),

@@ -145,7 +145,7 @@ def fit(
     }
     kept = EpochCheckpoints(checkpoint, about, router.state_dict(), optimizer, generator)
     start = Progress(0, Best(-math.inf, 0, _copied(router)), [])
-    finished, best, history = kept.restore(start)
+    finished, best, history = kept.restore_epoch(start)
     for epoch, known in enumerate(history, 1):
         _log(writer, known, epoch * len(observations))
     done = finished * per_epoch
@@ -179,7 +179,7 @@ def fit(
             if reward > best.score:
                 best = Best(reward, epoch, _copied(router))
             _log(writer, history[-1], epoch * len(observations))
-            kept.write(Progress(epoch, best, history))
+            kept.write_epoch(Progress(epoch, best, history))
     router.load_state_dict(best.weights)
     router.eval().requires_grad_(False)
     rewards = [(epoch, known[REWARD]) for epoch, known in enumerate(history, 1)]

@@ -55,25 +55,30 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        folder: holds them and nothing else.
+        folder: holds them and nothing else; None keeps none.
         about: JSON values that tell this training from all others.
         kept: of the newest checkpoints; those before are deleted.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], kept: int = 2) -> None:
+    def __init__(self, folder: Path | None, about: Mapping[str, Any], kept: int = 2) -> None:
         self.folder = folder
         self.kept = kept
         self.identity = content_key(about)
 
     def files(self) -> list[Path]:
         """The files, oldest first."""
+        if self.folder is None:
+            return []
         files = self.folder.glob("[0-9]*.safetensors")
         return sorted(file for file in files if file.stem.isdecimal())
 
-    def write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    def write(
+        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+    ) -> Path | None:
         """Write a checkpoint, then delete those that are no longer kept.
 
-        Whatever goes wrong, a full disk included, the checkpoints before are left whole.
+        Whatever goes wrong, a full disk included, the checkpoints before are left whole. Those of
+        later steps, which can only be of another training, stay until `forget`.
 
         Args:
             step: names the file.
@@ -83,10 +88,13 @@ class Checkpoints:
         Returns:
             The file.
         """
+        if self.folder is None:
+            return None
         path = self.folder / f"{step:012d}.safetensors"
         settings = {"identity": self.identity, "step": step, "state": state}
         files.write(path, tensors, KIND, settings)
-        for old in self.files()[: -self.kept]:
+        reached = [file for file in self.files() if file <= path]
+        for old in reached[: -self.kept]:
             old.unlink(missing_ok=True)
         return path
 
@@ -127,6 +135,8 @@ class Checkpoints:
 
     def forget(self) -> None:
         """Delete all, of a training that is done or that begins anew."""
+        if self.folder is None:
+            return
         for path in self.files():
             path.unlink(missing_ok=True)
         sweep(self.folder)
@@ -197,13 +207,12 @@ class Progress(NamedTuple):
     history: list[dict[str, float]]
 
 
-class EpochCheckpoints:
+class EpochCheckpoints(Checkpoints):
     """The checkpoints of one training by epochs.
 
     Args:
-        folder: see `Checkpoints`; None keeps no checkpoints.
-        about: JSON values that the training depends on, beside the weights it starts from. Those of
-            a training about something else are not taken.
+        folder: see `Checkpoints`.
+        about: JSON values that the training depends on, beside the weights it starts from.
         weights: everything learned, before the first step; restored in place.
         optimizer: of these weights.
         generator: the source of everything random in the training.
@@ -219,19 +228,14 @@ class EpochCheckpoints:
         generator: torch.Generator,
         schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     ) -> None:
+        super().__init__(folder, {"about": about, "start": fingerprint(weights)})
         self.weights = weights
         self.optimizer = optimizer
         self.generator = generator
         self.schedule = schedule
-        self.checkpoints: Checkpoints | None = None
-        if folder is not None:
-            start = fingerprint(weights)
-            self.checkpoints = Checkpoints(folder, {"about": about, "start": start})
 
-    def write(self, progress: Progress) -> None:
-        """Keep the present state; whatever goes wrong leaves the one before."""
-        if self.checkpoints is None:
-            return
+    def write_epoch(self, progress: Progress) -> None:
+        """Write the present state; whatever goes wrong leaves the one before."""
         tensors, groups = optimizer_state(self.optimizer)
         tensors |= {f"weights/{name}": value for name, value in self.weights.items()}
         tensors |= {f"best/{name}": value for name, value in progress.best.weights.items()}
@@ -242,21 +246,19 @@ class EpochCheckpoints:
             "groups": groups,
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
         }
-        self.checkpoints.write(progress.epoch, tensors, state)
+        self.write(progress.epoch, tensors, state)
 
-    def restore(self, start: Progress) -> Progress:
+    def restore_epoch(self, start: Progress) -> Progress:
         """Put weights, optimizer, schedule and generator where the last checkpoint says.
 
         Args:
             start: what to return where there is none of this training.
         """
-        if self.checkpoints is None:
-            return start
         taken: list[Progress] = []
-        checkpoint = self.checkpoints.restore(lambda found: taken.append(self._take(found)))
+        checkpoint = self.restore(lambda found: taken.append(self._take(found)))
         if checkpoint is None:
             return start
-        log.info("%s: going on after epoch %d", checkpoint.path.parent, checkpoint.step)
+        log.info("%s: going on after epoch %d", self.folder, checkpoint.step)
         return taken[-1]
 
     def _take(self, checkpoint: Checkpoint) -> Progress:

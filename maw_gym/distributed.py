@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ Thing = TypeVar("Thing")
 
 ADDRESS: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE: Final = timedelta(minutes=30)  # how long processes wait for each other
+MEETING: Final = timedelta(minutes=2)  # and for the last to come at the beginning
 
 
 def start(device: str = "auto") -> None:
@@ -48,6 +50,13 @@ def start(device: str = "auto") -> None:
             f"WORLD_SIZE is set and {', '.join(missing)} is not; start several processes by"
             " torchrun --nproc-per-node N"
         )
+    # Of a number that nobody has, or two have, the others would hear when their patience ends.
+    ranks = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    if not all(text.isdecimal() for text in ranks) or not int(ranks[0]) < int(ranks[1]):
+        raise InputError(
+            f"RANK {ranks[0]!r} is none of the numbers from 0 below WORLD_SIZE {ranks[1]!r}; start"
+            " several processes by torchrun --nproc-per-node N"
+        )
     cuda = torch.cuda.is_available() and device != "cpu"
     if cuda:
         local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -58,7 +67,8 @@ def start(device: str = "auto") -> None:
             )
         torch.cuda.set_device(local)
     try:
-        store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
+        store, rank, count = next(rendezvous("env://", timeout=MEETING))
+        store.set_timeout(PATIENCE)
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             timeout=PATIENCE,
@@ -116,9 +126,7 @@ def wait() -> None:
 
 def own(things: Iterable[Thing]) -> Iterator[Thing]:
     """Every n-th of the things, for n processes, beginning with this one's number."""
-    for number, thing in enumerate(things):
-        if number % processes() == process():
-            yield thing
+    return islice(things, process(), None, processes())
 
 
 def own_range(count: int) -> slice:
@@ -165,7 +173,9 @@ def gathered(rows: Tensor, count: int) -> Tensor:
     if processes() == 1 or count < processes():
         return rows
     # Shares differ by one row, and what is exchanged must have one shape.
-    sizes = [count * (at + 1) // processes() - count * at // processes() for at in _numbers()]
+    sizes = [
+        count * (at + 1) // processes() - count * at // processes() for at in range(processes())
+    ]
     padding = rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])
     gather: Callable[[Tensor], Tensor] = _Gathered.apply
     parts = gather(torch.cat([rows, padding])).chunk(processes())
@@ -173,12 +183,15 @@ def gathered(rows: Tensor, count: int) -> Tensor:
 
 
 class _Gathered(torch.autograd.Function):
-    """All processes' rows; backwards, all processes' gradients of one's own."""
+    """All processes' rows; backwards, all processes' gradients of one's own.
+
+    torch.distributed.nn had this; torch 2.13 warns that it goes.
+    """
 
     @staticmethod
     def forward(context: Any, rows: Tensor) -> Tensor:
         del context
-        parts = [torch.empty_like(rows) for _ in _numbers()]
+        parts = [torch.empty_like(rows) for _ in range(processes())]
         with others():
             dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
@@ -216,17 +229,9 @@ def with_mean_gradients(weights: Iterable[Tensor]) -> nn.Module:
     return DistributedDataParallel(losses) if processes() > 1 else losses
 
 
-def check_shares(batch_size: int, count: int | None = None) -> None:
-    """Refuse a batch that the processes cannot share evenly.
-
-    Args:
-        batch_size: pairs of a step.
-        count: of processes; None are those that there are.
-
-    Raises:
-        InputError: their number does not divide it.
-    """
-    count = processes() if count is None else count
+def check_shares(batch_size: int) -> None:
+    """Refuse a batch that the processes cannot share evenly."""
+    count = processes()
     if batch_size % count:
         raise InputError(
             f"batch_size {batch_size} cannot be shared by {count} processes; give a multiple"
@@ -234,17 +239,9 @@ def check_shares(batch_size: int, count: int | None = None) -> None:
         )
 
 
-def _numbers() -> range:
-    return range(processes())
-
-
 @contextmanager
 def others() -> Iterator[None]:
-    """One line in the place of what the library says when another process has gone.
-
-    Raises:
-        InputError: another process has gone.
-    """
+    """One line in the place of what the library says when another process has gone."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -259,15 +256,7 @@ def others() -> Iterator[None]:
 
 
 def check_same(what: str, key: str) -> None:
-    """Refuse to go on where processes see different things; all do this together.
-
-    Args:
-        what: is compared, for the message.
-        key: of its content.
-
-    Raises:
-        InputError: not all have the same key.
-    """
+    """Refuse to go on where processes have different keys of `what`; all do this together."""
     keys = from_all(key)
     for number, other in enumerate(keys):
         if other != keys[0]:

@@ -103,10 +103,15 @@ def test_a_missing_rendezvous_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
         "WORLD_SIZE is set and RANK, MASTER_ADDR, MASTER_PORT is not; start several processes by"
         " torchrun --nproc-per-node N"
     )
-    monkeypatch.setattr(distributed, "PATIENCE", distributed.timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "MEETING", distributed.timedelta(seconds=1))
     for name, value in (("RANK", "1"), ("MASTER_ADDR", "127.0.0.1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    for number in ("2", "-1", "one"):
+        monkeypatch.setenv("RANK", number)
+        with pytest.raises(InputError, match=f"RANK '{number}' is none of the numbers from 0"):
+            distributed.start("cpu")
+    monkeypatch.setenv("RANK", "1")
     with pytest.raises(InputError, match=r"no rendezvous of 2 processes at 127\.0\.0\.1") as caught:
         distributed.start("cpu")
     assert "\n" not in str(caught.value)

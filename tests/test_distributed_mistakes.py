@@ -66,16 +66,13 @@ def table(folder: Path, homes: list[Path], full: int | None) -> list[list[float]
     return found
 
 
-@pytest.mark.parametrize("full", [0, 1])
-def test_a_full_disk_leaves_no_half_of_a_table(
-    tiny_folder: Path, tmp_path: Path, full: int
-) -> None:
+def test_a_full_disk_leaves_no_half_of_a_table(tiny_folder: Path, tmp_path: Path) -> None:
     homes = [tmp_path, tmp_path]
-    problems = together(table, tiny_folder, homes, full)
-    assert isinstance(problems[full], InputError)
-    assert "cannot be written: File too large; make room for it" in str(problems[full])
-    assert "\n" not in str(problems[full])
-    assert_lost(problems[1 - full], 1 - full)
+    first, second = together(table, tiny_folder, homes, 0)  # the one that writes
+    assert isinstance(first, InputError)
+    assert "cannot be written: File too large; make room for it" in str(first)
+    assert "\n" not in str(first)
+    assert_lost(second, 1)
     assert not list((tmp_path / "tables").glob("*.safetensors"))
     # Started again, both build it.
     assert together(table, tiny_folder, homes, None) == [table(tiny_folder, homes, None)] * 2

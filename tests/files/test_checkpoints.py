@@ -200,3 +200,11 @@ def test_an_optimizer_goes_on_where_it_stood(kind: type, tmp_path: Path):
         stepped(optimizer, weight, 2)
     assert torch.equal(weights[0], weights[1])
     assert optimizers[1].param_groups[0]["lr"] == 0.05
+
+
+def test_those_of_another_training_that_was_further_do_not_take_the_room(kept: Checkpoints):
+    other = Checkpoints(kept.folder, ABOUT | {"seed": 1})
+    assert other.restore(pytest.fail) is None
+    other.write(1, {}, {})
+    assert other.restore(lambda _: None).step == 1
+    assert taken(kept) == [3]

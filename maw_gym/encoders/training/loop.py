@@ -82,7 +82,7 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
     generator = torch.Generator().manual_seed(stage.seed)
     folder = None if checkpoint is None else stage_folder(checkpoint, stage.name)
     kept = EpochCheckpoints(folder, about, stage.weights, optimizer, generator, schedule)
-    done, best, _ = kept.restore(Progress(0, best, []))
+    done, best, _ = kept.restore_epoch(Progress(0, best, []))
     check_same(f"checkpoint of training {stage.name}", f"after epoch {done}")
     label = f"training {stage.name}"
     hidden = None if is_first() else True
@@ -111,7 +111,7 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
             if score > best.score:
                 best = Best(score, epoch, _copied(stage.weights))
             if is_first():
-                kept.write(Progress(epoch, best, []))
+                kept.write_epoch(Progress(epoch, best, []))
     with torch.no_grad():
         for name, value in stage.weights.items():
             value.copy_(best.weights[name])

@@ -21,6 +21,9 @@ from maw_gym.retrieval.documents import (
     check_finite,
 )
 
+CUTOFF: Final = 10  # of nDCG
+SHARED: Final = 256  # columns in which the best of all depths of a query are looked for first
+BLOCK_BYTES: Final = 8 * 2**20  # of one block of scores: with its weights it stays in cache
 SHORT: Final = 10  # documents at the top that are looked at closely
 LONG: Final = 50  # and from farther away
 TEMPERATURE: Final = 0.05  # of softmaxes of scores: the listwise mass, the entropies
@@ -41,85 +44,6 @@ STATISTICS: Final[dict[str, tuple[float, float]]] = {
 """Names and ranges, in order; see `ranking_statistics`."""
 
 
-def ranking_statistics(scores: Tensor, documents: Tensor, mean_documents: Tensor) -> Tensor:
-    """The numbers of `STATISTICS` for every depth, all depths of one kind side by side.
-
-    - first: the highest cosine.
-    - gap to the second, to the tenth: how far the highest is above these.
-    - mean, spread: of the ten and the fifty highest cosines; the spread is their standard
-      deviation.
-    - entropy: of softmax(cosine / 0.05) over the ten and the fifty, divided by the logarithm of
-      their number; 1 where all are equal, and 0 for one document.
-    - overlap with the mean: share of the first ten that are among the first ten of the depths' mean
-      embedding.
-    - same first: share of the depths, this one included, whose first document is the same.
-
-    Where fewer documents are ranked, the last of them stands for the tenth, and means are over
-    those there are. Without any document everything is 0.
-
-    Args:
-        scores: (b, D, k) cosines, best first, of the first k <= 50 documents; a score below -1
-            is none, and comes last.
-        documents: (b, D, k) int64, what is ranked; equal numbers are the same document.
-        mean_documents: (b, at least min(k, 10)) int64, those of the mean embedding, best first.
-
-    Returns:
-        (b, 11 D) float32.
-    """
-    there = scores >= -1 - 1e-3  # (b, D, k)
-    scores = torch.where(there, scores, 0.0)
-    first = scores[..., :1]
-    columns = [first[..., 0]]
-    for place in (2, SHORT):
-        last = there[..., :place].sum(-1, keepdim=True).clamp(min=1) - 1  # (b, D, 1)
-        columns.append((first - scores.gather(-1, last))[..., 0])
-    for length in (SHORT, LONG):
-        columns += _spread(scores[..., :length], there[..., :length])
-    columns += [_overlap(documents, mean_documents, there), _agreement(documents, there)]
-    bounded = [
-        values.clamp(low, high)
-        for values, (low, high) in zip(columns, STATISTICS.values(), strict=True)
-    ]
-    return torch.cat(bounded, dim=1).float()
-
-
-def _spread(scores: Tensor, there: Tensor) -> list[Tensor]:
-    """Mean, standard deviation and softmax entropy (b, D) of scores (b, D, k) that are there."""
-    count = there.sum(-1)
-    divisor = count.clamp(min=1)
-    mean = scores.sum(-1) / divisor
-    deviation = torch.where(there, scores - mean[..., None], 0.0)
-    # Of softmax p: -sum p log p = log(sum exp z) - sum p z, with the highest z at 0.
-    z = torch.where(there, (scores - scores[..., :1]) / TEMPERATURE, -torch.inf)
-    weights = torch.where(there, z.exp(), 0.0)
-    total = weights.sum(-1).clamp(min=1)
-    entropy = total.log() - torch.where(there, weights * z, 0.0).sum(-1) / total
-    largest = divisor.clamp(min=2).log()
-    return [mean, (deviation.square().sum(-1) / divisor).sqrt(), entropy / largest]
-
-
-def _overlap(documents: Tensor, mean_documents: Tensor, there: Tensor) -> Tensor:
-    """Share (b, D) of the first ten that are among the first ten of the mean embedding."""
-    ours, theirs = documents[..., :SHORT], mean_documents[:, None, :SHORT]
-    common = torch.zeros_like(ours, dtype=torch.bool)
-    for place in range(theirs.shape[-1]):  # ten passes, and no (b, D, 10, 10)
-        common |= ours == theirs[..., place, None]
-    valid = there[..., :SHORT]
-    return (common & valid).sum(-1) / valid.sum(-1).clamp(min=1)
-
-
-def _agreement(documents: Tensor, there: Tensor) -> Tensor:
-    """Share (b, D) of the depths with the same first document."""
-    first = documents[..., 0]  # (b, D)
-    same = (first[:, :, None] == first[:, None]).double().mean(-1)
-    return torch.where(there[..., 0], same, 0.0).float()
-
-
-CUTOFF: Final = 10  # of nDCG
-SHARED: Final = 256  # columns in which the best of all depths of a query are looked for first
-BLOCK_BYTES: Final = 8 * 2**20  # of one block of scores: with its weights it stays in cache
-
-
 class Alignment(NamedTuple):
     """How far up each depth puts the relevant documents: ndcg and listwise, (B, D) in [0, 1]."""
 
@@ -127,13 +51,11 @@ class Alignment(NamedTuple):
     listwise: Tensor
 
 
-@torch.no_grad()
 def alignment_of_depths(
     index: DocumentIndex,
     queries: Tensor,
     relevant: Sequence[Relevant],
     candidates: Sequence[Integers] | None = None,
-    temperature: float = TEMPERATURE,
 ) -> Alignment:
     """NDCG@10 and listwise mass of every depth's ranking, in one pass over blocks of scores.
 
@@ -143,7 +65,6 @@ def alignment_of_depths(
         relevant: per query, see `DocumentIndex.relevant`. The ideal of nDCG counts all of them,
             candidates or not.
         candidates: per query the positions of the documents to rank; None ranks the whole index.
-        temperature: of the listwise softmax.
 
     Returns:
         `Alignment` on the index's device.
@@ -151,23 +72,15 @@ def alignment_of_depths(
     Raises:
         ValueError: lengths that differ, or embeddings that are not finite.
     """
-    _check_lengths(queries, relevant, candidates)
-    shape = queries.shape[:2]
-    alignment = Alignment(*(torch.empty(shape, device=index.device) for _ in Alignment._fields))
-    for block in _blocks(index, queries, relevant, candidates):
-        _, columns = _top(block.scores, block.tie_rank, CUTOFF)
-        _align(index, block, columns, relevant, temperature, alignment)
-    return alignment
+    return _aligned(index, queries, relevant, candidates, None)
 
 
-@torch.no_grad()
 def rankings_of_depths(
     index: DocumentIndex,
     queries: Tensor,
     relevant: Sequence[Relevant],
     candidates: Sequence[Integers] | None = None,
     found: Sequence[Integers] | None = None,
-    temperature: float = TEMPERATURE,
 ) -> tuple[Alignment, Tensor]:
     """`alignment_of_depths`, and what the rankings look like without judgments.
 
@@ -177,24 +90,44 @@ def rankings_of_depths(
         relevant: see there.
         candidates: see there.
         found: per query those of its candidates that no judgment has put there; None are all.
-        temperature: see there.
 
     Returns:
-        The alignment, and (B, 11 D) `maw_gym.retrieval.ranking.ranking_statistics`.
+        The alignment, and (B, 11 D) `ranking_statistics`.
     """
-    _check_lengths(queries, relevant, candidates)
-    shape = queries.shape[:2]
-    alignment = Alignment(*(torch.empty(shape, device=index.device) for _ in Alignment._fields))
-    observed = torch.empty(len(queries), len(STATISTICS) * shape[1], device=index.device)
-    for block in _blocks(index, queries, relevant, candidates):
-        scores, columns = _top(block.scores, block.tie_rank, LONG)
-        if found is None:
-            observed[block.queries] = _observed(block, scores, columns)
-        _align(index, block, columns[..., :CUTOFF], relevant, temperature, alignment)
+    shape = (len(queries), len(STATISTICS) * queries.shape[1])
+    observed = torch.empty(shape, device=index.device)
+    alignment = _aligned(index, queries, relevant, candidates, observed if found is None else None)
     if found is not None:
         for block in _blocks(index, queries, relevant, found):
             observed[block.queries] = _observed(block, *_top(block.scores, block.tie_rank, LONG))
     return alignment, observed
+
+
+@torch.no_grad()
+def _aligned(
+    index: DocumentIndex,
+    queries: Tensor,
+    relevant: Sequence[Relevant],
+    candidates: Sequence[Integers] | None,
+    observed: Tensor | None,
+) -> Alignment:
+    """The alignment; `observed`, if it is given, is filled in too."""
+    for what, given in (("relevant", relevant), ("candidates", candidates)):
+        if given is not None and len(given) != len(queries):
+            raise ValueError(f"{len(given)} lists of {what} for {len(queries)} queries")
+    shape = queries.shape[:2]
+    alignment = Alignment(*(torch.empty(shape, device=index.device) for _ in Alignment._fields))
+    for block in _blocks(index, queries, relevant, candidates):
+        top = _top(block.scores, block.tie_rank, CUTOFF if observed is None else LONG)
+        if observed is not None:
+            observed[block.queries] = _observed(block, *top)
+        judged = relevant[block.queries]
+        gains = _gains(index, block, judged)
+        ideals = [ideal_dcg(one.grades) for one in judged]
+        alignment.ndcg[block.queries] = _ndcg_of_columns(top[1][..., :CUTOFF], gains, ideals)
+        mass = listwise_of_scores(block.scores, gains > 0, TEMPERATURE)  # overwrites them
+        alignment.listwise[block.queries] = mass
+    return alignment
 
 
 def _top(scores: Tensor, tie_rank: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -228,47 +161,24 @@ def _observed(block: "_Block", scores: Tensor, columns: Tensor) -> Tensor:
     return ranking_statistics(scores, columns, of_mean)
 
 
-def _align(
-    index: DocumentIndex,
-    block: "_Block",
-    columns: Tensor,
-    relevant: Sequence[Relevant],
-    temperature: float,
-    alignment: Alignment,
-) -> None:
-    """Fill in the alignment of a block, whose scores are overwritten, given its best columns."""
-    judged = relevant[block.queries]
-    gains = _gains(index, block, judged)
-    ideals = [ideal_dcg(one.grades) for one in judged]
-    alignment.ndcg[block.queries] = ndcg_of_columns(columns, gains, ideals)
-    alignment.listwise[block.queries] = listwise_of_scores(block.scores, gains > 0, temperature)
-
-
 def ndcg_of_scores(
     scores: Tensor, tie_rank: Tensor, gains: Tensor, ideals: Sequence[float]
 ) -> Tensor:
-    """`ndcg_of_columns` (b, D) of scores (b, D, C); columns of -inf are no documents.
-
-    Args:
-        scores: see above.
-        tie_rank: (C,) int64, of equal scores the smaller goes first.
-        gains: see `ndcg_of_columns`.
-        ideals: see there.
-    """
-    _, columns = _top(scores, tie_rank, CUTOFF)
-    return ndcg_of_columns(columns, gains, ideals)
-
-
-def ndcg_of_columns(columns: Tensor, gains: Tensor, ideals: Sequence[float]) -> Tensor:
     """NDCG@10 (b, D) as trec_eval's ndcg_cut: linear gain, discount log2(rank + 1).
 
     Source: Järvelin and Kekäläinen, TOIS 20(4), 2002, as implemented in trec_eval's m_ndcg_cut.c.
 
     Args:
-        columns: (b, D, at most 10) int64, the best columns in order.
+        scores: (b, D, C); columns of -inf are no documents.
+        tie_rank: (C,) int64, of equal scores the smaller goes first.
         gains: (b, C), the grade of each column, 0 where it is not relevant.
         ideals: b numbers, see `ideal_dcg`; 0 gives 0.
     """
+    return _ndcg_of_columns(_top(scores, tie_rank, CUTOFF)[1], gains, ideals)
+
+
+def _ndcg_of_columns(columns: Tensor, gains: Tensor, ideals: Sequence[float]) -> Tensor:
+    """`ndcg_of_scores` of the best columns (b, D, at most 10), in order."""
     b, depths, _ = columns.shape
     ranked = gains.gather(1, columns.reshape(b, -1)).view(b, depths, -1)  # (b, D, 10)
     ranks = torch.arange(2, ranked.shape[-1] + 2, device=columns.device)
@@ -390,9 +300,75 @@ def _gains(index: DocumentIndex, block: _Block, relevant: Sequence[Relevant]) ->
     return torch.from_numpy(gains).to(index.device)
 
 
-def _check_lengths(
-    queries: Tensor, relevant: Sequence[Relevant] | None, candidates: Sequence[Integers] | None
-) -> None:
-    for what, given in (("relevant", relevant), ("candidates", candidates)):
-        if given is not None and len(given) != len(queries):
-            raise ValueError(f"{len(given)} lists of {what} for {len(queries)} queries")
+def ranking_statistics(scores: Tensor, documents: Tensor, mean_documents: Tensor) -> Tensor:
+    """The numbers of `STATISTICS` for every depth, all depths of one kind side by side.
+
+    - first: the highest cosine.
+    - gap to the second, to the tenth: how far the highest is above these.
+    - mean, spread: of the ten and the fifty highest cosines; the spread is their standard
+      deviation.
+    - entropy: of softmax(cosine / 0.05) over the ten and the fifty, divided by the logarithm of
+      their number; 1 where all are equal, and 0 for one document.
+    - overlap with the mean: share of the first ten that are among the first ten of the depths' mean
+      embedding.
+    - same first: share of the depths, this one included, whose first document is the same.
+
+    Where fewer documents are ranked, the last of them stands for the tenth, and means are over
+    those there are. Without any document everything is 0.
+
+    Args:
+        scores: (b, D, k) cosines, best first, of the first k <= 50 documents; a score below -1
+            is none, and comes last.
+        documents: (b, D, k) int64, what is ranked; equal numbers are the same document.
+        mean_documents: (b, at least min(k, 10)) int64, those of the mean embedding, best first.
+
+    Returns:
+        (b, 11 D) float32.
+    """
+    there = scores >= -1 - 1e-3  # (b, D, k)
+    scores = torch.where(there, scores, 0.0)
+    first = scores[..., :1]
+    columns = [first[..., 0]]
+    for place in (2, SHORT):
+        last = there[..., :place].sum(-1, keepdim=True).clamp(min=1) - 1  # (b, D, 1)
+        columns.append((first - scores.gather(-1, last))[..., 0])
+    for length in (SHORT, LONG):
+        columns += _spread(scores[..., :length], there[..., :length])
+    columns += [_overlap(documents, mean_documents, there), _agreement(documents, there)]
+    bounded = [
+        values.clamp(low, high)
+        for values, (low, high) in zip(columns, STATISTICS.values(), strict=True)
+    ]
+    return torch.cat(bounded, dim=1).float()
+
+
+def _spread(scores: Tensor, there: Tensor) -> list[Tensor]:
+    """Mean, standard deviation and softmax entropy (b, D) of scores (b, D, k) that are there."""
+    count = there.sum(-1)
+    divisor = count.clamp(min=1)
+    mean = scores.sum(-1) / divisor
+    deviation = torch.where(there, scores - mean[..., None], 0.0)
+    # Of softmax p: -sum p log p = log(sum exp z) - sum p z, with the highest z at 0.
+    z = torch.where(there, (scores - scores[..., :1]) / TEMPERATURE, -torch.inf)
+    weights = torch.where(there, z.exp(), 0.0)
+    total = weights.sum(-1).clamp(min=1)
+    entropy = total.log() - torch.where(there, weights * z, 0.0).sum(-1) / total
+    largest = divisor.clamp(min=2).log()
+    return [mean, (deviation.square().sum(-1) / divisor).sqrt(), entropy / largest]
+
+
+def _overlap(documents: Tensor, mean_documents: Tensor, there: Tensor) -> Tensor:
+    """Share (b, D) of the first ten that are among the first ten of the mean embedding."""
+    ours, theirs = documents[..., :SHORT], mean_documents[:, None, :SHORT]
+    common = torch.zeros_like(ours, dtype=torch.bool)
+    for place in range(theirs.shape[-1]):  # ten passes, and no (b, D, 10, 10)
+        common |= ours == theirs[..., place, None]
+    valid = there[..., :SHORT]
+    return (common & valid).sum(-1) / valid.sum(-1).clamp(min=1)
+
+
+def _agreement(documents: Tensor, there: Tensor) -> Tensor:
+    """Share (b, D) of the depths with the same first document."""
+    first = documents[..., 0]  # (b, D)
+    same = (first[:, :, None] == first[:, None]).double().mean(-1)
+    return torch.where(there[..., 0], same, 0.0).float()

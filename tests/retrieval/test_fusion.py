@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from maw_gym.retrieval.hybrid import (
     Candidates,
     best_weight,
     fused_ranking,
+    hybrid_ranking,
     reciprocal_ranks,
     scored_candidates,
     standardised,
     weighted_sum,
 )
+from maw_gym.retrieval.search import rank
 
 INF = math.inf
 # d0 to d3 in trec_eval's order of equal scores: ids descending.
@@ -95,6 +98,56 @@ def test_equal_fused_scores_keep_the_order_of_ties():
     ranking = fused_ranking(CANDIDATES, np.array([[1.0, 2.0, 2.0], [0.5, 0.5, -INF]]), 2)
     assert ranking.documents.tolist() == [[7, 2], [5, 6]]
     assert ranking.scores.tolist() == [[2.0, 2.0], [0.5, 0.5]]
+
+
+@pytest.fixture
+def many() -> tuple[DocumentIndex, BM25, torch.Tensor, list[str]]:
+    """400 documents, the last three without text, and 20 queries."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(list("abcdefghklmno"), 4)) for _ in range(400)]
+    vectors = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(400, 8))).float())
+    texts[-3:], vectors[-3:] = [""] * 3, 0
+    ids = [f"{row:03}" for row in range(400)]
+    queries = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(20, 8))).float())
+    asked = [" ".join(rng.choice(list("abcdefghklmno"), 3)) for _ in range(20)]
+    return DocumentIndex(ids, vectors), BM25.of(ids, texts), queries, asked
+
+
+def fused(many, k):
+    index, bm25, queries, texts = many
+    return hybrid_ranking(index, bm25, partial(rank, index), queries, texts, k, 0.5)
+
+
+def test_the_order_does_not_depend_on_how_many_are_wanted(many):
+    scores, documents = fused(many, 1000)
+    assert all(sorted(row) == list(range(400)) for row in documents.tolist())
+    assert (scores.diff(dim=1) <= 0).all()
+    for k in (1, 10, 100, 150, 250):
+        found = fused(many, k)
+        assert torch.equal(found.documents, documents[:, :k])
+        assert torch.equal(found.scores, scores[:, :k])
+
+
+def test_documents_without_text_are_last_and_change_nothing(many):
+    index, _, queries, texts = many
+    documents = fused(many, 1000).documents
+    assert sorted(documents[0, -3:].tolist()) == [397, 398, 399]
+    some = torch.arange(30), torch.cat([torch.arange(30), torch.arange(397, 400)])
+    found = []
+    for rows in some:
+        ids = [index.doc_ids[row] for row in rows]
+        chosen = BM25.of(ids, ["a b" if row < 397 else "" for row in rows])
+        part = DocumentIndex(ids, index.vectors[rows])
+        found.append(fused((part, chosen, queries, texts), 30).documents)
+    assert torch.equal(*found)
+
+
+def test_a_query_that_is_a_document_is_no_candidate(index, bm25):
+    lists = [np.array([2, 0]), np.array([3, -1])]
+    own = np.array([0, -1])
+    found = scored_candidates(index, bm25, torch.eye(2), ["wing jet", "tail"], lists, 2, own)
+    # Of "wing jet" BM25 finds d2, and d3 no more, which is the query; of "tail" d1.
+    assert found.documents.tolist() == [[1, 2], [2, 3]]
 
 
 def test_the_weight_with_the_best_ndcg_is_chosen(index):

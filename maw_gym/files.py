@@ -486,16 +486,24 @@ def read(path: Path, kind: str) -> TensorFile:
     """
     from safetensors import SafetensorError, safe_open
 
-    check_readable(path, f"{kind} file")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise DamagedFileError(f"{path} is not a readable safetensors file: {error}") from None
-    except (OSError, RuntimeError, MemoryError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read: {reason}") from None
+    while True:
+        check_readable(path, f"{kind} file")
+        before = path.stat()
+        problem: InputError | None = None
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            problem = DamagedFileError(f"{path} is not a readable safetensors file: {error}")
+        except (OSError, RuntimeError, MemoryError) as error:
+            problem = InputError(f"{path} cannot be read: {str(error).splitlines()[0]}")
+        after = path.stat()
+        # safetensors opens a file twice, and another may have been renamed to it in between.
+        if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
+            break
+    if problem is not None:
+        raise problem
     try:
         content = json.loads(metadata[OURS])
         version, of_kind, settings = (content[name] for name in ("format", "kind", "settings"))

@@ -1,7 +1,6 @@
 """The long ones, by themselves: `pytest -m slow tests/endurance -n 0`."""
 
 import pytest
-from flips import main as flip
 from kills import main as kill
 from side_by_side import main as side_by_side
 from soak import main as soak
@@ -20,16 +19,6 @@ def test_memory_stays_flat():
     assert found["MB per 100,000 environment steps"] < 1
     assert found["MB per 100,000 training steps"] < 1
     assert found["file handles more than after the first training"] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_flipped_bits_are_refused_or_change_nothing():
-    found = flip(2000, 0)
-    assert sum(outcomes.total() for outcomes in found.values()) == 2000
-    assert {kind: outcomes["ACCEPTED"] for kind, outcomes in found.items()} == {
-        "checkpoint": 0, "router": 0, "encoder": 0, "table": 0,
-    }  # fmt: skip
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from maw_gym.files import (
     content_key,
     locked,
     sweep,
+    written_folder,
     written_whole,
 )
 
@@ -223,3 +224,43 @@ def test_a_sweep_takes_what_the_dead_have_left_and_nothing_else(tmp_path):
 
 def test_a_sweep_of_no_folder_finds_nothing(tmp_path):
     sweep(tmp_path / "nowhere")
+
+
+def write_folder(folder, content, problem=None):
+    with written_folder(folder, "mark") as temporary:
+        (temporary / "mark").write_text(content)
+        (temporary / content).write_text(content)
+        if problem is not None:
+            raise problem
+
+
+def test_a_folder_is_exchanged_whole(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    write_folder(folder, "first")
+    write_folder(folder, "second")
+    assert sorted(path.name for path in folder.iterdir()) == ["mark", "second"]
+    for problem in (RuntimeError(), KeyboardInterrupt()):
+        with pytest.raises(type(problem)):
+            write_folder(folder, "third", problem)
+    with pytest.raises(InputError, match="folder cannot be written: No space left"):
+        write_folder(folder, "third", OSError(28, "No space left on device"))
+    assert (folder / "mark").read_text() == "second"
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files, no mark; give a new folder"):
+        write_folder(tmp_path, "first")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    write_folder(tmp_path / "empty", "first")
+    assert (tmp_path / "empty" / "mark").read_text() == "first"
+
+
+def test_without_an_exchange_of_the_system_folders_are_renamed(tmp_path, monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+    write_folder(tmp_path / "folder", "first")
+    write_folder(tmp_path / "folder", "second")
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["mark", "second"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]

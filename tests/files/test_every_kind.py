@@ -1,0 +1,280 @@
+"""One contract for every kind of file that the project writes: what is not as written is refused.
+
+`FLIPS` bits are flipped in each kind; `MAW_GYM_FLIPS=500 pytest tests/files/test_every_kind.py`
+flips more.
+"""
+
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hand_made import random_table
+
+from agents.grpo import GRPO
+from agents.sb3.training_state import training_state
+from agents.sb3.vec_env import to_sb3
+from maw_gym import files
+from maw_gym.checkpoints import Checkpoints
+from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
+from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
+from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.files import fingerprint, read_json, write_json
+from maw_gym.retrieval.bm25 import Words
+from maw_gym.retrieval.documents import DocumentIndex
+from maw_gym.retrieval.index import SearchIndex
+from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
+from maw_gym.tables.task import read_table, write_table
+
+FLIPS = int(os.environ.get("MAW_GYM_FLIPS", "60"))
+TEXTS = ["bees make honey", "whales sing under water", "camels live in the desert"]
+
+
+class Kind(NamedTuple):
+    """What is written, and everything that its reader makes of it."""
+
+    path: Path  # of a file or a folder
+    content: Callable[[], Any]
+
+
+def checkpoint(folder: Path) -> Kind:
+    environment = GRPOVectorEnvironment(16, group_size=8, table=random_table(50, 8))
+    model = GRPO("MlpPolicy", to_sb3(environment), advantage="group", seed=0, device="cpu")
+    model.learn(64)
+    checkpoints = Checkpoints(folder / "checkpoints", {"run": "this"})
+    path = checkpoints.write(model.num_timesteps, *training_state(model))
+    assert path is not None
+
+    def content() -> Any:
+        found = checkpoints.restore(lambda _: None)
+        if found is None:
+            raise DamagedFileError("left out")
+        return found.step, found.state, fingerprint(found.tensors)
+
+    return Kind(path, content)
+
+
+def router(folder: Path) -> Kind:
+    draw = torch.Generator().manual_seed(0)
+    layers = [(torch.randn(n, m, generator=draw), torch.randn(n)) for n, m in ((32, 64), (8, 32))]
+    about = {"learner": "GRPO", "dataset": "pydocs", "encoder": "0" * 64, "seed": 0}
+    made = DepthRouter(layers, "tanh", torch.zeros(64), torch.ones(64), ["attention"], about, 10.0)
+    path = folder / "router.safetensors"
+    save_router(path, made)
+
+    def content() -> Any:
+        found = load_router(path)
+        plain = (found.activation, found.limit, found.observation, found.settings, found.shared)
+        return plain, fingerprint(found.state_dict())
+
+    return Kind(path, content)
+
+
+def encoder(folder: Path) -> Kind:
+    path = folder / "encoder.safetensors"
+    embedder = untrained_embedder(TEXTS, EncoderSettings(depths=2))
+    save_embedder(path, embedder, {"names": ["tiny"], "validation nDCG@10": 0.5})
+
+    def content() -> Any:
+        found, provenance = load_embedder(path)
+        return found.fingerprint(), provenance
+
+    return Kind(path, content)
+
+
+def table(folder: Path) -> Kind:
+    path = folder / "table.safetensors"
+    write_table(path, random_table(200, 8))
+
+    def content() -> Any:
+        found = read_table(path)
+        return found.query_ids, [column.tobytes() for column in found.columns.values()]
+
+    return Kind(path, content)
+
+
+def result(folder: Path) -> Kind:
+    path = folder / "result.json"
+    write_json(path, {"nDCG@10": [0.1, 1 / 3], "name": "é"}, "result")
+    return Kind(path, lambda: read_json(path, "result"))
+
+
+def index(folder: Path) -> Kind:
+    path, words = folder / "index", Words()
+    words.add(TEXTS)
+    vectors = torch.nn.functional.normalize(torch.arange(12.0).view(3, 4) + 1)
+    SearchIndex.of(DocumentIndex(["a", "b", "é"], vectors), "0" * 64, words).save(path)
+
+    def content() -> Any:
+        found = SearchIndex.load(path, "0" * 64)
+        ranked = found.rank(vectors, 3, TEXTS, 0.5)
+        return found.documents.doc_ids, fingerprint({"": found.documents.vectors}), str(ranked)
+
+    return Kind(path, content)
+
+
+KINDS = [checkpoint, router, encoder, table, result, index]
+TENSORS = [checkpoint, router, encoder, table]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda make: make.__name__)
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kind:
+    return request.param(tmp_path_factory.mktemp("kind"))
+
+
+def parts(kind: Kind) -> list[Path]:
+    if kind.path.is_file():
+        return [kind.path]
+    return sorted(path for path in kind.path.rglob("*") if path.is_file())
+
+
+def given(kind: Kind, path: Path, data: bytes | None) -> Any:
+    """What the reader makes of a file with other bytes, None if refused; the file is mended."""
+    before = path.read_bytes()
+    path.unlink()  # not in place: what was read before is still mapped
+    if data is not None:
+        path.write_bytes(data)
+    message, found = "", None
+    try:
+        found = kind.content()
+    except InputError as problem:
+        message = str(problem)
+    finally:
+        path.unlink(missing_ok=True)
+        path.write_bytes(before)
+    assert "\n" not in message
+    return found
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(written: Kind) -> None:
+    before, draw, refused = written.content(), random.Random(0), 0
+    for path in parts(written):
+        data = path.read_bytes()
+        header = min(len(data), 8 + int.from_bytes(data[:8], "little"))
+        for number in range(FLIPS):
+            changed = bytearray(data)
+            bit = draw.randrange(8 * (header if number % 2 else len(data)))
+            changed[bit // 8] ^= 1 << bit % 8
+            found = given(written, path, bytes(changed))
+            assert found in (None, before), f"{path.name}: bit {bit}"
+            refused += found is None
+    assert refused > 0.9 * FLIPS
+
+
+def test_a_file_that_is_cut_short_or_gone_is_refused(written: Kind) -> None:
+    for path in parts(written):
+        data = path.read_bytes()
+        for length in {0, 7, 20, len(data) // 2, len(data) - 1} - {len(data)}:
+            if length < len(data.rstrip()):
+                assert given(written, path, data[:length]) is None, f"{path.name}: {length}"
+        assert given(written, path, None) is None
+
+
+class Bomb:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+def with_header(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(shape: list[int], size: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
+
+
+def test_nothing_is_run_and_nothing_huge_is_allocated(written: Kind, tmp_path: Path) -> None:
+    mark = tmp_path / "it ran"
+    pickled = pickle.dumps({"query_proj.weight": Bomb(mark)})
+    torch.save({"query_proj.weight": Bomb(mark)}, tmp_path / "by torch")
+    by_torch = (tmp_path / "by torch").read_bytes()
+    pickle.loads(pickled)
+    assert mark.exists()  # the bomb goes off where it is loaded
+    mark.unlink()
+    content = json.dumps({"kind": written.path.stem, "settings": pickled.hex()})
+    strange = [
+        pickled,
+        by_torch,
+        with_header(entry([len(pickled)], len(pickled), "U8"), pickled),
+        with_header({"__metadata__": {"maw_gym": content}}),
+        with_header(entry([2**40], 2**42), b"few"),
+        with_header(entry([2**62, 2**62], 3), b"few"),
+        with_header(entry([-1, -3], 12), b"0" * 12),
+        with_header(entry([1], 4, "PY"), b"abcd"),
+        with_header(b"{}", length=2**62),
+        with_header(b"[" * 2_000_000),
+        with_header(b"\xff\xfe"),
+        b"[" * 100_000,
+        b"\0" * 100,
+    ]
+    for path in parts(written):
+        for number, data in enumerate(strange):
+            assert given(written, path, data) is None, number
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("make", TENSORS, ids=lambda make: make.__name__)
+def test_other_kinds_and_newer_versions_are_no_damage(
+    make: Callable[[Path], Kind], tmp_path: Path
+) -> None:
+    kind = make(tmp_path)
+    shutil.copy(kind.path, tmp_path / "whole")
+    for version in (1, 2):
+        kind.path.unlink()
+        if version == 1:
+            files.write(kind.path, {}, "something else", {})
+        else:
+            whole = (tmp_path / "whole").read_bytes()
+            length = int.from_bytes(whole[:8], "little")
+            header = json.loads(whole[8 : 8 + length])
+            about = json.loads(header["__metadata__"]["maw_gym"]) | {"format": version}
+            header["__metadata__"]["maw_gym"] = json.dumps(about)
+            kind.path.write_bytes(with_header(header, whole[8 + length :]))
+        message = "holds a 'something else'" if version == 1 else "by a newer version of maw_gym"
+        with pytest.raises(InputError, match=message) as caught:
+            kind.content()
+        assert not isinstance(caught.value, DamagedFileError)
+        assert kind.path.exists()
+
+
+def write_often(path: Path, number: float, start: Any) -> None:
+    start.wait(60)
+    for _ in range(30):
+        files.write(path, {"a": torch.full((1000,), number)}, "thing", {"number": number})
+        write_json(path.with_suffix(".json"), [number] * 100, "thing")
+
+
+def test_of_parallel_writers_a_reader_sees_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(3)
+    writers = [context.Process(target=write_often, args=(path, n, start)) for n in (1.0, 2.0)]
+    files.write(path, {"a": torch.zeros(1000)}, "thing", {"number": 0.0})
+    write_json(path.with_suffix(".json"), [0.0] * 100, "thing")
+    for writer in writers:
+        writer.start()
+    start.wait(60)
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        settings, tensors = files.read(path, "thing")
+        assert (tensors["a"] == settings["number"]).all()
+        (number,) = set(read_json(path.with_suffix(".json"), "thing"))
+        seen |= {number, settings["number"]}
+    assert {1.0, 2.0} & seen
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.json", "file.safetensors"]

@@ -118,12 +118,7 @@ class DocumentIndex:
         return scores
 
     def candidate_scores(self, queries: Tensor, documents: Integers) -> Tensor:
-        """Cosines (b, D, C) of queries (b, D, h) on the index's device with their own documents.
-
-        Args:
-            queries: D embeddings of each of b queries.
-            documents: (b, C), -1 where a list is shorter: scored -inf.
-        """
+        """Cosines (b, D, C) of queries (b, D, h) with documents (b, C) of each; -1 scores -inf."""
         vectors = self.first_of[documents]
         # Equal vectors take the score of the first of them in the list, see the class.
         sources = np.empty_like(documents)
@@ -135,14 +130,10 @@ class DocumentIndex:
         return self._marked(scores, documents)
 
     def exact_scores(self, queries: Tensor, documents: Integers) -> Tensor:
-        """Cosines (b, C) of queries (b, h) with their own documents, by sums in float64.
+        """Cosines (b, C) of queries (b, h) with documents (b, C) of each; -1 scores -inf.
 
-        Unlike those of a matrix product, they do not depend on what else is computed beside them:
-        the order they make is the same in blocks, parts and processes of any number.
-
-        Args:
-            queries: on the index's device.
-            documents: (b, C), -1 where a list is shorter: scored -inf.
+        By sums in float64: unlike those of a matrix product, they do not depend on what else is
+        computed beside them, and the order is the same in blocks and processes of any number.
         """
         vectors = self._rows(self.first_of[documents]).double()
         scores = (vectors * queries[:, None].double()).sum(-1).float()

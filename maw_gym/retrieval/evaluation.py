@@ -45,11 +45,7 @@ class Evaluation:
         return {name: float(values.mean()) for name, values in self.per_query.items()}
 
     def by_group(self, groups: Sequence[str]) -> dict[str, "Evaluation"]:
-        """The same for the queries of each group alone.
-
-        Args:
-            groups: N of them, see `Collection.query_groups`.
-        """
+        """The same for the queries of each of N groups alone, see `Collection.query_groups`."""
         rows: dict[str, list[int]] = {}
         for row, group in enumerate(groups):
             rows.setdefault(group, []).append(row)
@@ -111,13 +107,7 @@ def _check_measured(
     per_query: Mapping[str, NDArray[np.float64]],
     row: int,
 ) -> None:
-    """Compare what the measures of a query must be with what they are.
-
-    trec_eval is written in C: out of memory it gives zeros, and says nothing.
-
-    Raises:
-        FloatingPointError: they differ; the provider has failed.
-    """
+    """Refuse measures that a query cannot have: out of memory trec_eval gives zeros in silence."""
     first = next((at for at, doc_id in enumerate(ranked) if grades.get(doc_id, 0) > 0), math.inf)
     for measure in MEASURES:
         value = per_query[str(measure)][row]

@@ -157,14 +157,7 @@ def hybrid_ranking(
     The first 100 of either ranking are fused. Where more are wanted, those below follow by their
     cosines, with scores that go down from the lowest fused one.
 
-    Args:
-        index: the documents.
-        bm25: of the same documents in the same order.
-        nearest: finds the k best by cosine for embeddings.
-        embeddings: (B, h) float32, of unit length or zero.
-        texts: B queries.
-        k: at least 1; cut to the number of documents.
-        weight: of the cosines, in [0, 1].
+    Args are those of `scored_candidates` and `weighted_sum`; `nearest` finds the k best by cosine.
     """
     first = list(nearest(embeddings, FUSED).documents.cpu().numpy())
     candidates = scored_candidates(index, bm25, embeddings, texts, first, FUSED)

@@ -14,12 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maw_gym.retrieval.documents import (
-    DocumentIndex,
-    Integers,
-    Relevant,
-    check_finite,
-)
+from maw_gym.retrieval.documents import DocumentIndex, Integers, Relevant, check_finite
 
 CUTOFF: Final = 10  # of nDCG
 SHARED: Final = 256  # columns in which the best of all depths of a query are looked for first
@@ -82,17 +77,10 @@ def rankings_of_depths(
     candidates: Sequence[Integers] | None = None,
     found: Sequence[Integers] | None = None,
 ) -> tuple[Alignment, Tensor]:
-    """`alignment_of_depths`, and what the rankings look like without judgments.
+    """`alignment_of_depths`, and the `ranking_statistics` (B, 11 D) of the same rankings.
 
-    Args:
-        index: see `alignment_of_depths`, as the next three.
-        queries: see there.
-        relevant: see there.
-        candidates: see there.
-        found: per query those of its candidates that no judgment has put there; None are all.
-
-    Returns:
-        The alignment, and (B, 11 D) `ranking_statistics`.
+    The statistics are of `found`: per query those of its candidates that no judgment has put there;
+    None are all.
     """
     shape = (len(queries), len(STATISTICS) * queries.shape[1])
     observed = torch.empty(shape, device=index.device)
@@ -195,12 +183,9 @@ def ideal_dcg(grades: NDArray[np.float32]) -> float:
 
 
 def listwise_of_scores(scores: Tensor, relevant: Tensor, temperature: float) -> Tensor:
-    """Softmax(score / temperature) mass on relevant documents, (b, D) in [0, 1].
+    """Softmax(score / temperature) mass on relevant (b, C) documents, (b, D) in [0, 1].
 
-    Args:
-        scores: (b, D, C); columns of -inf are no documents. OVERWRITTEN: a block is large.
-        relevant: (b, C) bool.
-        temperature: above 0.
+    Scores (b, D, C) are OVERWRITTEN: a block is large; columns of -inf are no documents.
     """
     mass = scores.new_zeros(scores.shape[:2])
     if not scores.shape[-1]:
@@ -214,13 +199,7 @@ def listwise_of_scores(scores: Tensor, relevant: Tensor, temperature: float) -> 
 
 
 def top_in_tie_order(scores: Tensor, tie_rank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The min(k, C) largest of every row, equal ones by `tie_rank`: values and columns (R, k).
-
-    Args:
-        scores: (R, C).
-        tie_rank: (C,) int64, all different.
-        k: at least 1.
-    """
+    """The min(k, C) largest of scores (R, C), equal ones by `tie_rank` (C,): values and columns."""
     width = scores.shape[1]
     values, columns = scores.topk(min(k + 1, width), dim=1)
     tied = ((values[:, 1:] == values[:, :-1]) & values[:, 1:].isfinite()).any(1)

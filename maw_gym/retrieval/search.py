@@ -17,13 +17,7 @@ from torch.nn.functional import pad
 
 from maw_gym.attention.products import linear
 from maw_gym.distributed import from_all, own_range, processes
-from maw_gym.retrieval.documents import (
-    EMPTY_SCORE,
-    DocumentIndex,
-    Integers,
-    check_finite,
-    steps,
-)
+from maw_gym.retrieval.documents import EMPTY_SCORE, DocumentIndex, Integers, check_finite, steps
 
 MARGIN: Final = 8  # documents kept beyond the k wanted
 CLOSE: Final = 1e-5  # matrix products err by less, equal vectors included
@@ -84,15 +78,7 @@ def rank_without(
     own: Integers,
     candidates: Sequence[Integers] | None = None,
 ) -> Ranking:
-    """`rank`, or `rank_together` without candidates, without the document that a query is itself.
-
-    Args:
-        index: see `rank`, as the next two.
-        queries: see there.
-        k: see there.
-        own: (B,) see `DocumentIndex.own_documents`.
-        candidates: see `rank`.
-    """
+    """`rank` without the documents `own` (B,) that queries are themselves, by all processes."""
     more = k + int((own >= 0).any())
     if candidates is None:
         found = rank_together(index, queries, more)
@@ -110,12 +96,8 @@ def rank_without(
 def rank_together(index: DocumentIndex, queries: Tensor, k: int) -> Ranking:
     """`rank` of the whole index by all processes together, each searching a part of the documents.
 
-    Every process gets the ranking that one alone would find, bit for bit.
-
-    Args:
-        index: the documents, the same in every process.
-        queries: see `rank`; the same in every process.
-        k: see `rank`.
+    Every process gives the same arguments, and gets the ranking that one alone would find, bit for
+    bit.
     """
     own = rank(index, queries, k, part=own_range(len(index)))
     if processes() == 1:
@@ -127,13 +109,7 @@ def rank_together(index: DocumentIndex, queries: Tensor, k: int) -> Ranking:
 
 
 def merged(rankings: Sequence[Ranking], tie_rank: Tensor, k: int) -> Ranking:
-    """One ranking of the k best from rankings of parts of the documents, for the same queries.
-
-    Args:
-        rankings: each the k best of its part.
-        tie_rank: (N,) of equal scores the document with the smaller goes first.
-        k: at least 1.
-    """
+    """One ranking of the k best from those of parts of the documents, for the same queries."""
     scores, documents = (torch.cat(values, dim=1) for values in zip(*rankings, strict=True))
     return _ordered(Ranking(scores, documents), tie_rank, k)
 
@@ -206,11 +182,9 @@ def _rank_close(
 def _score_blocks(
     index: DocumentIndex, queries: Tensor, start: int, stop: int
 ) -> Iterator[tuple[slice, int, Tensor]]:
-    """Cosines of some queries with some documents, by matrix products.
+    """Which queries, the first document, and cosines by matrix products.
 
-    Yields:
-        which queries, the first document, and their scores, padded with -inf to a multiple of
-        `GROUPS` columns.
+    They are padded with -inf to a multiple of `GROUPS` columns.
     """
     # What stays in a core's cache; a GPU wants few launches.
     high, wide = (1024, 2048) if index.device.type == "cpu" else (4096, 32_768)
@@ -225,14 +199,7 @@ def _score_blocks(
 
 
 def _keep_best(scores: Tensor, documents: Tensor, block: Tensor, first: int) -> None:
-    """Put what is better than the worst of `scores` (R, m) in its place, and its documents.
-
-    Args:
-        scores: (R, m), changed.
-        documents: (R, m), changed.
-        block: (R, W) scores of the documents from `first` on.
-        first: a position in the index.
-    """
+    """Put scores (R, W) of the documents from `first` on in the place of worse ones (R, m)."""
     worst = scores.amin(1, keepdim=True)
     if worst.isneginf().all() and block.shape[1] >= scores.shape[1]:  # nothing is kept yet
         best, at = block.topk(scores.shape[1])

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticKnownError
 
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, shown
 from maw_gym.files import expanded
 
 Kind = TypeVar("Kind")
@@ -85,12 +85,11 @@ def one_line(error: ValidationError) -> str:
 
 def _shown(value: Any) -> str:
     """A value on one line; a number from a command line, which comes as a text, as a number."""
-    text = repr(value)
     if isinstance(value, str):
         with suppress(ValueError):
             float(value)
-            text = value.strip()
-    return text if len(text) <= 80 else text[:79] + "…"
+            return value.strip()
+    return shown(value)
 
 
 def part(kind: type[Kind], whole: Any) -> Kind:

@@ -265,7 +265,10 @@ def _run(
             " read and written",
             2,
         )
-    except MemoryError:
+    except (MemoryError, RuntimeError) as problem:
+        # Python says so where a limit on memory leaves no room for a thread.
+        if isinstance(problem, RuntimeError) and "start new thread" not in str(problem):
+            raise
         _quit("the memory is not enough; lower --num-envs, --n-steps or the batch size", 2)
     except FloatingPointError as problem:
         _quit(str(problem), 1)

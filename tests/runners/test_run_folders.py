@@ -194,3 +194,16 @@ def test_a_home_folder_that_is_not_known() -> None:
         with pytest.raises(InputError, match="no home folder is known for '~nosuchuser/x'"):
             SupervisedRunSettings(**{setting: "~nosuchuser/x"})
     assert FolderSettings(logdir="~/runs").logdir == Path.home() / "runs"
+
+
+def no_thread(settings: RunSettings) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_limit_on_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        runs.run_main(RunSettings, no_thread, [])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: the memory is not enough; lower --num-envs, --n-steps or the batch size\n"
+    )

@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from maw_gym.distributed import check_same, is_first, wait
@@ -206,10 +207,6 @@ class ApproximateIndex:
     """FAISS finds documents, exact cosines put them in order.
 
     Source: Douze et al., The Faiss library, arXiv:2401.08281, 2024. An optional dependency.
-
-    Args:
-        documents: what is searched.
-        index: a FAISS index of their vectors by inner product.
     """
 
     def __init__(self, documents: DocumentIndex, index: Any) -> None:
@@ -218,15 +215,7 @@ class ApproximateIndex:
 
     @classmethod
     def of(cls, documents: DocumentIndex, factory: str) -> "ApproximateIndex":
-        """Build an index by a string of `faiss.index_factory`, for instance ``"HNSW32"``.
-
-        Behind a semicolon may stand parameters of the search as `faiss.ParameterSpace` knows them:
-        ``"HNSW32;efSearch=128"``, ``"IVF1024,Flat;nprobe=16"``.
-
-        Raises:
-            InputError: FAISS is not installed, does not know the string, or cannot build the index
-                of so few documents.
-        """
+        """Build an index by a string of `faiss.index_factory`; see `RoutedEncoder.index`."""
         faiss, vectors = _faiss(), documents.vectors
         kind, _, parameters = factory.partition(";")
         for number in re.findall(r"\d+", kind):
@@ -258,12 +247,7 @@ class ApproximateIndex:
 
     @classmethod
     def read(cls, path: Path, documents: DocumentIndex) -> "ApproximateIndex":
-        """The index of these documents that `write` has written.
-
-        Raises:
-            DamagedFileError: the file is damaged, or of other documents.
-            InputError: FAISS is not installed.
-        """
+        """The index of these documents that `write` has written."""
         faiss = _faiss()
         try:
             content: Any = np.memmap(path, np.uint8, "r")
@@ -291,12 +275,11 @@ def _faiss() -> Any:
     return faiss
 
 
-def _floats(vectors: Tensor) -> np.ndarray:
+def _floats(vectors: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(vectors.to("cpu", torch.float32).numpy())
 
 
-def _reason(problem: Exception) -> str:
-    """What FAISS says, without the place in its source."""
+def _reason(problem: Exception) -> str:  # without the place in FAISS's source
     return re.sub(r"^.*\.cpp:\d+: (Error: )?", "", first_line(problem))
 
 

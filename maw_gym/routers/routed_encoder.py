@@ -214,8 +214,9 @@ class RoutedEncoder:
         Args:
             doc_ids: N different ids.
             texts: N texts.
-            index: "exact", or "faiss:" and any string that FAISS's index factory knows, for
-                instance "faiss:HNSW32", for approximate search.
+            index: "exact", or for approximate search "faiss:" and a string of FAISS's index
+                factory, whose numbers are 2 or more: "faiss:HNSW32". Behind a semicolon may stand
+                parameters of the search: "faiss:IVF1024,Flat;nprobe=16".
             hybrid: count words too, for `search(..., hybrid=True)`.
             folder: where the index is written, in the place of one that is there, and mapped from;
                 None keeps it in memory.

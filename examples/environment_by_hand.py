@@ -19,7 +19,7 @@ dataset = sys.argv[1] if len(sys.argv) > 1 else "pydocs"
 env = gym.make("MAWDepth-v0", dataset=dataset, observation="profile")
 
 observation, info = env.reset(seed=2)
-query = info["query_id"]
+query = env.unwrapped.query_ids[info["query"]]
 depths = env.action_space.n
 print(f"query {query}: observation of {observation.size} numbers, {depths} depths")
 

@@ -169,11 +169,11 @@ def test_any_actions_in_the_environment(seed, actions, weights):
         env.step(0)
     _, info = env.reset(seed=seed)
     for action in actions:
-        row = table.query_ids.index(info["query_id"])
+        row = info["query"]
         if type(action) is int and 0 <= action < 4:
             observation, paid, *_, told = env.step(action)
             assert paid == reward[row, action]
-            assert told["query_id"] == info["query_id"]
+            assert told["query"] == info["query"]
             assert told["regret"] == pytest.approx(reward[row].max() - paid, rel=1e-6, abs=1e-6)
             assert np.array_equal(observation, table.block("attention")[row])
             with pytest.raises(ResetNeeded):
@@ -203,7 +203,7 @@ def test_any_actions_in_the_vector_environment(seed, batches):
     _, infos = env.reset(seed=seed)
     for batch in batches:
         if len(batch) == 4 and all(0 <= action < 4 for action in batch):
-            rows = [table.query_ids.index(name) for name in infos["query_id"]]
+            rows = infos["query"].tolist()
             _, paid, _, _, infos = env.step(np.array(batch))
             assert paid.tolist() == reward[rows, batch].tolist()
         else:

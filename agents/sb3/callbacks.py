@@ -208,7 +208,7 @@ class CheckpointCallback(BaseCallback):
         STOP.raise_if_received()
 
     def _on_step(self) -> bool:
-        self.queries |= dict.fromkeys(info["query_id"] for info in self.locals["infos"])
+        self.queries |= dict.fromkeys(info["query"] for info in self.locals["infos"])
         return True
 
     def _on_training_end(self) -> None:

@@ -198,20 +198,6 @@ class Bandit:
         """Observations (B, O) of queries (B,), a copy."""
         return self.observations.take(queries, axis=0, mode="clip")
 
-    def rows_of(self, queries: NDArray[np.int64]) -> NDArray[np.object_]:
-        """Observations of queries (B,) as B arrays (O,), read-only: pointers, no copies."""
-        return self._rows.take(queries, mode="clip")
-
-    def ids_of(self, queries: NDArray[np.int64]) -> NDArray[np.object_]:
-        """Ids (B,) of queries (B,)."""
-        return self.query_ids.take(queries, mode="clip")
-
-    @cached_property
-    def _rows(self) -> NDArray[np.object_]:
-        rows = np.empty(len(self), dtype=object)
-        rows[:] = list(self.observations)
-        return rows
-
     @cached_property
     def terms(self) -> dict[str, NDArray[np.float32]]:
         """`reward` and the three terms of the reward, (N, D) each, by name."""
@@ -331,17 +317,9 @@ class Bandit:
         numbers = self.outcomes[query * self.num_depths + depth].tolist()
         return Outcome(*numbers[: len(Outcome._fields)])
 
-    def choices(self, queries: NDArray[np.int64], depths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows (B,) of `outcomes` of queries (B,) in [0, N) and depths (B,) in [0, D)."""
-        return queries * self.num_depths + depths
-
-    def rewards_of(self, choices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Rewards (B,) of `choices`: a fraction of the memory that `outcome_of` reads."""
-        return self.rewards.take(choices, mode="clip").astype(np.float64)
-
-    def outcome_of(self, choices: NDArray[np.int64]) -> Outcome:
-        """All there is to know of `choices` (B,): contiguous float64 arrays (B,)."""
-        records = self.outcomes.take(choices, axis=0, mode="clip")
+    def outcome_of(self, queries: NDArray[np.int64], depths: NDArray[np.int64]) -> Outcome:
+        """What depths (B,) bring for queries (B,): contiguous float64 arrays (B,)."""
+        records = self.outcomes.take(queries * self.num_depths + depths, axis=0, mode="clip")
         return Outcome(*records.T[: len(Outcome._fields)].astype(np.float64, order="C"))
 
     def checked_action(self, action: Any) -> int:

@@ -78,9 +78,9 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
 
     ## Information
 
-    `reset` returns `query_id`. `step` returns `query_id`, `entropy`, `focus`, `alignment`, `regret`
-    (the reward of the query's best depth minus the reward received) and `random` (the mean reward
-    over depths, what chance gets).
+    `reset` returns `query`, the row of the query in `env.unwrapped.query_ids`. `step` returns
+    `query`, `entropy`, `focus`, `alignment`, `regret` (the reward of the query's best depth minus
+    the reward received) and `random` (the mean reward over depths, what chance gets).
 
     ## Arguments
 
@@ -158,7 +158,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
             options: ``{"query_id": id}`` shows that query.
 
         Returns:
-            The observation (O,) float32, and ``{"query_id": id}``.
+            The observation (O,) float32, and ``{"query": row}``.
 
         Raises:
             InputError: an unknown option or query.
@@ -170,7 +170,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
             self._order.restart()
         self._query = int(self._order.take(1, self.np_random)[0]) if chosen is None else chosen
         self._depth = None
-        return self._observed(self._query), {"query_id": self.bandit.query_ids[self._query]}
+        return self._observed(self._query), {"query": self._query}
 
     def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Choose the depth `action` for the query shown, which ends the episode.
@@ -186,9 +186,23 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         if self._query is None or self._depth is not None:
             raise ResetNeeded("an episode is one step long: call reset() before each step()")
         self._depth = self.bandit.checked_action(action)
+        # Of three terms the reward is w0 * entropy + w1 * focus + w2 * alignment: see
+        # `maw_gym.envs.bandit.RewardSpec.blend`, which was applied to every depth in advance.
         outcome = self.bandit.outcome(self._query, self._depth)
-        info = {"query_id": self.bandit.query_ids[self._query], **outcome._asdict()}
-        return self._observed(self._query), info.pop("reward"), True, False, info
+        info = {
+            "query": self._query,
+            "entropy": outcome.entropy,
+            "focus": outcome.focus,
+            "alignment": outcome.alignment,
+            "regret": outcome.regret,
+            "random": outcome.random,
+        }
+        return self._observed(self._query), outcome.reward, True, False, info
+
+    @property
+    def query_ids(self) -> NDArray[np.object_]:
+        """The ids of all queries, (N,) strings."""
+        return self.bandit.query_ids
 
     @property
     def numbers_per_action(self) -> int:

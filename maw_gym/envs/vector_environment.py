@@ -10,7 +10,6 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from maw_gym.envs.bandit import Outcome
-from maw_gym.envs.infos import LazyInfos
 from maw_gym.envs.queries import QuerySettings, checked_options, load_bandit
 from maw_gym.errors import InputError, checked_int
 from maw_gym.errors import shown as one_line
@@ -18,8 +17,8 @@ from maw_gym.tables.depth_table import numbers_per_depth
 
 Floats = NDArray[np.float32]
 
-INFOS: Final = ("query_id", *Outcome._fields[1:])  # of each finished episode, beside its reward
-MASKS: Final = tuple(f"_{name}" for name in INFOS)
+TOLD: Final = Outcome._fields[1:]  # of each finished episode, beside its reward
+MASKS: Final = tuple(f"_{name}" for name in ("query", *TOLD))
 MOST_ENVS: Final = 2**20
 
 
@@ -29,18 +28,19 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
     Autoreset is SAME_STEP: as each step ends every episode, each step also shows the next queries.
     `step` returns the observations of the next episodes, and the infos hold
 
-    - `query_id`: of the next episodes;
-    - `final_obs`: (num_envs,) object array of the finished episodes' observations, each (O,);
-    - `final_info`: `query_id`, `entropy`, `focus`, `alignment`, `regret` and `random` of the
-      finished episodes;
+    - `query`: (num_envs,) int64, the rows of the next episodes' queries in `query_ids`;
+    - `final_obs`: (num_envs, O), the finished episodes' observations;
+    - `final_info`: `query`, `entropy`, `focus`, `alignment`, `regret` and `random` of the finished
+      episodes;
 
-    each with the mask `_<name>` beside it that Gymnasium's vector environments have, all True.
+    each with the mask `_<name>` beside it that Gymnasium's vector environments have, all True. All
+    are arrays of numbers, so that wrappers which turn them into tensors can do so.
     With autoreset DISABLED, which Gymnasium's wrappers of vector observations want, a step returns
     the observations that were chosen on, the infos are what `final_info` holds, and a reset, whole
     or by mask, has to come before the next step.
 
-    Arrays returned are never written to again. The observations in `final_obs` are read-only, which
-    spares copying what hardly anyone changes; they and the ids are gathered when they are read.
+    Arrays returned are never written to again. `final_obs` is the array of observations returned
+    before, read-only: copying it would cost as much as all the rest.
 
     One generator serves the batch, seeded by `reset(seed=...)` with one integer; the same seed
     gives the same queries. In sequential order neighbouring sub-environments (with groups,
@@ -83,6 +83,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         self.render_mode = None
         mode = _checked_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": mode}
+        self.autoreset_mode = mode  # where Gymnasium's other vector environments have it
         self._disabled = mode is AutoresetMode.DISABLED
         self.bandit, self._order, _ = load_bandit(**settings)
         self.num_envs = num_envs
@@ -94,7 +95,13 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         # Terminated, truncated, and the masks of finished and of shown episodes: always the same.
         self._flags = np.array([[True], [False], [True], [True]]).repeat(num_envs, axis=1)
         self._queries: NDArray[np.int64] | None = None  # (num_envs,) rows shown
+        self._observations: Floats | None = None  # theirs, as returned
         self._finished = np.zeros(num_envs, np.bool_)  # episodes that a reset has to follow
+
+    @property
+    def query_ids(self) -> NDArray[np.object_]:
+        """The ids of all queries, (N,) strings: of ``infos["query"]`` is ``query_ids[...]``."""
+        return self.bandit.query_ids
 
     @property
     def numbers_per_action(self) -> int:
@@ -112,7 +119,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
                 ``"reset_mask"``, (num_envs,) bool, resets only where it is True.
 
         Returns:
-            The observations (num_envs, O) float32, and ``query_id`` with its mask ``_query_id``.
+            The observations (num_envs, O) float32, and ``query`` with its mask ``_query``.
 
         Raises:
             InputError: an unknown option or query, a list of seeds, or a mask or list of queries
@@ -135,9 +142,10 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         queries[mask] = self._drawn(int(mask.sum())) if chosen is None else chosen
         self._queries = queries
         self._finished = self._finished & ~mask
-        shown = self.bandit.ids_of(queries)
-        shown[~mask] = None
-        return self.bandit.observations_of(queries), {"query_id": shown, "_query_id": mask}
+        self._observations = self.bandit.observations_of(queries)
+        # Rows that were not reset are -1, as nothing is said of them.
+        shown = np.where(mask, queries, -1)
+        return self._observations, {"query": shown, "_query": mask}
 
     def step(
         self, actions: NDArray[np.int64]
@@ -164,30 +172,31 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
                 f"{int(self._finished.sum())} of {self.num_envs} episodes have ended, and autoreset"
                 " is disabled: call reset() before each step()"
             )
-        bandit, before = self.bandit, self._queries
-        choices = bandit.choices(before, bandit.checked_actions(actions, self.num_envs))
-        rewards = bandit.rewards_of(choices)
+        bandit, before, seen = self.bandit, self._queries, self._observations
+        if seen is None:  # the state was set
+            seen = bandit.observations_of(before)
+        depths = bandit.checked_actions(actions, self.num_envs)
+        # The three terms and their blend, see `RewardSpec.blend`, were computed for every depth.
+        outcome = bandit.outcome_of(before, depths)
         done, truncated, finished, shown = self._flags.copy()
-        info = LazyInfos(
-            dict.fromkeys(MASKS, finished),
-            INFOS,
-            lambda: (bandit.ids_of(before), *bandit.outcome_of(choices)[1:]),
-        )
+        told = dict(zip(TOLD, outcome[1:], strict=True))
+        info = {"query": before, **told, **dict.fromkeys(MASKS, finished)}
         if self._disabled:
             self._finished = np.ones(self.num_envs, np.bool_)
-            return bandit.observations_of(before), rewards, done, truncated, info
+            return seen.copy(), outcome.reward, done, truncated, info
         queries = self._queries = self._drawn(self.num_envs)
-        infos = LazyInfos(
-            {
-                "_final_obs": finished,
-                "final_info": info,
-                "_final_info": finished,
-                "_query_id": shown,
-            },
-            ("final_obs", "query_id"),
-            lambda: (bandit.rows_of(before), bandit.ids_of(queries)),
-        )
-        return bandit.observations_of(queries), rewards, done, truncated, infos
+        observations = self._observations = bandit.observations_of(queries)
+        final_obs = seen.view()
+        final_obs.flags.writeable = False
+        infos = {
+            "query": queries.copy(),
+            "_query": shown,
+            "final_obs": final_obs,
+            "_final_obs": finished,
+            "final_info": info,
+            "_final_info": finished,
+        }
+        return observations, outcome.reward, done, truncated, infos
 
     def get_state(self) -> dict[str, Any]:
         """Where the environment stands, as JSON values: what is shown, and what will be drawn."""
@@ -210,8 +219,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         try:
             queries, position = state["queries"], checked_int(state["position"], "position", 0)
             queries = None if queries is None else np.array(queries, np.int64)
-            # States of before autoreset could be disabled have none.
-            finished = np.array(state.get("finished", [False] * self.num_envs), np.bool_)
+            finished = np.array(state["finished"], np.bool_)
             generator = type(self.np_random.bit_generator)()
             generator.state = state["generator"]
         except (ArithmeticError, LookupError, TypeError, ValueError):
@@ -229,7 +237,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
                     f"the state shows {queries.size} queries, for an environment of"
                     f" {self.num_envs} rows and {size} queries; give equal settings"
                 )
-        self._queries = queries
+        self._queries, self._observations = queries, None
         self._finished = finished
         self._order.position = position
         self.np_random.bit_generator.state = generator.state

@@ -268,7 +268,9 @@ def _diverged(problem: Exception, model: OnPolicyAlgorithm, checkpoints: Checkpo
         what = "the policy's logits are not finite"
     if f"step {model.num_timesteps}" not in what:
         what = f"{what}, at step {model.num_timesteps}"
-    names = list(checkpoints.queries)
+    assert model.env is not None
+    ids = model.env.get_attr("query_ids")[0]
+    names = [str(ids[row]) for row in checkpoints.queries]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     last = f"is {checkpoints.last}" if checkpoints.last else "was not written yet"
     return (

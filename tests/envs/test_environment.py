@@ -11,7 +11,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import env_checker
-from hand_made import APPLE, BERRY, CHERRY, REGRET, REWARD, TABLE, HandMadeTask, random_table
+from hand_made import APPLE, BERRY, CHERRY, IDS, REGRET, REWARD, TABLE, HandMadeTask, random_table
 from stable_baselines3.common import env_checker as sb3_env_checker
 
 import maw_gym.envs.environment
@@ -50,14 +50,14 @@ def test_every_reward_and_term_by_hand(query, depth):
     env = GRPOEnvironment(table=TABLE)
     query_id = TABLE.query_ids[query]
     shown, info = env.reset(options={"query_id": query_id})
-    assert info == {"query_id": query_id}
+    assert info == {"query": query}
     assert shown.tolist() == np.eye(3, 64)[query].tolist()
     observation, reward, terminated, truncated, info = env.step(depth)
     assert observation.tolist() == shown.tolist()
     assert reward == pytest.approx(REWARD[query][depth], abs=1e-7)
     assert (terminated, truncated) == (True, False)
-    assert set(info) == {"query_id", "entropy", "focus", "alignment", "regret", "random"}
-    assert info["query_id"] == query_id
+    assert set(info) == {"query", "entropy", "focus", "alignment", "regret", "random"}
+    assert IDS[info["query"]] == query_id
     assert info["entropy"] == pytest.approx(TABLE.entropy[query, depth], abs=0)
     assert info["focus"] == pytest.approx(TABLE.focus[query, depth], abs=0)
     assert info["alignment"] == pytest.approx(TABLE.ndcg[query, depth], abs=0)
@@ -72,8 +72,8 @@ def test_types_are_plain():
     _, reward, terminated, truncated, info = env.step(1)
     assert type(reward) is float
     assert type(terminated) is type(truncated) is bool
-    assert {type(info[name]) for name in info if name != "query_id"} == {float}
-    assert type(info["query_id"]) is str
+    assert {type(info[name]) for name in info if name != "query"} == {float}
+    assert type(info["query"]) is int
 
 
 def test_alignment_and_weights_are_settings():
@@ -104,16 +104,16 @@ def test_observation_blocks(observation, expected):
 
 def test_sequential_order_walks_the_split_and_starts_over():
     env = GRPOEnvironment(table=TABLE, query_order="sequential")
-    seen = [env.reset()[1]["query_id"] for _ in range(5)]
+    seen = [IDS[env.reset()[1]["query"]] for _ in range(5)]
     assert seen == [APPLE, BERRY, CHERRY, APPLE, BERRY]
 
 
 def test_sequential_order_goes_on_after_a_chosen_query_and_restarts_with_a_seed():
     env = GRPOEnvironment(table=TABLE, query_order="sequential")
     env.reset()
-    assert env.reset(options={"query_id": CHERRY})[1]["query_id"] == CHERRY
-    assert env.reset()[1]["query_id"] == BERRY
-    assert env.reset(seed=3)[1]["query_id"] == APPLE
+    assert IDS[env.reset(options={"query_id": CHERRY})[1]["query"]] == CHERRY
+    assert IDS[env.reset()[1]["query"]] == BERRY
+    assert IDS[env.reset(seed=3)[1]["query"]] == APPLE
 
 
 def test_evaluate_policy_over_the_split_gives_the_table_mean():
@@ -133,12 +133,12 @@ def test_evaluate_policy_over_the_split_gives_the_table_mean():
 def test_random_order_is_uniform_and_follows_the_seed():
     env = GRPOEnvironment(table=random_table(4, 2))
     first, second, other = (
-        [env.reset(seed=seed if step == 0 else None)[1]["query_id"] for step in range(400)]
+        [env.reset(seed=seed if step == 0 else None)[1]["query"] for step in range(400)]
         for seed in (7, 7, 8)
     )
     assert first == second
     assert first != other
-    counts = [first.count(f"query {row}") for row in range(4)]
+    counts = [first.count(row) for row in range(4)]
     assert min(counts) > 70  # 100 expected; under 70 has a chance below 0.001
     assert sum(counts) == 400
 
@@ -248,7 +248,7 @@ def test_unknown_query_names_a_known_one(query_id, hint):
         env.reset(options={"query_id": query_id})
     assert repr(query_id) in one_line(caught)
     assert hint in one_line(caught)
-    assert env.reset()[1]["query_id"] == APPLE  # the refused reset left the walk alone
+    assert IDS[env.reset()[1]["query"]] == APPLE  # the refused reset left the walk alone
 
 
 def test_unknown_option():

@@ -6,7 +6,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as wrappers
-from hand_made import APPLE, BERRY, CHERRY, TABLE, HandMadeTask, random_table
+from hand_made import APPLE, BERRY, IDS, TABLE, HandMadeTask, random_table
 from walking import walking
 
 import maw_gym.envs.queries
@@ -60,12 +60,12 @@ def test_episode_statistics_wrapper():
 def test_list_of_infos_wrapper():
     envs = wrappers.DictInfoToList(wrappers.RecordEpisodeStatistics(walking(2)))
     _, infos = envs.reset()
-    assert infos == [{"query_id": APPLE}, {"query_id": BERRY}]
+    assert infos == [{"query": 0}, {"query": 1}]
     infos = envs.step(np.array([1, 2]))[4]
-    assert set(infos[1]) == {"query_id", "final_obs", "final_info", "episode"}
-    assert infos[1]["query_id"] == APPLE
+    assert set(infos[1]) == {"query", "final_obs", "final_info", "episode"}
+    assert IDS[infos[1]["query"]] == APPLE
     assert infos[1]["final_obs"].argmax() == 1
-    assert infos[1]["final_info"]["query_id"] == BERRY
+    assert IDS[infos[1]["final_info"]["query"]] == BERRY
     assert infos[1]["final_info"]["regret"] == pytest.approx(0.4, abs=1e-7)
 
 
@@ -84,14 +84,14 @@ def test_disabled_autoreset_by_hand():
     assert observations.argmax(axis=1).tolist() == [0, 1]  # those that were chosen on
     assert rewards == pytest.approx([0.7, 0.33], abs=1e-7)
     assert terminations.tolist() == [True, True]
-    assert infos["query_id"].tolist() == [APPLE, BERRY]
+    assert IDS[infos["query"]].tolist() == [APPLE, BERRY]
     assert infos["regret"] == pytest.approx([0.0, 0.37], abs=1e-7)
     assert "final_obs" not in infos
     with pytest.raises(ResetNeeded, match="2 of 2 episodes have ended"):
         envs.step(np.array([0, 0]))
     observations, infos = envs.reset(options={"reset_mask": np.array([False, True])})
     assert observations.argmax(axis=1).tolist() == [0, 2]
-    assert infos["query_id"].tolist() == [None, CHERRY]
+    assert infos["query"].tolist() == [-1, 2]
     with pytest.raises(ResetNeeded, match="1 of 2 episodes have ended"):
         envs.step(np.array([0, 0]))
     state = envs.get_state()

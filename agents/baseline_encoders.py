@@ -16,25 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from maw_gym.corpora import Collection, load_collection
-from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.encoder_files import (
-    encoder_shape,
-    load_embedder,
-    save_embedder,
-    untrained_embedder,
-)
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import Embedder, encoder_shape, untrained_embedder
+from maw_gym.encoders.files import load_embedder, save_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.text import TextEncoder, WordLlama
-from maw_gym.encoders.training.attention_stage import train_attention
-from maw_gym.encoders.training.pairs import pairs_of
-from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import (
+from maw_gym.encoders.training.losses import pairs_of
+from maw_gym.encoders.training.selection import (
     grouping,
     train_encoder,
     trained_attention,
     with_states,
 )
-from maw_gym.encoders.training.validation import Validation
+from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.stages import Validation, train_attention
 from maw_gym.errors import InputError
 from maw_gym.files import cache_home, cached, content_key
 from maw_gym.retrieval.evaluation import DEPTH_OF_RANKING, Evaluation, evaluate_rankings

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from maw_gym.encoders.training.depth_stage import listwise_loss
+from maw_gym.encoders.training.losses import listwise_loss
 from maw_gym.retrieval.ranking import TEMPERATURE
 from maw_gym.tables.task import RetrievalTask
 

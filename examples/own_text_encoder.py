@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import maw_gym
-from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.embedder import untrained_embedder
 
 
 class Spelling:

@@ -17,7 +17,7 @@ from maw_gym.errors import InputError
 
 if TYPE_CHECKING:
     from maw_gym.corpora import load_collection
-    from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
+    from maw_gym.encoders.maw import MAWEncoder, NonMAWEncoder
     from maw_gym.envs.environment import GRPOEnvironment
     from maw_gym.envs.vector_environment import GRPOVectorEnvironment
     from maw_gym.routers.routed_encoder import RoutedEncoder
@@ -44,8 +44,8 @@ _MODULES = {
     "DepthTable": "tables.depth_table",
     "GRPOEnvironment": "envs.environment",
     "GRPOVectorEnvironment": "envs.vector_environment",
-    "MAWEncoder": "encoders.attention_encoders",
-    "NonMAWEncoder": "encoders.attention_encoders",
+    "MAWEncoder": "encoders.maw",
+    "NonMAWEncoder": "encoders.maw",
     "RetrievalTask": "tables.task",
     "RoutedEncoder": "routers.routed_encoder",
     "load_collection": "corpora",

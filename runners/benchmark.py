@@ -15,8 +15,7 @@ from pydantic import Field
 
 from maw_gym.attention.reference import Inputs
 from maw_gym.corpora import load_collection
-from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.embedder import Embedder, untrained_embedder
 from maw_gym.encoders.text import padded
 from maw_gym.files import write_json
 from maw_gym.settings import Coefficient, Count, HomePath, HomeText, Index, checked

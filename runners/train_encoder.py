@@ -44,7 +44,7 @@ def main(settings: EncoderRunSettings) -> None:
     """Train or read the encoder, judge it on the test split, and leave a run folder."""
     from maw_gym.corpora import load_collection
     from maw_gym.distributed import is_first, start, stop
-    from maw_gym.encoders.encoder_files import save_embedder
+    from maw_gym.encoders.files import save_embedder
     from maw_gym.encoders.text import text_encoders
     from maw_gym.encoders.training.selection import trained_embedder
     from maw_gym.tables.task import RetrievalTask, resolve_device

@@ -12,8 +12,8 @@ from tiny_collection import write_tiny_collection
 from tiny_transformer import write_tiny_transformer
 
 from maw_gym.corpora import Collection, load_collection, splits
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.tables.task import RetrievalTask
 
 WORKER = "PYTEST_XDIST_WORKER"

@@ -7,8 +7,9 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from maw_gym.corpora import load_collection
-from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.files import save_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.routers.depth_router import DepthRouter, save_router
 
 DEPTHS = 4

@@ -23,8 +23,9 @@ from hand_made import TABLE
 import maw_gym
 from maw_gym import files
 from maw_gym.corpora import load_collection
-from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.files import load_embedder, save_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.envs.bandit import RewardSpec
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment

@@ -16,14 +16,12 @@ from agents.baselines import fixed_router
 from maw_gym import distributed
 from maw_gym.corpora import load_collection, splits
 from maw_gym.encoders import embedder as embedder_module
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
-from maw_gym.encoders.training.attention_stage import batch_loss
-from maw_gym.encoders.training.depth_stage import depth_loss, judged_queries
-from maw_gym.encoders.training.pairs import pairs_of
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings
+from maw_gym.encoders.training.losses import batch_loss, depth_loss, judged_queries, pairs_of
+from maw_gym.encoders.training.selection import train_encoder
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import train_encoder
-from maw_gym.encoders.training.validation import Validation
+from maw_gym.encoders.training.stages import Validation
 from maw_gym.errors import InputError
 from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.search import rank, rank_together

@@ -15,8 +15,8 @@ from processes import DEVICE, assert_lost, together
 from maw_gym import distributed
 from maw_gym.corpora import load_collection, splits
 from maw_gym.encoders import embedder as embedder_module
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.training.selection import trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError

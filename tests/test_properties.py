@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maw_gym.attention.reference import pooled_state, pooling_matrix
-from maw_gym.encoders.attention_encoders import MAWEncoder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.maw import EncoderSettings, MAWEncoder
 from maw_gym.envs.bandit import RewardSpec
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment

@@ -3,11 +3,12 @@
 import gc
 import hashlib
 import logging
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import torch
@@ -16,19 +17,64 @@ from tqdm import tqdm
 
 from maw_gym.attention.reference import DepthStatistics
 from maw_gym.distributed import check_same, from_all, is_first, process, processes
-from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
-from maw_gym.encoders.text import TextEncoder, length_batches, on_device, padded
-from maw_gym.encoders.token_statistics import mean_content
+from maw_gym.encoders.maw import (
+    EncoderSettings,
+    MAWEncoder,
+    NonMAWEncoder,
+    attention_encoder,
+    mean_content,
+)
+from maw_gym.encoders.text import (
+    TextEncoder,
+    WordLlama,
+    length_batches,
+    on_device,
+    padded,
+)
 from maw_gym.errors import InputError, checked_texts, shown
 from maw_gym.files import canonical, content_key, fingerprint
 from maw_gym.retrieval.documents import first_of_same
 
 log = logging.getLogger(__name__)
-
+progress_log = logging.getLogger("maw_gym.progress")  # runners show it
+LOGGED_SECONDS: Final = 15  # between lines of the log about one stage
 QUERY_TOKENS = 64  # longer queries are cut here
 DOCUMENT_TOKENS = 256  # longer documents are cut here
 BATCH_TOKENS = 8192  # padded tokens encoded at once
 PORTION: Final = 8192  # documents of a stream that are read at once
+# What the untrained attention over a transformer's states adds, as a share of V.
+CONTEXTUAL_OUTPUT = 0.1
+
+
+class ProgressBar:
+    """A bar on a terminal, where a stage lasts over two seconds; elsewhere lines of the log.
+
+    Args:
+        total: of what `update` counts.
+        label: names the stage.
+        shown: whether it is; of several processes the first shows it.
+    """
+
+    def __init__(self, total: int | None, label: str | None, shown: bool = True) -> None:
+        self._shown = is_first() and shown
+        hidden = None if self._shown else True
+        self.bar = tqdm(total=total, desc=label, delay=2, leave=False, disable=hidden)
+        self._total, self._label, self._done = total, label, 0
+        self._next = time.monotonic() + LOGGED_SECONDS
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.bar.close()
+
+    def update(self, count: int = 1) -> None:
+        """Go on by `count`."""
+        self.bar.update(count)
+        self._done += count
+        if self._shown and self.bar.disable and time.monotonic() > self._next:
+            self._next = time.monotonic() + LOGGED_SECONDS
+            progress_log.info("%s: %d of %s", self._label, self._done, self._total or "many")
 
 
 @dataclass(frozen=True)
@@ -197,10 +243,7 @@ class Embedder:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches of similar length on the encoder's device: rows (B,), ids (B, S), mask (B, S)."""
         groups = length_batches([len(row) for row in ids], batch_tokens)
-        # A bar only where the stage lasts over two seconds.
-        with tqdm(
-            total=len(ids), desc=progress, disable=None if progress else True, delay=2, leave=False
-        ) as bar:
+        with ProgressBar(len(ids), progress, progress is not None) as bar:
             for rows in groups:
                 where = on_device(torch.tensor(rows), self.device)
                 yield where, *padded([ids[row] for row in rows], self.device)
@@ -265,11 +308,8 @@ def encoded_documents(
     vectors: list[Tensor] = []
     digests: list[Tensor] = []
     total = len(doc_ids) if isinstance(doc_ids, Sized) else None
-    hidden = None if is_first() else True
     portions = _portions(doc_ids, texts)
-    with tqdm(
-        total=total, desc="documents", unit="doc", delay=2, leave=False, disable=hidden
-    ) as bar:
+    with ProgressBar(total, "documents") as bar:
         while True:  # a round in which each process encodes one portion, and gets all of them
             some = list(islice(portions, processes()))
             own = some[process()][1] if process() < len(some) else []
@@ -337,3 +377,62 @@ def _encoded(embedder: Embedder, texts: list[str], dtype: torch.dtype) -> tuple[
     vectors = embedder.encode_ids(different).to(dtype)[torch.tensor(rows, dtype=torch.long)].cpu()
     as_bytes = torch.frombuffer(bytearray(b"".join(names) or 16), dtype=torch.uint8).view(-1, 16)
     return vectors, as_bytes[: len(names)]
+
+
+def encoder_shape(text: TextEncoder, depths: int = 32) -> EncoderSettings:
+    """The shape of an encoder over a text encoder, whose width and heads it takes.
+
+    Args:
+        text: gives the hidden states.
+        depths: D; 0 makes a NON-MAW encoder.
+    """
+    return EncoderSettings(text.width, text.heads, depths=depths, vocabulary=text.vocabulary)
+
+
+def untrained_embedder(
+    doc_texts: Sequence[str],
+    settings: EncoderSettings | None = None,
+    text: TextEncoder | None = None,
+) -> Embedder:
+    """An embedder without any training on a collection's queries.
+
+    It knows how rare the collection's tokens are: rare ones weigh more in the pooling. Over static
+    token embeddings the untrained attention adds all of V; the states of a transformer are in
+    context already, and a tenth of V is enough to tell the depths apart.
+
+    Args:
+        doc_texts: the collection's documents, for the idf pooling weights.
+        settings: shapes; `depths` 0 makes a NON-MAW encoder. None is the default MAW encoder.
+        text: the text encoder; None is WordLlama.
+    """
+    text = text or WordLlama()
+    settings = settings or encoder_shape(text)
+    encoder = attention_encoder(settings)
+    longest = text.positions or DOCUMENT_TOKENS
+    embedder = Embedder(
+        text, encoder.eval(), min(QUERY_TOKENS, longest), min(DOCUMENT_TOKENS, longest)
+    )
+    with torch.no_grad():
+        ids = text.tokenize(doc_texts)
+        encoder.token_weight.copy_(idf_token_weights(ids, settings.vocabulary))
+        if not text.static:
+            encoder.out_proj.weight.mul_(CONTEXTUAL_OUTPUT)
+    return embedder
+
+
+def idf_token_weights(token_ids: list[list[int]], vocabulary: int) -> Tensor:
+    """Start of the pooling weights: log max(idf, 0.5) of every token id.
+
+    Args:
+        token_ids: the documents' token ids.
+        vocabulary: number of token ids.
+
+    Returns:
+        (vocabulary,), with idf = log((N + 1) / (documents with the token + 0.5)).
+    """
+    counts = torch.zeros(vocabulary)
+    for ids in token_ids:
+        if ids:
+            counts[torch.tensor(sorted(set(ids)))] += 1
+    idf = torch.log((len(token_ids) + 1) / (counts + 0.5))
+    return idf.clamp(min=0.5).log()

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maw_gym.encoders.embedder import Embedder, encoded_documents
-from maw_gym.encoders.encoder_files import load_embedder, save_embedder
+from maw_gym.encoders.files import load_embedder, save_embedder
 from maw_gym.errors import DamagedFileError, InputError, checked_int, checked_texts, shown
 from maw_gym.files import MANIFEST, check_readable, expanded, written_folder
 from maw_gym.retrieval.bm25 import Words

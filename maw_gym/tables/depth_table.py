@@ -62,7 +62,7 @@ class Seen:
     @cached_property
     def content(self) -> "Tensor":
         """Mean hidden states (B, h) of unit length."""
-        from maw_gym.encoders.token_statistics import mean_content
+        from maw_gym.encoders.maw import mean_content
 
         return mean_content(self.hidden, self.mask)
 

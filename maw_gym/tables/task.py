@@ -23,12 +23,9 @@ from maw_gym.attention.reference import attention_weights, split_heads
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.corpora.splits import FOLDS, SPLITS
 from maw_gym.distributed import from_all, own
-from maw_gym.encoders.collection_states import with_query_states
-from maw_gym.encoders.documents import document_embeddings
-from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.encoder_files import load_embedder, untrained_embedder
-from maw_gym.encoders.text import TextEncoder, WordLlama, text_encoders
-from maw_gym.encoders.text.loading import AUTO
+from maw_gym.encoders.embedder import Embedder, untrained_embedder
+from maw_gym.encoders.files import document_embeddings, load_embedder, with_query_states
+from maw_gym.encoders.text import AUTO, TextEncoder, WordLlama, text_encoders
 from maw_gym.errors import DamagedFileError, InputError, checked_int, one_of, shown
 from maw_gym.files import cache_home, cached, check_tensors, content_key, expanded
 from maw_gym.retrieval.bm25 import BM25, candidate_documents, with_relevant
@@ -399,7 +396,7 @@ def load_task(
         training: how a "trained" encoder is trained, its seed and what tells its depths apart
             included; None are the defaults.
         text_encoder: what the encoder stands on, see
-            `maw_gym.encoders.text.loading.load_text_encoder`; the file of an encoder has its own.
+            `maw_gym.encoders.text.load_text_encoder`; the file of an encoder has its own.
             With "auto" the untrained encoder over MiniLM, where it is installed, is a candidate for
             the "trained" one.
 

@@ -16,8 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.embedder import Embedder, untrained_embedder
 from maw_gym.retrieval.documents import DocumentIndex, steps
 from maw_gym.retrieval.index import ApproximateIndex
 from maw_gym.retrieval.search import rank

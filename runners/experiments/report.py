@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from maw_gym.encoders.encoder_files import save_embedder
+from maw_gym.encoders.files import save_embedder
 from maw_gym.envs.bandit import Bandit
 from maw_gym.files import write_json
 from maw_gym.routers.depth_router import save_router

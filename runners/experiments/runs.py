@@ -240,6 +240,7 @@ def run_main(
         program: see there.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("maw_gym.progress").setLevel(logging.INFO)
     with lasting_streams():
         _run(settings, main, arguments, program)
 

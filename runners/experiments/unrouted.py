@@ -13,11 +13,10 @@ from agents.baseline_encoders import (
     evaluate_encoder,
     training_sources,
 )
-from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.training.choice import UNTRAINED, choose, judges
+from maw_gym.encoders.embedder import Embedder, untrained_embedder
+from maw_gym.encoders.training.selection import UNTRAINED, choose, judges
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.validation import Validation
+from maw_gym.encoders.training.stages import Validation
 from maw_gym.retrieval.evaluation import evaluate_embeddings
 from maw_gym.settings import checked
 from maw_gym.tables.task import RetrievalTask

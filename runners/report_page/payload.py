@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from pydantic_core import from_json
 
-from maw_gym.encoders.encoder_files import load_embedder
+from maw_gym.encoders.files import load_embedder
 from maw_gym.envs.bandit import TERMS, Bandit, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router

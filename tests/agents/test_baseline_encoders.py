@@ -15,12 +15,11 @@ from agents.baseline_encoders import (
     training_sources,
 )
 from maw_gym.corpora import Collection
-from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings, MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.text import padded
-from maw_gym.encoders.training.attention_stage import train_attention
 from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.stages import train_attention
 from maw_gym.errors import InputError
 from maw_gym.tables.task import RetrievalTask
 
@@ -105,7 +104,7 @@ def test_the_second_stage_goes_on_for_as_many_epochs_as_the_depths_have(
         seen.append(settings)
         return train_attention(embedder, pairs, validation, settings, *rest)
 
-    monkeypatch.setattr("maw_gym.encoders.training.stages.train_attention", watched)
+    monkeypatch.setattr("maw_gym.encoders.training.selection.train_attention", watched)
     monkeypatch.setattr("agents.baseline_encoders.train_attention", watched)
     shape = replace(SHAPE, depths=0)
     embedder, about = train_without_depths([tiny], "cpu", BRIEF, shape)

@@ -22,7 +22,7 @@ from agents.baselines import (
     train_full_information,
 )
 from maw_gym.corpora import Collection
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.envs.bandit import Bandit, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router

@@ -19,8 +19,7 @@ from maw_gym.attention.reference import (
     row_focus,
     softmax_over_keys,
 )
-from maw_gym.encoders.attention_encoders import MAWEncoder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.maw import EncoderSettings, MAWEncoder
 
 LN3 = math.log(3)
 

@@ -3,10 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maw_gym.encoders.documents import document_embeddings
-from maw_gym.encoders.embedder import Embedder, encoded_documents
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import Embedder, encoded_documents, untrained_embedder
+from maw_gym.encoders.files import document_embeddings
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.errors import InputError
 
 

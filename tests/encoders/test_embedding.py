@@ -3,10 +3,9 @@ import logging
 import pytest
 import torch
 
-from maw_gym.encoders.embedder import Embedder, check_depths, length_batches, truncated
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
-from maw_gym.encoders.text import WordLlama
+from maw_gym.encoders.embedder import Embedder, check_depths, truncated, untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings
+from maw_gym.encoders.text import WordLlama, length_batches
 from maw_gym.errors import InputError
 
 TEXTS = [

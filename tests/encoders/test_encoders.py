@@ -5,9 +5,14 @@ import torch
 from torch import nn
 
 from maw_gym.attention.reference import merge_heads, split_heads
-from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder, temperatures
-from maw_gym.encoders.encoder_settings import EncoderSettings
-from maw_gym.encoders.token_statistics import idf_token_weights, mean_content
+from maw_gym.encoders.embedder import idf_token_weights
+from maw_gym.encoders.maw import (
+    EncoderSettings,
+    MAWEncoder,
+    NonMAWEncoder,
+    mean_content,
+    temperatures,
+)
 from maw_gym.errors import InputError
 
 SHAPE = EncoderSettings(hidden=8, heads=2, depths=3, vocabulary=20)

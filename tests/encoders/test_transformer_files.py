@@ -1,21 +1,19 @@
 """Encoders over a transformer on disk: the file alone is enough."""
 
 import json
+import shutil
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from maw_gym import files
-from maw_gym.encoders.encoder_files import (
-    encoder_shape,
-    load_embedder,
-    save_embedder,
-    untrained_embedder,
-)
-from maw_gym.encoders.text import Transformer, load_text_encoder
+from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
+from maw_gym.encoders.files import _checksums, load_embedder, save_embedder
+from maw_gym.encoders.text import load_text_encoder
+from maw_gym.encoders.transformer import Transformer
 from maw_gym.errors import InputError
+from maw_gym.files import content_key, read, write
 
 TEXTS = ["how bees make honey", "", "bread"]
 
@@ -43,9 +41,7 @@ def refused(path):
 
 
 def test_round_trip_without_the_models_folder(original, embedder, monkeypatch):
-    monkeypatch.setattr(
-        "maw_gym.encoders.encoder_files.load_text_encoder", lambda name: pytest.fail(name)
-    )
+    monkeypatch.setattr("maw_gym.encoders.files.load_text_encoder", lambda name: pytest.fail(name))
     loaded, provenance = load_embedder(original)
     assert provenance == {"names": ["tiny"]}
     assert (loaded.text.name, loaded.text.positions) == (embedder.text.name, 96)
@@ -59,7 +55,7 @@ def test_round_trip_without_the_models_folder(original, embedder, monkeypatch):
         lambda one: one.encode_queries(TEXTS, chosen),
     ):
         assert torch.equal(ask(loaded), ask(embedder))
-    assert set(loaded.tensors()) == set(embedder.tensors())
+    assert loaded.fingerprint() == embedder.fingerprint()
 
 
 def test_trained_weights_travel_along(tmp_path, embedder):
@@ -78,15 +74,13 @@ def test_trained_weights_travel_along(tmp_path, embedder):
 
 def test_weights_that_a_package_has_stay_there(tmp_path, embedder, monkeypatch):
     text = embedder.text
-    packaged = Transformer(
-        "minilm-0123", text.model, text.tokenizer, text.positions, text.pad, packaged=True
-    )
+    packaged = Transformer("minilm-0123", text.model, text.fast_tokenizer, packaged=True)
     path = tmp_path / "encoder.safetensors"
     save_embedder(path, untrained_embedder([], encoder_shape(text, depths=2), packaged), {})
     assert not any(name.startswith("text.") for name in load_file(path))
     asked = []
     monkeypatch.setattr(
-        "maw_gym.encoders.encoder_files.load_text_encoder",
+        "maw_gym.encoders.files.load_text_encoder",
         lambda name: asked.append(name) or packaged,
     )
     loaded, _ = load_embedder(path)
@@ -106,71 +100,90 @@ def test_loading_leaves_the_global_generator_alone(original):
     assert torch.equal(torch.rand(1), expected)
 
 
-CONFIG = {
-    "architecture that does not exist": {"model_type": "mine"},
-    "no architecture": {"model_type": None},
-    "architecture of pictures": {"model_type": "vit"},
-    "more layers than are stored": {"num_hidden_layers": 3},
-    "billions of layers": {"num_hidden_layers": 10**9},
-    "other width": {"hidden_size": 48},
-    "no whole heads": {"num_attention_heads": 7},
-    "an immense vocabulary": {"vocab_size": 10**12},
-    "text in place of a number": {"hidden_size": "24"},
+@pytest.fixture
+def copied(original, tmp_path):
+    """A copy of an encoder's file and of the folder beside it."""
+    shutil.copytree(original.parent, tmp_path / "copy")
+    return tmp_path / "copy" / original.name
+
+
+def beside(path):
+    (folder,) = path.parent.glob("transformer-*")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_one_flipped_bit_or_a_missing_file_is_noticed(copied, name):
+    file = beside(copied) / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert refused(copied).endswith(f"{file.parent.name} beside it is damaged")
+    file.unlink()
+    assert refused(copied).endswith(f"{file.parent.name} beside it is damaged")
+
+
+def test_no_other_file_is_read_and_no_other_folder(copied):
+    folder = beside(copied)
+    (folder / "adapter_config.json").write_text("{}")
+    assert refused(copied).endswith("beside it is damaged")
+    shutil.rmtree(folder)
+    assert refused(copied).endswith(f"its text encoder {folder.name} is not beside it")
+
+
+STORED = {
+    "nothing": None,
+    "a number": 3,
+    "no files": {"tuned": False},
+    "files that are none": {"files": 3, "tuned": False},
+    "another folder": {"files": {"../../config.json": "0"}, "tuned": False},
 }
 
 
-@pytest.mark.parametrize("changes", CONFIG.values(), ids=CONFIG)
-def test_other_configurations_are_refused(original, tmp_path, changes):
-    settings, tensors = files.read(original, "encoder")
-    settings["transformer"]["config"].update(changes)
-    path = tmp_path / "encoder.safetensors"
-    files.write(path, tensors, "encoder", settings)
-    refused(path)
+@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+def test_other_settings_are_refused(copied, stored):
+    settings, tensors = read(copied, "encoder")
+    write(copied, tensors, "encoder", settings | {"transformer": stored})
+    refused(copied)
 
 
-SETTINGS = {
-    "no tokenizer": {"tokenizer": None},
-    "a tokenizer that is none": {"tokenizer": "{}"},
-    "no configuration": {"config": None},
-    "a text for positions": {"positions": "96"},
-    "no position": {"positions": 0},
-    "a text for the padding": {"pad": "0"},
-    "a padding that is not embedded": {"pad": 66},
-    "fewer positions than the texts are cut at": {"positions": 95},
-}
+def changed(copied, change):
+    """The encoder's file after a stranger has changed the folder, checksums and all."""
+    change(beside(copied))
+    settings, tensors = read(copied, "encoder")
+    settings["transformer"]["files"] = files = _checksums(beside(copied))
+    beside(copied).rename(copied.with_name(f"transformer-{content_key(files)}"))
+    write(copied, tensors, "encoder", settings)
+    return copied
 
 
-@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
-def test_other_settings_are_refused(original, tmp_path, changes):
-    settings, tensors = files.read(original, "encoder")
-    settings["transformer"].update(changes)
-    path = tmp_path / "encoder.safetensors"
-    files.write(path, tensors, "encoder", settings)
-    refused(path)
+def configured(**changes):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
 
 
-def test_a_tokenizer_of_more_tokens_than_the_model_embeds(original, tmp_path):
-    settings, tensors = files.read(original, "encoder")
-    tokenizer = json.loads(settings["transformer"]["tokenizer"])
-    tokenizer["model"]["vocab"]["zebra"] = 66
-    settings["transformer"]["tokenizer"] = json.dumps(tokenizer)
-    path = tmp_path / "encoder.safetensors"
-    files.write(path, tensors, "encoder", settings)
-    assert "token ids up to 66, its model embeds 66" in refused(path)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "vit"},
+        {"num_labels": 10**12},
+        {"max_position_embeddings": 10**8},
+        {"max_position_embeddings": 95},
+        {"hidden_size": 48},
+    ],
+)
+def test_a_strangers_configuration_is_refused(copied, changes):
+    refused(changed(copied, configured(**changes)))
 
 
-def test_what_would_run_code_is_not_even_read(original, tmp_path):
-    settings, tensors = files.read(original, "encoder")
-    settings["transformer"]["config"] |= {
-        "auto_map": {"AutoModel": "some/where--code.Model"},
-        "quantization_config": {"quant_method": "bitsandbytes"},
-        "attn_implementation": "some/kernel",
-    }
-    path = tmp_path / "encoder.safetensors"
-    files.write(path, tensors, "encoder", settings)
+def test_what_would_run_code_is_not_run(copied):
+    hostile = {"auto_map": {"AutoModel": "some/where--code.Model"}}
+    path = changed(copied, configured(**hostile, attn_implementation="some/kernel"))
     loaded, _ = load_embedder(path)
     assert loaded.text.config._attn_implementation == "sdpa"
-    assert not hasattr(loaded.text.config, "auto_map")
 
 
 def test_without_transformers(original, monkeypatch):

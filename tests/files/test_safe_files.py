@@ -10,7 +10,7 @@ from tiny_collection import write_tiny_collection
 from maw_gym import files
 from maw_gym.checkpoints import Checkpoints
 from maw_gym.corpora import load_collection
-from maw_gym.encoders.encoder_files import load_embedder
+from maw_gym.encoders.files import load_embedder
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from maw_gym.checkpoints import Best, EpochCheckpoints, Progress
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.training import attention_stage, depth_stage, selection
-from maw_gym.encoders.training.selection import trained_embedder
+from maw_gym.encoders.training.selection import train_encoder, trained_attention, trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import train_encoder, trained_attention
-from maw_gym.encoders.training.validation import Validation
+from maw_gym.encoders.training.stages import Validation
 
 SHAPE = EncoderSettings(depths=3)
 # 10 pairs in batches of 4: 3 steps an epoch.

@@ -7,8 +7,8 @@ import torch
 
 from agents.baselines import fixed_router
 from maw_gym.encoders import embedder as embedder_module
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.files import write_manifest
 from maw_gym.retrieval.index import KIND, ApproximateIndex, SearchIndex

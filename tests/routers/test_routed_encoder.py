@@ -13,8 +13,9 @@ import torch
 from agents.baselines import fixed_router
 from agents.fitting import router_settings
 from agents.networks import standardisation
-from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.files import save_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.errors import InputError
 from maw_gym.files import fingerprint
 from maw_gym.retrieval.evaluation import evaluate_rankings

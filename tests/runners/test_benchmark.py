@@ -11,7 +11,7 @@ import torch
 
 from maw_gym.attention.reference import depth_statistics
 from maw_gym.corpora import Collection
-from maw_gym.encoders.encoder_files import untrained_embedder
+from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.errors import InputError
 from runners.benchmark import BenchmarkSettings
 from runners.benchmarks.attention_rows import (

@@ -3,8 +3,8 @@ import torch
 
 from agents.fitting import router_settings
 from maw_gym.corpora import Collection
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.routed import by_router

@@ -8,7 +8,7 @@ import pytest
 from tiny_collection import write_tiny_collection
 
 from maw_gym.corpora import splits
-from maw_gym.encoders.encoder_files import load_embedder
+from maw_gym.encoders.files import load_embedder
 from maw_gym.encoders.training import selection
 from runners.train_encoder import EncoderRunSettings, main
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from maw_gym.corpora import Collection
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.errors import InputError
 from maw_gym.retrieval.bm25 import BM25
 from maw_gym.tables.task import RetrievalTask

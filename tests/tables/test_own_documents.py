@@ -11,8 +11,8 @@ import torch
 from agents.baseline_encoders import evaluate_bm25
 from maw_gym.corpora import load_collection
 from maw_gym.corpora.collection import OWN
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.retrieval.bm25 import candidate_documents, with_relevant
 from maw_gym.tables.task import RetrievalTask
 

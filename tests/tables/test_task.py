@@ -10,9 +10,9 @@ import maw_gym.encoders.embedder
 import maw_gym.tables.task
 from maw_gym.corpora import load_collection, splits
 from maw_gym.corpora.collection import Groups
-from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.encoder_files import save_embedder, untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import Embedder, untrained_embedder
+from maw_gym.encoders.files import save_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.training import selection
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import maw_gym  # noqa: F401 - registers the environments
-from maw_gym.encoders.encoder_files import encoder_shape, save_embedder, untrained_embedder
+from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
+from maw_gym.encoders.files import StoredStates, save_embedder
 from maw_gym.encoders.text import load_text_encoder
-from maw_gym.encoders.text.states import StoredStates
 from maw_gym.errors import InputError
 from maw_gym.tables.task import RetrievalTask, load_task
 
@@ -55,8 +55,8 @@ def test_a_second_encoder_reads_the_states_of_the_first(home, tiny, tiny_transfo
     embedders = [untrained_embedder([], encoder_shape(text, depths), text) for depths in (2, 3)]
     first, second = (RetrievalTask(tiny, embedder) for embedder in embedders)
     first.table("train")
-    assert len(list((home / "states").glob("*.npy"))) == 2  # of queries and of documents
-    monkeypatch.setattr(StoredStates, "_computed", lambda *_: pytest.fail("computed again"))
+    assert len(list((home / "states").glob("*.safetensors"))) == 2  # of queries and of documents
+    monkeypatch.setattr(StoredStates, "_build", lambda *_: pytest.fail("computed again"))
     monkeypatch.setattr(text.model, "forward", lambda **_: pytest.fail("computed again"))
     assert second.table("train").entropy.shape == (len(tiny.splits["train"].ids), 3)
 

@@ -1,43 +1,257 @@
-"""The trained encoder of a collection: candidates chosen on validation queries, cached."""
+"""The trained encoder of a collection: candidates, their training, and the choice among them."""
 
+import contextlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maw_gym.corpora import Collection, is_pydocs, load_collection
-from maw_gym.distributed import check_same, check_shares, from_first
-from maw_gym.encoders.collection_states import (
+from maw_gym.checkpoints import forget_checkpoints
+from maw_gym.corpora import Collection, QuerySet, is_pydocs, load_collection
+from maw_gym.distributed import check_same, check_shares, from_first, is_first, processes
+from maw_gym.encoders.embedder import CONTEXTUAL_OUTPUT, Embedder, encoder_shape, untrained_embedder
+from maw_gym.encoders.files import (
+    document_embeddings,
+    load_embedder,
+    save_embedder,
+    with_document_states,
     with_query_states,
     with_token_states,
 )
-from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.encoder_files import (
-    CONTEXTUAL_OUTPUT,
-    encoder_shape,
-    untrained_embedder,
-)
+from maw_gym.encoders.maw import EncoderSettings, MAWEncoder
 from maw_gym.encoders.text import TextEncoder, WordLlama
-from maw_gym.encoders.training.choice import UNTRAINED, choose, judges
+from maw_gym.encoders.training.losses import pairs_of
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import (
-    Trained,
-    encoder_path,
-    kept_encoder,
-    train_encoder,
-    trained_attention,
-    with_states,
-)
-from maw_gym.encoders.training.validation import Validation
-from maw_gym.files import content_key
+from maw_gym.encoders.training.stages import Validation, train_attention, train_depths
+from maw_gym.encoders.transformer import Transformer
+from maw_gym.files import cache_home, cached, content_key
 
 log = logging.getLogger(__name__)
-
+FORMAT = 2  # raise when training itself changes
+Trained = tuple[Embedder, dict[str, Any]]
+UNTRAINED: Final = "untrained"
+JUDGES: Final = 2000  # so many queries at most are asked
 CHOICE = 1  # raise when candidates or their choice change
+
+
+def train_encoder(
+    sources: Sequence[Collection],
+    device: torch.device | str,
+    settings: TrainingSettings,
+    shape: EncoderSettings | None = None,
+    checkpoint: Path | None = None,
+    text: TextEncoder | None = None,
+) -> Trained:
+    """Train a MAW encoder in both stages; the first is `trained_attention`.
+
+    Args:
+        sources: their `encoder` splits are the pairs. The `validation` split of the first chooses
+            the epochs, and its documents give the idf weights.
+        device: where to train.
+        settings: see `TrainingSettings`.
+        shape: of the encoder; None is the default MAW encoder.
+        checkpoint: the file that the encoder is trained for; epochs of the depths are kept beside
+            it, and a training that was stopped goes on after its last one. None keeps nothing.
+        text: what the encoder stands on; None is WordLlama.
+
+    Returns:
+        The embedder and its provenance.
+    """
+    text = text or WordLlama()
+    settings = settings.suited(text, device)
+    shape = shape or encoder_shape(text)
+    attention, provenance = trained_attention(sources, device, settings, shape, text)
+    embedder = with_states(with_depths(attention, shape.depths), sources, settings)
+    documents = [document_embeddings(source, attention) for source in sources]
+    validation = Validation(sources[0], embedder, settings.document_tokens)
+    best = train_depths(
+        embedder,
+        pairs_of(sources, embedder),
+        torch.cat(documents),
+        validation,
+        validation.index(documents[0]),
+        settings,
+        checkpoint,
+    )
+    return embedder, {
+        **provenance,
+        "settings": settings.to_json(),
+        "depths": {"epoch": best.epoch, "validation nDCG@10": best.score},
+    }
+
+
+def trained_attention(
+    sources: Sequence[Collection],
+    device: torch.device | str,
+    settings: TrainingSettings,
+    shape: EncoderSettings | None = None,
+    text: TextEncoder | None = None,
+) -> Trained:
+    """A NON-MAW encoder after the first stage, in the cache: what all depths start from.
+
+    Encoders that differ in the second stage alone, such as one of a single depth, share it.
+
+    Args:
+        sources: see `train_encoder`.
+        device: where to train.
+        settings: of which those of the first stage count.
+        shape: of the encoder, whatever its depths; None is the default.
+        text: what the encoder stands on; None is WordLlama.
+
+    Returns:
+        The embedder and its provenance.
+    """
+    text = text or WordLlama()
+    settings = settings.suited(text, device)
+    shape = replace(shape or encoder_shape(text), depths=0)
+    about = {"settings": settings.of_attention(), "shape": shape.to_json()}
+    path = encoder_path("attention", sources, device, about, text)
+
+    def build() -> Trained:
+        log.info("training an encoder on %s", [source.name for source in sources])
+        embedder = untrained_embedder(sources[0].doc_texts, shape, text).to(device)
+        if settings.train_text_encoder:
+            embedder = replace(embedder, text=_trainable(text, settings, embedder.device))
+        embedder = with_states(embedder, sources, settings)
+        pairs = pairs_of(sources, embedder)
+        validation = Validation(sources[0], embedder, settings.document_tokens)
+        with torch.no_grad():
+            # The residual alone to begin with: training starts from plain pooling.
+            embedder.encoder.out_proj.weight.zero_()
+        best = train_attention(embedder, pairs, validation, settings, path)
+        embedder.encoder.eval().requires_grad_(False)
+        for weight in embedder.text.own_weights().values():
+            weight.requires_grad_(False)
+        return embedder, {
+            "collections": [source.provenance["content"] for source in sources],
+            "names": [source.name for source in sources],
+            "settings": settings.of_attention(),
+            "pairs": len(pairs.queries),
+            "attention": {"epoch": best.epoch, "validation nDCG@10": best.score},
+        }
+
+    return kept_encoder(path, device, build)
+
+
+def _trainable(text: TextEncoder, settings: TrainingSettings, device: torch.device) -> TextEncoder:
+    """A copy of the text encoder whose weights take gradients."""
+    if isinstance(text, Transformer):
+        longest = settings.query_tokens + settings.document_tokens
+        share = -(-settings.batch_size // processes())
+        trainable = text.trainable(share * longest, device)
+        if trainable.recompute:
+            log.info("memory is short: what the backward pass needs is computed again")
+        return trainable
+    return WordLlama(torch.nn.Parameter(WordLlama().embedding.clone().to(device)))
+
+
+def with_states(
+    embedder: Embedder, sources: Sequence[Collection], settings: TrainingSettings
+) -> Embedder:
+    """The embedder, which reads what is trained and judged on from disk where states are frozen."""
+    cut = replace(
+        embedder, query_tokens=settings.query_tokens, document_tokens=settings.document_tokens
+    )
+    for source in sources:
+        cut = with_document_states(with_query_states(cut, source), source)
+    # Queries are judged at the length at which they will be searched.
+    return with_query_states(replace(embedder, text=cut.text), sources[0])
+
+
+def with_depths(embedder: Embedder, depths: int) -> Embedder:
+    """The embedder with a MAW encoder of that many depths, whose standard attention is the same."""
+    encoder = MAWEncoder(replace(embedder.encoder.settings, depths=depths)).to(embedder.device)
+    encoder.load_state_dict(encoder.state_dict() | embedder.encoder.state_dict())
+    return replace(embedder, encoder=encoder.eval().requires_grad_(False))
+
+
+def grouping(sources: Sequence[Collection], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a key that says which query is in which group, where training asks for it."""
+    if "balance" not in settings:
+        return {}
+    return {"groups": [dict(source.groups.queries) for source in sources]}
+
+
+def encoder_path(
+    kind: str,
+    sources: Sequence[Collection],
+    device: torch.device | str,
+    about: Mapping[str, Any],
+    text: TextEncoder,
+) -> Path:
+    """Where an encoder is cached; the name holds a key of all it depends on."""
+    key = content_key(
+        {
+            "format": FORMAT,
+            "sources": [source.provenance["content"] for source in sources],
+            **grouping(sources, about["settings"]),
+            "text": text.name,
+            "device": torch.device(device).type,
+            **about,
+        }
+    )
+    return cache_home() / "encoders" / f"{kind}-{key}.safetensors"
+
+
+def kept_encoder(path: Path, device: torch.device | str, build: Callable[[], Trained]) -> Trained:
+    """The encoder at `path`, built if need be; checkpoints of a finished training go."""
+    embedder, provenance = cached(
+        path, build, lambda path, made: save_embedder(path, *made), load_embedder, together=True
+    )
+    with contextlib.suppress(OSError):  # left by a kill after the end; the cache may be read-only
+        if is_first():
+            forget_checkpoints(path)
+    return embedder.to(device), provenance
+
+
+def judges(collection: Collection, learned_from: bool) -> QuerySet:
+    """The queries that choose an encoder: all outside test that no candidate has learned from.
+
+    Args:
+        collection: for which an encoder is chosen.
+        learned_from: whether a candidate has learned from the collection's `encoder` split.
+    """
+    splits = ("validation", "train") if learned_from else ("validation", "train", "encoder")
+    parts = [collection.splits[split] for split in splits]
+    ids = tuple(query for part in parts for query in part.ids)
+    texts = tuple(text for part in parts for text in part.texts)
+    relevance = tuple(grades for part in parts for grades in part.relevance)
+    return QuerySet(ids[:JUDGES], texts[:JUDGES], relevance[:JUDGES])
+
+
+def choose(scores: Mapping[str, NDArray[np.floating]]) -> dict[str, Any]:
+    """The candidate of the largest mean, if it beats the untrained one by a standard error.
+
+    A candidate takes the untrained encoder's place only where its advantage, the mean difference of
+    the two over queries, exceeds the standard error of that mean: with few queries the largest mean
+    is often luck.
+
+    Args:
+        scores: nDCG@10 of each query (N,) by the candidate's name; one is `UNTRAINED`.
+
+    Returns:
+        JSON values: ``chosen``, ``queries`` (N), and of each of the ``candidates`` its mean
+        ``nDCG@10``, its ``advantage`` and the ``standard error`` of that (null of one query).
+    """
+    before = np.asarray(scores[UNTRAINED], np.float64)
+    chosen, best, candidates = UNTRAINED, before.mean() if len(before) else 0.0, {}
+    for name, values in scores.items():
+        difference = np.asarray(values, np.float64) - before
+        count = len(difference)
+        mean = float(np.mean(values)) if count else 0.0
+        advantage = float(difference.mean()) if count else 0.0
+        error = float(difference.std(ddof=1)) / math.sqrt(count) if count > 1 else None
+        candidates[name] = {"nDCG@10": mean, "advantage": advantage, "standard error": error}
+        if error is not None and advantage > error and mean > best:
+            chosen, best = name, mean
+    return {"chosen": chosen, "queries": len(before), "candidates": candidates}
 
 
 def trained_embedder(

@@ -9,15 +9,13 @@ from tiny_collection import PAIRS
 from torch import nn
 
 from maw_gym.corpora.collection import QuerySet
-from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import Embedder, untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.text import WordLlama
-from maw_gym.encoders.training import attention_stage
-from maw_gym.encoders.training.attention_stage import batches, contrastive_loss, train_attention
-from maw_gym.encoders.training.pairs import pairs_of
+from maw_gym.encoders.training import losses, stages
+from maw_gym.encoders.training.losses import batches, contrastive_loss, pairs_of
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.validation import Validation
+from maw_gym.encoders.training.stages import Validation, train_attention
 
 SHAPE = EncoderSettings(depths=3)
 QUICK = TrainingSettings(epochs=2, batch_size=12)
@@ -272,7 +270,7 @@ def test_a_loss_that_is_not_finite_is_noticed_a_step_later(tiny, embedder, monke
 
         return (partial(loss, step) for step in range(1, 9))
 
-    monkeypatch.setattr(attention_stage, "_losses", losses)
+    monkeypatch.setattr(stages, "_attention_losses", losses)
     with pytest.raises(FloatingPointError, match="loss nan in epoch 1"):
         train_attention(embedder, pairs_of([tiny], embedder), Told(0.0), replace(QUICK, epochs=4))
     assert steps == [1, 2, 3]
@@ -281,9 +279,7 @@ def test_a_loss_that_is_not_finite_is_noticed_a_step_later(tiny, embedder, monke
 def test_a_gpu_encodes_documents_in_fewer_groups():
     def groups(texts, device, recompute=False):
         text = SimpleNamespace(recompute=recompute)
-        return attention_stage._groups_of(
-            texts, SimpleNamespace(device=torch.device(device), text=text)
-        )
+        return losses._groups_of(texts, SimpleNamespace(device=torch.device(device), text=text))
 
     texts = [[7] * 1024] * 512
     assert groups(texts[:2], "cpu") == 4

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maw_gym.encoders.training.choice import choose, judges
+from maw_gym.encoders.training.selection import choose, judges
 
 
 def test_a_clear_advantage_wins():
@@ -60,5 +60,5 @@ def test_judges_have_been_learned_from_by_nobody(tiny):
 
 
 def test_so_many_judges_at_most(tiny, monkeypatch):
-    monkeypatch.setattr("maw_gym.encoders.training.choice.JUDGES", 3)
+    monkeypatch.setattr("maw_gym.encoders.training.selection.JUDGES", 3)
     assert judges(tiny, True).ids == (*tiny.splits["validation"].ids, *tiny.splits["train"].ids)[:3]

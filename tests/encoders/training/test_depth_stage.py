@@ -6,19 +6,17 @@ import torch
 from tiny_collection import PAIRS
 
 from maw_gym.corpora.collection import QuerySet
-from maw_gym.encoders.attention_encoders import temperatures
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
-from maw_gym.encoders.training.depth_stage import (
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings, temperatures
+from maw_gym.encoders.training.losses import (
     DepthWeights,
     depth_loss,
     judged_queries,
     listwise_loss,
-    train_depths,
+    pairs_of,
 )
-from maw_gym.encoders.training.pairs import pairs_of
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.validation import Validation
+from maw_gym.encoders.training.stages import Validation, train_depths
 from maw_gym.errors import InputError
 
 SHAPE = EncoderSettings(depths=3)

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from maw_gym.corpora.collection import NO_QUERIES, QuerySet
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
-from maw_gym.encoders.training import validation as encoder_validation
-from maw_gym.encoders.training.validation import Validation
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings
+from maw_gym.encoders.training import stages as encoder_validation
+from maw_gym.encoders.training.stages import Validation
 from maw_gym.tables.task import RetrievalTask
 
 

@@ -3,10 +3,10 @@ import torch
 
 from maw_gym.corpora import Collection
 from maw_gym.corpora.collection import Groups
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.training.pairs import epoch_rows, pairs_of
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.training.losses import epoch_rows, pairs_of
+from maw_gym.encoders.training.selection import grouping
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import grouping
 from maw_gym.errors import InputError
 
 

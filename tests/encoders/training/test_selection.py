@@ -7,15 +7,18 @@ import pytest
 import torch
 
 from maw_gym.corpora.collection import NO_QUERIES
-from maw_gym.encoders.attention_encoders import MAWEncoder, NonMAWEncoder
-from maw_gym.encoders.documents import document_embeddings
-from maw_gym.encoders.encoder_files import untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.files import document_embeddings
+from maw_gym.encoders.maw import EncoderSettings, MAWEncoder, NonMAWEncoder
 from maw_gym.encoders.text import load_text_encoder
-from maw_gym.encoders.training import attention_stage, selection
-from maw_gym.encoders.training.selection import trained_embedder
+from maw_gym.encoders.training import selection, stages
+from maw_gym.encoders.training.selection import (
+    train_encoder,
+    trained_attention,
+    trained_embedder,
+    with_depths,
+)
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import train_encoder, trained_attention, with_depths
 
 QUICK = TrainingSettings(epochs=1, depth_epochs=1, batch_size=4)
 
@@ -24,10 +27,8 @@ QUICK = TrainingSettings(epochs=1, depth_epochs=1, batch_size=4)
 def steps(monkeypatch):
     """Counts the batches of the first stage."""
     done = []
-    original = attention_stage.batch_loss
-    monkeypatch.setattr(
-        attention_stage, "batch_loss", lambda *given: done.append(1) or original(*given)
-    )
+    original = stages.batch_loss
+    monkeypatch.setattr(stages, "batch_loss", lambda *given: done.append(1) or original(*given))
     return done
 
 

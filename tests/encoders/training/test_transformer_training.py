@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maw_gym.encoders.encoder_files import encoder_shape, untrained_embedder
+from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
+from maw_gym.encoders.files import StoredStates
 from maw_gym.encoders.text import WordLlama, load_text_encoder
-from maw_gym.encoders.text.states import StoredStates
 from maw_gym.encoders.training import selection
-from maw_gym.encoders.training.selection import trained_embedder
+from maw_gym.encoders.training.selection import train_encoder, trained_attention, trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import train_encoder, trained_attention
-from maw_gym.encoders.training.validation import Validation
+from maw_gym.encoders.training.stages import Validation
 from maw_gym.errors import InputError
 from maw_gym.tables.task import RetrievalTask
 
@@ -48,15 +47,13 @@ def test_the_attention_over_a_frozen_transformer_learns(tiny, text):
 
 
 def test_its_states_are_computed_once(tiny, text, home, monkeypatch):
-    batches = []
-    computed = StoredStates._computed
+    texts = []
+    build = StoredStates._build
     monkeypatch.setattr(
-        StoredStates,
-        "_computed",
-        lambda stored, rows: batches.append(len(rows)) or computed(stored, rows),
+        StoredStates, "_build", lambda stored: texts.append(stored._different()) or build(stored)
     )
     train_encoder([tiny], "cpu", SETTINGS, encoder_shape(text, depths=3), text=text)
-    assert sum(batches) == 24 + 30  # the queries of all splits and the documents
+    assert sum(map(len, texts)) == 24 + 30  # the queries of all splits and the documents
     monkeypatch.setattr(text.model, "forward", lambda **_: pytest.fail("computed again"))
     embedder = untrained_embedder(tiny.doc_texts, encoder_shape(text, depths=2), text)
     for split in ("train", "test"):
@@ -70,7 +67,7 @@ def test_other_cuts_have_other_states(tiny, text, home):
     embedder, _ = trained_attention([tiny], "cpu", short, text=text)
     assert (embedder.query_tokens, embedder.document_tokens) == (64, 96)
     # Pairs are cut at 4 and 8, queries of validation at 64.
-    assert len(list((home / "states").glob("*.npy"))) == 3
+    assert len(list((home / "states").glob("*.safetensors"))) == 3
 
 
 def test_a_trained_encoder_is_read_from_the_cache(tiny, text, monkeypatch):
@@ -103,7 +100,7 @@ def test_the_transformer_is_trained_with_the_first_stage(tiny, text, home):
     assert not any(name.startswith("pooler.") for name in moved)
     assert provenance["settings"]["train_text_encoder"]
     # Documents are read once, for their index; of queries the states are kept for the depths.
-    assert len(list((home / "states").glob("*.npy"))) == 1
+    assert len(list((home / "states").glob("*.safetensors"))) == 1
     # The one that it was made from is as it was.
     assert text.name == tuned.name
     assert not text.tuned
@@ -154,7 +151,7 @@ def test_recomputing_activations_changes_nothing(tiny, text, home, monkeypatch):
     settings = replace(TUNED, epochs=1)
     plenty, provenance = trained_attention([tiny], "cpu", settings, text=text)
     monkeypatch.setenv("MAW_GYM_HOME", str(home / "other"))
-    monkeypatch.setattr("maw_gym.encoders.text.transformer.free_memory", lambda device: 1)
+    monkeypatch.setattr("maw_gym.encoders.transformer.free_memory", lambda device: 1)
     little, _ = trained_attention([tiny], "cpu", settings, text=text)
     assert provenance["attention"]["epoch"] == 1
     assert plenty.fingerprint() == little.fingerprint()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maw_gym.encoders.encoder_files import encoder_shape, untrained_embedder
+from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
 from maw_gym.encoders.text import load_text_encoder, padded
 from maw_gym.errors import InputError
 

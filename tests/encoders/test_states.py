@@ -1,16 +1,16 @@
 """Hidden states on disk: computed once, and the same numbers as without."""
 
-import json
 import logging
 
 import numpy as np
 import pytest
 import torch
 
-from maw_gym.encoders.collection_states import with_document_states, with_query_states
-from maw_gym.encoders.encoder_files import encoder_shape, untrained_embedder
-from maw_gym.encoders.text import load_text_encoder, padded, states
-from maw_gym.encoders.text.states import StoredStates
+from maw_gym.encoders import files
+from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
+from maw_gym.encoders.files import StoredStates, with_document_states, with_query_states
+from maw_gym.encoders.text import load_text_encoder, padded
+from maw_gym.encoders.transformer import Transformer
 
 CPU = torch.device("cpu")
 TEXTS = ["how bees make honey", "bread", "", "the moon", "bread", "a tide of honey"]
@@ -28,20 +28,18 @@ def text(tiny_transformer):
 
 
 class Noted:
-    """The computation of states, noted, and cut short after `batches`."""
+    """The computations of states, noted."""
 
-    def __init__(self, monkeypatch, batches=100):
-        self.batches = batches
+    def __init__(self, monkeypatch):
         self.rows = []
-        computed = StoredStates._computed
+        hidden = Transformer.hidden
 
-        def noted(stored, rows):
-            if len(self.rows) == self.batches:
-                raise KeyboardInterrupt
-            self.rows.append([len(row) for row in rows])
-            return computed(stored, rows)
+        def noted(text, ids, mask=None):
+            if not text.states and mask is not None:
+                self.rows.append(mask.sum(1).tolist())
+            return hidden(text, ids, mask)
 
-        monkeypatch.setattr(StoredStates, "_computed", noted)
+        monkeypatch.setattr(Transformer, "hidden", noted)
 
 
 def stored(text, texts=TEXTS, about="some"):
@@ -58,23 +56,22 @@ def test_states_are_the_computed_ones_in_half_precision(home, text):
     for one in filter(None, TEXTS):
         expected = text.hidden(torch.tensor(text.tokenize([one])))[0]
         found = find(known, one)
-        assert found.dtype == np.float16
-        assert np.abs(found - expected.numpy()).max() < 2e-3  # 11 bits of numbers below 4
+        assert found.dtype == torch.float16
+        assert (found - expected).abs().max() < 2e-3  # 11 bits of numbers below 4
     assert find(known, "honey") is None
 
 
 def test_each_text_is_computed_once_in_batches_of_similar_length(home, text, monkeypatch):
     noted = Noted(monkeypatch)
-    monkeypatch.setattr(states, "BATCH_TOKENS", 12)
+    monkeypatch.setattr(files, "STATES_TOKENS", 12)
     find(stored(text), "bread")
     # Of the equal texts only one, and none of the empty text.
     assert noted.rows == [[3, 4], [6, 6]]
-    numbers = np.load(next(home.glob("*.npy")))
-    assert (numbers.dtype, numbers.shape) == (np.float16, (19, 24))
+    assert len(list(home.glob("*.safetensors"))) == 1
 
 
 def test_another_process_reads_the_file(home, text, monkeypatch):
-    first = find(stored(text), "bread").copy()
+    first = find(stored(text), "bread").clone()
     noted = Noted(monkeypatch)
     again = StoredStates(text, {"texts": "some"}, pytest.fail, CPU, "states")
     assert (find(again, "bread") == first).all()
@@ -89,50 +86,22 @@ def test_another_process_reads_the_file(home, text, monkeypatch):
     assert len(noted.rows) == 2
 
 
-def test_a_stopped_computation_goes_on(home, text, monkeypatch):
-    monkeypatch.setattr(states, "BATCH_TOKENS", 6)
-    monkeypatch.setattr(states, "SAVED_TOKENS", 5)
-    with monkeypatch.context() as patch:
-        Noted(patch, batches=2)
-        with pytest.raises(KeyboardInterrupt):
-            find(stored(text), "bread")
-    assert not list(home.glob("*.json"))
-    noted = Noted(monkeypatch)
-    known = stored(text)
-    found = find(known, "how bees make honey")
-    assert sum(len(rows) for rows in noted.rows) == 2
-    assert not list(home.glob("*.progress"))
-    monkeypatch.setenv("MAW_GYM_HOME", str(home / "elsewhere"))
-    assert (find(stored(text), "how bees make honey") == found).all()
-    assert (known._states == np.load(next((home / "elsewhere" / "states").glob("*.npy")))).all()
-
-
-@pytest.mark.parametrize("what", ["number", "texts", "gone", "another file"])
-def test_damaged_files_are_made_anew(home, text, what, caplog):
-    before = find(stored(text), "bread").copy()
-    numbers, about = next(home.glob("*.npy")), next(home.glob("*.json"))
-    if what == "number":
-        data = bytearray(numbers.read_bytes())
-        data[-1] ^= 64
-        numbers.write_bytes(data)
-    elif what == "texts":
-        about.write_text(json.dumps({"texts": [["00", 3]], "crc32": 0}))
-    elif what == "gone":
-        numbers.unlink()
-    else:
-        np.save(numbers, np.zeros((3, 24), np.float32))
-    caplog.set_level(logging.WARNING)
+def test_a_damaged_file_is_made_anew(home, text, caplog):
+    before = find(stored(text), "bread").clone()
+    (path,) = home.glob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 64
+    path.write_bytes(data)
     assert (find(stored(text), "bread") == before).all()
-    assert "does not hold hidden states" in caplog.text
-    assert (find(stored(text), "bread") == before).all()
+    assert "it is made anew" in caplog.text
 
 
 def test_states_that_would_take_too_much_are_not_kept(home, text, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(states, "LARGEST", 2 * 24 * 18)
+    monkeypatch.setattr(files, "LARGEST_STATES", 2 * 24 * 18)
     assert find(stored(text), "bread") is None
-    assert "states would take 0 MB and are not kept" in caplog.messages
-    assert not list(home.glob("*.npy"))
+    assert "states would take 0 MB and are not cached" in caplog.messages
+    assert not list(home.glob("*"))
 
 
 def test_no_text(home, text):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_transformer import POSITIONS, WIDTH, write_tiny_transformer
 
-from maw_gym.encoders.embedder import Embedder
-from maw_gym.encoders.encoder_files import encoder_shape, untrained_embedder
-from maw_gym.encoders.text import Transformer, load_text_encoder, padded
+from maw_gym.encoders.embedder import Embedder, encoder_shape, untrained_embedder
+from maw_gym.encoders.text import load_text_encoder, padded
+from maw_gym.encoders.transformer import Transformer
 from maw_gym.errors import InputError
 
 TEXTS = ["how bees make honey", "", "bread", "  \n", "The MOON!", "a tide of honey " * 30]
@@ -146,7 +146,7 @@ def test_settings_beyond_the_models_positions_are_refused(text):
 
 @pytest.mark.parametrize("free", [10**9, 10**4], ids=["plenty of memory", "little memory"])
 def test_a_trainable_copy_has_the_models_gradient(text, monkeypatch, free):
-    monkeypatch.setattr("maw_gym.encoders.text.transformer.free_memory", lambda device: free)
+    monkeypatch.setattr("maw_gym.encoders.transformer.free_memory", lambda device: free)
     trained = text.trainable(1000, torch.device("cpu"))
     # 4 bytes * 24 * width 24 * 2 layers * 1000 tokens are 4.6 MB.
     assert trained.recompute is (free == 10**4)
@@ -172,16 +172,14 @@ def test_a_trainable_copy_has_the_models_gradient(text, monkeypatch, free):
 
 def test_what_is_kept_on_a_gpu_takes_half_as_much(text, monkeypatch):
     # Half of 8 MB is less than the 4.6 MB above, and more than 2.3 MB.
-    monkeypatch.setattr("maw_gym.encoders.text.transformer.free_memory", lambda device: 8 * 10**6)
+    monkeypatch.setattr("maw_gym.encoders.transformer.free_memory", lambda device: 8 * 10**6)
     assert text.trainable(1000, torch.device("cpu")).recompute
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
     assert not text.trainable(1000, torch.device("cuda")).recompute
 
 
 def test_a_copy_in_training_is_no_longer_the_packaged_model(text):
-    packaged = Transformer(
-        "minilm-0", text.model, text.tokenizer, text.positions, text.pad, packaged=True
-    )
+    packaged = Transformer("minilm-0", text.model, text.fast_tokenizer, packaged=True)
     assert packaged.own_weights() == {}
     trained = packaged.trainable(10, torch.device("cpu"))
     assert set(trained.own_weights()) == set(text.weights())
@@ -227,9 +225,14 @@ def message(name):
 
 def test_an_unknown_model():
     # Without a network and without it in the cache of the hub.
-    assert message("maw-gym/no-such-model").startswith(
-        "unknown text encoder 'maw-gym/no-such-model' ("
-    )
+    found = message("maw-gym/no-such-model")
+    assert found.startswith("unknown text encoder 'maw-gym/no-such-model': no such folder, and no")
+
+
+def test_a_typing_error_asks_no_hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    assert message("minilmm") == "unknown text encoder 'minilmm'; did you mean 'minilm'?"
+    assert message("word-llama") == "unknown text encoder 'word-llama'; did you mean 'wordllama'?"
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "~/nowhere-at-all", ""])
@@ -240,7 +243,7 @@ def test_a_folder_that_is_not_there(name):
 def test_a_folder_that_holds_no_model(tmp_path):
     assert "has no weights; save it with save_pretrained" in message(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert message(tmp_path).startswith(f"unknown text encoder {str(tmp_path)!r} (")
+    assert "no configuration of a text encoder" in message(tmp_path)
 
 
 def test_a_folder_without_weights(tmp_path):
@@ -259,7 +262,7 @@ def test_damaged_weights(tmp_path):
     folder = write_tiny_transformer(tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert message(folder).startswith("unknown text encoder ")
+    assert message(folder).startswith(f"text encoder {str(folder)!r} cannot be read (")
 
 
 def test_weights_of_another_architecture(tmp_path):
@@ -295,7 +298,43 @@ def test_a_model_that_would_bring_its_own_code(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModel": "code.M"}}
     (folder / "config.json").write_text(json.dumps(config))
-    assert message(folder).startswith("unknown text encoder ")
+    assert message(folder).startswith(f"text encoder {str(folder)!r} cannot be read (")
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    folder = write_tiny_transformer(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90000000\n")
+    assert (
+        message(folder) == f"{weights} is a pointer of git-lfs, not the weights; run git lfs pull"
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_labels": 10**12},
+        {"num_hidden_layers": 10**9},
+        {"max_position_embeddings": 10**8},
+        {"vocab_size": 10**12},
+        {"hidden_size": "24"},
+        {"num_attention_heads": 7},
+        {"model_type": "mine"},
+        {"model_type": None},
+    ],
+)
+def test_a_configuration_that_is_not_of_the_weights(tmp_path, changes):
+    folder = write_tiny_transformer(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    assert message(folder).startswith(f"text encoder {str(folder)!r}")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"model": {"type": "WordPiece"}}', "\0" * 99])
+def test_a_tokenizer_file_that_raises_from_inside(tmp_path, content):
+    folder = write_tiny_transformer(tmp_path / "model")
+    (folder / "tokenizer.json").write_text(content)
+    assert message(folder).startswith(f"text encoder {str(folder)!r}")
 
 
 @pytest.mark.parametrize("kind", ["t5", "vit"])

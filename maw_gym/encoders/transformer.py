@@ -1,0 +1,402 @@
+"""Transformer: the last hidden states of a pretrained model, frozen or trained along.
+
+A model is a folder as `save_pretrained` writes it. Weights are read from safetensors alone, no code
+of a model's own is run, and nothing is downloaded. transformers is imported on first use.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from maw_gym.corpora.collection import encodable
+from maw_gym.errors import InputError
+from maw_gym.files import check_readable
+
+# Numbers held for the backward pass, per token, layer and unit of width, by kind of attention:
+# measured on MiniLM, and on DeBERTa, whose attention holds most.
+HELD_NUMBERS: Final = {"sdpa": 24, "eager": 48}
+NO_LIMIT: Final = 1_000_000  # tokenizers that know no longest text say 1e30
+MOST_LAYERS: Final = 200
+MOST_OF_ANYTHING: Final = 100_000  # heads, labels, ...: a configuration may claim any number
+LARGEST_CONFIG: Final = 2**24  # bytes
+BESIDE_WEIGHTS: Final = 2**28  # bytes of a model that its weights need not have, such as masks
+PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
+POINTER: Final = b"version https://git-lfs"
+FILES: Final = "config.json, tokenizer.json and model.safetensors"
+
+
+class TokenStates(Protocol):
+    """Hidden states of some texts that were computed before."""
+
+    def find(self, ids: NDArray[np.int64]) -> Tensor | None:
+        """States (n, h) of a text's n token ids, or None where the text is not known."""
+        ...
+
+
+class Transformer:
+    """A pretrained transformer behind the `TextEncoder` protocol.
+
+    Args:
+        name: what cache keys and messages call it.
+        model: of `transformers.AutoModel`; is put into eval mode, so that training has no dropout
+            and can be resumed exactly.
+        tokenizer: the model's own, a fast one of transformers.
+        packaged: whether an installed package has these very weights, so that they need not be
+            saved.
+        tuned: whether they were trained here, on the pairs of a collection.
+    """
+
+    static = False
+
+    def __init__(
+        self, name: str, model: Any, tokenizer: Any, packaged: bool = False, tuned: bool = False
+    ) -> None:
+        self.name = name
+        self.model: Any = model.eval().requires_grad_(False)
+        self.config = model.config
+        self.fast_tokenizer = tokenizer
+        self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
+        self.positions = _positions(model, tokenizer.model_max_length)
+        self.pad: int = tokenizer.pad_token_id or 0
+        self.packaged = packaged
+        self.tuned = tuned
+        self.recompute = False
+        self.states: tuple[TokenStates, ...] = ()
+        self.width = int(self.config.hidden_size)
+        self.heads = int(self.config.num_attention_heads)
+        self.vocabulary = int(model.get_input_embeddings().num_embeddings)
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        special = self.tokenizer.encode("a").special_tokens_mask
+        self._opening = special.index(0) if 0 in special else 0
+        self._closing = special[::-1].index(0) if 0 in special else 0
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text between the tokenizer's special tokens; empty texts have none."""
+        few = self._opening + self._closing
+        encodings = self.tokenizer.encode_batch_fast([encodable(text) for text in texts])
+        return [encoding.ids if len(encoding) > few else [] for encoding in encodings]
+
+    def cut(self, ids: Sequence[int], limit: int) -> list[int]:
+        """The first `limit` token ids, of which the last ones are the closing special tokens."""
+        if len(ids) <= limit:
+            return list(ids)
+        closing = list(ids[len(ids) - self._closing :])[:limit]
+        return [*ids[: limit - len(closing)], *closing]
+
+    def hidden(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Last hidden states (B, S, h) float32 of the token ids (B, S); see `TextEncoder`."""
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        known = self._known(ids, mask) if self.states else None
+        if known is not None:
+            return known
+        # Attention over no token at all is not a number.
+        attended = mask.clone()
+        attended[:, 0] = True
+        given = ids.masked_fill(~attended, self.pad)
+        training = self.trained and torch.is_grad_enabled()
+        self.model.to(ids.device)
+        states: Tensor
+        with torch.autocast("cuda", torch.bfloat16, enabled=training and ids.is_cuda):
+            if training and self.recompute:
+                states = checkpoint(self._run, given, attended, use_reentrant=False)
+            else:
+                states = self._run(given, attended)
+        return states.float()
+
+    def _known(self, ids: Tensor, mask: Tensor) -> Tensor | None:
+        """States (B, S, h) from `states`, or None where one of the texts is in none of them."""
+        result = torch.zeros(*ids.shape, self.width, dtype=torch.float16)
+        lengths = mask.sum(1).tolist()
+        for row, (text, length) in enumerate(zip(ids.cpu().numpy(), lengths, strict=True)):
+            if length:
+                found = (states.find(text[:length]) for states in self.states)
+                known = next((one for one in found if one is not None), None)
+                if known is None:
+                    return None
+                result[row, :length] = known
+        return result.to(ids.device).float()
+
+    def _run(self, ids: Tensor, mask: Tensor) -> Tensor:
+        found: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return found
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The tokenizer's own form of each token id."""
+        return [self.tokenizer.id_to_token(token) or f"<{token}>" for token in ids]
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights take gradients."""
+        return bool(next(self.model.parameters()).requires_grad)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and floating-point buffers that are saved, tied ones once."""
+        saved = set(self.model.state_dict())
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return {name: t for name, t in named if name in saved and t.is_floating_point()}
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """All weights, or none where an installed package has them."""
+        return {} if self.packaged else self.weights()
+
+    def trainable(self, tokens: int, device: torch.device) -> "Transformer":
+        """A copy whose weights take gradients.
+
+        Args:
+            tokens: of one training step. Where what they leave for the backward pass would take
+                more than half of the free memory, it is computed again instead.
+            device: where it is trained.
+        """
+        text = copy.copy(self)
+        text.states, text.packaged, text.tuned = (), False, True
+        text.model = copy.deepcopy(self.model).to(device).requires_grad_(True)
+        layers = int(self.config.num_hidden_layers)
+        kind = "sdpa" if self.config._attn_implementation == "sdpa" else "eager"
+        size = 4 if device.type == "cpu" else 2  # bytes; on a GPU most numbers are bfloat16
+        needed = size * HELD_NUMBERS[kind] * self.width * layers * tokens
+        text.recompute = needed > free_memory(device) / 2
+        return text
+
+    def knowing(self, *states: TokenStates) -> "Transformer":
+        """The same text encoder, which looks states up before it computes them."""
+        text = copy.copy(self)
+        text.states = states
+        return text
+
+    def save(self, folder: Path) -> None:
+        """Write model, configuration and tokenizer to a folder, for `load_transformer`."""
+        with _quietly(library(self.name)):
+            self.model.save_pretrained(folder)
+            self.fast_tokenizer.save_pretrained(folder)
+
+
+def load_transformer(name: str, folder: Path) -> Transformer:
+    """The frozen transformer that `save_pretrained` wrote to a folder.
+
+    Args:
+        name: of the transformer, also in messages.
+        folder: with configuration, tokenizer and weights in safetensors.
+
+    Raises:
+        InputError: transformers is not installed, or the folder holds no text encoder that can be
+            used.
+    """
+    transformers = library(name)
+    _check_files(name, folder)
+    own = {"local_files_only": True, "trust_remote_code": False}
+    with _refusing(f"text encoder {name!r} cannot be read"), _quietly(transformers):
+        _check_numbers(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        config = transformers.AutoConfig.from_pretrained(folder, **own)
+        _check_kind(transformers, name, config)
+        _check_size(transformers, name, config, folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own)
+        model, report = _with_attention(
+            lambda kind: transformers.AutoModel.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                attn_implementation=kind,
+                **own,
+            )
+        )
+    # The last hidden states do not pass through the pooler.
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing or report["mismatched_keys"]:
+        wrong = missing or sorted(str(key) for key in report["mismatched_keys"])
+        raise InputError(
+            f"text encoder {name!r}: its weights are not those of its config.json, {len(wrong)} do"
+            f" not fit, such as {wrong[0]}; save model and configuration together"
+        )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    # Without its files a tokenizer is made that knows special tokens and nothing else.
+    if not isinstance(backend, Tokenizer) or not set(backend.get_vocab()) - set(
+        tokenizer.all_special_tokens
+    ):
+        raise InputError(
+            f"text encoder {name!r} has no tokenizer.json; save the tokenizer beside the model"
+        )
+    with _refusing(f"text encoder {name!r} cannot encode"):
+        text = Transformer(name, model, tokenizer)
+        _check_fit(text)
+    return text
+
+
+def _check_fit(text: Transformer) -> None:
+    """Refuse a tokenizer and a model that do not belong together, after encoding a word."""
+    most = max(text.tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if most >= text.vocabulary:
+        raise InputError(
+            f"text encoder {text.name!r}: its tokenizer has token ids up to {most}, its model"
+            f" embeds {text.vocabulary}; save the two that belong together"
+        )
+    if not 0 <= text.pad < text.vocabulary or (text.positions is not None and text.positions < 1):
+        raise ValueError(f"padding {text.pad}, texts of {text.positions} tokens")
+    (ids,) = text.tokenize(["word"])
+    with torch.no_grad():
+        shape = tuple(text.hidden(torch.tensor([ids])).shape)
+    if shape != (1, len(ids), text.width):
+        raise InputError(
+            f"text encoder {text.name!r} gives states of shape {shape} for {len(ids)} tokens and a"
+            f" width of {text.width}; give an encoder such as BERT"
+        )
+
+
+def library(name: str) -> Any:
+    """Transformers.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise InputError(
+            f"text encoder {name!r} needs transformers; pip install 'maw_gym[transformers]'"
+        ) from None
+    return transformers
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """One line in the place of whatever transformers or tokenizers raise."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except BaseException as error:
+        # What tokenizers' Rust code raises in a panic is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__).strip()
+        raise InputError(f"{what} ({reason}); give a folder with {FILES}") from None
+
+
+@contextmanager
+def _quietly(transformers: Any) -> Iterator[None]:
+    """Without transformers' progress bars and reports; and missing poolers are always the same."""
+    log = transformers.utils.logging
+    level, bar = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+    finally:
+        log.set_verbosity(level)
+        if bar:
+            log.enable_progress_bar()
+
+
+def _with_attention(make: Any) -> Any:
+    """`make` of the fastest attention that the architecture has.
+
+    The name is always given: one in a configuration may be that of a kernel on a hub.
+    """
+    try:
+        return make("sdpa")
+    except ValueError:
+        return make("eager")
+
+
+def _check_files(name: str, folder: Path) -> None:
+    """Refuse a folder without weights in safetensors, or with pointers to them."""
+    names = sorted(path.name for path in folder.iterdir())
+    weights = [file for file in names if file.endswith(".safetensors")]
+    if not weights:
+        pickled = [file for file in names if file.endswith(PICKLES)]
+        found = f"only {pickled[0]}, whose reading may run code" if pickled else "no weights"
+        raise InputError(
+            f"text encoder {name!r} has {found}; save it with save_pretrained as model.safetensors"
+        )
+    for file in weights:
+        check_readable(folder / file, "weights file")
+        with (folder / file).open("rb") as opened:
+            if opened.read(len(POINTER)) == POINTER:
+                raise InputError(
+                    f"{folder / file} is a pointer of git-lfs, not the weights; run git lfs pull"
+                )
+    check_readable(folder / "config.json", "configuration of a text encoder", LARGEST_CONFIG)
+
+
+def _check_numbers(config: Any) -> None:
+    """Refuse counts in a configuration that would take all memory before there is a model."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        _check_numbers(value)
+        if name.startswith(("num_", "n_")) and isinstance(value, (int, float)):
+            most = MOST_LAYERS if "layer" in name else MOST_OF_ANYTHING
+            if not 0 <= value <= most:
+                raise ValueError(f"{name} {value} of config.json is not one of 0 to {most}")
+
+
+def _check_kind(transformers: Any, name: str, config: Any) -> None:
+    """Refuse architectures whose last hidden states are not one per token of a text."""
+    try:
+        architecture = transformers.MODEL_MAPPING[type(config)]
+    except KeyError:
+        raise InputError(f"text encoder {name!r} is a {config.model_type}, unknown here") from None
+    architecture = architecture[0] if isinstance(architecture, (list, tuple)) else architecture
+    of_text = getattr(architecture, "main_input_name", "") == "input_ids"
+    wanted = ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    if not of_text or config.is_encoder_decoder or not all(hasattr(config, key) for key in wanted):
+        raise InputError(
+            f"text encoder {name!r} is a {config.model_type}, which has not one last hidden state"
+            " per token; give an encoder such as BERT"
+        )
+
+
+def _check_size(transformers: Any, name: str, config: Any, folder: Path) -> None:
+    """Refuse a configuration that asks for far more memory than there are weights."""
+    with torch.device("meta"):
+        model = _with_attention(
+            lambda kind: transformers.AutoModel.from_config(
+                config, trust_remote_code=False, attn_implementation=kind
+            )
+        )
+    wanted = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if wanted > 4 * weights + BESIDE_WEIGHTS:  # one byte a number, at least, may be stored
+        raise InputError(
+            f"text encoder {name!r}: its config.json asks for {wanted >> 20} MB, its weights have"
+            f" {weights >> 20}; save the two that belong together"
+        )
+
+
+def _positions(model: Any, longest: float) -> int | None:
+    """Tokens of the longest text that a model can read."""
+    known = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    if known is not None and padding is not None:
+        known -= padding + 1  # RoBERTa counts from there
+    limits = [int(limit) for limit in (known, longest) if limit and 0 < limit < NO_LIMIT]
+    return min(limits, default=None)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on a device now."""
+    if device.type == "cuda":
+        # What torch holds and does not use is free too.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    try:
+        # What the file cache gives back counts: SC_AVPHYS_PAGES leaves it out.
+        entries = Path("/proc/meminfo").read_text().splitlines()
+        (kilobytes,) = (line.split()[1] for line in entries if line.startswith("MemAvailable:"))
+        return int(kilobytes) * 1024
+    except (OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -24,8 +24,9 @@ from agents.sb3.training_state import training_state
 from agents.sb3.vec_env import to_sb3
 from maw_gym import files
 from maw_gym.checkpoints import Checkpoints
-from maw_gym.encoders.encoder_files import load_embedder, save_embedder, untrained_embedder
-from maw_gym.encoders.encoder_settings import EncoderSettings
+from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.files import load_embedder, save_embedder
+from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.files import fingerprint, read_json, write_json

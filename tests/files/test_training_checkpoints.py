@@ -7,7 +7,7 @@ import torch
 
 from maw_gym.checkpoints import Best, EpochCheckpoints, Progress
 from maw_gym.encoders.maw import EncoderSettings
-from maw_gym.encoders.training import attention_stage, depth_stage, selection
+from maw_gym.encoders.training import selection, stages
 from maw_gym.encoders.training.selection import train_encoder, trained_attention, trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.stages import Validation
@@ -50,8 +50,8 @@ def steps(monkeypatch):
     def counted(loss):
         return lambda *given: done.append(1) or loss(*given)
 
-    monkeypatch.setattr(attention_stage, "batch_loss", counted(attention_stage.batch_loss))
-    monkeypatch.setattr(depth_stage, "depth_loss", counted(depth_stage.depth_loss))
+    monkeypatch.setattr(stages, "batch_loss", counted(stages.batch_loss))
+    monkeypatch.setattr(stages, "depth_loss", counted(stages.depth_loss))
     return done
 
 

@@ -10,7 +10,7 @@ from maw_gym.corpora.collection import NO_QUERIES
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.files import document_embeddings
 from maw_gym.encoders.maw import EncoderSettings, MAWEncoder, NonMAWEncoder
-from maw_gym.encoders.text import load_text_encoder
+from maw_gym.encoders.text import WordLlama, load_text_encoder
 from maw_gym.encoders.training import selection, stages
 from maw_gym.encoders.training.selection import (
     train_encoder,
@@ -200,3 +200,12 @@ def test_candidates(tiny, monkeypatch):
     small = tiny._replace(splits={**tiny.splits, "encoder": NO_QUERIES})
     assert selection._candidates(small) == {"pydocs": [pydocs]}
     assert selection._candidates(pydocs) == {"own pairs": [pydocs]}
+
+
+def test_few_queries_train_no_transformer_on_pydocs(tiny, tiny_transformer, monkeypatch):
+    over, pydocs = load_text_encoder(str(tiny_transformer)), {"pydocs": [tiny]}
+    assert selection._worth_training(pydocs, tiny, over) == {}
+    assert selection._worth_training(pydocs, tiny, WordLlama()) == pydocs
+    assert selection._worth_training({"own pairs": [tiny]}, tiny, over) == {"own pairs": [tiny]}
+    monkeypatch.setattr(selection, "JUDGES_OF_TRANSFORMERS", 10)
+    assert selection._worth_training(pydocs, tiny, over) == pydocs

@@ -6,6 +6,7 @@ qrels/train.tsv, dev.tsv and test.tsv have query id, document id and an integer 
 line of headings or none.
 """
 
+import csv
 import json
 import logging
 import os
@@ -36,7 +37,7 @@ PARTS: Final = {
     "test.tsv": "test",
 }
 LONGEST_LINE: Final = 2**28  # bytes; a document of that length is a mistake
-HEADINGS: Final = ("query-id", "query_id", "qid")
+HEADINGS: Final = ("query-id", "query_id", "queryid", "qid", "query")
 
 
 def read_beir_folder(folder: Path) -> Source:
@@ -55,6 +56,13 @@ def read_beir_folder(folder: Path) -> Source:
     files = _qrels_files(folder)
     for part, path in files.items():
         judgments = list(_judgments(path))
+        grades: dict[tuple[str, str], int] = {}
+        for query_id, doc_id, grade in judgments:
+            if grades.setdefault((query_id, doc_id), grade) != grade:
+                raise InputError(
+                    f"{path}: document {doc_id!r} has two grades for query {query_id!r},"
+                    f" {grades[query_id, doc_id]} and {grade}; leave one"
+                )
         # queries.jsonl holds the queries of all subsets: those not judged here are not missing.
         judged = {query_id for query_id, _, _ in judgments}
         texts = ((query_id, text) for query_id, text in queries.items() if query_id in judged)
@@ -131,9 +139,12 @@ def _qrels_files(folder: Path) -> dict[str, Path]:
 def _judgments(path: Path) -> Iterator[tuple[str, str, int]]:
     for number, line in _lines(path):
         try:
-            cells = line.decode("utf-8-sig").strip("\r\n").split("\t")
+            text = line.decode("utf-8-sig").strip("\r\n")
+            cells = next(csv.reader([text], delimiter="\t"), [])  # quoted as BEIR reads it
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
+        except csv.Error:  # carriage returns alone, a field without an end
+            cells = []
         if len(cells) != 3:
             raise InputError(
                 f"{path}, line {number}: expected query id, document id and grade separated by"
@@ -143,8 +154,11 @@ def _judgments(path: Path) -> Iterator[tuple[str, str, int]]:
             continue
         query_id, doc_id, grade = (cell.strip() for cell in cells)
         try:
-            value = int(grade)
-        except ValueError:
+            given = float(grade)
+            value = int(given)
+            if value != given:
+                raise ValueError
+        except (ValueError, OverflowError):
             raise InputError(
                 f"{path}, line {number}: the grade must be an integer, got {grade[:60]!r}"
             ) from None

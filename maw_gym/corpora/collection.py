@@ -167,6 +167,8 @@ def judged_queries(
                     f"the grade of document {doc_id!r} for query {query_id!r} must be at most"
                     f" {LARGEST_GRADE}, got {grade}"
                 )
+            if relevance[query_id].get(doc_id, max(grade, 0)) != max(grade, 0):
+                dropped["judgments that a later one contradicts"] += 1
             relevance[query_id][doc_id] = max(grade, 0)
     kept = [query_id for query_id in texts if any(relevance[query_id].values())]
     dropped["queries without a relevant document"] += len(texts) - len(kept)

@@ -113,7 +113,7 @@ def _read(name: str, dataset: Any) -> Source:
         stream, name, whole.docs_count(), unit="doc", delay=2, leave=False, disable=None
     ) as docs:
         for doc in docs:
-            doc_id = check_id(encodable(doc.doc_id), f"a document of {name!r}")
+            doc_id = check_id(_id(doc.doc_id), f"a document of {name!r}")
             if doc_id in documents:
                 dropped["documents with an id seen before"] += 1
             else:
@@ -147,9 +147,9 @@ def _read(name: str, dataset: Any) -> Source:
 
 
 def _queries(subset: Any, documents: dict[str, str], dropped: Counter[str]) -> QuerySet:
-    queries = ((encodable(query.query_id), _query_text(query)) for query in subset.queries_iter())
+    queries = ((_id(query.query_id), _query_text(query)) for query in subset.queries_iter())
     judgments = (
-        (encodable(qrel.query_id), encodable(qrel.doc_id), int(qrel.relevance))
+        (_id(qrel.query_id), _id(qrel.doc_id), _grade(qrel.relevance))
         for qrel in subset.qrels_iter()
     )
     return judged_queries(queries, judgments, documents, dropped)
@@ -160,12 +160,40 @@ def document_text(doc: Any) -> str:
     text, title = getattr(doc, "text", None), getattr(doc, "title", "")
     if isinstance(text, str) and isinstance(title, str):
         return f"{title} {text}".strip()
-    return str(doc.default_text())
+    return _default_text(doc)
 
 
 def _query_text(query: Any) -> str:
     text = getattr(query, "text", None)
-    return text if isinstance(text, str) else str(query.default_text())
+    return text if isinstance(text, str) else _default_text(query)
+
+
+def _default_text(record: Any) -> str:
+    text = record.default_text() if hasattr(record, "default_text") else None
+    if not isinstance(text, str):
+        raise InputError(
+            f"a {type(record).__name__} of the dataset has no text: give its class a field `text`"
+            " or a method `default_text` that returns one"
+        )
+    return text
+
+
+def _id(given: Any) -> str:
+    """An id as a text; whole numbers are taken for theirs."""
+    if isinstance(given, int) and not isinstance(given, bool):
+        return str(given)
+    if not isinstance(given, str):
+        raise InputError(f"an id of the dataset must be a text, got {given!r}")
+    return encodable(given)
+
+
+def _grade(given: Any) -> int:
+    try:
+        if int(given) == float(given):
+            return int(given)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise InputError(f"a grade of the dataset must be a whole number, got {given!r}")
 
 
 def _registered(name: str) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maw_gym.corpora.collection import NO_QUERIES, QuerySet
-from maw_gym.corpora.text import words
+from maw_gym.corpora.text import comparable, words
 from maw_gym.errors import InputError, shown
 
 SPLITS: Final = ("encoder", "train", "validation", "test")
@@ -119,7 +119,7 @@ def divide(
 def _deciding(queries: QuerySet, twins: Mapping[str, str] | None) -> list[str]:
     """The text of each query whose hash decides: its own, normalised, or what twins share."""
     if twins is None:
-        return [normalised(text) for text in queries.texts]
+        return [normalised(text) or comparable(text) for text in queries.texts]
     return [twins[query_id] for query_id in queries.ids]
 
 
@@ -176,7 +176,7 @@ def _without_recurring(parts: Mapping[str, QuerySet]) -> tuple[dict[str, QuerySe
     dropped = 0
     for part in reversed([*SPLITS, "all"]):
         if part in parts:
-            texts = [normalised(text) for text in parts[part].texts]
+            texts = [comparable(text) for text in parts[part].texts]
             rows = [row for row, text in enumerate(texts) if text not in seen]
             dropped += len(texts) - len(rows)
             seen.update(texts)

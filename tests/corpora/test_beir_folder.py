@@ -203,3 +203,25 @@ def test_a_line_without_end_is_not_read_whole(folder, monkeypatch):
     with (folder / "corpus.jsonl").open("ab") as file:
         file.truncate(2**30)  # takes no room on the disk
     expect(folder, f"{folder / 'corpus.jsonl'}, line 5: longer than 1000 bytes")
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("q\td\t1.0\n", {"d": 1}),
+        ('"q"\t"d"\t"2"\n', {"d": 2}),
+        ("q\td\t2\nq\td\t2\n", {"d": 2}),
+        ("q\td\t2\nq\td\t0\n", "document 'd' has two grades for query 'q', 2 and 0; leave one"),
+        ("q\td\t0.9\n", "the grade must be an integer, got '0.9'"),
+    ],
+)
+def test_judgments_are_read_as_beir_reads_them_or_refused(tmp_path, lines, expected):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "text": "bees"}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "honey"}\n')
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            read_beir_folder(tmp_path)
+    else:
+        assert read_beir_folder(tmp_path).parts["test"].relevance == (expected,)

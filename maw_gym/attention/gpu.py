@@ -15,16 +15,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from maw_gym.attention.kernels import (
     SMALLEST,
     finish_kernel,
-    long_kernel,
-    short_kernel,
-    tuned_long_kernel,
-    tuned_short_kernel,
+    statistics_kernel,
+    tokens_kernel,
+    tuned_statistics_kernel,
+    values_kernel,
 )
 from maw_gym.attention.reference import CELLS, POOLED, Inputs, Statistics
 
 PROJECTED = 1 << 31  # numbers in a launch's queries and keys
-# Tokens of a text whose keys are all held at once, by the operands' type: where that is faster.
-SHORT = {torch.bfloat16: 64, torch.float32: 128}
 
 # By the weights of the queries: of which keys and versions they were made, and `Projection`.
 _projections = WeakIdKeyDictionary()
@@ -34,12 +32,26 @@ class Projection(NamedTuple):
     """The weights of queries and keys as the operand of one product.
 
     Attributes:
-        weight: (D, 2 h, h), or (D, 2 h, 3 h) in halves.
-        shift: () int32, the power of 2 that halves are multiplied by; None where there are none.
+        weight: (D, 2 h, h), or float16 (D, 2 h, 3 h): large, small and large halves.
+        unit: (1,) float32, what the halves are multiples of.
     """
 
     weight: Tensor
-    shift: Tensor | None
+    unit: Tensor
+
+
+class Columns(NamedTuple):
+    """V beside the cells of each token, and the texts' lengths; see `values_kernel`.
+
+    Attributes:
+        numbers: (B, H, S, columns), or float16 (B, H, S, 2, columns): large and small halves.
+        unit: (B H,) float32, what the halves are multiples of.
+        lengths: (B,) int32.
+    """
+
+    numbers: Tensor
+    unit: Tensor
+    lengths: Tensor
 
 
 class Partial(NamedTuple):
@@ -66,48 +78,67 @@ def empty_partial(
     return Partial(*(torch.empty((batch, depths, heads, *tail), device=device) for tail in tails))
 
 
-def halves(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`x` as a sum of two float16 numbers of 11 bits each, times a power of 2.
-
-    Products of such sums, less that of the two small parts, are as exact as float32's, and tensor
-    cores make them at twice the rate of TF32 (Ootomo and Yokota 2022, arXiv:2203.03341).
-
-    Returns:
-        The large parts, the small parts, and the exponent of the power, () int32.
-    """
-    # The largest number comes near 2^14; what is smaller by 2^38 is lost.
-    shift = (14 - torch.frexp(x.abs().amax()).exponent).clamp(-60, 20)
-    x = torch.ldexp(x, shift)
-    large = x.half()
-    return large, (x - large).half(), shift
-
-
-def projection(query_weight: Tensor, key_weight: Tensor, dtype: torch.dtype) -> Projection:
+def projection(query_weight: Tensor, key_weight: Tensor, exact: bool) -> Projection:
     """The operand of these weights (D h, h), made once as long as they do not change."""
-    of = (key_weight.data_ptr(), query_weight._version, key_weight._version, dtype)
-    kept: tuple[Any, Projection] | None = _projections.get(query_weight)
-    if kept is not None and kept[0] == of:
-        return kept[1]
+    counted = not (query_weight.is_inference() or key_weight.is_inference())  # have a version
+    of = (
+        (key_weight.data_ptr(), query_weight._version, key_weight._version, exact)
+        if counted
+        else ()
+    )
+    cached: tuple[Any, Projection] | None = _projections.get(query_weight) if counted else None
+    if cached is not None and cached[0] == of:
+        return cached[1]
     width = query_weight.shape[1]
     weight = torch.stack([w.view(-1, width, width) for w in (query_weight, key_weight)], 1)
     weight = weight.flatten(1, 2)  # (D, 2 h, h)
-    if dtype == torch.float32 and weight.is_cuda:
-        large, small, shift = halves(weight)
-        made = Projection(torch.cat([large, small, large], -1), shift)
+    scale = weight.new_ones(1, dtype=torch.float32)
+    if exact:
+        scale = 1024 / weight.abs().amax().float().clamp(min=1e-30).view(1)
+        large = (weight * scale).half()
+        small = (weight * scale - large).half()
+        weight = torch.cat([large, small, large], -1)
     else:
-        made = Projection(weight.to(dtype), None)
-    if not query_weight.is_inference():
+        weight = weight.bfloat16()
+    made = Projection(weight, 1 / scale)
+    if counted:
         _projections[query_weight] = (of, made)
     return made
 
 
+def columns(value: Tensor, mask: Tensor, exact: bool) -> Columns:
+    """`Columns` of `value` (B, H, S, e) and `mask` (B, S)."""
+    batch, heads, size, width = value.shape
+    padded = triton.next_power_of_2(max(SMALLEST, width + POOLED))
+    shape = (batch, heads, size, 2, padded) if exact else (batch, heads, size, padded)
+    numbers = value.new_empty(shape, dtype=torch.float16 if exact else torch.bfloat16)
+    unit = value.new_empty(batch * heads if exact else 1, dtype=torch.float32)
+    lengths = value.new_empty(batch, dtype=torch.int32)
+    values_kernel[(batch * heads,)](
+        value,
+        mask.contiguous(),
+        lengths,
+        numbers,
+        unit,
+        size,
+        *value.stride(),
+        heads=heads,
+        width=width,
+        cells=POOLED,
+        padded_columns=padded,
+        exact=exact,
+        at_once=32,
+    )
+    return Columns(numbers, unit, lengths)
+
+
 def launch(
     projected: Tensor,
-    value: Tensor,
-    pooling: Tensor,
-    lengths: Tensor,
-    out: Partial,
     unit: Tensor,
+    beside: Columns,
+    pooling: Tensor,
+    out: Partial,
+    exact: bool,
     first_depth: int = 0,
     blocks: tuple[int, int] | None = None,
 ) -> None:
@@ -115,34 +146,33 @@ def launch(
 
     Args:
         projected: (B S, d 2 H e) contiguous, queries and keys of each depth.
-        value: (B, H, S, e) contiguous.
+        unit: (B S,) float32, what those of a token are multiples of; read where `exact`.
+        beside: of the texts.
         pooling: (B, S) float32 contiguous.
-        lengths: (B,) int64.
         out: depths `first_depth` to ``first_depth + d`` are written, all of each.
-        unit: (1,) float32, what products of queries and keys are multiplied by.
+        exact: by halves of float32 rather than bfloat16.
         first_depth: which of the D depths is the first of the queries.
         blocks: rows and keys at once, powers of 2 and at least 16; None tunes them on the device.
     """
-    batch, heads, size, width = value.shape
+    batch, all_depths, heads, width = out.pooled.shape
+    size = pooling.shape[1]
     depths = projected.shape[1] // (2 * heads * width)
-    bucket = max(SMALLEST, triton.next_power_of_2(size))
     arguments = {
         "heads": heads,
         "width": width,
         "cells": POOLED,
-        "bucket": bucket,
+        "bucket": max(SMALLEST, triton.next_power_of_2(size)),
+        "padded_columns": beside.numbers.shape[-1],
         "padded_width": max(SMALLEST, triton.next_power_of_2(width)),
         "padded_cells": SMALLEST,
-        # Three products of TF32 are as exact as float32's.
-        "precision": "tf32x3" if value.dtype == torch.float32 else "tf32",
+        "exact": exact,
     }
-    short = bucket <= SHORT[value.dtype] if blocks is None else bucket <= blocks[1]
-    kernel = tuned_short_kernel if short else tuned_long_kernel
+    kernel = tuned_statistics_kernel
     if blocks is not None:
-        kernel = short_kernel if short else long_kernel
+        kernel = statistics_kernel
         arguments |= {"rows_at_once": blocks[0], "keys_at_once": blocks[1], "num_warps": 2}
-    tensors = (projected, unit, value, pooling, lengths, *out)
-    numbers = (size, depths, first_depth, out.entropy.shape[1], math.log2(math.e) / width**0.5)
+    tensors = (projected, unit, beside.numbers, beside.unit, pooling, beside.lengths, *out)
+    numbers = (size, depths, first_depth, all_depths, math.log2(math.e) / width**0.5)
     kernel[(batch * depths * heads,)](*tensors, *numbers, **arguments)
 
 
@@ -151,9 +181,8 @@ def finish(partial: Partial, lengths: Tensor) -> Statistics:
     batch, depths, heads = partial.entropy.shape
     numbers = heads * CELLS
     padded_numbers = triton.next_power_of_2(numbers)
-    device = lengths.device
-    state = torch.empty(batch, numbers, device=device)
-    entropy, focus = torch.empty(2, batch, depths, device=device)
+    state = partial.state.new_empty(batch, numbers)
+    entropy, focus = partial.state.new_empty(2, batch, depths)
     finish_kernel[(batch,)](
         partial.state,
         partial.entropy,
@@ -175,38 +204,44 @@ def finish(partial: Partial, lengths: Tensor) -> Statistics:
 
 @torch.no_grad()
 def fused_statistics(
-    inputs: Inputs, dtype: torch.dtype = torch.bfloat16, blocks: tuple[int, int] | None = None
+    inputs: Inputs, exact: bool = False, blocks: tuple[int, int] | None = None
 ) -> Statistics:
     """The statistics of `reference.depth_statistics`, float32, forward only, on CUDA.
 
     Args:
         inputs: texts and projections.
-        dtype: of the operands of matrix products, bfloat16 or float32; sums are float32.
+        exact: operands of matrix products are as exact as float32, not bfloat16; sums are float32.
         blocks: see `launch`.
     """
     x, mask, query_weight, key_weight, value, pooling = inputs
     batch, heads, size, head_width = value.shape
-    depths = inputs.depths
-    lengths = mask.sum(-1)
-    weight, shift = projection(query_weight, key_weight, dtype)
-    unit = x.new_ones(1, dtype=torch.float32)
-    if shift is None:
-        tokens = x.flatten(0, 1).to(dtype)
+    width, depths = x.shape[-1], inputs.depths
+    weight, weight_unit = projection(query_weight, key_weight, exact)
+    beside = columns(value, mask, exact)
+    if exact:
+        tokens = x.new_empty((batch * size, 3 * width), dtype=torch.float16)
+        unit = weight_unit.new_empty(batch * size)
+        tokens_kernel[(batch * size,)](
+            x.contiguous(),
+            weight_unit,
+            tokens,
+            unit,
+            width=width,
+            padded_width=triton.next_power_of_2(width),
+        )
     else:
-        large, small, more = halves(x.float().masked_fill(~mask[..., None], 0).flatten(0, 1))
-        # The small products first: tensor cores cut what they add to a large sum.
-        tokens = torch.cat([small, large, large], -1)
-        unit = torch.ldexp(unit, -2 * (shift + more))
-    value = value.to(dtype).contiguous()
+        tokens, unit = x.flatten(0, 1).bfloat16(), weight_unit
     pooling = pooling.float().contiguous()
     partial = empty_partial(batch, depths, heads, head_width, x.device)
-    per_depth = 2 * batch * size * heads * head_width
+    per_depth = 2 * batch * size * width
     at_once = max(1, min(depths, PROJECTED // max(1, per_depth)))
     for start in range(0, depths, at_once):
         some = weight[start : start + at_once].flatten(0, 1).T
-        if shift is None:
-            projected = tokens @ some
-        else:
+        if exact and x.is_cuda:
             projected = torch.mm(tokens, some, out_dtype=torch.float32)
-        launch(projected, value, pooling, lengths, partial, unit, start, blocks)
-    return finish(partial, lengths)
+        elif exact:  # Triton's interpreter
+            projected = tokens.float() @ some.float()
+        else:
+            projected = tokens @ some
+        launch(projected, unit, beside, pooling, partial, exact, start, blocks)
+    return finish(partial, beside.lengths)

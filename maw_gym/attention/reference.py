@@ -232,7 +232,7 @@ def depth_statistics(inputs: Inputs, kernel: str = "auto") -> Statistics:
 
     Args:
         inputs: texts and projections.
-        kernel: "auto" chooses as above; "exact" too, but with float32 operands on CUDA; "torch"
+        kernel: "auto" chooses as above; "exact" too, but as exact as float32 on CUDA; "torch"
             leaves the fast paths out; "triton" insists on the fused kernel.
 
     Raises:
@@ -247,7 +247,7 @@ def depth_statistics(inputs: Inputs, kernel: str = "auto") -> Statistics:
     if kernel == "triton" or (fast and inputs.x.is_cuda):
         from maw_gym.attention.gpu import fused_statistics  # CPU torch does not bring triton
 
-        return fused_statistics(inputs, torch.float32 if kernel == "exact" else torch.bfloat16)
+        return fused_statistics(inputs, exact=kernel == "exact")
     if fast and inputs.x.device.type == "cpu":
         from maw_gym.attention.cpu import packed_statistics  # which imports this module
 

@@ -6,7 +6,6 @@ runs there, tuned and in bfloat16 too.
 
 import os
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -60,7 +59,7 @@ def test_the_kernel_equals_the_reference_in_float32(
     blocks: tuple[int, int],
 ) -> None:
     inputs = fresh_inputs(lengths, depths, heads, width)
-    found = cuda.fused_statistics(inputs, torch.float32, blocks=blocks)
+    found = cuda.fused_statistics(inputs, exact=True, blocks=blocks)
     for got, want in zip(found, reference(inputs), strict=True):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
@@ -73,14 +72,16 @@ def test_the_kernel_writes_every_number(
 ) -> None:
     lengths, depths, heads, width = (17, 0, 5), 2, 2, 32
     x, mask, query_weight, key_weight, value, pooling = fresh_inputs(lengths, depths, heads, width)
-    tokens = x.reshape(-1, width)
     out = cuda.empty_partial(len(lengths), depths, heads, width // heads, x.device)
     for tensor in out:
         tensor.fill_(poison)
-    projected = tokens @ cuda.projection(query_weight, key_weight, x.dtype).weight.flatten(0, 1).T
+    weight = torch.cat([query_weight.view(2, 32, 32), key_weight.view(2, 32, 32)], 1).flatten(0, 1)
+    projected = x.flatten(0, 1) @ weight.T
     projected[~mask.flatten()] = poison  # whatever lies on padding is not read either
     value = value.masked_fill(~mask[:, None, :, None], poison)
-    cuda.launch(projected, value, pooling, mask.sum(-1), out, torch.ones(1), blocks=blocks)
+    beside = cuda.columns(value, mask, exact=True)
+    unit = x.new_ones(mask.numel())
+    cuda.launch(projected, unit, beside, pooling, out, exact=True, blocks=blocks)
     for tensor in out:
         assert tensor.isfinite().all()
 
@@ -89,43 +90,32 @@ def test_depths_in_several_launches_give_the_same(
     cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = fresh_inputs((6, 4), 5, 2, 32)
-    together = cuda.fused_statistics(inputs, torch.float32, blocks=(16, 16))
+    together = cuda.fused_statistics(inputs, exact=True, blocks=(16, 16))
     monkeypatch.setattr(cuda, "PROJECTED", 4 * inputs.x.numel())
-    apart = cuda.fused_statistics(inputs, torch.float32, blocks=(16, 16))
+    apart = cuda.fused_statistics(inputs, exact=True, blocks=(16, 16))
     for one, many in zip(together, apart, strict=True):
         torch.testing.assert_close(one, many, atol=1e-6, rtol=1e-6)
 
 
 def test_the_same_input_gives_the_same_bits(cuda: ModuleType) -> None:
     inputs = fresh_inputs((9, 7), 3, 2, 32)
-    first, second = (
-        cuda.fused_statistics(inputs, torch.float32, blocks=(16, 16)) for _ in range(2)
-    )
+    first, second = (cuda.fused_statistics(inputs, exact=True, blocks=(16, 16)) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
-
-
-def test_two_halves_are_a_number_of_22_bits() -> None:
-    from maw_gym.attention.gpu import halves
-
-    x = torch.tensor([1 + 2**-20, -3.0, 2**-12 + 2**-30, 0.0])
-    large, small, shift = halves(x)
-    assert (large.dtype, small.dtype, shift.item()) == (torch.float16, torch.float16, 12)
-    assert large.tolist() == [4096, -12288, 1, 0]
-    assert ((large.double() + small.double()) * 2.0**-12 - x.double()).tolist() == [0, 0, 0, 0]
 
 
 def test_every_text_has_blocks_to_tune_over() -> None:
     from maw_gym.attention import kernels
 
-    def blocks(choose: Any, among: Any, bucket: int) -> set[tuple[int, ...]]:
-        return {tuple(block.kwargs.values()) for block in choose(among, {}, bucket=bucket)}
+    def blocks(bucket: int) -> set[tuple[int, ...]]:
+        fitting = kernels.fitting(kernels.configurations(), {}, bucket=bucket)
+        return {tuple(one.kwargs.values()) for one in fitting}
 
-    assert blocks(kernels.whole_bucket, kernels.SHORT, 16) == {(16, 16)}
-    assert blocks(kernels.whole_bucket, kernels.SHORT, 32) == {(16, 32), (32, 32)}
-    assert all(blocks(kernels.whole_bucket, kernels.SHORT, 1 << power) for power in range(4, 8))
-    assert (16, 16) not in blocks(kernels.filled, kernels.LONG, 256)
-    assert all(blocks(kernels.filled, kernels.LONG, 1 << power) for power in range(8, 14))
+    assert blocks(16) == {(16, 16)}
+    assert blocks(32) == {(16, 16), (32, 32)}
+    assert (128, 128) in blocks(128)
+    assert (16, 16) not in blocks(128)
+    assert all(blocks(1 << power) for power in range(4, 14))
 
 
 def test_unknown_kernels_and_gradients_are_refused() -> None:

@@ -28,6 +28,7 @@ def test_judged_queries_keeps_those_with_a_relevant_document_and_counts_the_rest
         "judgments of missing queries": 1,
         "judgments of missing documents": 1,
         "queries without a relevant document": 1,
+        "judgments that a later one contradicts": 1,
     }
 
 

@@ -1,9 +1,10 @@
 """Measure everything that is meant to be fast, each row beside what bounds it, in one process.
 
 Attention: all depths' statistics depth by depth, with the 5D tensor, with depth_statistics, and the
-floor (depth projections and torch's attention). Then depth tables, environment steps and training
-steps. With --parts search also the search of up to a million documents, beside FAISS. A Markdown
-table of each part goes to stdout and, with --out, all numbers to a JSON file.
+floor (depth projections and torch's attention, on strided views and on copies). Then depth tables,
+environment steps and training steps. With --parts search also the search of up to a million
+documents, beside FAISS. A Markdown table of each part goes to stdout and, with --out, all numbers
+to a JSON file.
 """
 
 import platform
@@ -72,8 +73,6 @@ class BenchmarkSettings:
     """sub-environments in training"""
     synthetic: Index = 0
     """so many synthetic queries of 24 tokens make a depth table of their own; 0 is none"""
-    compile: bool | None = None
-    """a row for torch.compile too; on a GPU unless told otherwise"""
     device: str = "auto"
     """auto (the GPU where there is one), cpu, cuda, ..."""
     out: HomePath | None = None
@@ -102,8 +101,7 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
     rows: list[Row] = []
     if "attention" in settings.parts:
         shapes = QUICK_SHAPES if quick else CUDA_SHAPES if cuda else CPU_SHAPES
-        compiled = cuda if settings.compile is None else settings.compile
-        limits = (rounds, settings.budget, compiled)
+        limits = (rounds, settings.budget)
         for shape in shapes:
             rows += attention_rows(str(shape), shape.problem(device), *limits)
         texts = max((queries.texts for queries in collection.splits.values()), key=len)

@@ -10,7 +10,6 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize, scaled_dot_produ
 
 from maw_gym.attention.reference import (
     Inputs,
-    block_statistics,
     depth_attention,
     depth_statistics,
     pooled_state,
@@ -20,8 +19,7 @@ from maw_gym.attention.reference import (
 from runners.benchmarks.measuring import Row, interleaved, peak_memory, row
 
 BY_DEPTH, TENSOR, OURS, FLOOR = "depth by depth", "5D tensor", "depth_statistics", "floor"
-COMPILED = "torch.compile"
-COMPILED_DEPTHS = 4  # depths at once: all of them do not fit at the larger shapes
+EXACT, COPIES = "depth_statistics, exact", "floor with copies"
 DEPTHS = 32
 
 
@@ -55,6 +53,7 @@ CPU_SHAPES = (
 )
 CUDA_SHAPES = (
     *CPU_SHAPES[:-1],
+    Shape(1024, 32, **MINILM),
     Shape(256, 128),
     Shape(256, 128, **MINILM),
     Shape(64, 512),
@@ -138,11 +137,15 @@ def tensor_way(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return state, row_entropy(by_depth, mask), row_focus(by_depth, mask), pooled
 
 
-def floor(problem: Problem) -> Callable[[], Tensor]:
+def floor(problem: Problem, *, copies: bool = False) -> Callable[[], Tensor]:
     """What no way can do without: the depth projections and torch's own attention.
 
     Depth is an extra head axis of scaled_dot_product_attention. V is repeated for each depth
     beforehand. Its masks are additive or none; on a GPU the operands are bfloat16.
+
+    Args:
+        problem: texts and projections.
+        copies: give the attention contiguous queries and keys, not strided views.
     """
     x, mask, query_weight, key_weight, value, _ = problem.inputs
     batch, heads, size, head_width = value.shape
@@ -159,54 +162,27 @@ def floor(problem: Problem) -> Callable[[], Tensor]:
             (x @ weight.T).view(batch, size, depths * heads, head_width).transpose(1, 2)
             for weight in (query_weight, key_weight)
         )
+        if copies:
+            query, key = query.contiguous(), key.contiguous()
         return scaled_dot_product_attention(query, key, repeated, attn_mask=keys)
 
     return run
 
 
-def compiled(problem: Problem) -> Callable[[], list[tuple[Tensor, ...]]]:
-    """The plain torch blocks through torch.compile, in bfloat16 on a GPU."""
-    x, mask, query_weight, key_weight, value, pooling = problem.inputs
-    if x.is_cuda:
-        x, query_weight, key_weight, value, pooling = (
-            t.bfloat16() for t in (x, query_weight, key_weight, value, pooling)
-        )
-    rows = COMPILED_DEPTHS * x.shape[-1]
-    function = torch.compile(block_statistics, dynamic=False)
-    blocks = list(zip(query_weight.split(rows), key_weight.split(rows), strict=True))
-    return lambda: [function(x, mask, *block, value, pooling) for block in blocks]
-
-
-def work(problem: Problem) -> tuple[float, float]:
-    """Floating-point operations of the floor, and the bytes that `depth_statistics` must move.
-
-    The bytes are those of the inputs, and of queries and keys written once and read once, with two
-    bytes each on a GPU and four on a CPU.
-    """
-    x, _, query_weight, _, value, _ = problem.inputs
-    heads, head_width = value.shape[1], value.shape[3]
-    width, depths = x.shape[-1], problem.inputs.depths
-    tokens, pairs = sum(problem.lengths), sum(n * n for n in problem.lengths)
-    operations = 4 * tokens * width * width * depths + 4 * pairs * heads * head_width * depths
-    each = 2 if x.is_cuda else 4
-    numbers = 2 * tokens * width + 2 * query_weight.numel() + 4 * tokens * width * depths
-    return float(operations), float(each * numbers)
-
-
 @torch.no_grad()
-def attention_rows(
-    case: str, problem: Problem, rounds: int, budget: float, with_compiled: bool
-) -> list[Row]:
-    """Time and memory of the four ways (and torch.compile's) on one problem."""
+def attention_rows(case: str, problem: Problem, rounds: int, budget: float) -> list[Row]:
+    """Time and memory of every way on one problem."""
     device = problem.inputs.x.device
     functions: dict[str, Callable[[], object]] = {
         BY_DEPTH: lambda: depth_by_depth(problem),
         TENSOR: lambda: tensor_way(problem),
         OURS: lambda: depth_statistics(problem.inputs),
+        EXACT: lambda: depth_statistics(problem.inputs, kernel="exact"),
         FLOOR: floor(problem),
+        COPIES: floor(problem, copies=True),
     }
-    if with_compiled:
-        functions[COMPILED] = compiled(problem)
+    if device.type != "cuda":
+        del functions[EXACT]  # depth_statistics itself
     memory = {}
     for name, function in list(functions.items()):
         try:
@@ -216,21 +192,8 @@ def attention_rows(
         except torch.OutOfMemoryError:
             del functions[name]
     times = interleaved(functions, device, rounds, budget)
-    operations, moved = work(problem)
-    rows = []
-    for name, found in times.items():
-        made = row(
-            "attention",
-            case,
-            name,
-            found,
-            times[FLOOR],
-            len(problem.lengths),
-            "queries/s",
-            memory[name],
-        )
-        if name in (OURS, FLOOR):
-            made.more["FLOP/s"] = operations / made.seconds
-            made.more["bytes/s"] = moved / made.seconds
-        rows.append(made)
-    return rows
+    texts = len(problem.lengths)
+    return [
+        row("attention", case, name, found, times[FLOOR], texts, "queries/s", memory[name])
+        for name, found in times.items()
+    ]

@@ -16,6 +16,7 @@ from maw_gym.errors import InputError
 from runners.benchmark import BenchmarkSettings
 from runners.benchmarks.attention_rows import (
     BY_DEPTH,
+    COPIES,
     FLOOR,
     MINILM,
     OURS,
@@ -25,7 +26,6 @@ from runners.benchmarks.attention_rows import (
     depth_by_depth,
     random_problem,
     tensor_way,
-    work,
 )
 from runners.benchmarks.measuring import interleaved, peak_memory, row, tables
 from runners.benchmarks.search import faiss_rows, size_rows, synthetic_texts
@@ -71,23 +71,14 @@ def test_shapes_say_their_width_where_it_is_another() -> None:
 
 def test_rows_of_one_problem() -> None:
     problem = random_problem([4, 4], heads=2, depths=3, width=16, device=CPU)
-    rows = attention_rows("small", problem, rounds=3, budget=1.0, with_compiled=False)
-    assert [one.name for one in rows] == [BY_DEPTH, TENSOR, OURS, FLOOR]
+    rows = attention_rows("small", problem, rounds=3, budget=1.0)
+    assert [one.name for one in rows] == [BY_DEPTH, TENSOR, OURS, FLOOR, COPIES]
     by_name = {one.name: one for one in rows}
     assert by_name[FLOOR].ratio == (1, 1, 1)
     for one in rows:
         assert one.per_second == pytest.approx(2 / one.seconds)  # two texts
     # The 5D tensor alone: 2 texts, 2 heads, 4 x 4 weights at 3 depths, 4 bytes each.
     assert by_name[TENSOR].memory >= 2 * 2 * 4 * 4 * 3 * 4
-
-
-def test_work_of_two_texts_by_hand() -> None:
-    # 3 + 1 tokens, 9 + 1 pairs, h = 4, D = 5, H = 2, e = 2.
-    problem = random_problem([3, 1], heads=2, depths=5, width=4, device=CPU)
-    operations, moved = work(problem)
-    assert operations == 2 * 2 * 4 * 4 * 4 * 5 + 2 * 2 * 10 * 2 * 2 * 5
-    # x and V, both projections, queries and keys written and read
-    assert moved == 4 * (2 * 4 * 4 + 2 * 5 * 4 * 4 + 2 * 2 * 4 * 4 * 5)
 
 
 def test_a_row_by_hand() -> None:
@@ -217,7 +208,7 @@ def test_the_command_prints_a_table_of_each_part_and_writes_json(
     content = json.loads(out.read_text())
     rows = {(one["part"], one["name"]) for one in content["rows"]}
     assert rows == {
-        *(("attention", name) for name in (BY_DEPTH, TENSOR, OURS, FLOOR)),
+        *(("attention", name) for name in (BY_DEPTH, TENSOR, OURS, FLOOR, COPIES)),
         *(("table", name) for name in ("documents", "tables, cold", "tables, cached")),
         *(("environment", name) for name in ("table[index]", "MAWDepth-v0", "CartPole-v1")),
         *(("training", name) for name in ("PPO", "GRPO")),

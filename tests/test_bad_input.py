@@ -142,7 +142,7 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "fold": ("train_grpo", lambda at: [*TINY(at), "--fold", 5], "fold must be a whole number from 0 to 4, got 5"),
     "negative fold": ("train_supervised", lambda at: [*TINY(at), "--fold", -1], "fold must be at least 0, got -1"),
     "fold of a test subset": ("train_ppo", lambda at: [*TINY(at), "--fold", 1], "fold 1 of .*: it has a test subset; leave fold at 0"),
-    "advantage": ("train_grpo", lambda at: [*SMALL(at), "--advantage", "best"], "advantage must be 'auto', 'critic', 'group' or 'group_mean', got 'best'"),
+    "advantage": ("train_grpo", lambda at: [*SMALL(at), "--advantage", "best"], "advantage must be 'auto', 'critic', 'outcome', 'process' or 'group_mean', got 'best'"),
     "ratio": ("train_grpo", lambda at: [*SMALL(at), "--ratio", "new"], "ratio must be 'reference' or 'old', got 'new'"),
     "kl": ("train_grpo", lambda at: [*SMALL(at), "--kl", "k4"], "kl must be 'exact', 'k1', 'k2' or 'k3', got 'k4'"),
     "kl_coef": ("train_grpo", lambda at: [*SMALL(at), "--kl-coef", "nan"], "kl_coef must be a finite number, got nan"),
@@ -150,7 +150,7 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "clip_range_high": ("train_grpo", lambda at: [*SMALL(at), "--clip-range", "None", "--clip-range-high", 0.3], "clip_range_high=0.3 without clip_range: give both or none"),
     "n_steps": ("train_grpo", lambda at: [*SMALL(at), "--n-steps", 0], "n_steps must be at least 1, got 0"),
     "n_epochs": ("train_grpo", lambda at: [*SMALL(at), "--n-epochs", 0], "n_epochs must be at least 1, got 0"),
-    "groups of one": ("train_grpo", lambda at: [*SMALL(at), "--group-size", 1, "--advantage", "group"], "group_size=1: advantage='group' compares the members of a group, .*"),
+    "groups of one": ("train_grpo", lambda at: [*SMALL(at), "--group-size", 1, "--advantage", "outcome"], "group_size=1: advantage='outcome' compares the members of a group, .*"),
     "learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", "nan"], "learning_rate must be a finite number, got nan"),
     "negative learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", -1], "learning_rate must be above 0, got -1"),
     "huge learning rate": ("train_grpo", "--learning-rate 1e30", "learning_rate must be at most 10, got 1e30"),
@@ -194,7 +194,7 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "resume nothing": ("train_grpo", lambda at: ["--resume", at.tmp / "nowhere"], "no run with a config.json in '.*nowhere'; if it was stopped before its training began, start it anew"),
     "resume damage": ("train_ppo", lambda at: ["--resume", at.run('{"learner": ')], r".*config.json is not JSON \(.*\); give the folder of a run"),
     "resume a list": ("train_grpo", lambda at: ["--resume", at.run([1])], ".*config.json is not a run's config.json; give the folder of a run"),
-    "resume another": ("train_ppo", lambda at: ["--resume", at.run({"learner": "GRPO", "settings": {"advantage": "group"}})], "run '.*' was made by 'GRPO' of another runner or version: setting 'advantage' is unknown"),
+    "resume another": ("train_ppo", lambda at: ["--resume", at.run({"learner": "GRPO", "settings": {"advantage": "outcome"}})], "run '.*' was made by 'GRPO' of another runner or version: setting 'advantage' is unknown"),
 }  # fmt: skip
 
 

@@ -1,9 +1,10 @@
-"""GRPO for Stable-Baselines3: works on any environment of one-step episodes, discrete actions."""
+"""GRPO for Stable-Baselines3: works on any environment of Gymnasium or Stable-Baselines3."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agents.grpo.groups import Groups, make_groups
     from agents.grpo.grpo import GRPO
     from agents.grpo.policies import (
         CnnPolicy,
@@ -20,12 +21,14 @@ __all__ = [
     "GRPO",
     "CnnPolicy",
     "GRPOPolicyNetwork",
+    "Groups",
     "MlpPolicy",
     "MultiInputPolicy",
     "SharedEncoder",
     "SharedPolicy",
     "SharedPolicyNetwork",
     "StateEncoder",
+    "make_groups",
 ]
 
 
@@ -33,4 +36,5 @@ def __getattr__(name: str) -> Any:
     # On first use: settings.py is imported where nothing is trained.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{'grpo' if name == 'GRPO' else 'policies'}"), name)
+    module = {"GRPO": "grpo", "Groups": "groups", "make_groups": "groups"}.get(name, "policies")
+    return getattr(import_module(f"{__name__}.{module}"), name)

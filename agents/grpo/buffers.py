@@ -1,15 +1,19 @@
-"""Rollout buffers that turn rewards into the advantages of one-step episodes."""
+"""Rollout buffers that turn the rewards of groups of episodes into advantages.
+
+Notation: T rollout steps, E environments, G environments per group, N samples.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from agents.grpo.losses import group_advantages
+from agents.grpo.losses import group_advantages, process_advantages
 
 
 class Rollout(NamedTuple):
@@ -21,11 +25,11 @@ class Rollout(NamedTuple):
 
     observations: PyTorchObs  # (U, *observation) each
     rows: th.Tensor | None  # (N,) long, the observation of each sample; None: U = N, in order
-    reference_log_probs: th.Tensor  # (U, D) of the frozen reference, (U, 0) until known
-    actions: th.Tensor  # (N,) long
+    reference_log_probs: th.Tensor  # (U, D) of Discrete actions by the reference, else (U, 0)
+    actions: th.Tensor  # (N,) long of Discrete actions, else (N, *action)
     log_probs: th.Tensor  # (N,) of the policy that acted
     advantages: th.Tensor  # (N,)
-    returns: th.Tensor  # (N,), the rewards: what a value should be
+    returns: th.Tensor  # (N,), what a value should be
 
     def spread(self, values: th.Tensor) -> th.Tensor:
         """What was computed per observation (U, ...), per sample (N, ...)."""
@@ -42,7 +46,7 @@ class Rollout(NamedTuple):
         if batch_size is None or batch_size >= size:
             yield self
             return
-        for samples in th.randperm(size, device=self.actions.device).split(batch_size):
+        for samples in th.randperm(size, device=self.actions.device).split(int(batch_size)):
             kept, rows = samples, None
             if self.rows is not None:
                 kept, rows = th.unique(self.rows[samples], return_inverse=True)
@@ -66,15 +70,62 @@ def _runs(arrays: Iterable[np.ndarray]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.logical_or.reduce(changed).cumsum()])
 
 
+class Episodes(NamedTuple):
+    """Where the episodes of a rollout are that began together: the k-th of each environment.
+
+    Attributes:
+        number: (T, E) k of each step, from 0.
+        step: (T, E) its step within the episode, from 0.
+        length: (K, E) steps, 0 where there is no such episode.
+        whole: (K, E) whether it counts: all of its group have ended. The first ones count also
+            where the rollout's end cut them, which it did at one and the same step.
+    """
+
+    number: NDArray[np.int64]
+    step: NDArray[np.int64]
+    length: NDArray[np.int64]
+    whole: NDArray[np.bool_]
+
+    @property
+    def used(self) -> NDArray[np.bool_]:
+        """(T, E) whether a step is of an episode that counts."""
+        used: NDArray[np.bool_] = self.whole[self.number, np.arange(self.number.shape[1])]
+        return used
+
+
+def episodes_of(starts: NDArray[np.bool_], dones: NDArray[np.bool_], group_size: int) -> Episodes:
+    """Find the episodes of a rollout that began one everywhere.
+
+    Args:
+        starts: (T, E), whether a step is the first of an episode; all of row 0 are.
+        dones: (E,), whether the last step was the last of its episode.
+        group_size: G.
+    """
+    steps, envs = starts.shape
+    number = starts.cumsum(axis=0) - 1
+    time, env = np.arange(steps)[:, None], np.arange(envs)
+    step = time - np.maximum.accumulate(np.where(starts, time, 0), axis=0)
+    length = np.zeros((number.max() + 1, envs), np.int64)
+    np.add.at(length, (number, env), 1)
+    ended = np.arange(len(length))[:, None] < number[-1] + dones
+    ended[0] = True
+    whole = ended.reshape(len(length), -1, group_size).all(axis=-1).repeat(group_size, axis=1)
+    return Episodes(number, step, length, whole)
+
+
 class GRPORolloutBuffer(RolloutBuffer):
-    """A rollout of one-step episodes; see GRPO for the kinds of advantage.
+    """A rollout in groups of episodes; see GRPO for the kinds of advantage.
 
     Args:
         *args: Positional arguments of SB3's RolloutBuffer.
-        advantage: "critic", "group" or "group_mean".
-        group_size: Neighbouring environments that share their observation at each step; needed
-            for advantages within groups.
-        **kwargs: Keyword arguments of SB3's RolloutBuffer. gamma and gae_lambda do nothing here.
+        advantage: "critic", "outcome", "process" or "group_mean".
+        group_size: Neighbouring environments that start each episode alike; needed for advantages
+            within groups.
+        loss_average: "step", or "episode": advantages are weighted so that all episodes count
+            alike, however many steps they have.
+        normalize_advantage: Advantages of the critic less their mean over their deviation; None:
+            where episodes have several steps.
+        **kwargs: Keyword arguments of SB3's RolloutBuffer.
     """
 
     def __init__(
@@ -82,79 +133,125 @@ class GRPORolloutBuffer(RolloutBuffer):
         *args: Any,
         advantage: str = "critic",
         group_size: int | None = None,
+        loss_average: str = "step",
+        normalize_advantage: bool | None = None,
         **kwargs: Any,
     ) -> None:
         self.advantage = advantage
         self.group_size = group_size
+        self.loss_average = loss_average
+        self.normalize_advantage = normalize_advantage
         self.zero_std_groups: float | None = None  # of the last rollout, where there are groups
+        # Whether the next rollout may go on where the last one ended
+        self.in_step = True
+        self.used: NDArray[np.bool_] | None = None  # (T, E) samples to learn from; None: all
         super().__init__(*args, **kwargs)
 
     def compute_returns_and_advantage(
         self, last_values: th.Tensor, dones: NDArray[np.bool_]
     ) -> None:
-        """Fill `returns` with the rewards and `advantages` by kind.
+        """Fill `returns` and `advantages` by kind, and say which samples count.
 
         Args:
-            last_values: Values after the last step; not used, every episode has ended.
+            last_values: (E,) values after the last step; only the critic looks at them.
             dones: (E,), whether the last step ended the episode.
 
         Raises:
-            ValueError: An episode was longer than one step, or the observations inside a group
-                differ: the advantages would be wrong.
+            ValueError: The observations that start a group's episodes differ: the advantages
+                would be wrong.
             FloatingPointError: A reward is not finite.
         """
-        self._require_one_step_episodes(dones)
         self._require_finite_rewards()
-        self.returns = self.rewards
+        dones = np.asarray(dones, np.bool_)
+        starts = self.episode_starts.astype(np.bool_)
+        one_step = bool(starts[1:].all() and dones.all())
+        self.used = None
         if self.advantage == "critic":
-            self.advantages = self.rewards - self.values
+            super().compute_returns_and_advantage(last_values, dones)
+            normalize = self.normalize_advantage
+            if (not one_step if normalize is None else normalize) and self.advantages.size > 1:
+                self.advantages -= self.advantages.mean()
+                self.advantages /= self.advantages.std() + 1e-8
             return
         assert self.group_size is not None
-        self.advantages, self.zero_std_groups = group_advantages(
-            self.rewards, self.group_size, divide=self.advantage == "group"
-        )
-        self._require_equal_observations(self.group_size)
+        self._require_equal_starts(starts, self.group_size)
+        divide = self.advantage == "outcome"
+        if one_step:  # each step is its own outcome, and its own process
+            self.returns = self.rewards
+            self.advantages, self.zero_std_groups = group_advantages(
+                self.rewards, self.group_size, divide=divide or self.advantage == "process"
+            )
+            return
+        self._compare_episodes(episodes_of(starts, dones, self.group_size), divide)
+        counts = starts.sum(axis=0).reshape(-1, self.group_size)
+        self.in_step = bool(dones.all() and (counts == counts[:, :1]).all())
+
+    def _compare_episodes(self, episodes: Episodes, divide: bool) -> None:
+        """Fill `advantages` from episodes of several steps, and `used`."""
+        assert self.group_size is not None
+        number, step, length, whole = episodes
+        size, env = self.group_size, np.arange(self.n_envs)
+        by_number = []
+        for k in range(len(length)):
+            time, which = np.nonzero(number == k)
+            rewards = np.zeros((length[k].max(), self.n_envs), np.float32)
+            rewards[step[time, which], which] = self.rewards[time, which]
+            if self.advantage == "process":
+                by_number.append(process_advantages(rewards, size, self.gamma))
+            else:
+                outcomes = self.gamma ** np.arange(len(rewards)) @ rewards
+                outcomes = outcomes.astype(np.float32)[None]
+                advantages = group_advantages(outcomes, size, divide=divide).advantages
+                by_number.append(advantages.repeat(len(rewards), axis=0))
+        first = np.concatenate([[0], length.max(axis=1).cumsum()[:-1]])
+        self.advantages = np.concatenate(by_number)[first[number] + step, env]
+        largest = np.zeros(length.shape)
+        np.maximum.at(largest, (number, env), np.abs(self.advantages))
+        largest = largest.reshape(len(length), -1, size).max(axis=-1)
+        self.zero_std_groups = float(np.mean(largest[whole[:, ::size]] == 0.0))
+        self.used = episodes.used
+        if self.loss_average == "episode":
+            # Mean over episodes of means over their steps, as a mean over all steps
+            share = self.used.sum() / whole[length > 0].sum()
+            self.advantages = (self.advantages * share / length[number, env]).astype(np.float32)
 
     def tensors(self) -> Rollout:
-        """The whole rollout; on the CPU no number is copied that need not be.
+        """The samples to learn from; on the CPU no number is copied that need not be.
 
         SB3's `get` shuffles and copies everything, which a single full batch does not need.
         """
         # SB3's get(), should a callback have called it, has already merged the first two axes
+        # and swapped them
         dims = 1 if self.generator_ready else 2
+        used: Any = slice(None)
+        if self.used is not None:
+            used = (self.used.swapaxes(0, 1) if self.generator_ready else self.used).reshape(-1)
 
         def flat(array: np.ndarray) -> np.ndarray:
-            return array.reshape(-1, *array.shape[dims:])
+            kept: np.ndarray = array.reshape(-1, *array.shape[dims:])[used]
+            return kept
 
         observations = self.observations
         arrays = observations if isinstance(observations, dict) else {"": observations}
         arrays = {key: flat(array) for key, array in arrays.items()}
-        runs = _runs(arrays.values())
+        discrete = isinstance(self.action_space, spaces.Discrete)
         rows = None
-        if 2 * (runs[-1] + 1) <= len(runs):  # else a copy without the repeats saves too little
-            rows = self.to_torch(runs)
-            firsts = np.flatnonzero(np.diff(runs, prepend=-1))
-            arrays = {key: array[firsts] for key, array in arrays.items()}
+        if discrete:
+            runs = _runs(arrays.values())
+            if 2 * (runs[-1] + 1) <= len(runs):  # else a copy without repeats saves too little
+                rows = self.to_torch(runs)
+                firsts = np.flatnonzero(np.diff(runs, prepend=-1))
+                arrays = {key: array[firsts] for key, array in arrays.items()}
         tensors = {key: self.to_torch(array, copy=False) for key, array in arrays.items()}
+        actions = self.to_torch(flat(self.actions), copy=False)
+        scalars = (self.log_probs, self.advantages, self.returns)
         return Rollout(
-            observations=tensors if isinstance(observations, dict) else tensors[""],
-            rows=rows,
-            reference_log_probs=th.empty(len(next(iter(tensors.values()))), 0, device=self.device),
-            actions=self.to_torch(self.actions.reshape(-1), copy=False).long(),
-            log_probs=self.to_torch(self.log_probs.reshape(-1), copy=False),
-            advantages=self.to_torch(self.advantages.reshape(-1), copy=False),
-            returns=self.to_torch(self.returns.reshape(-1), copy=False),
+            tensors if isinstance(observations, dict) else tensors[""],
+            rows,
+            th.empty(len(next(iter(tensors.values()))), 0, device=self.device),
+            actions.long().flatten() if discrete else actions.float(),
+            *(self.to_torch(flat(array).reshape(-1), copy=False) for array in scalars),
         )
-
-    def _require_one_step_episodes(self, dones: NDArray[np.bool_]) -> None:
-        # (T, E): the next step starts an episode if and only if this one ended it
-        ended = np.concatenate([self.episode_starts[1:], np.asarray(dones)[None]]).astype(bool)
-        if not ended.all():
-            step, env = np.argwhere(~ended)[0]
-            raise ValueError(
-                f"GRPO needs episodes of one step, but environment {env} did not end its episode "
-                f"at step {step} of the rollout: use PPO, or an environment that terminates at once"
-            )
 
     def _require_finite_rewards(self) -> None:
         finite = np.isfinite(self.rewards)
@@ -165,22 +262,22 @@ class GRPORolloutBuffer(RolloutBuffer):
                 f"{self.rewards[step, env]}"
             )
 
-    def _require_equal_observations(self, size: int) -> None:
+    def _require_equal_starts(self, starts: NDArray[np.bool_], size: int) -> None:
+        """Refuse groups whose members all begin an episode at one step, but not alike."""
+        together = starts.reshape(len(starts), -1, size).all(axis=-1)
         observations = self.observations
         arrays = observations if isinstance(observations, dict) else {"": observations}
         for key, array in arrays.items():
-            steps, envs = array.shape[:2]
-            grouped = array.reshape(steps, envs // size, size, -1)
-            same = (grouped == grouped[:, :, :1]).all(axis=(2, 3))
+            grouped = array.reshape(*together.shape, size, -1)
+            same = (grouped == grouped[:, :, :1]).all(axis=(2, 3)) | ~together
             if not same.all():
                 step, group = np.argwhere(~same)[0]
                 first = group * size
                 raise ValueError(
-                    f"advantage={self.advantage!r} compares rewards for one observation, but "
-                    f"environments {first} to {first + size - 1} differ at step {step} of the "
-                    f"rollout{f' in {key!r}' if key else ''}: give such groups the same "
-                    "observation, as to_sb3(gym.make_vec(..., group_size=8)) does, or use "
-                    "advantage='critic'"
+                    f"advantage={self.advantage!r} compares episodes from one start, but"
+                    f" environments {first} to {first + size - 1} differ at step {step} of the"
+                    f" rollout{f' in {key!r}' if key else ''}: let a group start alike, as"
+                    " agents.grpo.make_groups does, or use advantage='critic'"
                 )
 
 

@@ -1,21 +1,24 @@
-"""GRPO as a Stable-Baselines3 algorithm, for environments whose episodes last one step.
+"""GRPO as a Stable-Baselines3 algorithm.
 
 Group Relative Policy Optimization, after Shao et al. 2024 (DeepSeekMath, arXiv:2402.03300).
 
-Kept: advantages relative to a group that answers the same observation, the clipped ratio to the
-policy that acted, several passes over a rollout, the KL to a reference as a term of the loss.
-Left out: all about sequences (token ratios, lengths, process rewards): an answer is one action.
-Different from DeepSeekMath: the reference is renewed every few rollouts (`reference_interval=None`
-keeps the first), and the KL is summed over all actions (`kl="exact"`; theirs is `kl="k3"`): with
-discrete actions nothing has to be estimated. The sampled mean of log-ratios (`kl="k1"`) has a
-gradient that is zero on average in the first pass and a wrong one later: as a penalty it does harm.
+Kept: advantages relative to a group of episodes from one start, of their outcomes or of what
+follows each step, the clipped ratio to the policy that acted, several passes over a rollout, the KL
+to a reference as a term of the loss.
+Different from DeepSeekMath: what was a token is a step of the environment. Outcomes are sums of
+discounted rewards. An ended episode has rewards of 0 in the process advantages, which are scaled
+once and not step by step. All steps count alike (Dr. GRPO; theirs is `loss_average="episode"`). The
+reference is renewed every few rollouts (`reference_interval=None` keeps the first), and the KL is
+exact (`kl="exact"`; theirs is `kl="k3"`). The sampled mean of log-ratios (`kl="k1"`) has a gradient
+that is zero on average in the first pass and a wrong one later: as a penalty it does harm.
 Different from TRL's GRPOTrainer: the deviation that divides a group's advantages has ddof 0 and
 1e-8 added to it (TRL: ddof 1 and 1e-4), so groups of 8 have advantages 1.07 times as large; there
 is an entropy bonus; the KL is in the loss by default (TRL's `beta` is 0).
 Added: the mean-only advantage of Dr. GRPO (Liu et al. 2025), asymmetric clipping of DAPO (Yu et al.
-2025), a critic's baseline where there are no groups (`advantage="critic"`). The ratio to the
-reference (`ratio="reference"`) is what this project started from: an action that the reference all
-but excludes has an unbounded ratio, which unclipped ends in infinite gradients.
+2025), a critic's generalised advantage estimation where there are no groups
+(`advantage="critic"`). The ratio to the reference (`ratio="reference"`) is what this project
+started from: an action that the reference all but excludes has an unbounded ratio, which unclipped
+ends in infinite gradients.
 """
 
 import math
@@ -27,6 +30,7 @@ from typing import Any, ClassVar, Final, Self
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -34,50 +38,60 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import nn
 from torch.nn import functional as F
 
 from agents.grpo import losses
 from agents.grpo.buffers import GRPODictRolloutBuffer, GRPORolloutBuffer, Rollout
+from agents.grpo.groups import has_single_rows, put_groups_under
 from agents.grpo.policies import (
     CnnPolicy,
+    Evaluated,
     MlpPolicy,
     MultiInputPolicy,
     SharedPolicy,
     SharedPolicyNetwork,
     actor_critic,
     actor_log_probs,
+    compare,
 )
-from agents.grpo.settings import DEFAULTS, check
+from agents.grpo.settings import DEFAULTS, SAMPLES, check
 
-HOW_TO_GROUP: Final = "to_sb3(gym.make_vec(..., group_size=8))"  # of agents.sb3.vec_env
+ACTIONS: Final = (spaces.Discrete, spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 class GRPO(OnPolicyAlgorithm):
-    """Group Relative Policy Optimization for one-step episodes and discrete actions.
+    """Group Relative Policy Optimization.
 
     The loss of a batch is policy loss + kl_coef * KL + vf_coef * value loss - ent_coef * entropy.
-    gamma and gae_lambda are not offered: the return of one step is its reward. Defaults were chosen
-    on the bandits of runners/bandits.py (see docs/grpo.md).
+    Defaults were chosen on the bandits of runners/bandits.py (see docs/grpo.md).
+
+    Groups of episodes of several steps begin together: environments are reset before a rollout
+    where they do not. An episode counts when all of its group have ended in the rollout, by
+    termination or truncation alike; the first ones also where the rollout's end cuts them. So
+    n_steps is best several times the length of an episode, and never less than one.
 
     Args:
         policy: The policy model to use (MlpPolicy, MultiInputPolicy, CnnPolicy, SharedPolicy, or a
             class; agents.grpo.policies says how wide each is).
         env: The environment to learn from (if registered in Gymnasium, can be str). For advantages
-            within groups, one whose neighbours in groups share their observation, such as
-            `to_sb3(gym.make_vec(..., group_size=8))`.
+            within groups, one whose neighbours start alike, such as `make_groups("CartPole-v1")`.
         learning_rate: The learning rate, may be a function of the remaining progress (1 to 0).
         n_steps: Steps of each environment per rollout; a rollout has n_steps * n_envs samples.
+            None: 1,024 samples, and with groups as many steps as a registered environment allows.
         batch_size: Samples per gradient step; None: the whole rollout at once. Batches need not
             respect groups: advantages belong to the rollout and are never normalised per batch.
         n_epochs: Passes over each rollout.
-        advantage: "group": reward minus the mean of its group, over the group's standard deviation
-            (DeepSeekMath). "group_mean": without the division (Dr. GRPO). "critic": reward minus
-            the value head's estimate, needs no groups. "auto": "group" where there are groups, else
-            "critic", with a warning. Only "critic" trains the value head and logs a value loss.
+        advantage: "outcome": for every step the episode's return minus the mean of its group, over
+            the group's standard deviation (DeepSeekMath). "group_mean": without the division (Dr.
+            GRPO). "process": what follows the step, compared with the group at every step
+            (losses.process_advantages). "critic": generalised advantage estimation with the value
+            head, needs no groups. "auto": "outcome" where there are groups, else "critic", with a
+            warning. Only "critic" trains the value head and logs a value loss.
         group_size: Environments per group, at least 2; None: what the environment says by an
-            attribute of that name.
+            attribute of that name. Where it says nothing, a DummyVecEnv or SubprocVecEnv is put in
+            such groups.
         ratio: Denominator of the probability ratio: "old", the policy that acted in the rollout, or
             "reference", the frozen policy.
         clip_range: Ratios are clipped to [1 - clip_range, 1 + clip_range]; may be a function of the
@@ -92,6 +106,17 @@ class GRPO(OnPolicyAlgorithm):
         ent_coef: Coefficient of the entropy bonus.
         vf_coef: Coefficient of the value loss ("critic").
         max_grad_norm: Largest norm of the gradient, which is scaled down to it.
+        gamma: Discount of rewards.
+        gae_lambda: Of generalised advantage estimation ("critic").
+        loss_average: "step": all steps of a rollout count alike. "episode": all episodes do, so
+            that a step of a long one counts less (DeepSeekMath); of the policy loss alone.
+        normalize_advantage: Whether the advantages of "critic" lose their mean over the rollout and
+            are divided by their deviation; None: where episodes have several steps.
+        target_kl: Where a batch is 1.5 times as far from the policy that acted (train/approx_kl),
+            the rollout's passes end; None: never.
+        clip_range_vf: As in PPO's settings; only None.
+        use_sde: As in PPO's settings; only False.
+        sde_sample_freq: As in PPO's settings; without effect.
         stats_window_size: Episodes in the mean reward that is logged.
         tensorboard_log: Log location for TensorBoard (None: no logging).
         policy_kwargs: Additional arguments of the policy.
@@ -102,9 +127,8 @@ class GRPO(OnPolicyAlgorithm):
 
     Raises:
         ValueError: A setting of another type or out of its range, a rollout beyond the machine's
-            memory, an action space that is not Discrete from 0, a policy with batch normalisation,
-            or groups that are missing or do not divide the environments; when learning: episodes
-            of several steps, or differing observations in a group.
+            memory, another action space, a policy with batch normalisation, or groups that are
+            missing or do not divide the environments; when learning: groups that start differently.
         FloatingPointError: When learning: a reward, loss or gradient is not finite. The policy
             keeps the parameters from before that gradient step.
     """
@@ -123,7 +147,7 @@ class GRPO(OnPolicyAlgorithm):
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = DEFAULTS.learning_rate,
-        n_steps: int = DEFAULTS.n_steps,
+        n_steps: int | None = None,
         batch_size: int | None = DEFAULTS.batch_size,
         n_epochs: int = DEFAULTS.n_epochs,
         advantage: str = DEFAULTS.advantage,
@@ -137,6 +161,14 @@ class GRPO(OnPolicyAlgorithm):
         ent_coef: float = DEFAULTS.ent_coef,
         vf_coef: float = DEFAULTS.vf_coef,
         max_grad_norm: float = DEFAULTS.max_grad_norm,
+        gamma: float = DEFAULTS.gamma,
+        gae_lambda: float = DEFAULTS.gae_lambda,
+        loss_average: str = DEFAULTS.loss_average,
+        normalize_advantage: bool | None = DEFAULTS.normalize_advantage,
+        target_kl: float | None = DEFAULTS.target_kl,
+        clip_range_vf: None = None,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -145,19 +177,27 @@ class GRPO(OnPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        _refuse_what_is_no_vec_env(env)
+        if clip_range_vf is not None:
+            raise ValueError(
+                f"clip_range_vf={clip_range_vf!r}: GRPO does not clip values, only None"
+            )
+        if use_sde:
+            raise ValueError(
+                "use_sde=True: GRPO has no state-dependent exploration; leave it False"
+            )
         super().__init__(
             policy,
             env,
             learning_rate=learning_rate,
-            n_steps=n_steps,
-            # 0 also keeps SB3 from adding a value to the reward of a truncated episode
-            gamma=0.0,
-            gae_lambda=1.0,
+            n_steps=n_steps,  # type: ignore[arg-type]
+            gamma=gamma,
+            gae_lambda=gae_lambda,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
             use_sde=False,
-            sde_sample_freq=-1,
+            sde_sample_freq=sde_sample_freq,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -176,30 +216,99 @@ class GRPO(OnPolicyAlgorithm):
         self.kl = kl
         self.kl_coef = kl_coef
         self.reference_interval = reference_interval
+        self.loss_average = loss_average
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
         self._rollouts_since_renewal = 0
+        # What was left open and the environment decided: not saved, so that a loaded model can be
+        # given another environment
+        self._settled: set[str] = set()
         if _init_setup_model:
             self._setup_model()
+            self._require_groups()
 
     def _setup_model(self) -> None:
         # Checked here, not in __init__: load() first builds the algorithm with its defaults and
         # perhaps without an environment, and only then puts the saved settings in place.
+        self._settled = set()
+        check(vars(self))
+        self._settle()
         self._check()
-        self._settle_groups()
-        is_dict = isinstance(self.observation_space, spaces.Dict)
-        self.rollout_buffer_class = GRPODictRolloutBuffer if is_dict else GRPORolloutBuffer
-        self.rollout_buffer_kwargs = {"advantage": self.advantage, "group_size": self.group_size}
+        self._choose_buffer()
         super()._setup_model()
         self._check_network()
         self.reference_policy = deepcopy(self.policy).requires_grad_(False)
         self.reference_policy.set_training_mode(False)
 
+    def _choose_buffer(self) -> None:
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        self.rollout_buffer_class = GRPODictRolloutBuffer if is_dict else GRPORolloutBuffer
+        names = ("advantage", "group_size", "loss_average", "normalize_advantage")
+        self.rollout_buffer_kwargs = {name: getattr(self, name) for name in names}
+
+    def _settle(self) -> None:
+        """Decide `advantage`, `group_size` and `n_steps` by the environment where left open."""
+        if self.advantage != "critic" and self.env is not None:
+            self._settle_groups(self.env)
+        if self.n_steps is None:
+            self._settled.add("n_steps")
+            longest = 0
+            if self.advantage not in ("critic", "auto"):  # those go by whole episodes
+                longest = getattr(self._told("spec"), "max_episode_steps", None) or 0
+            self.n_steps = max(-(-SAMPLES // self.n_envs), longest)
+
+    def _settle_groups(self, env: VecEnv) -> None:
+        told = self._told("group_size")
+        told = told if isinstance(told, int | np.integer) and told > 1 else None
+        if self.group_size is None and told is not None:
+            self.group_size = int(told)
+            self._settled.add("group_size")
+        elif self.group_size is not None and told is None and has_single_rows(env):
+            fits = self.n_envs % self.group_size == 0  # else see _require_groups
+            self.env = put_groups_under(env, self.group_size) if fits else env
+        name = getattr(self._told("spec"), "id", None)
+        how = f"agents.grpo.make_groups({repr(name) if name else 'Env'}, num_envs=64, group_size=8)"
+        if self.group_size is not None:
+            chosen = "outcome"
+        elif self.advantage == "auto":
+            chosen = "critic"
+            warnings.warn(
+                f"the environment gives no groups: advantage='critic' is taken; {how} makes groups"
+                " of episodes from one start",
+                UserWarning,
+                stacklevel=5,
+            )
+        else:
+            raise ValueError(
+                f"advantage={self.advantage!r} needs groups of episodes from one start, and the"
+                f" environment names none: make it by {how}, or give group_size"
+            )
+        if self.advantage == "auto":
+            self.advantage = chosen
+            self._settled.add("advantage")
+
+    def _require_groups(self) -> None:
+        """Refuse environments that do not divide into groups; a loaded model may still predict."""
+        size = self.group_size
+        if self.advantage != "critic" and self.env is not None and size and self.n_envs % size:
+            raise ValueError(
+                f"{self.n_envs} environments do not divide into groups of {size}: change"
+                " group_size or the number of environments"
+            )
+
     def _check(self) -> None:
-        """Refuse what cannot work, and warn of several gradient steps without clipping."""
-        check(vars(self))
-        space = self.action_space
-        if not isinstance(space, spaces.Discrete) or space.start != 0:
-            raise ValueError(f"GRPO needs Discrete actions that start at 0, not {space}")
-        observation = self.observation_space
+        """Refuse what cannot work, and warn of what works badly."""
+        space, observation = self.action_space, self.observation_space
+        if not isinstance(space, ACTIONS) or np.any(getattr(space, "start", 0)):
+            raise ValueError(
+                "GRPO needs Discrete actions that start at 0, Box, MultiDiscrete or MultiBinary"
+                f" ones, not {space}"
+            )
+        if self.normalize_advantage and self.advantage not in ("critic", "auto"):
+            raise ValueError(
+                f"normalize_advantage=True: advantage={self.advantage!r} is relative to its group"
+                " already; leave it out"
+            )
         parts = observation.values() if isinstance(observation, spaces.Dict) else [observation]
         numbers = sum(get_flattened_obs_dim(part) for part in parts)
         samples = self.n_steps * self.n_envs
@@ -227,37 +336,13 @@ class GRPO(OnPolicyAlgorithm):
                 UserWarning,
                 stacklevel=4,
             )
-
-    def _settle_groups(self) -> None:
-        """Set `advantage` and `group_size` to what the environment allows, where left open."""
-        size = self.group_size
-        if self.advantage == "critic":
-            return
-        if size is None:
-            size = self._told("group_size")
-            size = size if isinstance(size, int | np.integer) and size > 1 else None
-        if size is None and self.advantage == "auto":
+        if self.env is not None and self.env.has_attr("action_masks"):
             warnings.warn(
-                f"the environment gives no groups: advantage='critic' is taken; {HOW_TO_GROUP}"
-                " makes groups that share each observation",
+                "GRPO does not use the environment's action_masks: it will try invalid actions;"
+                " MaskablePPO of sb3-contrib does not",
                 UserWarning,
                 stacklevel=4,
             )
-            self.advantage = "critic"
-        elif size is None:
-            raise ValueError(
-                f"advantage={self.advantage!r} needs groups that share each observation, and the"
-                f" environment names none: make it by {HOW_TO_GROUP}, or give group_size"
-            )
-        else:
-            self.advantage = "group" if self.advantage == "auto" else self.advantage
-            # A loaded model may have no environment yet, only the number of its last one
-            if self.env is not None and self.n_envs % size:
-                raise ValueError(
-                    f"{self.n_envs} environments do not divide into groups of {size}: change"
-                    " group_size or the number of environments"
-                )
-        self.group_size = size
 
     def _check_network(self) -> None:
         """Refuse layers whose statistics would stay what they were."""
@@ -273,6 +358,33 @@ class GRPO(OnPolicyAlgorithm):
         told = self.env is not None and self.env.has_attr(name)
         return self.env.get_attr(name)[0] if self.env is not None and told else None
 
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on with another environment, whose groups decide what was left open; see SB3."""
+        _refuse_what_is_no_vec_env(env)
+        super().set_env(env, force_reset)
+        for name in self._settled:
+            setattr(self, name, {"advantage": "auto"}.get(name))
+        self._settled = set()
+        self._settle()
+        self._choose_buffer()
+        assert self.rollout_buffer_class is not None
+        self.rollout_buffer = self.rollout_buffer_class(  # type: ignore[assignment]
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        self._require_groups()
+        if self._last_obs is None:
+            self.rollout_buffer.in_step = True  # it resets the environment
+        return super()._setup_learn(*args, **kwargs)
+
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -280,8 +392,17 @@ class GRPO(OnPolicyAlgorithm):
         rollout_buffer: RolloutBuffer,
         n_rollout_steps: int,
     ) -> bool:
-        """Collect one rollout as SB3 does; see OnPolicyAlgorithm."""
-        completed = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        """Collect one rollout as SB3 does, of groups in step; see OnPolicyAlgorithm."""
+        gamma = self.gamma
+        if self.advantage != "critic":
+            if not self.rollout_buffer.in_step:
+                self._last_obs = env.reset()  # type: ignore[assignment]
+                self._last_episode_starts = np.ones(env.num_envs, np.bool_)
+            self.gamma = 0.0  # SB3 adds gamma times a value to the reward of a truncated episode
+        try:
+            completed = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        finally:
+            self.gamma = gamma
         if not completed:
             # A callback stopped SB3 before it updated _last_obs: learning on from there would pair
             # old observations with rewards for new ones.
@@ -298,61 +419,69 @@ class GRPO(OnPolicyAlgorithm):
             for schedule in (self.clip_range, self.clip_range_high)
         )
         rollout = self.rollout_buffer.tensors()
-        with th.no_grad():  # nothing changes the reference in here: once serves all epochs
-            reference = actor_log_probs(self.reference_policy, rollout.observations)
-        rollout = rollout._replace(reference_log_probs=reference)
+        if isinstance(self.action_space, spaces.Discrete):
+            with th.no_grad():  # nothing changes the reference in here: once serves all epochs
+                reference = actor_log_probs(self.reference_policy, rollout.observations)
+            rollout = rollout._replace(reference_log_probs=reference)
 
-        history = []
+        history: list[dict[str, float]] = []
         for _ in range(self.n_epochs):
             for batch in rollout.batches(self.batch_size):
                 history.append(self._update(batch, low, high))
+                if self._is_far(history[-1]):
+                    break
             self._n_updates += 1
+            if self._is_far(history[-1]):
+                break
         self._rollouts_since_renewal += 1
         if self._rollouts_since_renewal == self.reference_interval:
             self.reference_policy.load_state_dict(self.policy.state_dict())
             self._rollouts_since_renewal = 0
 
         for name in history[0]:
-            self.logger.record(f"train/{name}", np.mean([record[name] for record in history]))
+            values = [record[name] for record in history if name in record]
+            self.logger.record(f"train/{name}", np.mean(values))
         self.logger.record("policy/entropy", -np.mean([x["entropy_loss"] for x in history]))
         if self.advantage != "critic":
             self.logger.record("train/zero_std_groups", self.rollout_buffer.zero_std_groups)
+            if self.rollout_buffer.used is not None:
+                self.logger.record("train/used_steps", np.mean(self.rollout_buffer.used))
         if low is not None:
             self.logger.record("train/clip_range", low)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
+    def _is_far(self, record: dict[str, float]) -> bool:
+        return self.target_kl is not None and record["approx_kl"] > 1.5 * self.target_kl
+
     def _update(self, batch: Rollout, low: float | None, high: float | None) -> dict[str, float]:
         """One gradient step with these clip ranges; returns what is logged of it."""
         terms: dict[str, th.Tensor] = {}
-        if self.advantage == "critic":
-            log_probs, values = actor_critic(self.policy, batch.observations)
-            terms["value_loss"] = F.mse_loss(batch.spread(values), batch.returns)
-        else:
-            log_probs = actor_log_probs(self.policy, batch.observations)
-        log_probs = batch.spread(log_probs)  # (U, D) -> (B, D)
-        reference_log_probs = batch.spread(batch.reference_log_probs)
-        action = batch.actions[:, None]
-        log_prob = log_probs.gather(1, action)[:, 0]  # (B, D) -> (B,)
-        reference_log_prob = reference_log_probs.gather(1, action)[:, 0]
-        base = reference_log_prob if self.ratio == "reference" else batch.log_probs
-        ratio = (log_prob - base).exp()
+        told = self._evaluated(batch)
+        if told.values is not None:
+            terms["value_loss"] = F.mse_loss(told.values, batch.returns)
+        base = told.reference_log_prob if self.ratio == "reference" else batch.log_probs
+        ratio = (told.log_prob - base).exp()
         terms["policy_loss"] = losses.policy_loss(ratio, batch.advantages, low, high)
         # Logged exactly whatever the penalty is, so that runs of different kinds compare
-        terms["kl_reference"] = losses.exact_kl(log_probs, reference_log_probs).mean()
+        terms["kl_reference"] = told.kl.mean()
         penalty = terms["kl_reference"]
         if self.kl != "exact":
-            penalty = losses.sampled_kl(log_prob, reference_log_prob, self.kl).mean()
-        terms["entropy_loss"] = -losses.entropy(log_probs).mean()
+            penalty = losses.sampled_kl(told.log_prob, told.reference_log_prob, self.kl).mean()
+        terms["entropy_loss"] = -told.entropy.mean()
         loss = terms["policy_loss"] + self.kl_coef * penalty + self.ent_coef * terms["entropy_loss"]
         if "value_loss" in terms:
             loss = loss + self.vf_coef * terms["value_loss"]
         terms["loss"] = loss
         if low is not None:
             terms["clip_fraction"] = losses.clip_fraction(ratio, low, high)
+        with th.no_grad():  # as PPO's, of the policy that acted
+            terms["approx_kl"] = losses.sampled_kl(batch.log_probs, told.log_prob, "k3").mean()
 
         # one transfer from the device for all of them
         record = dict(zip(terms, th.stack(list(terms.values())).tolist(), strict=True))
         self._require_finite(record)
+        if self._is_far(record):
+            return record
         self.policy.optimizer.zero_grad()
         loss.backward()
         norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
@@ -360,6 +489,33 @@ class GRPO(OnPolicyAlgorithm):
         self._require_finite(record)
         self.policy.optimizer.step()
         return record
+
+    def _evaluated(self, batch: Rollout) -> Evaluated:
+        """What the policy and its reference say of a batch now."""
+        observations, critic = batch.observations, self.advantage == "critic"
+        if not isinstance(self.action_space, spaces.Discrete):
+            with th.no_grad():
+                reference = self.reference_policy.get_distribution(observations)
+            evaluated = compare(
+                self.policy.get_distribution(observations), reference, batch.actions
+            )
+            values = self.policy.predict_values(observations).flatten() if critic else None
+            return evaluated._replace(values=values)
+        if critic:
+            log_probs, values = actor_critic(self.policy, observations)
+            values = batch.spread(values)
+        else:
+            log_probs, values = actor_log_probs(self.policy, observations), None
+        log_probs = batch.spread(log_probs)  # (U, D) -> (B, D)
+        reference_log_probs = batch.spread(batch.reference_log_probs)
+        action = batch.actions[:, None]
+        return Evaluated(
+            log_probs.gather(1, action)[:, 0],  # (B, D) -> (B,)
+            reference_log_probs.gather(1, action)[:, 0],
+            losses.exact_kl(log_probs, reference_log_probs),
+            losses.entropy(log_probs),
+            values,
+        )
 
     def _require_finite(self, record: dict[str, float]) -> None:
         for name, value in record.items():
@@ -383,8 +539,20 @@ class GRPO(OnPolicyAlgorithm):
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
 
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_settled", *self._settled]
+
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "reference_policy"], []
+
+
+def _refuse_what_is_no_vec_env(env: Any) -> None:
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    if isinstance(env, VectorEnv):
+        raise ValueError(
+            f"{env} is a vector environment of Gymnasium: give GRPO agents.sb3.vec_env.to_sb3(env)"
+        )
 
 
 def _memory() -> float:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 
 class GroupAdvantages(NamedTuple):
-    """Advantages of a rollout whose neighbouring environments share an observation.
+    """Advantages within groups.
 
     Attributes:
-        advantages: (T, E) float32.
-        zero_std: Share in [0, 1] of the groups whose rewards are all equal: they teach nothing.
+        advantages: float32, of the shape of the rewards.
+        zero_std: Share in [0, 1] of the groups whose members are all equal: they teach nothing.
     """
 
     advantages: NDArray[np.float32]
@@ -24,12 +24,12 @@ class GroupAdvantages(NamedTuple):
 
 
 def group_advantages(
-    rewards: NDArray[np.floating], group_size: int, *, divide: bool
+    returns: NDArray[np.floating], group_size: int, *, divide: bool
 ) -> GroupAdvantages:
-    """Reward minus the mean of its group, optionally over the group's standard deviation.
+    """Return minus the mean of its group, optionally over the group's standard deviation.
 
     Args:
-        rewards: (T, E); environments g*G to (g+1)*G - 1 of one step are group g.
+        returns: (T, E); environments g*G to (g+1)*G - 1 of one row are a group.
         group_size: G.
         divide: True: over (standard deviation, ddof 0) + 1e-8 (Shao et al. 2024, DeepSeekMath,
             eq. 4.1.2). False: no division (Liu et al. 2025, Dr. GRPO), so that groups of nearly
@@ -38,17 +38,46 @@ def group_advantages(
     Raises:
         ValueError: E is not a multiple of G.
     """
-    steps, envs = rewards.shape
+    rows, envs = returns.shape
     if envs % group_size:
         raise ValueError(f"{envs} environments do not divide into groups of {group_size}")
     # float64: the mean of equal float32 rewards is then exact. In float32 it may be off by one
     # unit in the last place, which the division by 1e-8 would turn into an advantage near 1.
-    grouped = rewards.astype(np.float64).reshape(steps, envs // group_size, group_size)
+    grouped = returns.astype(np.float64).reshape(rows, envs // group_size, group_size)
     centred = grouped - grouped.mean(axis=-1, keepdims=True)
     zero_std = float(np.mean(np.ptp(grouped, axis=-1) == 0.0))
     if divide:
         centred /= grouped.std(axis=-1, keepdims=True) + 1e-8
-    return GroupAdvantages(centred.reshape(steps, envs).astype(np.float32), zero_std)
+    return GroupAdvantages(centred.reshape(rows, envs).astype(np.float32), zero_std)
+
+
+def process_advantages(
+    rewards: NDArray[np.floating], group_size: int, gamma: float
+) -> NDArray[np.float32]:
+    """Sum from each step on of the rewards, each less its group's mean at that step.
+
+    After DeepSeekMath's process supervision (4.1.3). An ended episode gets rewards of 0, so that
+    1 for every step teaches to go on and -1 to come to an end. The sums of a group are divided by
+    their root mean square, once.
+
+    Args:
+        rewards: (L, E) of one episode of each environment, 0 behind its end; environments g*G to
+            (g+1)*G - 1 are group g.
+        group_size: G.
+        gamma: Discount, in [0, 1].
+
+    Returns:
+        (L, E); what stands behind an episode's end means nothing.
+    """
+    steps, envs = rewards.shape
+    grouped = rewards.astype(np.float64).reshape(steps, envs // group_size, group_size)
+    sums = grouped - grouped.mean(axis=-1, keepdims=True)
+    for step in range(steps - 2, -1, -1):
+        sums[step] += gamma * sums[step + 1]
+    scale = np.sqrt(np.square(sums).mean(axis=(0, 2), keepdims=True))
+    sums /= scale + 1e-8
+    advantages: NDArray[np.float32] = sums.reshape(steps, envs).astype(np.float32)
+    return advantages
 
 
 def policy_loss(

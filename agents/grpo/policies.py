@@ -13,11 +13,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    Distribution,
+    kl_divergence,
+)
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
     ActorCriticPolicy,
@@ -336,6 +340,29 @@ def actor_critic(
     features = cast(th.Tensor, policy.extract_features(observations))
     latent_pi, latent_vf = policy.mlp_extractor(features)
     return policy.action_net(latent_pi).log_softmax(-1), policy.value_net(latent_vf).flatten()
+
+
+class Evaluated(NamedTuple):
+    """What a policy, and the reference p, say of B observations and their actions."""
+
+    log_prob: th.Tensor  # (B,) log pi(a)
+    reference_log_prob: th.Tensor  # (B,) log p(a)
+    kl: th.Tensor  # (B,) KL(pi || p)
+    entropy: th.Tensor  # (B,)
+    values: th.Tensor | None = None  # (B,)
+
+
+def compare(policy: Distribution, reference: Distribution, actions: th.Tensor) -> Evaluated:
+    """Evaluate actions (B, *action) of any space that Stable-Baselines3 has a distribution for."""
+    entropy = policy.entropy()
+    assert entropy is not None  # only of squashed Gaussians, which need use_sde
+    kl = kl_divergence(policy, reference)
+    return Evaluated(
+        policy.log_prob(actions),
+        reference.log_prob(actions),
+        kl.sum(dim=1) if kl.dim() > 1 else kl,  # of independent actions
+        entropy,
+    )
 
 
 MlpPolicy = ActorCriticPolicy

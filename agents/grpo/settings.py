@@ -31,7 +31,7 @@ class GRPOSettings:
     """samples per gradient step; None is the whole rollout"""
     n_epochs: Count = 8
     """passes over each rollout"""
-    advantage: Literal["auto", "critic", "group", "group_mean"] = "auto"
+    advantage: Literal["auto", "critic", "outcome", "process", "group_mean"] = "auto"
     """reward minus a value head's estimate, or minus its group's mean, over its deviation or not"""
     group_size: Count = 8
     """neighbouring sub-environments that share each query"""
@@ -60,7 +60,7 @@ class GRPOSettings:
             raise ValueError(
                 f"clip_range_high={self.clip_range_high!r} without clip_range: give both or none"
             )
-        if self.advantage in ("group", "group_mean") and self.group_size < 2:
+        if self.advantage != "critic" and self.group_size < 2:
             raise ValueError(
                 f"group_size={self.group_size!r}: advantage={self.advantage!r} compares the members"
                 " of a group, which needs a whole number from 2"
@@ -68,7 +68,24 @@ class GRPOSettings:
         return self
 
 
-DEFAULTS = GRPOSettings()
+@dataclass(frozen=True, config=ConfigDict(use_attribute_docstrings=True, strict=True))
+class AllSettings(GRPOSettings):
+    """And those that mean something in episodes of several steps alone, or are PPO's."""
+
+    gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.99
+    """discount of rewards"""
+    gae_lambda: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.95
+    """of the critic's generalised advantage estimation"""
+    loss_average: Literal["step", "episode"] = "step"
+    """whether all steps of a rollout count alike, or all its episodes"""
+    normalize_advantage: bool | None = None
+    """of the critic; None is where episodes have several steps"""
+    target_kl: Above0 | None = None
+    """ends a rollout's passes where the policy is 1.5 times as far from the one that acted"""
+
+
+DEFAULTS = AllSettings()
+SAMPLES: Final = 1024  # of a rollout, where n_steps is left open
 SCHEDULED: Final = ("learning_rate", "clip_range", "clip_range_high")
 HIGHEST: Final = 10.0  # of what a schedule gives
 
@@ -78,22 +95,22 @@ def check(given: Mapping[str, Any]) -> None:
 
     Args:
         given: arguments of the class by name, schedules as functions; others than
-            GRPOSettings' are not looked at.
+            AllSettings' are not looked at.
 
     Raises:
         ValueError: one line with the setting, its value and what it may be.
     """
     values: dict[str, Any] = {}
-    for field in fields(GRPOSettings):
+    for field in fields(AllSettings):
         value = given[field.name]
         if field.name in SCHEDULED and callable(value):
             _check_schedule(field.name, value)
             value = getattr(DEFAULTS, field.name) or DEFAULTS.clip_range
-        elif field.name == "group_size" and value is None:
-            value = DEFAULTS.group_size  # what the environment says
+        elif field.name in ("group_size", "n_steps") and value is None:
+            value = getattr(DEFAULTS, field.name)  # the environment decides
         values[field.name] = value.item() if hasattr(value, "item") else value  # of numpy
     try:
-        GRPOSettings(**values)
+        AllSettings(**values)
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":  # of several settings together

@@ -6,11 +6,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from agents.grpo.groups import Groups
 
 
 def to_sb3(
@@ -21,12 +23,22 @@ def to_sb3(
     Args:
         vector_env: A Gymnasium vector environment in SAME_STEP autoreset mode.
         filename: Where VecMonitor writes its log; None for no log.
-        group_size: See SB3VecEnv.
+        group_size: So many neighbouring environments of a SyncVectorEnv start every episode alike,
+            as GRPO wants it (agents.grpo.Groups); None: each has starts of its own, or the
+            environment has groups already.
 
     Raises:
-        ValueError: Another autoreset mode, or groups that cannot be.
+        ValueError: No vector environment, another autoreset mode, or groups that cannot be.
     """
-    return VecMonitor(SB3VecEnv(vector_env, group_size), filename)
+    adapted: VecEnv = SB3VecEnv(vector_env)
+    if group_size is not None:
+        if not isinstance(vector_env.unwrapped, SyncVectorEnv):
+            raise ValueError(
+                f"{vector_env} does not reset its rows one by one: give group_size where it is"
+                " made, if it takes one, or make it with agents.grpo.make_groups"
+            )
+        adapted = Groups(adapted, group_size)
+    return VecMonitor(adapted, filename)
 
 
 class SB3VecEnv(VecEnv):
@@ -44,25 +56,24 @@ class SB3VecEnv(VecEnv):
 
     Args:
         vector_env: The environment.
-        group_size: Seed so many neighbouring environments of a SyncVectorEnv (or Async) alike, so
-            that they show the same observations where these do not depend on actions, as GRPO wants
-            it; None: each has a seed of its own, or the environment has groups already.
 
     Raises:
-        ValueError: `metadata["autoreset_mode"]` is not SAME_STEP, or `group_size` does not divide
-            the environments, or these are one object.
+        ValueError: No vector environment, or `metadata["autoreset_mode"]` is not SAME_STEP.
     """
 
-    def __init__(self, vector_env: VectorEnv, group_size: int | None = None) -> None:
+    def __init__(self, vector_env: VectorEnv) -> None:
+        if not isinstance(vector_env, VectorEnv):
+            raise ValueError(
+                "to_sb3 takes a vector environment of Gymnasium, as gym.make_vec makes it, not"
+                f" {vector_env}: Stable-Baselines3 takes that as it is"
+            )
         mode = vector_env.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
             raise ValueError(
                 f"{vector_env} has autoreset mode {mode}: SB3 needs one made with "
-                "autoreset_mode=AutoresetMode.SAME_STEP"
+                "autoreset_mode=AutoresetMode.SAME_STEP, as in gym.make_vec(..., vector_kwargs="
+                "{'autoreset_mode': AutoresetMode.SAME_STEP})"
             )
-        if group_size is not None:
-            _check_groups(vector_env, group_size)
-        self.group_size = group_size
         # before super().__init__, which asks for the attribute render_mode
         self.vector_env = vector_env
         self.spec = vector_env.spec
@@ -83,11 +94,7 @@ class SB3VecEnv(VecEnv):
         if any(other != options for other in self._options):
             raise ValueError(f"a vector environment takes one set of options, not {self._options}")
         # seed() counts up from the first seed, as Gymnasium does with a single number
-        seed: Any = self._seeds[0]
-        if self.group_size is not None:
-            if seed is None:  # alike still has to be
-                seed = int(np.random.SeedSequence().generate_state(1)[0])
-            seed = [seed + env // self.group_size for env in range(self.num_envs)]
+        seed = self._seeds[0]
         observations, infos = self.vector_env.reset(seed=seed, options=options or None)
         self.reset_infos = _rows(infos, self.num_envs)
         self._reset_seeds()
@@ -147,8 +154,6 @@ class SB3VecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Attribute of each environment asked for."""
         base: Any = self.vector_env.unwrapped
-        if attr_name == "group_size" and self.group_size is not None:
-            return [self.group_size for _ in self._get_indices(indices)]
         envs = getattr(base, "envs", None)
         if envs is not None:
             return [envs[i].get_wrapper_attr(attr_name) for i in self._get_indices(indices)]
@@ -225,21 +230,6 @@ class SB3VecEnv(VecEnv):
                 f"indices={indices}: {self.vector_env} answers for all its rows at once, leave "
                 "indices out"
             )
-
-
-def _check_groups(vector_env: VectorEnv, group_size: int) -> None:
-    if not isinstance(vector_env.unwrapped, SyncVectorEnv | AsyncVectorEnv):
-        raise ValueError(
-            f"{vector_env} draws for all its rows at once: give group_size where it is made, as in"
-            " gym.make_vec(..., group_size=8)"
-        )
-    if not isinstance(group_size, int | np.integer) or isinstance(group_size, bool):
-        raise ValueError(f"group_size={group_size!r}: must be a whole number")
-    if group_size < 1 or vector_env.num_envs % group_size:
-        raise ValueError(
-            f"group_size={group_size}: {vector_env.num_envs} environments do not divide into such"
-            " groups"
-        )
 
 
 def _copied(observations: Any) -> Any:

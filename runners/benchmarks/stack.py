@@ -167,7 +167,7 @@ def training_rows(
             to_sb3(environment()),
             n_steps=steps,
             n_epochs=1,
-            advantage="group",
+            advantage="outcome",
             group_size=8,
             seed=0,
             device=device,

@@ -94,11 +94,11 @@ def test_the_gradients_norm() -> None:
     [
         # rewards (1,0,0,0): mean 1/4, std sqrt(3)/4; advantages sqrt(3), -1/sqrt(3) three times.
         # Ratios to the old policy 2, 1, 1, 1: (2 sqrt(3) - sqrt(3)) / 4
-        ({"advantage": "group"}, -0.4330127),
+        ({"advantage": "outcome"}, -0.4330127),
         # the first gain is cut to 1.2 sqrt(3): .2 sqrt(3) / 4
-        ({"advantage": "group", "clip_range": 0.2}, -0.0866025),
+        ({"advantage": "outcome", "clip_range": 0.2}, -0.0866025),
         # asymmetric: 1.5 sqrt(3): .5 sqrt(3) / 4
-        ({"advantage": "group", "clip_range": 0.2, "clip_range_high": 0.5}, -0.2165064),
+        ({"advantage": "outcome", "clip_range": 0.2, "clip_range_high": 0.5}, -0.2165064),
         # advantages 3/4, -1/4 three times: (3/2 - 3/4) / 4
         ({"advantage": "group_mean"}, -0.1875),
         # r - 1/4: the same numbers here
@@ -139,7 +139,7 @@ def test_kl_penalties(kl: str, penalty: float) -> None:
 
 
 def test_groups_of_equal_rewards_are_counted() -> None:
-    model = two_armed(advantage="group", group_size=2)
+    model = two_armed(advantage="outcome", group_size=2)
     logged = update(model, [0, 1, 0, 1], [1, 1, 0, 1], [0.5] * 4)
     assert logged["train/zero_std_groups"] == 0.5
 
@@ -197,7 +197,7 @@ def test_a_callback_may_read_the_buffer() -> None:
     results = []
     for callback in (None, Reader()):
         env = to_sb3(GroupedBanditEnv(16, 8))
-        settings = PLAIN | {"advantage": "group"}
+        settings = PLAIN | {"advantage": "outcome"}
         model = GRPO("MlpPolicy", env, n_steps=4, seed=0, device="cpu", **settings)
         model.learn(64, callback=callback)
         results.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))

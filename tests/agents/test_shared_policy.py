@@ -76,7 +76,7 @@ def test_observations_without_numbers_of_every_action_are_refused() -> None:
     ):
         GRPO("SharedPolicy", env, device="cpu")
     env = to_sb3(GRPOVectorEnvironment(8, 4, table=TABLE, observation="profile"))
-    assert GRPO("SharedPolicy", env, device="cpu").learn(8).num_timesteps == 128
+    assert GRPO("SharedPolicy", env, device="cpu").learn(8).num_timesteps == 1024
 
 
 def test_actions_that_are_not_discrete_are_refused() -> None:

@@ -61,7 +61,7 @@ def step_environments(steps: int, process: psutil.Process) -> tuple[list[int], l
 def train(number: int, folder: Path) -> None:
     """One short training, with events and a checkpoint."""
     environment = GRPOVectorEnvironment(ENVS, group_size=8, table=random_table(200, 32, number))
-    model = GRPO("MlpPolicy", to_sb3(environment), advantage="group", seed=number, device="cpu")
+    model = GRPO("MlpPolicy", to_sb3(environment), advantage="outcome", seed=number, device="cpu")
     events = SyncedTensorBoard(folder / f"run-{number % 5}", None)
     model.set_logger(Logger(str(folder), [events]))
     model.learn(TRAINING)

@@ -1,0 +1,261 @@
+"""Episodes of several steps, and other actions than Discrete ones, by hand and learned."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from numpy.testing import assert_allclose
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+
+from agents.grpo import GRPO, Groups, losses, make_groups
+from agents.grpo.buffers import GRPORolloutBuffer, episodes_of
+from agents.sb3.vec_env import to_sb3
+
+BOX = spaces.Box(0.0, 1.0, (1,), np.float32)
+# Two environments in a group: episodes of 2, 1 and 1 steps, and of 1, 2 and, unfinished, 1
+STARTS = np.array([[1, 1], [0, 1], [1, 0], [1, 1]], bool)
+DONES = np.array([True, False])
+REWARDS = np.array([[1.0, 4.0], [2.0, 0.0], [3.0, 2.0], [9.0, 9.0]])
+
+
+def advantages(kind: str, rewards: np.ndarray = REWARDS, **settings: Any) -> GRPORolloutBuffer:
+    settings = {"gamma": 0.5, "starts": STARTS, "dones": DONES} | settings
+    starts, dones = settings.pop("starts"), settings.pop("dones")
+    steps, envs = rewards.shape
+    buffer = GRPORolloutBuffer(
+        steps, BOX, spaces.Discrete(2), "cpu", n_envs=envs, advantage=kind, **settings
+    )
+    for step in range(steps):
+        zeros = th.zeros(envs)
+        buffer.add(np.zeros((envs, 1)), np.zeros(envs), rewards[step], starts[step], zeros, zeros)
+    buffer.compute_returns_and_advantage(th.zeros(envs), dones)
+    return buffer
+
+
+def test_episodes_are_found() -> None:
+    number, step, length, whole = episodes = episodes_of(STARTS, DONES, 2)
+    assert number.T.tolist() == [[0, 0, 1, 2], [0, 1, 1, 2]]
+    assert step.T.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
+    assert length.tolist() == [[2, 1], [1, 2], [1, 1]]
+    # the third of the second environment has not ended, so that of the first does not count either
+    assert whole.tolist() == [[True, True], [True, True], [False, False]]
+    assert episodes.used.T.tolist() == [[True, True, True, False]] * 2
+
+
+def test_first_episodes_that_the_rollout_cuts_count() -> None:
+    starts = np.array([[1, 1, 1, 1], [0, 0, 0, 1]], bool)
+    episodes = episodes_of(starts, np.array([False, False, True, True]), 2)
+    # of the second group, the fourth environment's second episode has no partner
+    assert episodes.used.T.tolist() == [[True, True], [True, True], [True, True], [True, False]]
+
+
+def test_outcomes_by_hand() -> None:
+    # Returns 1 + 2/2 = 2 and 4, then 3 and 0 + 2/2 = 1: means 3 and 2, deviations 1
+    buffer = advantages("outcome", group_size=2)
+    assert_allclose(buffer.advantages[:3].T, [[-1, -1, 1], [1, -1, -1]], atol=1e-6)
+    assert buffer.used.T.tolist() == [[True, True, True, False]] * 2  # type: ignore[union-attr]
+    assert buffer.tensors().advantages.tolist() == pytest.approx([-1, 1, -1, -1, 1, -1])
+    assert buffer.zero_std_groups == 0.0
+    assert not buffer.in_step
+    plain = advantages("group_mean", REWARDS * 3, group_size=2)
+    assert_allclose(plain.advantages[:3].T, [[-3, -3, 3], [3, -3, -3]], atol=1e-6)
+
+
+def test_processes_by_hand() -> None:
+    # First episodes: rewards (1, 2) and (4, 0): less their means (2.5, 1): -1.5 and 1.5, 1 and -1.
+    # From each step on, the later at half: -1.5 + .5 = -1, and 1. Root mean square 1.
+    # Second: (3, 0) and (0, 2): 1.5 and -1.5, -1 and 1: 1.5 - .5 = 1, and -1; 1.
+    buffer = advantages("process", group_size=2)
+    assert_allclose(buffer.advantages[:3].T, [[-1, 1, 1], [1, -1, 1]], atol=1e-6)
+    # Alive longer, by 1 a step: 0 where both live, then 1/2 and -1/2; root mean square over
+    # (.25, .5), (-.25, -.5): sqrt(.15625)
+    alone = losses.process_advantages(np.array([[1.0, 1.0], [1.0, 0.0]]), 2, 0.5)
+    assert_allclose(alone.T, np.array([[0.25, 0.5], [-0.25, -0.5]]) / 0.15625**0.5, rtol=1e-6)
+
+
+def test_all_episodes_may_count_alike() -> None:
+    # Four episodes that count, of 6 steps: a step of an episode of n counts 6 / 4 / n
+    buffer = advantages("outcome", group_size=2, loss_average="episode")
+    weights = [[0.75, 0.75, 1.5], [1.5, 0.75, 0.75]]
+    expected = np.array([[-1, -1, 1], [1, -1, -1]]) * weights
+    assert_allclose(buffer.advantages[:3].T, expected, atol=1e-6)
+
+
+def test_the_critics_advantages_are_generalised_and_normalised() -> None:
+    one = np.array([[1.0], [2.0]])
+    starts, dones = np.array([[1], [0]], bool), np.array([True])
+    settings = {"starts": starts, "dones": dones, "gae_lambda": 0.5}
+    buffer = advantages("critic", one, **settings, normalize_advantage=False)
+    # Values 0: 1 + .5 * .5 * 2, and 2
+    assert buffer.advantages[:, 0].tolist() == [1.5, 2.0]
+    assert_allclose(advantages("critic", one, **settings).advantages[:, 0], [-1, 1], atol=1e-6)
+
+
+def test_equal_groups_are_counted() -> None:
+    starts = np.array([[1, 1, 1, 1], [0, 0, 0, 0]], bool)
+    rewards = np.array([[1.0, 2, 0, 1], [2, 0, 1, 1]])
+    for kind in ("outcome", "process"):
+        settings = {"starts": starts, "dones": np.ones(4, bool), "group_size": 2}
+        buffer = advantages(kind, np.array([[1.0, 1, 0, 1], [2, 2, 1, 1]]), **settings)
+        assert buffer.zero_std_groups == 0.5
+        assert buffer.in_step
+        assert advantages(kind, rewards, **settings).zero_std_groups in (0.0, 0.5)
+
+
+class Walk(gym.Env[np.ndarray, Any]):
+    """Steps of random size up to a random goal: the reward is the action asked for."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(
+        self,
+        action_space: spaces.Space[Any] | None = None,
+        length: int = 3,
+        render_mode: str | None = None,
+    ) -> None:
+        self.render_mode = render_mode
+        self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = spaces.Discrete(2) if action_space is None else action_space
+        self.length = length
+
+    def _look(self) -> np.ndarray:
+        self.side = 1.0 if self.np_random.random() < 0.5 else -1.0
+        return np.array([self.side, self.np_random.uniform(-1, 1)], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._look(), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if isinstance(self.action_space, spaces.Discrete):
+            reward = float(action == (self.side > 0))
+        elif isinstance(self.action_space, spaces.Box):
+            reward = 1 - float(np.mean((action - 0.5 * self.side) ** 2))
+        else:
+            reward = float(np.mean(np.asarray(action) == (self.side > 0)))
+        # ends by chance, too
+        ended = self.steps >= self.length or self.np_random.random() < 0.2
+        return self._look(), reward, ended, False, {}
+
+
+def test_members_of_a_group_start_alike_in_every_episode() -> None:
+    env = make_groups(Walk, 4, 2, seed=3)
+    shown = [env.reset()] + [env.step(np.arange(4) % 2)[0] for _ in range(12)]
+    seen = np.array(shown)
+    # the environments draw as often as each other here: all alike inside, different outside
+    assert (seen[:, 0] == seen[:, 1]).all()
+    assert (seen[:, 2] == seen[:, 3]).all()
+    assert (seen[:, 0] != seen[:, 2]).any()
+    assert len(np.unique(seen[:, 0, 1])) > 4
+    # the same seed, the same starts; another reset, others
+    again = make_groups(make_vec_env(Walk, 4), group_size=2, seed=3)
+    assert np.array_equal(again.reset(), shown[0])
+    assert not np.array_equal(again.reset(), shown[0])
+    assert again.get_attr("group_size") == [2] * 4
+
+
+def test_groups_of_any_environment() -> None:
+    processes = make_groups(
+        Walk, 2, 2, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"}
+    )
+    assert np.array_equal(*processes.reset())
+    processes.close()
+    wrapped = make_groups(VecNormalize(make_vec_env(Walk, 4)), group_size=2)
+    assert isinstance(wrapped, VecNormalize)
+    assert isinstance(wrapped.venv, Groups)
+    GRPO("MlpPolicy", wrapped, n_steps=16, device="cpu").learn(64)
+    # any VecEnv of single environments is put in groups where only their size is said
+    model = GRPO("MlpPolicy", make_vec_env(Walk, 4), group_size=2, n_steps=16, device="cpu")
+    assert model.learn(128).rollout_buffer.used is not None
+    mode = gym.vector.AutoresetMode.SAME_STEP
+    adapted = to_sb3(gym.vector.SyncVectorEnv([Walk] * 2, autoreset_mode=mode))
+    with pytest.raises(ValueError, match="does not reset its rows one by one"):
+        make_groups(adapted)
+
+
+@pytest.mark.parametrize("group_size", [1, 3, 2.0, True])
+def test_groups_that_cannot_be(group_size: Any) -> None:
+    with pytest.raises(ValueError, match=f"group_size={group_size}: "):
+        make_groups(Walk, 4, group_size)
+
+
+def test_a_vector_environment_goes_through_to_sb3() -> None:
+    env = gym.vector.SyncVectorEnv([Walk] * 2)
+    with pytest.raises(ValueError, match=r"give GRPO agents\.sb3\.vec_env\.to_sb3"):
+        GRPO("MlpPolicy", env)  # type: ignore[arg-type]
+    for other in (Walk(), make_vec_env(Walk, 2)):
+        with pytest.raises(ValueError, match="to_sb3 takes a vector environment of Gymnasium"):
+            to_sb3(other)  # type: ignore[arg-type]
+
+
+ACTIONS = [
+    spaces.Discrete(2),
+    spaces.Box(-1, 1, (2,), np.float32),
+    spaces.MultiDiscrete([2, 2]),
+    spaces.MultiBinary(2),
+]
+
+
+@pytest.mark.parametrize("advantage", ["outcome", "process", "group_mean", "critic"])
+@pytest.mark.parametrize("space", ACTIONS, ids=lambda space: type(space).__name__)
+def test_learns_with_any_action(space: spaces.Space[Any], advantage: str) -> None:
+    env = make_groups(lambda: Walk(space), 16, 8)
+    model = GRPO(
+        "MlpPolicy", env, advantage=advantage, n_steps=32, learning_rate=3e-3, seed=0, device="cpu"
+    )
+    alone = make_vec_env(lambda: Walk(space, 1), 1, seed=0)
+    before = evaluate_policy(model, alone, 100)[0]
+    after = evaluate_policy(model.learn(8 * 512), alone, 100)[0]
+    assert after > before + 0.15 or after > 0.95
+    assert after > 0.75
+
+
+@pytest.mark.parametrize("space", ACTIONS[1:], ids=lambda space: type(space).__name__)
+def test_kl_and_entropy_of_other_actions(space: spaces.Space[Any]) -> None:
+    """A reference that differs in one number, against torch's distributions written out."""
+    model = GRPO("MlpPolicy", Walk(space), advantage="critic", n_steps=8, batch_size=None,
+                 n_epochs=1, learning_rate=1e-9, seed=0, device="cpu")  # fmt: skip
+    with th.no_grad():
+        for policy, shift in ((model.policy, 0.0), (model.reference_policy, 0.5)):
+            policy.action_net.weight.zero_()
+            policy.action_net.bias.zero_()
+            policy.action_net.bias[0] = shift
+    model.learn(8)
+    logged = model.logger.name_to_value
+    # Normals of deviation 1, half apart: 1/8. Two categories, one at logit 1/2: ln cosh(1/4);
+    # so is one of two bits, which is a category with logits 1/2 and 0.
+    expected = 0.125 if isinstance(space, spaces.Box) else np.log(np.cosh(0.25))
+    assert logged["train/kl_reference"] == pytest.approx(expected, abs=1e-5)
+    entropy = np.log(2 * np.pi * np.e) if isinstance(space, spaces.Box) else 2 * np.log(2)
+    assert logged["policy/entropy"] == pytest.approx(entropy, abs=1e-5)
+
+
+def test_a_time_limit_ends_an_episode_without_a_value_of_what_follows() -> None:
+    def limited() -> gym.Env[Any, Any]:
+        return gym.wrappers.TimeLimit(Walk(length=99), 1)
+
+    model = GRPO("MlpPolicy", make_vec_env(limited, 4), group_size=2, n_steps=2, device="cpu")
+    with th.no_grad():
+        model.policy.value_net.bias.fill_(100.0)  # would show in a bootstrapped reward
+    model.learn(8)
+    assert set(np.unique(model.rollout_buffer.returns)) <= {0.0, 1.0}
+    assert model.gamma == 0.99
+
+
+def test_rollouts_begin_in_step_and_are_as_long_as_an_episode() -> None:
+    gym.register("Walk-v0", entry_point=Walk, max_episode_steps=300)
+    try:
+        model = GRPO("MlpPolicy", make_groups("Walk-v0", 4, 2), batch_size=None, device="cpu")
+        assert (model.n_steps, model.advantage) == (300, "outcome")
+        model.learn(3 * 1200)
+        assert model.rollout_buffer.episode_starts[0].all()
+        assert 0.9 < model.logger.name_to_value["train/used_steps"] <= 1
+    finally:
+        del gym.registry["Walk-v0"]

@@ -293,10 +293,15 @@ class RoutedEncoder:
         with written_folder(place / INDEX, MANIFEST) as temporary:
             if self.documents is not None:
                 self.documents.write(temporary)
+            index = {path.name for path in temporary.iterdir()}
             save_embedder(temporary / ENCODER_FILE, self.embedder, {})
             save_router(temporary / ROUTER_FILE, self.router)
-            for name in (ENCODER_FILE, ROUTER_FILE):  # whatever can fail has been done
-                (temporary / name).replace(place / name)
+            for path in sorted(temporary.iterdir()):  # whatever can fail has been done
+                target = place / path.name
+                if path.name not in index:
+                    if target.is_dir():  # of a transformer, whose name is a key of its content
+                        rmtree(target)
+                    path.replace(target)
         if self.documents is None:
             rmtree(place / INDEX)
 

@@ -7,8 +7,9 @@ import torch
 
 from agents.baselines import fixed_router
 from maw_gym.encoders import embedder as embedder_module
-from maw_gym.encoders.embedder import untrained_embedder
+from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings
+from maw_gym.encoders.text import load_text_encoder
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.files import write_manifest
 from maw_gym.retrieval.index import KIND, ApproximateIndex, SearchIndex
@@ -117,6 +118,24 @@ def test_what_is_saved_without_documents_has_none(
     with pytest.raises(InputError, match="nothing to search yet"):
         loaded.search("honey")
     assert sorted(saved(tmp_path)) == ["encoder.safetensors", "notes.txt", "router.safetensors"]
+
+
+@pytest.mark.parametrize("documents", [True, False])
+def test_a_transformer_is_saved_beside_the_index(
+    task: RetrievalTask, tiny_transformer: Path, tmp_path: Path, documents: bool
+) -> None:
+    text = load_text_encoder(str(tiny_transformer))
+    embedder = untrained_embedder(ANIMALS, encoder_shape(text, depths=4), text)
+    router = fixed_router(RetrievalTask(task.collection, embedder), 1)
+    routed = RoutedEncoder(embedder, router)
+    if documents:
+        routed.index(["a1", "a2", "a3"], ANIMALS)
+    for _ in range(2):  # over itself, too
+        routed.save(tmp_path)
+        routed = RoutedEncoder.load(tmp_path, "cpu")
+    assert (routed.documents is not None) == documents
+    expected = embedder.encode_documents(ANIMALS)
+    np.testing.assert_allclose(routed.encode_document(ANIMALS), expected, atol=1e-6)
 
 
 def test_two_indexes_of_one_folder_are_never_mixed(task: RetrievalTask, tmp_path: Path) -> None:

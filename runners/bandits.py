@@ -1,4 +1,4 @@
-"""Compare GRPO with PPO, A2C and DQN of Stable-Baselines3 on six contextual bandits.
+"""Compare GRPO with PPO, A2C and DQN of Stable-Baselines3 on eight contextual bandits.
 
 Every learner has its defaults and the same number of environment steps; all rewards are known, so
 that the greedy policy's share of the optimum is exact. Leaves results.json, report.md with the
@@ -76,7 +76,7 @@ class BanditSettings(FolderSettings):
 
     main_flags: ClassVar = ("problems", "timesteps", "group_size", "seeds", "run_name")
     problems: tuple[str, ...] = PROBLEMS
-    """of digits, breast cancer, wine, one-hot, linear, dense"""
+    """of digits, breast cancer, wine, one-hot, linear, dense, offset, ring"""
     timesteps: Count = 20_000
     """environment steps of every learner on every problem"""
     group_size: Count = 8

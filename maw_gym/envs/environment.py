@@ -91,6 +91,9 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
 
     ```
 
+    In processes that have not imported maw_gym, such as those of SubprocVecEnv, the id is
+    `"maw_gym:MAWDepth-v0"`, which imports it.
+
     - `dataset`: an ir_datasets id, `pydocs:NAME` for installed packages, or the path of a folder in
       BEIR's layout (`"pydocs"`).
     - `encoder`: `"untrained"`, `"trained"`, or the path of an encoder's file (`"untrained"`).

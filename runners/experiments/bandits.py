@@ -19,7 +19,7 @@ CLASSES: Final = {
     "breast cancer": "load_breast_cancer",
     "wine": "load_wine",
 }
-SYNTHETIC: Final = ("one-hot", "linear", "dense")
+SYNTHETIC: Final = ("one-hot", "linear", "dense", "offset", "ring")
 PROBLEMS: Final = (*CLASSES, *SYNTHETIC)
 
 
@@ -56,6 +56,10 @@ def problem(name: str) -> Problem:
     - `one-hot`: 32 contexts that have nothing in common, 32 actions; reward 1 for one of them.
     - `linear`: 1,000 contexts of 16 numbers, 8 actions; rewards are linear in the context and have
       mean 0 over actions.
+    - `offset`: as linear, and 20 times a linear function of the context alone, which no action
+      changes: its mean over contexts is 0.
+    - `ring`: 1,000 contexts of 2 numbers, 8 actions; reward 1 for the eighth of the contexts, by
+      their distance from 0, that the context belongs to.
     - `dense`: 16 contexts that have nothing in common, 8 actions, rewards uniform in [0, 1].
 
     Raises:
@@ -66,10 +70,17 @@ def problem(name: str) -> Problem:
     draw = np.random.default_rng(GENERATOR)
     if name == "one-hot":
         contexts, rewards = np.eye(32), np.eye(32)[draw.permutation(32)]
-    elif name == "linear":
+    elif name in ("linear", "offset"):
         contexts = draw.standard_normal((1000, 16))
         rewards = contexts @ draw.standard_normal((16, 8)) / 4
         rewards -= rewards.mean(axis=1, keepdims=True)
+        if name == "offset":
+            common = contexts @ draw.standard_normal(16)
+            rewards += 20 * (common - common.mean())[:, None]
+    elif name == "ring":
+        contexts = draw.standard_normal((1000, 2))
+        order = np.square(contexts).sum(axis=1).argsort().argsort()
+        rewards = np.eye(8)[order // 125]
     elif name == "dense":
         contexts, rewards = np.eye(16), draw.random((16, 8))
     else:

@@ -49,7 +49,7 @@ class Kind(NamedTuple):
 
 def checkpoint(folder: Path) -> Kind:
     environment = GRPOVectorEnvironment(16, group_size=8, table=random_table(50, 8))
-    model = GRPO("MlpPolicy", to_sb3(environment), advantage="group", seed=0, device="cpu")
+    model = GRPO("MlpPolicy", to_sb3(environment), advantage="outcome", seed=0, device="cpu")
     model.learn(64)
     checkpoints = Checkpoints(folder / "checkpoints", {"run": "this"})
     path = checkpoints.write(model.num_timesteps, *training_state(model))

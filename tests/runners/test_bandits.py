@@ -33,6 +33,8 @@ def test_share_of_the_optimum_by_hand() -> None:
         ("one-hot", 32, 32, 32),
         ("linear", 1000, 16, 8),
         ("dense", 16, 16, 8),
+        ("offset", 1000, 16, 8),
+        ("ring", 1000, 2, 8),
     ],
 )
 def test_sizes(name: str, contexts: int, numbers: int, actions: int) -> None:
@@ -42,7 +44,7 @@ def test_sizes(name: str, contexts: int, numbers: int, actions: int) -> None:
     assert np.array_equal(made.rewards, problem(name).rewards)
 
 
-@pytest.mark.parametrize("name", ["digits", "breast cancer", "wine", "one-hot"])
+@pytest.mark.parametrize("name", ["digits", "breast cancer", "wine", "one-hot", "ring"])
 def test_one_action_is_right(name: str) -> None:
     rewards = problem(name).rewards
     assert rewards.sum(axis=1).tolist() == [1] * len(rewards)
@@ -56,6 +58,12 @@ def test_linear_rewards_are_linear_and_chance_gets_nothing() -> None:
     assert weights.shape == (16, 8)
     assert residual.max() < 1e-9
     assert np.abs(made.rewards.mean(axis=1)).max() < 1e-12
+
+
+def test_the_context_of_offset_counts_far_more_than_the_action() -> None:
+    made = problem("offset")
+    assert made.rewards.mean(axis=1).std() > 50 * made.rewards.std(axis=1).mean()
+    assert made.optimum == pytest.approx(problem("linear").optimum)
 
 
 def test_an_unknown_problem() -> None:

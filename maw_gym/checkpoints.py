@@ -52,13 +52,7 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one training.
-
-    Args:
-        folder: holds them and nothing else; None keeps none.
-        about: JSON values that tell this training from all others.
-        kept: of the newest checkpoints; those before are deleted.
-    """
+    """The checkpoints of one training."""
 
     def __init__(self, folder: Path | None, about: Mapping[str, Any], kept: int = 2) -> None:
         self.folder = folder
@@ -75,19 +69,7 @@ class Checkpoints:
     def write(
         self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
     ) -> Path | None:
-        """Write a checkpoint, then delete those that are no longer kept.
-
-        Whatever goes wrong, a full disk included, the checkpoints before are left whole. Those of
-        later steps, which can only be of another training, stay until `forget`.
-
-        Args:
-            step: names the file.
-            tensors: by name, of any type, none sharing memory with another.
-            state: JSON values.
-
-        Returns:
-            The file.
-        """
+        """Write a checkpoint, then delete those that are no longer kept."""
         if self.folder is None:
             return None
         path = self.folder / f"{step:012d}.safetensors"
@@ -99,17 +81,7 @@ class Checkpoints:
         return path
 
     def restore(self, take: Callable[[Checkpoint], None]) -> Checkpoint | None:
-        """Let `take` put a training where the newest usable checkpoint says.
-
-        One that is damaged is deleted, one of another training is passed over, and one whose state
-        `take` cannot use gives way to the one before. All of it is logged.
-
-        Returns:
-            The checkpoint taken; None where there is none, and then nothing was touched.
-
-        Raises:
-            InputError: a file cannot be read, is of another version, or `take` could use none.
-        """
+        """Let `take` put a training where the newest usable checkpoint says."""
         unusable = None
         for path in reversed(self.files()):
             try:
@@ -158,13 +130,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: Any
 ) -> None:
-    """Put an optimizer of the same parameters where `optimizer_state` found one.
-
-    Args:
-        optimizer: is changed.
-        tensors: those of the optimizer, among others.
-        groups: its settings.
-    """
+    """Put an optimizer of the same parameters where `optimizer_state` found one."""
     entries: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(f"{OPTIMIZER}/"):
@@ -208,16 +174,7 @@ class Progress(NamedTuple):
 
 
 class EpochCheckpoints(Checkpoints):
-    """The checkpoints of one training by epochs.
-
-    Args:
-        folder: see `Checkpoints`.
-        about: JSON values that the training depends on, beside the weights it starts from.
-        weights: everything learned, before the first step; restored in place.
-        optimizer: of these weights.
-        generator: the source of everything random in the training.
-        schedule: of the learning rates, where there is one.
-    """
+    """The checkpoints of one training by epochs."""
 
     def __init__(
         self,
@@ -249,11 +206,7 @@ class EpochCheckpoints(Checkpoints):
         self.write(progress.epoch, tensors, state)
 
     def restore_epoch(self, start: Progress) -> Progress:
-        """Put weights, optimizer, schedule and generator where the last checkpoint says.
-
-        Args:
-            start: what to return where there is none of this training.
-        """
+        """Put weights, optimizer, schedule and generator where the last checkpoint says."""
         taken: list[Progress] = []
         checkpoint = self.restore(lambda found: taken.append(self._take(found)))
         if checkpoint is None:

@@ -30,18 +30,7 @@ MEETING: Final = timedelta(minutes=2)  # and for the last to come at the beginni
 
 
 def start(device: str = "auto") -> None:
-    """Join the processes that torchrun has started; without torchrun nothing happens.
-
-    Each process on a GPU takes the one of its number on this machine as its current device, so
-    that "cuda" means its own.
-
-    Args:
-        device: where this process will compute: NCCL connects GPUs, gloo everything else.
-
-    Raises:
-        InputError: the environment does not say where the others are, there are more processes
-            than GPUs, or nobody answers.
-    """
+    """Join the processes that torchrun has started; without torchrun nothing happens."""
     if dist.is_initialized() or "WORLD_SIZE" not in os.environ:
         return
     missing = [name for name in ADDRESS if name not in os.environ]
@@ -85,12 +74,7 @@ def start(device: str = "auto") -> None:
 
 
 def _attempt() -> str:
-    """What tells the addresses of this start from those of processes that have died since.
-
-    torchrun keeps one store for all of its restarts, and would give them the old addresses. It
-    counts restarts by machine, so that this serves one machine; several must not share a store,
-    see docs/scaling.md.
-    """
+    """What tells the addresses of this start from those of processes that have died since."""
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
     return f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}" if shared and alone else "start"
@@ -160,16 +144,7 @@ def share(count: int) -> slice:
 
 
 def gathered(rows: Tensor, count: int) -> Tensor:
-    """All `count` rows of a batch, with gradients, from every process's `share`.
-
-    All do this together. A loss of all rows, computed by every process, has in each process the
-    gradient of its own rows times the number of processes; `with_mean_gradients` makes of that, in
-    every process, the gradient that one process alone would have.
-
-    Args:
-        rows: (n, ...), what this process has made of its share.
-        count: of all rows.
-    """
+    """All `count` rows of a batch, with gradients, from every process's `share`."""
     if processes() == 1 or count < processes():
         return rows
     # Shares differ by one row, and what is exchanged must have one shape.
@@ -183,10 +158,7 @@ def gathered(rows: Tensor, count: int) -> Tensor:
 
 
 class _Gathered(torch.autograd.Function):
-    """All processes' rows; backwards, all processes' gradients of one's own.
-
-    torch.distributed.nn had this; torch 2.13 warns that it goes.
-    """
+    """All processes' rows; backwards, all processes' gradients of one's own."""
 
     @staticmethod
     def forward(context: Any, rows: Tensor) -> Tensor:
@@ -218,13 +190,7 @@ class _Losses(nn.Module):
 
 
 def with_mean_gradients(weights: Iterable[Tensor]) -> nn.Module:
-    """A module that calls a loss; its gradients will be their mean over processes.
-
-    All processes do this together, and what is made of it; each weight has a part in each loss.
-
-    Args:
-        weights: parameters that take gradients.
-    """
+    """A module that calls a loss; its gradients will be their mean over processes."""
     losses = _Losses(weights)
     return DistributedDataParallel(losses) if processes() > 1 else losses
 

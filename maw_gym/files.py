@@ -42,12 +42,7 @@ _held: dict[Path, FileLock] = {}  # by folder
 
 
 def expanded(path: str | Path) -> Path:
-    """`path` with a leading ~ or ~user replaced by that home folder.
-
-    Raises:
-        InputError: there is no such user, nothing says where the home folder is, or `path` is no
-            path at all.
-    """
+    """`path` with a leading ~ or ~user replaced by that home folder."""
     if not isinstance(path, (str, Path)):
         raise InputError(f"a path is a text, not {shown(path)}")
     try:
@@ -59,11 +54,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def cache_home() -> Path:
-    """Folder of derived files: ``$MAW_GYM_HOME``, else ``maw_gym`` in the user's cache folder.
-
-    Raises:
-        InputError: the home folder is not known.
-    """
+    """Folder of derived files: ``$MAW_GYM_HOME``, else ``maw_gym`` in the user's cache folder."""
     named = os.environ.get("MAW_GYM_HOME")
     try:
         if named:
@@ -79,25 +70,13 @@ def canonical(content: Any) -> str:
 
 
 def content_key(content: Mapping[str, Any]) -> str:
-    """First 16 hex digits of the sha256 of `content` as canonical JSON.
-
-    Args:
-        content: everything the file depends on, JSON-serialisable. Two equal contents share a key.
-    """
+    """First 16 hex digits of the sha256 of `content` as canonical JSON."""
     return hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which on success is renamed to `path`.
-
-    A reader sees the old file or the new one, never half of one. On any exception, an interrupt
-    included, the temporary file is removed and `path` is left as it was; what a kill leaves is
-    taken away by `sweep`.
-
-    Raises:
-        InputError: the file cannot be written, for want of space or of permission.
-    """
+    """Yield a temporary path beside `path`, which on success is renamed to `path`."""
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,19 +96,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_folder(folder: Path, mark: str) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`, which on success takes its place.
-
-    A reader sees the old folder or the new one, and of the old one nothing is left. On any
-    exception the temporary folder is removed and `folder` is left as it was.
-
-    Args:
-        folder: where it is to be; its parent can be written to.
-        mark: a file that every such folder holds. A folder that holds something else is the user's
-            and is not replaced.
-
-    Raises:
-        InputError: the folder cannot be written, or holds other files.
-    """
+    """Yield a temporary folder beside `folder`, which on success takes its place."""
     folder = folder.resolve()
     temporary = _temporary(folder)
     try:
@@ -185,11 +152,7 @@ def _unwritable(path: Path, error: OSError) -> InputError:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Take away what writers that were killed have left in a folder and all below it.
-
-    Only who holds the lock of the folder, or of the file of that name, may do this: there is no
-    other writer then.
-    """
+    """Take away what writers that were killed have left in a folder and all below it."""
     for path in folder.rglob(f".{name}.*{WRITING}"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -199,10 +162,7 @@ def sweep(folder: Path, name: str = "*") -> None:
 
 
 def hold(folder: Path) -> bool:
-    """Hold a folder until this process ends; whether no other process holds it.
-
-    Where the file system has no locks, everybody may have it.
-    """
+    """Hold a folder until this process ends; whether no other process holds it."""
     folder = folder.resolve()
     if folder not in _held:
         lock = FileLock(folder / LOCK, thread_local=False)
@@ -227,13 +187,7 @@ def let_go(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """The lock of a file: of several processes that miss it, one builds, others wait.
-
-    The lock belongs to the process, so that of a killed one is free at once.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
+    """The lock of a file: of several processes that miss it, one builds, others wait."""
     lock = FileLock(str(path) + LOCK)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,23 +213,7 @@ def cached(
     load: Callable[[Path], Thing],
     together: bool = False,
 ) -> Thing:
-    """What `load` finds at `path`; built, saved and loaded where it is missing or damaged.
-
-    Of several processes one builds and the others wait. What is there already is read without a
-    lock, so that a read-only cache can be used.
-
-    Args:
-        path: in the cache; its name must hold a key of everything that is built.
-        build: makes the content.
-        save: writes it to `path`.
-        load: raises DamagedFileError where the content is not what was written.
-        together: all processes of `maw_gym.distributed` do this together: on a miss all call
-            `build`, which may share the work and must give each the whole, and the first saves.
-
-    Raises:
-        InputError: the file cannot be read, or not be written; or the processes have different
-            folders.
-    """
+    """What `load` finds at `path`; built, saved and loaded where it is missing or damaged."""
     from maw_gym.distributed import from_all, is_first, processes, wait
 
     found = loaded(path, load)
@@ -314,11 +252,7 @@ def loaded(path: Path, load: Callable[[Path], Thing]) -> Thing | None:
 
 
 def check_one_folder(folder: Path) -> None:
-    """Refuse to go on where a folder is another for some of the processes; all do this together.
-
-    Raises:
-        InputError: a process does not see what the first one writes there.
-    """
+    """Refuse to go on where a folder is another for some of the processes; all do this together."""
     from maw_gym.distributed import from_all, from_first, is_first
 
     mark = folder / f".{from_first(uuid.uuid4().hex)}"
@@ -343,16 +277,7 @@ def check_one_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any, kind: str | None = None) -> None:
-    """Write JSON, whole or not at all; what JSON does not know is written as its text.
-
-    Args:
-        path: the file.
-        content: JSON values.
-        kind: what the file is, where it is read back by `read_json`: then beside its checksum.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+    """Write JSON, whole or not at all; what JSON does not know is written as its text."""
     if kind is not None:
         plain = json.loads(json.dumps(content))
         content = {"kind": kind, "content": plain}
@@ -363,12 +288,7 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
 
 
 def read_json(path: Path, kind: str) -> Any:
-    """The content that `write_json` has written as this kind.
-
-    Raises:
-        DamagedFileError: it is not what was written, or was not written by maw_gym.
-        InputError: there is no such file, it cannot be read, or it is of another kind.
-    """
+    """The content that `write_json` has written as this kind."""
     check_readable(path, f"{kind} file")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -386,27 +306,13 @@ def read_json(path: Path, kind: str) -> Any:
 
 
 def write_manifest(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
-    """Write what a folder is and the checksums of its files, in the end; see `written_folder`.
-
-    Args:
-        folder: with all its other files.
-        kind: what it is, for instance "BM25 index"; checked on reading.
-        settings: JSON values.
-
-    Raises:
-        InputError: the manifest cannot be written.
-    """
+    """Write what a folder is and the checksums of its files, in the end; see `written_folder`."""
     files = {name: _sha256_of_file(path) for name, path in _files(folder).items()}
     write_json(folder / MANIFEST, {"settings": settings, "files": files}, kind)
 
 
 def read_manifest(folder: Path, kind: str) -> tuple[dict[str, Any], list[str]]:
-    """Settings and file names that `write_manifest` has written, after the files were compared.
-
-    Raises:
-        DamagedFileError: a file is missing or not what was written.
-        InputError: there is no such folder, it cannot be read, or it is of another kind.
-    """
+    """Settings and file names that `write_manifest` has written, after the files were compared."""
     if not (folder / MANIFEST).exists():
         raise InputError(f"no {kind} in {str(folder)!r}; save one there first")
     content, found = read_json(folder / MANIFEST, kind), _files(folder)
@@ -451,17 +357,7 @@ class TensorFile(NamedTuple):
 def write(
     path: Path, tensors: Mapping[str, "Tensor"], kind: str, settings: Mapping[str, Any]
 ) -> None:
-    """Write tensors and settings to `path`, whole or not at all.
-
-    Args:
-        path: the file.
-        tensors: by name.
-        kind: what the file is, for instance "encoder"; checked on reading.
-        settings: JSON values.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+    """Write tensors and settings to `path`, whole or not at all."""
     from safetensors.torch import save
 
     # As they will be read: tuples are lists in JSON, and all names are texts.
@@ -477,13 +373,7 @@ def write(
 
 
 def read(path: Path, kind: str) -> TensorFile:
-    """What a file written by `write` holds, after its checksum was checked.
-
-    Raises:
-        DamagedFileError: the content is not what was written, or was not written by maw_gym.
-        InputError: there is no such file, it cannot be read, or it is of another kind or a newer
-            version.
-    """
+    """What a file written by `write` holds, after its checksum was checked."""
     from safetensors import SafetensorError, safe_open
 
     while True:
@@ -526,16 +416,7 @@ def read(path: Path, kind: str) -> TensorFile:
 def check_tensors(
     path: Path, tensors: Mapping[str, "Tensor"], shapes: Mapping[str, tuple[int | None, ...]]
 ) -> None:
-    """Compare the tensors of a file with those that its settings promise.
-
-    Args:
-        path: the file, for messages.
-        tensors: what it holds.
-        shapes: every tensor's shape; None stands for any size.
-
-    Raises:
-        DamagedFileError: a tensor is missing, unknown, of another shape or type, or not finite.
-    """
+    """Compare the tensors of a file with those that its settings promise."""
     import torch
 
     for name in sorted(set(tensors) ^ set(shapes)):
@@ -574,18 +455,7 @@ def fingerprint(tensors: Mapping[str, "Tensor"]) -> str:
 
 
 def check_readable(path: Path, what: str, largest: int | None = None) -> None:
-    """Refuse, before it is read, what is no file, cannot be opened or is too large.
-
-    Reading a pipe waits for ever, and a device may have no end.
-
-    Args:
-        path: where it is.
-        what: it should be, for messages.
-        largest: bytes that it may have; None is any number.
-
-    Raises:
-        InputError: see above.
-    """
+    """Refuse, before it is read, what is no file, cannot be opened or is too large."""
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):

@@ -20,18 +20,7 @@ Result = TypeVar("Result")
 def map_in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None
 ) -> Iterator[Result]:
-    """``map(function, items)``, several at once, each with torch's operations on one thread.
-
-    Args:
-        function: called in threads of its own: it may not rely on torch.no_grad() around the map,
-            which each thread has for itself.
-        items: taken as they are needed, in the calling thread.
-        threads: how many at once; None is as many as torch uses for an operation.
-
-    Yields:
-        The results in order. What a function raises is raised where its result would be, and no
-        further one is called.
-    """
+    """``map(function, items)``, several at once, each with torch's operations on one thread."""
     usual = torch.get_num_threads()
     threads = usual if threads is None else threads
     if threads < 2:

@@ -48,13 +48,7 @@ def packed_statistics(inputs: Inputs) -> Statistics:
 
 
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The different ones of `rows` (T, w), and where each row is among them.
-
-    The hidden states of static token embeddings repeat with the words of the texts.
-
-    Returns:
-        (U, w) and (T,) int64; or `rows` and None where too few repeat to be worth while.
-    """
+    """The different ones of `rows` (T, w), and where each row is among them."""
     bits = rows.contiguous().view(torch.int64 if rows.dtype == torch.float64 else torch.int32)
     generator = torch.Generator().manual_seed(0)
     odd = torch.randint(-(1 << 62), 1 << 62, (rows.shape[1],), generator=generator) | 1
@@ -72,14 +66,7 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 class Projected:
-    """Queries or keys of d depths for all tokens of a batch, head by head.
-
-    Args:
-        tokens: (U, h), the tokens or the different ones of them.
-        weight: (d h, h).
-        heads: H.
-        place: (T,) int64, the row of each token; None where token t is row t.
-    """
+    """Queries or keys of d depths for all tokens of a batch, head by head."""
 
     def __init__(self, tokens: Tensor, weight: Tensor, heads: int, place: Tensor | None) -> None:
         self.place = place
@@ -108,20 +95,7 @@ class Projected:
 
 
 class _Groups:
-    """Running statistics of texts sorted by length, B of them.
-
-    Args:
-        lengths: B, ascending.
-        value: (B, H, S, e).
-        pooling: (B, S).
-        depths: D.
-
-    Attributes:
-        state: (B, H, 8, 8), pooled attention summed over depths.
-        entropy: (B, D, H), mean over rows, in nats.
-        focus: (B, D, H), mean over rows.
-        pooled: (B, D, H, e).
-    """
+    """Running statistics of texts sorted by length, B of them."""
 
     def __init__(self, lengths: list[int], value: Tensor, pooling: Tensor, depths: int) -> None:
         batch, heads, size, head_width = value.shape
@@ -166,10 +140,7 @@ class _Groups:
     def _add_block(
         self, depth: int, head: int, depths: int, query: Tensor, key: Tensor, text: int, count: int
     ) -> None:
-        """`depths` from `depth` on, some heads from `head` on, of `count` texts from `text` on.
-
-        Queries and keys are (count d H, e, n).
-        """
+        """`depths` from `depth` on, some heads from `head` on, of `count` texts from `text` on."""
         matrices, head_width, n = query.shape
         many = matrices // count
         heads = many // depths

@@ -142,18 +142,7 @@ def launch(
     first_depth: int = 0,
     blocks: tuple[int, int] | None = None,
 ) -> None:
-    """Run the first kernel over d of the D depths, B texts and H heads.
-
-    Args:
-        projected: (B S, d 2 H e) contiguous, queries and keys of each depth.
-        unit: (B S,) float32, what those of a token are multiples of; read where `exact`.
-        beside: of the texts.
-        pooling: (B, S) float32 contiguous.
-        out: depths `first_depth` to ``first_depth + d`` are written, all of each.
-        exact: by halves of float32 rather than bfloat16.
-        first_depth: which of the D depths is the first of the queries.
-        blocks: rows and keys at once, powers of 2 and at least 16; None tunes them on the device.
-    """
+    """Run the first kernel over d of the D depths, B texts and H heads."""
     batch, all_depths, heads, width = out.pooled.shape
     size = pooling.shape[1]
     depths = projected.shape[1] // (2 * heads * width)
@@ -206,13 +195,7 @@ def finish(partial: Partial, lengths: Tensor) -> Statistics:
 def fused_statistics(
     inputs: Inputs, exact: bool = False, blocks: tuple[int, int] | None = None
 ) -> Statistics:
-    """The statistics of `reference.depth_statistics`, float32, forward only, on CUDA.
-
-    Args:
-        inputs: texts and projections.
-        exact: operands of matrix products are as exact as float32, not bfloat16; sums are float32.
-        blocks: see `launch`.
-    """
+    """The statistics of `reference.depth_statistics`, float32, forward only, on CUDA."""
     x, mask, query_weight, key_weight, value, pooling = inputs
     batch, heads, size, head_width = value.shape
     width, depths = x.shape[-1], inputs.depths

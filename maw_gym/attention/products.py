@@ -17,9 +17,8 @@ WORTH = 1 << 23  # multiplications above which copies to oneDNN's layout and bac
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight.T`` (*, o) of x (*, h) and weight (o, h), with gradients; torch's own elsewhere.
-
-    Sums are in another order than torch's: results are equal to rounding.
+    """``x @ weight.T`` (*, o) of x (*, h) and weight (o, h), with gradients; torch's own
+    elsewhere.
     """
     matrices = (x, weight)
     large = x.numel() * weight.shape[0] >= WORTH

@@ -25,19 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_collection(name_or_path: str, fold: int = 0, folds: int | None = None) -> Collection:
-    """A collection with its queries divided into splits; see `maw_gym.corpora.splits.divide`.
-
-    Args:
-        name_or_path: an ir_datasets id such as "pydocs", "pydocs:scipy,sympy" or "beir/scifact",
-            the path of a folder in BEIR's layout, or that of a file of the pydocs cache.
-        fold: which of the folds is test, where there are some.
-        folds: cut all queries, whatever subsets they come in, into so many folds; None are 5 where
-            the collection has no test subset, and its own subsets otherwise.
-
-    Raises:
-        InputError: there is no such collection, it cannot be read or downloaded, it has no query
-            with a relevant document, or no such fold.
-    """
+    """A collection with its queries divided into splits; see `maw_gym.corpora.splits.divide`."""
     if not isinstance(name_or_path, str):
         raise InputError(f"a dataset is named by a text, not by {shown(name_or_path)}")
     if folds is not None:

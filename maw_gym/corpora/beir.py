@@ -41,14 +41,7 @@ HEADINGS: Final = ("query-id", "query_id", "queryid", "qid", "query")
 
 
 def read_beir_folder(folder: Path) -> Source:
-    """Documents and judged queries of a folder.
-
-    Judgments of queries or documents that are not there are dropped and counted; a grade below 0
-    becomes 0.
-
-    Raises:
-        InputError: a file is missing, or has a line that is not as above; the message names both.
-    """
+    """Documents and judged queries of a folder."""
     documents, document_groups = _texts(folder / "corpus.jsonl", ("title", "text"))
     queries, query_groups = _texts(folder / "queries.jsonl", ("text",))
     dropped: Counter[str] = Counter()

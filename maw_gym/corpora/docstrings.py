@@ -67,15 +67,7 @@ def default_packages() -> Packages:
 
 
 def named_packages(names: Iterable[str]) -> Packages:
-    """The packages of these names.
-
-    Args:
-        names: "default", "installed", what is imported ("sklearn") or what is installed
-            ("scikit-learn"), in any order.
-
-    Raises:
-        InputError: a name is none of these, or has no Python source.
-    """
+    """The packages of these names."""
     roots: dict[str, Path] = {}
     versions = {STANDARD_LIBRARY: platform.python_version()}
     for name in names:
@@ -157,10 +149,8 @@ class Docstring(NamedTuple):
 
 
 def source_files(root: Path) -> list[tuple[str, int]]:
-    """Relative paths and sizes of the modules under `root`, sorted; "" where it is a file itself.
-
-    A module is what can be imported by name: all parts of its path are identifiers. That leaves
-    out site-packages, and with it whatever is installed inside the standard library's folder.
+    """Relative paths and sizes of the modules under `root`, sorted; "" where it is a file
+    itself.
     """
     if root.is_file():
         return [("", root.stat().st_size)]
@@ -179,16 +169,7 @@ def source_files(root: Path) -> list[tuple[str, int]]:
 def read_docstrings(
     roots: Mapping[str, Path], files: Mapping[str, Sequence[tuple[str, int]]]
 ) -> tuple[list[Docstring], dict[str, int]]:
-    """All docstrings that make a query and a document, sorted by name.
-
-    Args:
-        roots: source folders or files by the name of their package.
-        files: `source_files` of each root.
-
-    Returns:
-        The docstrings, their names made unique by #2, #3 ...; and counts of files, of files that
-        are not Python of this version, and of docstrings.
-    """
+    """All docstrings that make a query and a document, sorted by name."""
     found: list[Docstring] = []
     counts: Counter[str] = Counter(files=0, unreadable_files=0, docstrings=0)
     paths = [(package, path) for package in sorted(roots) for path, _ in files[package]]

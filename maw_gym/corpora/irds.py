@@ -47,14 +47,7 @@ CHATTER: Final = (
 
 
 def registry() -> Any:
-    """The module ir_datasets, in which pydocs is registered.
-
-    Importing it makes a folder in the user's home: a machine without a home that can be written to
-    can still use collections in folders.
-
-    Raises:
-        InputError: it cannot be imported.
-    """
+    """The module ir_datasets, in which pydocs is registered."""
     try:
         import ir_datasets
 
@@ -69,12 +62,7 @@ def registry() -> Any:
 
 
 def read_ir_dataset(name: str) -> Source:
-    """Documents and judged queries of the dataset `name` and of its subsets.
-
-    Raises:
-        InputError: no such dataset, one without documents, queries or judgments, or one whose files
-            cannot be downloaded or read.
-    """
+    """Documents and judged queries of the dataset `name` and of its subsets."""
     dataset = _registered(name)
     if dataset is None:
         # Ids are long paths: a file name alone should find them too.

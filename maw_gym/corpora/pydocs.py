@@ -91,17 +91,7 @@ class Pydocs(NamedTuple):
 
 
 def build(found: Sequence[Docstring]) -> dict[str, Any]:
-    """Merge equal texts and decide the sides, as JSON values.
-
-    Texts are equal if their words are. Queries that share a document, or whose documents are
-    near-duplicates, form a component and stay together; the smallest text in it decides the side.
-
-    Args:
-        found: sorted by name. Of equal texts the first gives text and id.
-
-    Returns:
-        `docs`, lists of id and text; `queries`, lists of id, text, split and relevant ids.
-    """
+    """Merge equal texts and decide the sides, as JSON values."""
     documents: dict[str, int] = {}
     docs: list[list[str]] = []
     queries: dict[str, tuple[str, str, dict[int, None]]] = {}
@@ -125,13 +115,7 @@ def build(found: Sequence[Docstring]) -> dict[str, Any]:
 def components(
     queries: Sequence[str], documents: Sequence[str], relevant: Sequence[Iterable[int]]
 ) -> list[str]:
-    """Per query the smallest text of its component, by which the component is known.
-
-    Args:
-        queries: normalised texts.
-        documents: normalised texts.
-        relevant: per query the rows of its documents.
-    """
+    """Per query the smallest text of its component, by which the component is known."""
     parent = list(range(len(documents)))
 
     def root(row: int) -> int:
@@ -153,14 +137,7 @@ def components(
 
 
 def read_pydocs(roots: Mapping[str, Path], versions: Mapping[str, str], label: str = "") -> Pydocs:
-    """Read the collection from its cache, or from the sources, which takes some ten seconds.
-
-    Args:
-        roots: source folders by the name of their package.
-        versions: of the packages. They, the names and sizes of all source files and the settings
-            of this module are the key of the cache.
-        label: stands before the key in the name of the cache's file, for people.
-    """
+    """Read the collection from its cache, or from the sources, which takes some ten seconds."""
     files = {package: docstrings.source_files(root) for package, root in roots.items()}
     settings = {
         "format": FORMAT,
@@ -176,11 +153,7 @@ def read_pydocs(roots: Mapping[str, Path], versions: Mapping[str, str], label: s
 
 
 def pydocs_from_file(path: Path) -> Pydocs:
-    """The collection in a file that `read_pydocs` has left in its cache, on whichever machine.
-
-    Raises:
-        InputError: the file cannot be read, is damaged, or is none.
-    """
+    """The collection in a file that `read_pydocs` has left in its cache, on whichever machine."""
     content = read_content(path)
     check_pydocs(path, content)
     return _collection(content)
@@ -240,15 +213,7 @@ def _from_sources(
 
 @functools.cache
 def installed_pydocs(name: str = NAME) -> Pydocs:
-    """The collection of this machine called `name`; read once in a process.
-
-    Args:
-        name: "pydocs", or "pydocs:" and names of packages between commas, see
-            `maw_gym.corpora.docstrings.named_packages`.
-
-    Raises:
-        InputError: a package is not installed, or there is no docstring to read in any.
-    """
+    """The collection of this machine called `name`; read once in a process."""
     if name in (NAME, f"{NAME}:{DEFAULT}"):
         return read_pydocs(*default_packages())
     names = {one.strip() for one in name.removeprefix(f"{NAME}:").split(",")} - {""}
@@ -262,10 +227,7 @@ def installed_pydocs(name: str = NAME) -> Pydocs:
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The content of a cache file, made first where it is not there or is damaged.
-
-    Where nothing can be written it is made all the same.
-    """
+    """The content of a cache file, made first where it is not there or is damaged."""
     made: list[dict[str, Any]] = []
 
     def build() -> dict[str, Any]:
@@ -287,12 +249,7 @@ def write_content(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """What a file holds.
-
-    Raises:
-        DamagedFileError: it is damaged, or has something else in it.
-        InputError: it cannot be read, or is no file of the pydocs cache.
-    """
+    """What a file holds."""
     tensors = files.read(path, KIND).tensors
     try:
         content: Any = json.loads(bytes(tensors["json"].numpy()))
@@ -304,11 +261,7 @@ def read_content(path: Path) -> dict[str, Any]:
 
 
 def check_pydocs(path: Path, content: Mapping[str, Any]) -> None:
-    """Refuse what is no collection; others may have made the file.
-
-    Raises:
-        InputError: it lacks something, or has something of another kind.
-    """
+    """Refuse what is no collection; others may have made the file."""
     try:
         docs = [(str.encode(doc_id), str.encode(text))[0] for doc_id, text in content["docs"]]
         known, ids = set(docs), set()
@@ -329,19 +282,7 @@ def check_pydocs(path: Path, content: Mapping[str, Any]) -> None:
 def near_duplicates(
     texts: Sequence[Sequence[str]], threshold: float, size: int = 3
 ) -> Iterator[tuple[int, int]]:
-    """Pairs of texts whose word n-grams have a Jaccard similarity over `threshold`.
-
-    Exact, by prefix filtering (Chaudhuri, Ganti and Kaushik, ICDE 2006): with the rarest n-grams
-    first, two texts over the threshold share one of their first ``n - floor(threshold n)``.
-
-    Args:
-        texts: words of each text. A text of fewer than `size` words has no n-gram and no pair.
-        threshold: in (0, 1).
-        size: n, words in an n-gram.
-
-    Yields:
-        Indices of two texts, each pair once.
-    """
+    """Pairs of texts whose word n-grams have a Jaccard similarity over `threshold`."""
     grams = [set(zip(*(words[k:] for k in range(size)), strict=False)) for words in texts]
     count = Counter(gram for text in grams for gram in text)
     # An n-gram of one text only leads to no other: it takes a place in the prefix, no more.

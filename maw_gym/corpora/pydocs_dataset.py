@@ -183,11 +183,7 @@ class PydocsQrels(BaseQrels):
 
 
 def register() -> None:
-    """Enter the collections and their splits in the ir_datasets registry, unless they are there.
-
-    Done whenever ir_datasets is imported, by `maw_gym` or, where that import is this module's own,
-    below. Other modules therefore import it late: it comes back to them.
-    """
+    """Enter the collections and their splits in the ir_datasets registry, unless they are there."""
     docs = PydocsDocs(NAME)
     subsets = {NAME: SPLITS} | {f"{NAME}/{split}": (split,) for split in SPLITS}
     for dataset_id, splits in subsets.items():

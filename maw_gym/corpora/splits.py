@@ -41,11 +41,7 @@ def side(position: float) -> str:
 
 
 def pooled(parts: Mapping[str, QuerySet]) -> QuerySet:
-    """The queries of all parts, a query of several parts once, with all its judgments.
-
-    Raises:
-        InputError: two parts have different texts under one id.
-    """
+    """The queries of all parts, a query of several parts once, with all its judgments."""
     texts: dict[str, str] = {}
     relevance: dict[str, dict[str, int]] = {}
     for part in parts.values():
@@ -65,29 +61,7 @@ def divide(
     folds: int | None = None,
     twins: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, QuerySet], dict[str, Any]]:
-    """Divide the queries of a source into the four splits.
-
-    - `encoder` given: the parts are the splits already.
-    - `test` alone: for evaluation only, the other splits are empty.
-    - One part without `test`: of the folds (texts in the order of their hash, dealt in turn),
-      `fold` is test and the rest is outside.
-    - Otherwise test is `test`, or `validation` where there is no `test`.
-    - A text that recurs is dropped from validation and training in favour of test, and from
-      training in favour of validation.
-    - Queries outside test are divided 60 : 20 : 5 into encoder, train and validation by their
-      hash; 60 : 20 where the source has a validation part of its own beside `train`.
-    - Fewer than 500 queries outside test: no encoder split; a tenth of them, those with the
-      largest hash, for validation unless the source has one; the rest is train.
-
-    Args:
-        parts: queries by the part of the source, see `Source`.
-        fold: which one is test, from 0.
-        folds: how many there are; None are 5.
-        twins: by query id the text whose hash decides in place of the query's own, see `Source`.
-
-    Returns:
-        The splits, and what was done as JSON values.
-    """
+    """Divide the queries of a source into the four splits."""
     parts, recurring = _without_recurring(parts)
     notes: dict[str, Any] = {"parts": {part: len(parts[part].ids) for part in parts}}
     splits = dict.fromkeys(SPLITS, NO_QUERIES)
@@ -185,11 +159,7 @@ def _without_recurring(parts: Mapping[str, QuerySet]) -> tuple[dict[str, QuerySe
 
 
 def check_balance(balance: float) -> float:
-    """`balance` as a float in [0, 1].
-
-    Raises:
-        InputError: it is none.
-    """
+    """`balance` as a float in [0, 1]."""
     number = isinstance(balance, (int, float)) and not isinstance(balance, bool)
     if not number or not math.isfinite(balance) or not 0 <= balance <= 1:
         raise InputError(
@@ -200,14 +170,8 @@ def check_balance(balance: float) -> float:
 
 
 def balanced_shares(groups: Sequence[str], balance: float) -> NDArray[np.float64]:
-    """How likely each of N members is drawn, so that groups are as likely as their size ** balance.
-
-    Args:
-        groups: of each member.
-        balance: 1 draws members alike, 0 groups alike; see `check_balance`.
-
-    Returns:
-        (N,), sums to 1.
+    """How likely each of N members is drawn, so that groups are as likely as their size **
+    balance.
     """
     sizes = Counter(groups)
     weights = np.array([sizes[group] ** (check_balance(balance) - 1) for group in groups])

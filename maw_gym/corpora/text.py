@@ -25,14 +25,8 @@ def normal(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case; of a script without spaces, pairs of neighbouring letters.
-
-    A word is a run of letters, digits and underscores with the combining marks on them. Character
-    bigrams are the standard for scripts without spaces: Nie, Gao, Zhang and Zhou, On the Use of
-    Words and N-grams for Chinese Information Retrieval, IRAL 2000.
-
-    >>> words("Wing-body wings"), words("日本料理")
-    (['wing', 'body', 'wings'], ['日本', '本料', '料理'])
+    """The words of a text in lower case; of a script without spaces, pairs of neighbouring
+    letters.
     """
     lower = normal(text).lower()
     if lower.isascii():
@@ -50,11 +44,7 @@ def words(text: str) -> list[str]:
 
 
 def comparable(text: str) -> str:
-    """What two texts have in common that ask for the same thing.
-
-    Case, spaces, Unicode's form and marks of a sentence do not count; other symbols do: C is not
-    C++, nor one emoji another. Texts that are equal by it have equal `words`.
-    """
+    """What two texts have in common that ask for the same thing."""
     return " ".join(SENTENCE.sub(" ", normal(text).lower()).split())
 
 

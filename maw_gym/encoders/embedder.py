@@ -47,13 +47,7 @@ CONTEXTUAL_OUTPUT = 0.1
 
 
 class ProgressBar:
-    """A bar on a terminal, where a stage lasts over two seconds; elsewhere lines of the log.
-
-    Args:
-        total: of what `update` counts.
-        label: names the stage.
-        shown: whether it is; of several processes the first shows it.
-    """
+    """A bar on a terminal, where a stage lasts over two seconds; elsewhere lines of the log."""
 
     def __init__(self, total: int | None, label: str | None, shown: bool = True) -> None:
         self._shown = is_first() and shown
@@ -79,17 +73,7 @@ class ProgressBar:
 
 @dataclass(frozen=True)
 class Embedder:
-    """Texts to embeddings.
-
-    Attributes:
-        text: texts to hidden states.
-        encoder: hidden states to embeddings.
-        query_tokens: queries are truncated to this many tokens, special ones included.
-        document_tokens: documents are truncated to this many tokens.
-
-    Raises:
-        InputError: texts are to be longer than the text encoder can read.
-    """
+    """Texts to embeddings."""
 
     text: TextEncoder
     encoder: NonMAWEncoder
@@ -112,11 +96,7 @@ class Embedder:
 
     @property
     def statistics_tokens(self) -> int:
-        """Padded tokens whose statistics are computed at once.
-
-        Launches rule on a GPU. On a CPU equal tokens of a batch are projected once, but there must
-        be batches for all cores.
-        """
+        """Padded tokens whose statistics are computed at once."""
         return BATCH_TOKENS if self.device.type == "cuda" else BATCH_TOKENS // 4
 
     @property
@@ -132,9 +112,8 @@ class Embedder:
         return dict(self.encoder.state_dict()) | text
 
     def fingerprint(self) -> str:
-        """The sha256 (hex) of all that decides an embedding: weights, shapes, cuts, text encoder.
-
-        Depths of one encoder mean nothing in another: routers name theirs by it.
+        """The sha256 (hex) of all that decides an embedding: weights, shapes, cuts, text
+        encoder.
         """
         content = {
             "tensors": fingerprint(self.tensors()),
@@ -159,25 +138,14 @@ class Embedder:
 
     @torch.no_grad()
     def encode_documents(self, texts: Sequence[str], *, progress: bool = False) -> Tensor:
-        """Embeddings (N, h) of documents, through the standard attention, on the encoder's device.
-
-        Args:
-            texts: N documents; an empty one has the zero vector.
-            progress: show a bar where it lasts over two seconds.
+        """Embeddings (N, h) of documents, through the standard attention, on the encoder's
+        device.
         """
         return self.encode_ids(self.document_ids(texts), None, "documents" if progress else None)
 
     @torch.no_grad()
     def encode_queries(self, texts: Sequence[str], depths: Tensor | None = None) -> Tensor:
-        """Embeddings (N, h) of queries through one chosen depth each.
-
-        Args:
-            texts: N queries.
-            depths: (N,) int64 in [0, D); None is the standard attention.
-
-        Raises:
-            InputError: a depth that does not exist, or not one for each text.
-        """
+        """Embeddings (N, h) of queries through one chosen depth each."""
         return self.encode_ids(self.query_ids(texts), depths)
 
     @torch.no_grad()
@@ -194,13 +162,7 @@ class Embedder:
         return result
 
     def embed(self, ids: Tensor, mask: Tensor, depth: Tensor | None = None) -> Tensor:
-        """Embeddings (B, h) of one batch of token ids (B, S), with gradients.
-
-        Args:
-            ids: (B, S) int64.
-            mask: (B, S) bool.
-            depth: (B,) int64 in [0, D); None is the standard attention.
-        """
+        """Embeddings (B, h) of one batch of token ids (B, S), with gradients."""
         place = None
         if self.text.static:
             tokens, place = ids.unique(return_inverse=True)
@@ -215,16 +177,7 @@ class Embedder:
     def query_statistics(
         self, ids: list[list[int]], batch_tokens: int | None = None, progress: str | None = None
     ) -> Iterator[tuple[Tensor, DepthStatistics, Tensor]]:
-        """Every depth's statistics in batches of similar length.
-
-        Args:
-            ids: the queries' token ids, see `query_ids`.
-            batch_tokens: padded tokens at once; None is `statistics_tokens`.
-            progress: label of a bar, None for no bar.
-
-        Yields:
-            rows (B,) int64 of `ids`, their `DepthStatistics`, and their `content` block (B, h).
-        """
+        """Every depth's statistics in batches of similar length."""
         for rows, batch, mask in self.batches(
             ids, batch_tokens or self.statistics_tokens, progress
         ):
@@ -287,23 +240,7 @@ def encoded_documents(
     dtype: torch.dtype = torch.float32,
     see: Callable[[list[str]], object] | None = None,
 ) -> tuple[list[str], Tensor]:
-    """Ids, and vectors (N, h) on the CPU, of documents that are read once, as a stream.
-
-    Several processes (`maw_gym.distributed`) do this together: each reads all documents, encodes a
-    share of them and has all vectors in the end. Equal texts have the vector of the first: rounding
-    would else make vectors of them that differ a little, and order what should tie.
-
-    Args:
-        embedder: see `Embedder.encode_documents`.
-        doc_ids: N ids.
-        texts: N texts; one without tokens has the zero vector.
-        dtype: of the vectors.
-        see: is shown the texts, portion by portion.
-
-    Raises:
-        InputError: an id or a text that is no string, more of one than of the other, or processes
-            that read different documents.
-    """
+    """Ids, and vectors (N, h) on the CPU, of documents that are read once, as a stream."""
     found_ids: list[str] = []
     vectors: list[Tensor] = []
     digests: list[Tensor] = []
@@ -358,10 +295,7 @@ def _portions(
 
 @torch.no_grad()
 def _encoded(embedder: Embedder, texts: list[str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Vectors (n, h) of texts on the CPU, and digests (n, 16) uint8 of their tokens.
-
-    Equal texts are encoded once.
-    """
+    """Vectors (n, h) of texts on the CPU, and digests (n, 16) uint8 of their tokens."""
     collecting = gc.isenabled()
     gc.disable()  # it would look through thousands of lists of ids again and again
     try:
@@ -380,12 +314,7 @@ def _encoded(embedder: Embedder, texts: list[str], dtype: torch.dtype) -> tuple[
 
 
 def encoder_shape(text: TextEncoder, depths: int = 32) -> EncoderSettings:
-    """The shape of an encoder over a text encoder, whose width and heads it takes.
-
-    Args:
-        text: gives the hidden states.
-        depths: D; 0 makes a NON-MAW encoder.
-    """
+    """The shape of an encoder over a text encoder, whose width and heads it takes."""
     return EncoderSettings(text.width, text.heads, depths=depths, vocabulary=text.vocabulary)
 
 
@@ -394,17 +323,7 @@ def untrained_embedder(
     settings: EncoderSettings | None = None,
     text: TextEncoder | None = None,
 ) -> Embedder:
-    """An embedder without any training on a collection's queries.
-
-    It knows how rare the collection's tokens are: rare ones weigh more in the pooling. Over static
-    token embeddings the untrained attention adds all of V; the states of a transformer are in
-    context already, and a tenth of V is enough to tell the depths apart.
-
-    Args:
-        doc_texts: the collection's documents, for the idf pooling weights.
-        settings: shapes; `depths` 0 makes a NON-MAW encoder. None is the default MAW encoder.
-        text: the text encoder; None is WordLlama.
-    """
+    """An embedder without any training on a collection's queries."""
     text = text or WordLlama()
     settings = settings or encoder_shape(text)
     encoder = attention_encoder(settings)
@@ -421,15 +340,7 @@ def untrained_embedder(
 
 
 def idf_token_weights(token_ids: list[list[int]], vocabulary: int) -> Tensor:
-    """Start of the pooling weights: log max(idf, 0.5) of every token id.
-
-    Args:
-        token_ids: the documents' token ids.
-        vocabulary: number of token ids.
-
-    Returns:
-        (vocabulary,), with idf = log((N + 1) / (documents with the token + 0.5)).
-    """
+    """Start of the pooling weights: log max(idf, 0.5) of every token id."""
     counts = torch.zeros(vocabulary)
     for ids in token_ids:
         if ids:

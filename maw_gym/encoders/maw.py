@@ -98,10 +98,7 @@ class NonMAWEncoder(nn.Module):
         return hidden + added * mask.any(-1)[:, None, None]
 
     def _heads_output(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """Softmax(Q K^T / sqrt(e)) V (B, H, S, e) of Q, K and V (B, S, H e).
-
-        Rows of a text without tokens are finite and mean nothing.
-        """
+        """Softmax(Q K^T / sqrt(e)) V (B, H, S, e) of Q, K and V (B, S, H e)."""
         # A row without any key is 0 / 0 in some of torch's kernels: such texts attend to padding.
         keys = (mask | ~mask.any(-1, keepdim=True))[:, None, None]
         query, key, value = (split_heads(y, self.heads) for y in (query, key, value))
@@ -217,10 +214,7 @@ class MAWEncoder(NonMAWEncoder):
     def _depth_projections(
         self, x: Tensor, mask: Tensor, place: Tensor | None, depth: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Q and K (B, S, h) of x (B, S, h) or (U, h), each text through its own depth (B,).
-
-        Those of padding are those of any token.
-        """
+        """Q and K (B, S, h) of x (B, S, h) or (U, h), each text through its own depth (B,)."""
         if place is None:
             place = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
         # Real tokens alone, those of one depth side by side: one product per depth.

@@ -45,17 +45,7 @@ class TokenStates(Protocol):
 
 
 class Transformer:
-    """A pretrained transformer behind the `TextEncoder` protocol.
-
-    Args:
-        name: what cache keys and messages call it.
-        model: of `transformers.AutoModel`; is put into eval mode, so that training has no dropout
-            and can be resumed exactly.
-        tokenizer: the model's own, a fast one of transformers.
-        packaged: whether an installed package has these very weights, so that they need not be
-            saved.
-        tuned: whether they were trained here, on the pairs of a collection.
-    """
+    """A pretrained transformer behind the `TextEncoder` protocol."""
 
     static = False
 
@@ -152,13 +142,7 @@ class Transformer:
         return {} if self.packaged else self.weights()
 
     def trainable(self, tokens: int, device: torch.device) -> "Transformer":
-        """A copy whose weights take gradients.
-
-        Args:
-            tokens: of one training step. Where what they leave for the backward pass would take
-                more than half of the free memory, it is computed again instead.
-            device: where it is trained.
-        """
+        """A copy whose weights take gradients."""
         text = copy.copy(self)
         text.states, text.packaged, text.tuned = (), False, True
         text.model = copy.deepcopy(self.model).to(device).requires_grad_(True)
@@ -183,16 +167,7 @@ class Transformer:
 
 
 def load_transformer(name: str, folder: Path) -> Transformer:
-    """The frozen transformer that `save_pretrained` wrote to a folder.
-
-    Args:
-        name: of the transformer, also in messages.
-        folder: with configuration, tokenizer and weights in safetensors.
-
-    Raises:
-        InputError: transformers is not installed, or the folder holds no text encoder that can be
-            used.
-    """
+    """The frozen transformer that `save_pretrained` wrote to a folder."""
     transformers = library(name)
     _check_files(name, folder)
     own = {"local_files_only": True, "trust_remote_code": False}
@@ -256,11 +231,7 @@ def _check_fit(text: Transformer) -> None:
 
 
 def library(name: str) -> Any:
-    """Transformers.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Transformers."""
     try:
         import transformers
     except ImportError:
@@ -303,10 +274,7 @@ def _quietly(transformers: Any) -> Iterator[None]:
 
 
 def _with_attention(make: Any) -> Any:
-    """`make` of the fastest attention that the architecture has.
-
-    The name is always given: one in a configuration may be that of a kernel on a hub.
-    """
+    """`make` of the fastest attention that the architecture has."""
     try:
         return make("sdpa")
     except ValueError:

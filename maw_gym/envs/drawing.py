@@ -34,12 +34,7 @@ SCALE: Final = PowerNorm(1 / 3, 0, 1)  # of weights: a broad depth's are all nea
 
 
 def attention_figure(scene: Scene) -> Figure:
-    """Draw the attention, averaged over heads, and the reward terms, 11 by 6 inches at 100 dpi.
-
-    Colours of a chosen depth run from 0 to 1 on a cube-root scale, the same in every frame, so that
-    a broad depth looks even and dark and a focused one has bright spots. Of a long query the first
-    40 tokens are drawn, and the figure says so.
-    """
+    """Draw the attention, averaged over heads, and the reward terms, 11 by 6 inches at 100 dpi."""
     figure = Figure(figsize=(11, 6), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
@@ -56,19 +51,7 @@ def attention_figure(scene: Scene) -> Figure:
 def depths_figure(
     query: str, weights: Mapping[int, NDArray[np.floating]], tokens: Sequence[str]
 ) -> Figure:
-    """Draw one query's attention through several depths side by side, averaged over heads.
-
-    Focus is the mean of the rows' largest weights, before heads are averaged, as in the reward.
-    Colours are those of `attention_figure`: a focused depth has bright spots, a broad one is even.
-
-    Args:
-        query: names the query.
-        weights: (H, n, n) attention of each depth drawn, from left to right.
-        tokens: n tokens; of more than 40 the first 40 are drawn, and the figure says so.
-
-    Raises:
-        ValueError: there is no depth to draw.
-    """
+    """Draw one query's attention through several depths side by side, averaged over heads."""
     if not weights:
         raise ValueError("give the attention of at least one depth")
     count, shown = len(weights), min(len(tokens), MAX_TOKENS)

@@ -21,17 +21,7 @@ QUERY_ORDERS: Final = ("random", "sequential")
 
 
 class QueryOrder:
-    """The order in which queries come.
-
-    Args:
-        kind: ``"random"`` draws uniformly and independently; ``"sequential"`` walks through the
-            queries in order and starts over after the last.
-        size: number of queries.
-        shares: (N,) how likely a random order draws each query; None draws them alike.
-
-    Attributes:
-        position: the query that a sequential order shows next.
-    """
+    """The order in which queries come."""
 
     def __init__(self, kind: str, size: int, shares: NDArray[np.float64] | None = None) -> None:
         self.kind = kind
@@ -89,18 +79,7 @@ def load_bandit(
     text_encoder: str = "wordllama",
     table: DepthTable | None = None,
 ) -> tuple[Bandit, QueryOrder, Callable[[], RetrievalTask] | None]:
-    """Check the settings of an environment, then load what it reads.
-
-    Environments with equal settings share one `Bandit` in a process. A `table` given stands for
-    whatever `dataset`, `encoder`, `split`, `device` and `text_encoder` would have loaded.
-
-    Returns:
-        The bandit, the order of its queries, and what loads the task that knows their texts, if
-        there is one.
-
-    Raises:
-        InputError: a setting is unknown, or the split has no query.
-    """
+    """Check the settings of an environment, then load what it reads."""
     blocks = checked_blocks(observation)
     reward = RewardSpec(reward_weights, alignment)
     one_of("query_order", query_order, QUERY_ORDERS)
@@ -150,11 +129,7 @@ def _tell_of_building(task: RetrievalTask, split: str) -> None:
 
 
 def checked_options(options: dict[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
-    """Options of a reset.
-
-    Raises:
-        InputError: an option that is not `known`, which would otherwise be dropped unseen.
-    """
+    """Options of a reset."""
     if options is not None and not isinstance(options, Mapping):
         raise InputError(f"the options of a reset are a dictionary, not {shown(options)}")
     for name in options or {}:

@@ -61,10 +61,8 @@ class Scene(NamedTuple):
 
 @contextmanager
 def importing_matplotlib() -> Iterator[None]:
-    """Import what draws in here, late: who draws nothing needs no matplotlib that can be imported.
-
-    Raises:
-        InputError: matplotlib cannot be imported under its present settings.
+    """Import what draws in here, late: who draws nothing needs no matplotlib that can be
+    imported.
     """
     try:
         yield
@@ -76,21 +74,13 @@ def importing_matplotlib() -> Iterator[None]:
 
 
 def check_matplotlib() -> None:
-    """Refuse before the work what could not be drawn after it.
-
-    Raises:
-        InputError: matplotlib cannot be imported under its present settings.
-    """
+    """Refuse before the work what could not be drawn after it."""
     with importing_matplotlib():
         import matplotlib.figure  # noqa: F401
 
 
 def attention_frame(scene: Scene) -> NDArray[np.uint8]:
-    """The pixels of `maw_gym.envs.drawing.attention_figure`, (600, 1100, 3).
-
-    Raises:
-        InputError: matplotlib cannot be imported under its present settings.
-    """
+    """The pixels of `maw_gym.envs.drawing.attention_figure`, (600, 1100, 3)."""
     with importing_matplotlib():
         from maw_gym.envs.drawing import attention_figure, figure_rgb
     return figure_rgb(attention_figure(scene))
@@ -123,11 +113,7 @@ def attention_text(scene: Scene) -> str:
 
 
 def readable_tokens(tokens: Sequence[str]) -> list[str]:
-    """Tokens as labels: on one line each, at most 12 characters.
-
-    Where a tokenizer marks the beginnings of words by ▁, these lose the mark and the pieces that
-    continue a word get a leading "·" instead; a mark by itself becomes "␣".
-    """
+    """Tokens as labels: on one line each, at most 12 characters."""
     marked = any(SPACE_MARK in token for token in tokens)
     return [shortened(_unmarked(token) if marked else token, MAX_LABEL) for token in tokens]
 

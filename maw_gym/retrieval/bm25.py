@@ -59,15 +59,7 @@ class Words:
 
 
 class BM25:
-    """Scores of documents by the words they share with a query.
-
-    Args:
-        doc_ids: N different ids, for trec_eval's order of equal scores.
-        index: of bm25s, over N documents.
-
-    Raises:
-        ValueError: an index of more or fewer documents.
-    """
+    """Scores of documents by the words they share with a query."""
 
     def __init__(self, doc_ids: Sequence[str], index: Any) -> None:
         if index.scores["num_docs"] != len(doc_ids):
@@ -80,19 +72,7 @@ class BM25:
 
     @classmethod
     def of(cls, doc_ids: Sequence[str], texts: Iterable[str], *, progress: bool = False) -> Self:
-        """Index documents: k1 1.2 and b 0.75.
-
-        Words are folded to lower case and stemmed (Snowball), English stop words are left out; see
-        `maw_gym.corpora.text.words` for scripts without spaces.
-
-        Args:
-            doc_ids: N different ids.
-            texts: N texts, read once.
-            progress: show a bar where it lasts over two seconds.
-
-        Raises:
-            ValueError: more or fewer texts than ids.
-        """
+        """Index documents: k1 1.2 and b 0.75."""
         found = Words()
         shown = None if progress else True
         bar = {"desc": "BM25", "unit": "doc", "delay": 2, "leave": False, "disable": shown}
@@ -110,16 +90,7 @@ class BM25:
         return scores
 
     def rank(self, texts: Sequence[str], k: int, own: Integers | None = None) -> Ranking:
-        """The k best documents of every query; one without a word of the query is none of them.
-
-        Args:
-            texts: B queries.
-            k: at least 1; cut to the number of documents.
-            own: (B,) documents that queries are themselves, left out; -1 is none.
-
-        Returns:
-            `Ranking` on the CPU, equal scores in trec_eval's order.
-        """
+        """The k best documents of every query; one without a word of the query is none of them."""
         width = min(k, len(self))
         scores = np.full((len(texts), width), -np.inf, np.float32)
         documents = np.full((len(texts), width), -1)
@@ -139,11 +110,7 @@ class BM25:
 
     @classmethod
     def read(cls, folder: Path, doc_ids: Sequence[str]) -> Self:
-        """The index of these documents that `write` has written; mapped, not read.
-
-        Raises:
-            DamagedFileError: the files are damaged, or of other documents.
-        """
+        """The index of these documents that `write` has written; mapped, not read."""
         try:
             index = _bm25s().BM25.load(folder, mmap=True, method="lucene", backend="numpy")
             bm25 = cls(doc_ids, index)
@@ -160,12 +127,7 @@ class BM25:
 
     @classmethod
     def load(cls, folder: Path, doc_ids: Sequence[str]) -> Self:
-        """The index of these documents that `save` has written.
-
-        Raises:
-            DamagedFileError: it is damaged, or of other documents.
-            InputError: it is not there, or cannot be read.
-        """
+        """The index of these documents that `save` has written."""
         read_manifest(folder, KIND)
         return cls.read(folder, doc_ids)
 
@@ -175,11 +137,7 @@ class BM25:
         return weights, documents, starts
 
     def _check(self) -> None:
-        """Refuse numbers that lead outside.
-
-        Raises:
-            ValueError: there are some.
-        """
+        """Refuse numbers that lead outside."""
         weights, documents, starts = self._parts()
         numbers = self.index.vocab_dict.values()
         if not (
@@ -195,9 +153,8 @@ class BM25:
 
 
 def best_matches(scores: NDArray[np.float32], tie_of: Integers, k: int) -> Integers:
-    """The k documents of the highest scores (N,), of equal ones the smaller in `tie_of` (N,) first.
-
-    There are fewer than k where fewer have a score above 0.
+    """The k documents of the highest scores (N,), of equal ones the smaller in `tie_of` (N,)
+    first.
     """
     matched = np.flatnonzero(scores > 0)
     if len(matched) > k:

@@ -43,23 +43,7 @@ class Relevant(NamedTuple):
 
 
 class DocumentIndex:
-    """Documents to be ranked whole or in candidate lists, with ties broken as trec_eval does.
-
-    Equal documents must tie exactly, but matrix products round differently by column. So documents
-    of one vector have the score of the first of them.
-
-    The embeddings are held as they are given, once: they may be a map of a file, and float16. What
-    is kept beside them is some numbers per document.
-
-    Args:
-        doc_ids: N different ids.
-        embeddings: (N, h) float32 or float16, rows of unit length, or zero for a document without
-            text.
-        device: where scores are computed; None is where `embeddings` lies.
-
-    Raises:
-        ValueError: shapes that do not fit, an id given twice, or a value that is not finite.
-    """
+    """Documents to be ranked whole or in candidate lists, with ties broken as trec_eval does."""
 
     def __init__(
         self, doc_ids: Sequence[str], embeddings: Tensor, device: torch.device | str | None = None
@@ -130,11 +114,7 @@ class DocumentIndex:
         return self._marked(scores, documents)
 
     def exact_scores(self, queries: Tensor, documents: Integers) -> Tensor:
-        """Cosines (b, C) of queries (b, h) with documents (b, C) of each; -1 scores -inf.
-
-        By sums in float64: unlike those of a matrix product, they do not depend on what else is
-        computed beside them, and the order is the same in blocks and processes of any number.
-        """
+        """Cosines (b, C) of queries (b, h) with documents (b, C) of each; -1 scores -inf."""
         vectors = self._rows(self.first_of[documents]).double()
         scores = (vectors * queries[:, None].double()).sum(-1).float()
         return self._marked(scores[:, None], documents)[:, 0]
@@ -174,13 +154,7 @@ def trec_order(doc_ids: Sequence[str]) -> Integers:
 
 
 def equal_documents(vectors: Tensor, device: torch.device | str = "cpu") -> tuple[Integers, Tensor]:
-    """For each of the vectors (N, h) the first that equals it (N,), and which of them are zero.
-
-    Vectors are told apart by their places on three random lines, in float64.
-
-    Raises:
-        InputError: a value that is not finite.
-    """
+    """For each of the vectors (N, h) the first that equals it (N,), and which of them are zero."""
     count, width = vectors.shape
     lines = torch.from_numpy(np.random.default_rng(0).standard_normal((3, width))).to(device)
     places, empty = [], []
@@ -211,9 +185,6 @@ def steps(count: int, step: int) -> Iterator[slice]:
 
 
 def check_finite(embeddings: Tensor, what: str) -> None:
-    """Refuse embeddings with a NaN or an infinity; `what` names them in the message.
-
-    Finite weights may be so large that their products are not.
-    """
+    """Refuse embeddings with a NaN or an infinity; `what` names them in the message."""
     if not embeddings.isfinite().all():
         raise InputError(f"{what} embeddings must be finite; the encoder has probably diverged")

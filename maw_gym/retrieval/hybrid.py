@@ -48,17 +48,7 @@ def scored_candidates(
     k: int,
     own: Integers | None = None,
 ) -> Candidates:
-    """Both scores of every query's candidates, of which documents without text are none.
-
-    Args:
-        index: the documents.
-        bm25: of the same documents in the same order.
-        embeddings: (B, h) float32, of unit length or zero.
-        texts: B queries.
-        lists: per query the positions of documents, usually the k best by cosine; -1 is none.
-        k: so many of the best by BM25 are added; 0 adds none.
-        own: (B,) documents that queries are themselves, left out; -1 is none.
-    """
+    """Both scores of every query's candidates, of which documents without text are none."""
     chosen, lexical = [], []
     empty = index.empty.cpu().numpy()
     own = np.full(len(texts), -1) if own is None else own
@@ -83,10 +73,7 @@ def scored_candidates(
 
 
 def standardised(scores: Floats) -> Floats:
-    """Scores (B, C) of mean 0 and deviation 1 in every row, all 0 where they are equal.
-
-    -inf stays -inf and counts for nothing.
-    """
+    """Scores (B, C) of mean 0 and deviation 1 in every row, all 0 where they are equal."""
     real = np.isfinite(scores)
     count = np.maximum(real.sum(1, keepdims=True), 1)
     centred = np.where(real, scores, 0.0)
@@ -98,18 +85,7 @@ def standardised(scores: Floats) -> Floats:
 
 
 def weighted_sum(candidates: Candidates, weight: float) -> Floats:
-    """Fused scores (B, C): `weight` of the standardised cosines, the rest of BM25's.
-
-    Source: Bruch, Gai and Ingber, An Analysis of Fusion Functions for Hybrid Retrieval, ACM TOIS
-    42(1), 2023, arXiv:2210.11934 (a convex combination of normalised scores).
-
-    Args:
-        candidates: see `scored_candidates`.
-        weight: of the cosines, in [0, 1].
-
-    Raises:
-        ValueError: a weight outside [0, 1].
-    """
+    """Fused scores (B, C): `weight` of the standardised cosines, the rest of BM25's."""
     if not 0 <= weight <= 1:
         raise ValueError(f"need a weight in [0, 1], got {weight}")
     real = candidates.documents >= 0
@@ -120,12 +96,7 @@ def weighted_sum(candidates: Candidates, weight: float) -> Floats:
 
 
 def reciprocal_ranks(candidates: Candidates, constant: float = RANK_CONSTANT) -> Floats:
-    """Fused scores (B, C): the sum of 1 / (constant + rank) over the two rankings of candidates.
-
-    A document without a word of the query has no rank in BM25's.
-
-    Source: Cormack, Clarke and Büttcher, Reciprocal Rank Fusion, SIGIR 2009.
-    """
+    """Fused scores (B, C): the sum of 1 / (constant + rank) over the two rankings of candidates."""
     fused = np.zeros(candidates.documents.shape)
     matched = candidates.lexical > 0
     for scores, ranked in ((candidates.dense, True), (candidates.lexical, matched)):
@@ -152,12 +123,8 @@ def hybrid_ranking(
     k: int,
     weight: float,
 ) -> Ranking:
-    """The k best documents of every query by `weighted_sum`, on the CPU; any k has the same order.
-
-    The first 100 of either ranking are fused. Where more are wanted, those below follow by their
-    cosines, with scores that go down from the lowest fused one.
-
-    Args are those of `scored_candidates` and `weighted_sum`; `nearest` finds the k best by cosine.
+    """The k best documents of every query by `weighted_sum`, on the CPU; any k has the same
+    order.
     """
     first = list(nearest(embeddings, FUSED).documents.cpu().numpy())
     candidates = scored_candidates(index, bm25, embeddings, texts, first, FUSED)
@@ -180,13 +147,7 @@ def hybrid_ranking(
 
 
 def best_weight(index: DocumentIndex, queries: QuerySet, candidates: Candidates) -> float:
-    """The weight of `WEIGHTS` with the highest mean nDCG@10, of equal ones the nearest to 0.5.
-
-    Args:
-        index: the documents.
-        queries: judges, usually the validation queries; without any the weight is 0.5.
-        candidates: of these queries.
-    """
+    """The weight of `WEIGHTS` with the highest mean nDCG@10, of equal ones the nearest to 0.5."""
     if not queries.ids:
         return WEIGHT
     gains = np.zeros(candidates.documents.shape, np.float32)

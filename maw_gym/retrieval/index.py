@@ -42,15 +42,7 @@ LISTS_ELSEWHERE: Final = re.compile(rb"ilod.{5}\0{3}.{5}\0{3}", re.DOTALL)
 
 
 class SearchIndex:
-    """What a search needs to know of the documents.
-
-    Args:
-        documents: ids and vectors.
-        encoder: fingerprint of the encoder that made the vectors.
-        bm25: of the same documents, for hybrid search.
-        approximate: of the same documents, in the place of exact search.
-        kind: "exact", or "faiss:" and the factory string of `approximate`.
-    """
+    """What a search needs to know of the documents."""
 
     def __init__(
         self,
@@ -75,21 +67,7 @@ class SearchIndex:
         kind: str = EXACT,
         folder: Path | None = None,
     ) -> Self:
-        """Index documents.
-
-        Several processes (`maw_gym.distributed`) do this together: into a folder that all see the
-        first one writes, without a folder each has an index of its own.
-
-        Args:
-            documents: see the class.
-            encoder: see the class.
-            words: of the documents, for BM25.
-            kind: see the class.
-            folder: where the index is written and from then on mapped; None keeps it in memory.
-
-        Raises:
-            InputError: an unknown kind, or a file cannot be written.
-        """
+        """Index documents."""
         if folder is not None:
             check_same("kind of index", content_key({"of": [encoder, kind, words is None]}))
             check_one_folder(folder.parent)
@@ -112,17 +90,7 @@ class SearchIndex:
     def rank(
         self, embeddings: Tensor, k: int, texts: Sequence[str] = (), weight: float | None = None
     ) -> Ranking:
-        """The k best documents of every query.
-
-        Args:
-            embeddings: (B, h) float32 of the queries.
-            k: at least 1.
-            texts: the B queries, for a hybrid search.
-            weight: of the cosines beside BM25, see `weighted_sum`; None searches without BM25.
-
-        Raises:
-            InputError: a hybrid search without BM25.
-        """
+        """The k best documents of every query."""
         if weight is None:
             return self._nearest(embeddings, k)
         if self.bm25 is None:
@@ -137,12 +105,7 @@ class SearchIndex:
         return rank_together(self.documents, embeddings, k)
 
     def save(self, folder: Path) -> None:
-        """Write everything to a folder, in the place of an index that is there.
-
-        Raises:
-            InputError: a file cannot be written, and what was there is as it was; or the folder
-                holds something else.
-        """
+        """Write everything to a folder, in the place of an index that is there."""
         with written_folder(folder, MANIFEST) as temporary:
             self.write(temporary)
 
@@ -160,12 +123,7 @@ class SearchIndex:
 
     @classmethod
     def load(cls, folder: Path, encoder: str, device: torch.device | str = "cpu") -> Self:
-        """The index that was written to `folder`; its vectors are mapped, not read.
-
-        Raises:
-            DamagedFileError: a file is not what was written.
-            InputError: a file is missing, or another encoder made the vectors.
-        """
+        """The index that was written to `folder`; its vectors are mapped, not read."""
         settings, files = read_manifest(folder, KIND)
         made_by, kind = (str(settings.get(name)) for name in ("encoder", "index"))
         if made_by != encoder:
@@ -190,11 +148,7 @@ class SearchIndex:
 
 
 def _mapped(path: Path) -> Tensor:
-    """The vectors of a file, copied where they are written to.
-
-    Raises:
-        ValueError: it holds something else.
-    """
+    """The vectors of a file, copied where they are written to."""
     vectors = np.lib.format.open_memmap(path, mode="c")
     if vectors.ndim != 2:
         raise ValueError(f"{path.name} holds no vectors")
@@ -204,10 +158,7 @@ def _mapped(path: Path) -> Tensor:
 
 
 class ApproximateIndex:
-    """FAISS finds documents, exact cosines put them in order.
-
-    Source: Douze et al., The Faiss library, arXiv:2401.08281, 2024. An optional dependency.
-    """
+    """FAISS finds documents, exact cosines put them in order."""
 
     def __init__(self, documents: DocumentIndex, index: Any) -> None:
         self.documents = documents

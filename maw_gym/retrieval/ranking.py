@@ -119,12 +119,7 @@ def _aligned(
 
 
 def _top(scores: Tensor, tie_rank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of scores (b, D, C), in order: values and columns (b, D, k).
-
-    Depths of a query prefer much the same documents. So the best are looked for among the columns
-    with the largest scores through any depth, and found there where the last of them is above all
-    other columns.
-    """
+    """The k best of scores (b, D, C), in order: values and columns (b, D, k)."""
     b, depths, width = scores.shape
     flat = scores.flatten(0, 1)
     if depths == 1 or width < 4 * SHARED:
@@ -236,10 +231,7 @@ def _blocks(
     relevant: Sequence[Relevant],
     candidates: Sequence[Integers] | None,
 ) -> Iterator[_Block]:
-    """Scores of queries (B, D, h) in blocks of at most `BLOCK_BYTES`, at least one query each.
-
-    The document that a query is itself scores -inf.
-    """
+    """Scores of queries (B, D, h) in blocks of at most `BLOCK_BYTES`, at least one query each."""
     depths, width = queries.shape[1:]
     if candidates is None:
         floats = depths * len(index)  # of one query

@@ -43,22 +43,7 @@ def rank(
     candidates: Sequence[Integers] | None = None,
     part: slice | None = None,
 ) -> Ranking:
-    """The k best documents of every query, in the order in which trec_eval puts them.
-
-    Args:
-        index: the documents.
-        queries: (B, h) float32, of unit length; a zero vector ties with all documents at 0.
-        k: at least 1; cut to the number of documents.
-        candidates: per query the positions of the documents to rank; None ranks the whole index.
-        part: the documents to rank, in place of all; rankings of parts are put together by
-            `merged`.
-
-    Returns:
-        `Ranking` on the index's device.
-
-    Raises:
-        ValueError: lengths that differ, embeddings that are not finite, or k < 1.
-    """
+    """The k best documents of every query, in the order in which trec_eval puts them."""
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     if candidates is not None and len(candidates) != len(queries):
@@ -94,10 +79,8 @@ def rank_without(
 
 
 def rank_together(index: DocumentIndex, queries: Tensor, k: int) -> Ranking:
-    """`rank` of the whole index by all processes together, each searching a part of the documents.
-
-    Every process gives the same arguments, and gets the ranking that one alone would find, bit for
-    bit.
+    """`rank` of the whole index by all processes together, each searching a part of the
+    documents.
     """
     own = rank(index, queries, k, part=own_range(len(index)))
     if processes() == 1:
@@ -182,10 +165,7 @@ def _rank_close(
 def _score_blocks(
     index: DocumentIndex, queries: Tensor, start: int, stop: int
 ) -> Iterator[tuple[slice, int, Tensor]]:
-    """Which queries, the first document, and cosines by matrix products.
-
-    They are padded with -inf to a multiple of `GROUPS` columns.
-    """
+    """Which queries, the first document, and cosines by matrix products."""
     # What stays in a core's cache; a GPU wants few launches.
     high, wide = (1024, 2048) if index.device.type == "cpu" else (4096, 32_768)
     for first in range(start, stop, wide):

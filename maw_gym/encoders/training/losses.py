@@ -67,14 +67,7 @@ def pairs_of(collections: Sequence[Collection], embedder: Embedder) -> Pairs:
 
 
 def epoch_rows(groups: Sequence[str], balance: float, generator: torch.Generator) -> Tensor:
-    """Rows (N,) of the queries of one epoch, in the order in which they are learned from.
-
-    Args:
-        groups: of each of the N queries.
-        balance: 1 takes every query once; less draws N of them, so that large groups do not rule,
-            see `balanced_shares`.
-        generator: of order and draws.
-    """
+    """Rows (N,) of the queries of one epoch, in the order in which they are learned from."""
     if balance == 1:
         return torch.randperm(len(groups), generator=generator)
     shares = torch.from_numpy(balanced_shares(groups, balance))
@@ -101,18 +94,7 @@ def batch_loss(
     documents: list[int],
     settings: TrainingSettings,
 ) -> Tensor:
-    """Loss of one batch, with gradients.
-
-    Each of several processes (`maw_gym.distributed`) encodes its share and has the whole loss:
-    every document of the batch is a negative, whoever has encoded it.
-
-    Args:
-        embedder: is trained.
-        pairs: what to learn from.
-        rows: (B,) int64 of `pairs.queries`.
-        documents: B positions in `pairs.documents`, one relevant to each query.
-        settings: see `TrainingSettings`.
-    """
+    """Loss of one batch, with gradients."""
     device = embedder.device
     cut = embedder.text.cut
     own = share(len(rows))
@@ -141,18 +123,7 @@ def _groups_of(texts: list[list[int]], embedder: Embedder) -> int:
 def contrastive_loss(
     queries: Tensor, documents: Tensor, which: Tensor, temperature: float
 ) -> Tensor:
-    """Symmetric InfoNCE over a batch of pairs.
-
-    Args:
-        queries: (B, h), of unit length.
-        documents: (B, h), of unit length; row i is relevant to query i.
-        which: (B,) int64, the documents' identities: a document that stands twice in the batch is
-            not its own negative.
-        temperature: cosines are divided by it.
-
-    Returns:
-        Scalar: mean of the cross-entropies over documents and over queries.
-    """
+    """Symmetric InfoNCE over a batch of pairs."""
     scores = queries @ documents.T / temperature
     twin = (which[:, None] == which) & ~torch.eye(len(which), dtype=torch.bool, device=which.device)
     scores = scores.masked_fill(twin, torch.finfo(scores.dtype).min)
@@ -162,15 +133,7 @@ def contrastive_loss(
 
 
 class DepthWeights(nn.Module):
-    """A depth projection while it is trained: depth d is ``(common + own_d) / sqrt(T_d)``.
-
-    Q and K both, so that the scores are divided by T_d. What all depths need, `common` learns from
-    every query; a single depth meets one query in D. Gradients and AdamW's steps act on projections
-    at temperature 1, so that no temperature is trained faster than another.
-
-    Args:
-        temperature: (D,), the T_d.
-    """
+    """A depth projection while it is trained: depth d is ``(common + own_d) / sqrt(T_d)``."""
 
     scale: Tensor
 
@@ -220,16 +183,7 @@ def depth_loss(
     settings: TrainingSettings,
     generator: torch.Generator,
 ) -> Tensor:
-    """Loss of one batch, with gradients; each of several processes encodes its share.
-
-    Args:
-        embedder: its depths are trained.
-        judged: what to learn from.
-        rows: B of `judged.queries`.
-        depth: (B,) int64, the depth that each query goes through.
-        settings: see `TrainingSettings`.
-        generator: draws documents, where there are too many to rank them all.
-    """
+    """Loss of one batch, with gradients; each of several processes encodes its share."""
     device = embedder.device
     own = share(len(rows))
     ids, mask = padded([judged.queries[row] for row in rows[own]], device)
@@ -262,17 +216,7 @@ def _ranked(
 def listwise_loss(
     queries: Tensor, documents: Tensor, relevant: Tensor, temperature: float
 ) -> Tensor:
-    """Minus the log of the softmax mass on relevant documents, mean over queries.
-
-    The mass is what tables call listwise alignment. With one relevant document this is InfoNCE
-    (van den Oord et al. 2018, arXiv:1807.03748).
-
-    Args:
-        queries: (B, h), of unit length.
-        documents: (M, h), of unit length.
-        relevant: (B, M) bool, at least one True in each row.
-        temperature: cosines are divided by it.
-    """
+    """Minus the log of the softmax mass on relevant documents, mean over queries."""
     scores = queries @ documents.T / temperature
     found = scores.masked_fill(~relevant, -math.inf).logsumexp(-1)
     return (scores.logsumexp(-1) - found).mean()

@@ -78,21 +78,7 @@ class Stage(NamedTuple):
 
 
 def run(stage: Stage, checkpoint: Path | None = None) -> Best:
-    """Train a stage in place; epoch 0, before the first step, is judged with the others.
-
-    Several processes (`maw_gym.distributed`) do this together: the losses are of whole batches, of
-    which each has encoded its share, and the first one judges and writes. Any number of them can go
-    on from a checkpoint.
-
-    Args:
-        stage: what to train.
-        checkpoint: the file that the whole training is for; every epoch is kept beside it, and a
-            training that was stopped goes on after its last. None keeps nothing.
-
-    Raises:
-        FloatingPointError: a loss is not finite, and so are the weights.
-        InputError: processes that begin with different weights or from different checkpoints.
-    """
+    """Train a stage in place; epoch 0, before the first step, is judged with the others."""
     about = {"stage": stage.name, **stage.about}
     start = content_key({"about": about, "weights": fingerprint(stage.weights)})
     check_same(f"start of training {stage.name}", start)
@@ -163,17 +149,7 @@ def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Validation:
-    """nDCG@10 of validation queries over the collection's documents.
-
-    Of a large collection only the relevant documents and the first of the others are ranked, so
-    that judging an epoch stays cheap.
-
-    Args:
-        collection: whose documents are ranked.
-        embedder: tokenises.
-        document_tokens: documents are cut here.
-        queries: of the collection; None are those of its `validation` split.
-    """
+    """nDCG@10 of validation queries over the collection's documents."""
 
     def __init__(
         self,
@@ -214,13 +190,7 @@ class Validation:
         depths: Tensor | None = None,
         index: DocumentIndex | None = None,
     ) -> Tensor:
-        """NDCG@10 (N,) of each query.
-
-        Args:
-            embedder: what to judge.
-            depths: (N,) int64, the depth of each query; None is the standard attention.
-            index: see `index`; None encodes the documents, cut as in training.
-        """
+        """NDCG@10 (N,) of each query."""
         if not self.queries.ids:
             return torch.zeros(0)
         if index is None:
@@ -237,18 +207,7 @@ def train_attention(
     settings: TrainingSettings,
     checkpoint: Path | None = None,
 ) -> Best:
-    """Train the standard attention in place and leave the best epoch's weights in the embedder.
-
-    Args:
-        embedder: is changed; its encoder may be on any device.
-        pairs: what to learn from.
-        validation: judges every epoch.
-        settings: see `TrainingSettings`.
-        checkpoint: see `run`.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
-    """
+    """Train the standard attention in place and leave the best epoch's weights in the embedder."""
     stage = Stage(
         name="attention",
         epochs=settings.epochs,
@@ -315,21 +274,7 @@ def train_depths(
     settings: TrainingSettings,
     checkpoint: Path | None = None,
 ) -> Best:
-    """Train the depths in place and leave the best epoch's weights in the embedder.
-
-    Args:
-        embedder: with a MAW encoder whose standard attention is trained; is changed.
-        pairs: what to learn from.
-        documents: (documents of the pairs, h), their embeddings through the standard attention.
-        validation: judges every epoch: its queries through the depths in turn.
-        index: the documents that `validation` ranks.
-        settings: see `TrainingSettings`.
-        checkpoint: see `run`.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
-        InputError: the encoder has no depths.
-    """
+    """Train the depths in place and leave the best epoch's weights in the embedder."""
     encoder = embedder.maw
     queries = [embedder.text.cut(ids, settings.query_tokens) for ids in pairs.queries]
     scale = temperatures(encoder.depths, embedder.device)

@@ -1,12 +1,12 @@
 """Change one setting of GRPO at a time: network, observation, advantage, alignment, weights, KL.
 
-Finished trainings are kept in the folder of the ablation: `--resume FOLDER` goes on where it was
+Finished trainings stay in the folder of the ablation: `--resume FOLDER` goes on where it was
 stopped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
@@ -17,12 +17,12 @@ from maw_gym.errors import InputError
 from maw_gym.files import write_json, written_whole
 from maw_gym.retrieval.significance import sign_flip_test
 from maw_gym.settings import Count, Seed, checked, part
-from maw_gym.tables.task import RetrievalTask
-from runners.experiments.engine import kept_run
+from runners.experiments.comparison import Fold, run_cell
+from runners.experiments.methods import Method, by_training
+from runners.experiments.report import markdown, number, p_value
 from runners.experiments.runs import Stopwatch, open_run, run_main, write_config
 from runners.experiments.settings import DataSettings, GRPOSpec, OnlineSettings, RunSettings
-from runners.experiments.tables import markdown, number, p_value
-from runners.experiments.training import open_task
+from runners.experiments.training import open_task, train_grpo
 
 VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "defaults": {},
@@ -71,34 +71,22 @@ class AblateSettings(RunSettings, DataSettings):
     timesteps: Count = OnlineSettings.timesteps
     """environment steps of every training"""
 
+    def method(self, name: str) -> Method:
+        """GRPO with one of `VARIANTS`."""
+        return Method(
+            "".join(c if c.isalnum() else "-" for c in name),
+            partial(by_training, train_grpo),
+            "learner",
+            name,
+            name,
+            lambda common, task: self.spec(VARIANTS[name], common.seed),
+            seeded=True,
+        )
+
     def spec(self, variant: Mapping[str, Any], seed: int) -> GRPOSpec:
         """What one training depends on."""
         data = asdict(part(DataSettings, self))
         return replace(GRPOSpec(**data, timesteps=self.timesteps, seed=seed), **variant)
-
-
-def try_variant(
-    task: RetrievalTask, specs: Sequence[GRPOSpec], label: str, folder: Path
-) -> dict[str, Any]:
-    """Train with every seed; what the greedy depths of test queries are worth.
-
-    Returns:
-        ``gap_closed`` of the variant's own reward, by seed; ``default_reward`` (N,), the reward of
-        the default weights, and ``ndcg`` (N,), both averaged over seeds.
-    """
-    ordinary = Bandit(task.table("test"), reward=DEFAULT_REWARD)
-    gaps, rewards, ndcg = [], [], []
-    for spec in specs:
-        name = f"{label}.seed{spec.seed}"
-        result = kept_run("grpo", task, spec, folder, name, folder / "cells" / f"{name}.trec")
-        gaps.append(Bandit(task.table("test"), reward=spec.reward).gap_closed(result.depths or []))
-        rewards.append(ordinary.chosen(result.depths or []))
-        ndcg.append(result.measures["nDCG@10"])
-    return {
-        "gap_closed": gaps,
-        "default_reward": np.mean(rewards, axis=0),
-        "ndcg": np.mean(ndcg, axis=0),
-    }
 
 
 def main(settings: AblateSettings) -> None:
@@ -109,14 +97,20 @@ def main(settings: AblateSettings) -> None:
     with watch.stage("encoder and depth tables"):
         task = open_task(defaults)
     write_config(folder, "ablation", settings, task.collection.provenance, task.encoder_provenance)
+    fold, ordinary = Fold(task, defaults), Bandit(task.table("test"), reward=DEFAULT_REWARD)
     tried = {}
     for name, variant in VARIANTS.items():
         if variant and settings.spec(variant, 0) == defaults:
             continue  # the default, said once more
+        own = Bandit(task.table("test"), reward=settings.spec(variant, 0).reward)
         with watch.stage(name):
-            label = "".join(c if c.isalnum() else "-" for c in name)
-            specs = [settings.spec(variant, seed) for seed in settings.seeds]
-            tried[name] = try_variant(task, specs, label, folder)
+            found = [run_cell(settings.method(name), fold, seed, folder) for seed in settings.seeds]
+        depths = [one.depths for one in found if one.depths is not None]
+        tried[name] = {
+            "gap_closed": [own.gap_closed(one) for one in depths],
+            "default_reward": np.mean([ordinary.chosen(one) for one in depths], axis=0),
+            "ndcg": np.mean([one.measures["nDCG@10"] for one in found], axis=0),
+        }
     text = table(tried)
     rows = {
         name: {
@@ -155,7 +149,7 @@ def table(tried: Mapping[str, Mapping[str, Any]]) -> str:
         markdown(head, lines)
         + "\n\nGap closed: of each variant's own reward, mean over seeds. Reward: that of the"
         " default weights and alignment. p: paired sign-flip test over test queries against the"
-        " defaults, scores averaged over seeds, 100,000 draws, not corrected for the number of"
+        " defaults, scores averaged over seeds, 10,000 draws, not corrected for the number of"
         " variants. Blocks without numbers of every depth need the MLP: see `network: mlp` beside"
         " them."
     )

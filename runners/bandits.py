@@ -26,9 +26,9 @@ from maw_gym.files import write_json, written_whole
 from maw_gym.settings import Count, checked
 from runners.experiments.bandits import PROBLEMS, Problem, ProblemEnv, problem
 from runners.experiments.figures import new_figure, save
+from runners.experiments.report import markdown
 from runners.experiments.runs import open_run, run_main
 from runners.experiments.settings import FolderSettings
-from runners.experiments.tables import markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,13 +1,187 @@
 """Compare learners, baselines and encoders on the same queries, with tests of significance.
 
-`python runners/compare.py` runs every method on pydocs with three seeds. Finished methods are kept
-in the folder of the comparison: `--resume FOLDER` goes on where it was stopped.
+`python runners/compare.py` runs every method on pydocs with three seeds. Finished methods stay in
+the folder of the comparison: `--resume FOLDER` goes on where it was stopped.
 """
 
+import os
 import time
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self
 
-from runners.experiments.comparison_settings import CompareSettings
+from pydantic import Field, model_validator
+
+from maw_gym.errors import InputError
+from maw_gym.settings import Count, Folds, HomeText, Seed, checked
+from runners.experiments.command_line import Flag, command_of
 from runners.experiments.runs import open_run, run_main, write_config
+from runners.experiments.settings import (
+    EncoderChoice,
+    ObservationSettings,
+    OnlineSettings,
+    RewardSettings,
+    RunSettings,
+)
+
+if TYPE_CHECKING:
+    from runners.experiments.analysis import Comparison
+
+QUICK_TIMESTEPS: Final = 40_000
+QUICK_BASELINE: Final = "standard-attention"
+BASELINE: Final = "non-maw-trained"
+SINGLE: Final = "maw-single"  # one depth, trained as the depths are: the fair control of routing
+NOT_OF_THE_VERDICT: Final = ("non-maw-trained", "rule-constant", "supervised-oracle", "ppo")
+
+
+@checked
+class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderChoice):
+    """Which methods meet on which datasets; None is filled in as documented."""
+
+    main_flags: ClassVar = (
+        "datasets",
+        "methods",
+        "seeds",
+        "text_encoder",
+        "verdict",
+        "quick",
+        "device",
+        "resume",
+    )
+
+    datasets: Annotated[
+        tuple[HomeText, ...], Field(min_length=1), Flag("dataset", old=("datasets",))
+    ] = ("pydocs",)
+    """ir_datasets ids (pydocs, beir/scifact, cranfield, ...) or folders in BEIR's layout"""
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """names of methods; all unless given (--quick: those that train no encoder)"""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+    """of the learners; 0 1 2 unless given (--quick: 0)"""
+    encoder_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+    """an encoder is trained with each of them, and all methods run on each encoder; that of
+    --encoder-seed alone unless given (--verdict: 0 1 2)"""
+    timesteps: Count | None = None
+    """training queries that each learner sees; as train_grpo.py (--quick: 40000)"""
+    baseline: str | None = None
+    """what all are tested against; non-maw-trained (--quick: standard-attention)"""
+    folds: Folds | None = None
+    """cut all queries, whatever their subsets, into so many folds and compare on all of them;
+    unless given, 5 where there are no subsets and for --verdict"""
+    seed_intervals: bool = False
+    """also give 95% intervals over seeds (Student's t); needs two seeds or more"""
+    jobs: Count = 1
+    """folds and encoders that are worked on at once, each in a process of its own with its share of
+    the cores and, where there are several, of the GPUs"""
+    verdict: bool = False
+    """the study of docs/results.md: does choosing help? Folds, several encoders, fair controls"""
+    quick: bool = False
+    """one seed, fewer timesteps, no encoder trained but the MAW encoder, short TREC runs"""
+
+    @property
+    def tested_against(self) -> str:
+        """Name of the baseline."""
+        ordinary = SINGLE if self.verdict else QUICK_BASELINE if self.quick else BASELINE
+        return self.baseline or ordinary
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """All methods to run, the baseline among them, in the order of `METHODS`."""
+        # Late, here and below: a help that shows the settings need not wait for all methods.
+        from runners.experiments.methods import METHODS
+
+        if self.methods not in (None, ("all",)):
+            names = set(self.methods or ())
+        elif self.verdict and self.methods is None:
+            names = METHODS.keys() - set(NOT_OF_THE_VERDICT)
+        else:
+            quick = self.quick and self.methods is None
+            names = {name for name, method in METHODS.items() if not (quick and method.slow)}
+        return tuple(name for name in METHODS if name in {*names, self.tested_against})
+
+    @property
+    def seeds_of_encoders(self) -> tuple[int, ...]:
+        """Seeds of the encoders."""
+        return self.encoder_seeds or ((0, 1, 2) if self.verdict else (self.encoder_seed,))
+
+    @property
+    def fold_count(self) -> int | None:
+        """Into how many folds all queries are cut; None where each dataset decides."""
+        return self.folds or (5 if self.verdict else None)
+
+    @property
+    def learner_seeds(self) -> tuple[int, ...]:
+        """Seeds of the learners; of the study one with each encoder, which has a seed itself."""
+        return self.seeds or ((0,) if self.quick or self.verdict else (0, 1, 2))
+
+    def specs(self, dataset: str, folds: tuple[int, ...] = (0,)) -> list[OnlineSettings]:
+        """What the methods' specifications are made of, for all folds encoder by encoder."""
+        timesteps = QUICK_TIMESTEPS if self.quick else OnlineSettings.timesteps
+        # Whatever both have, so that a setting added to both cannot be left behind here.
+        names = {one.name for one in fields(OnlineSettings)} & {one.name for one in fields(self)}
+        own = {
+            "dataset": dataset,
+            "timesteps": self.timesteps or timesteps,
+            "folds": self.fold_count,
+        }
+        given = {name: getattr(self, name) for name in names} | own
+        return [
+            OnlineSettings(**given | {"encoder_seed": seed, "fold": fold})
+            for seed in self.seeds_of_encoders
+            for fold in folds
+        ]
+
+    @model_validator(mode="after")
+    def _fit_the_comparison(self) -> Self:
+        from runners.experiments.methods import METHODS, check_methods
+
+        for name in ("datasets", "seeds", "encoder_seeds"):
+            given = getattr(self, name) or ()
+            if len(set(given)) != len(given):
+                raise InputError(f"{name} must differ, got {' '.join(map(str, given))}")
+        if self.quick and self.verdict:
+            raise InputError("quick and verdict exclude each other; leave one of them out")
+        if self.encoder != "trained" and len(self.seeds_of_encoders) > 1:
+            raise InputError(
+                f"encoder {self.encoder!r} is one encoder, but encoder_seeds are"
+                f" {' '.join(map(str, self.seeds_of_encoders))}; give --encoder-seeds 0"
+            )
+        places = [os.path.realpath(name) for name in self.datasets if os.path.isdir(name)]
+        for place in places:
+            if places.count(place) > 1:
+                raise InputError(f"the dataset {place!r} is given twice; leave one out")
+        if self.methods not in (None, ("all",)):
+            check_methods(self.methods or ())
+        check_methods([self.tested_against])
+        if METHODS[self.tested_against].kind == "oracle":
+            raise InputError(f"the baseline cannot be {self.baseline!r}, which reads the answers")
+        if self.seed_intervals and len(self.learner_seeds) < 2:
+            raise InputError(
+                f"an interval over seeds needs two seeds or more, got {len(self.learner_seeds)};"
+                " give --seeds 0 1 2 or leave --seed-intervals out"
+            )
+        return self
+
+
+def compare_dataset(
+    settings: CompareSettings, dataset: str, folds: tuple[int, ...], folder: Path
+) -> "Comparison":
+    """Every method on one dataset, over all its folds and with every encoder."""
+    from runners.experiments.comparison import compare, open_folds, run_fold, run_side_by_side
+
+    names, seeds, specs = settings.method_names, settings.learner_seeds, settings.specs
+    every, ranked = specs(dataset, folds), 10 if settings.quick else 100
+    if settings.jobs > 1 and len(every) > 1:
+        calls = [(every, spec, names, seeds, folder, ranked) for spec in every]
+        run_side_by_side(run_fold, calls, min(settings.jobs, len(calls)))
+    return compare(
+        names,
+        open_folds(every),
+        seeds,
+        baseline=settings.tested_against,
+        folder=folder,
+        ranked=ranked,
+        seed_intervals=settings.seed_intervals,
+    )
 
 
 def main(settings: CompareSettings) -> None:
@@ -15,14 +189,12 @@ def main(settings: CompareSettings) -> None:
     from maw_gym.encoders.text import text_encoders
     from maw_gym.envs.rendering import check_matplotlib
     from maw_gym.tables.task import load_task, resolve_device
-    from runners.experiments.comparison import run_dataset, write_all
-    from runners.experiments.fields import checked_field
-    from runners.experiments.tables import test_table
-    from runners.experiments.writing import reading
+    from runners.experiments.comparison import checked_folds
+    from runners.experiments.report import difference_table, reading, write_comparisons
 
     check_matplotlib()
     resolve_device(settings.device)
-    fields = [checked_field(dataset, settings.fold_count) for dataset in settings.datasets]
+    folds = {dataset: checked_folds(dataset, settings.fold_count) for dataset in settings.datasets}
     # What is cheap to open is opened before anything is written.
     text_encoders(settings.text_encoder)
     if settings.encoder != "trained":
@@ -33,15 +205,18 @@ def main(settings: CompareSettings) -> None:
             text_encoder=settings.text_encoder,
         )
     folder = open_run(settings, f"compare-{'-'.join(settings.datasets)}")
-    provenance = {field.dataset: field.provenance for field in fields}
+    provenance = {dataset: found for dataset, (_, found) in folds.items()}
     write_config(folder, "comparison", settings, provenance, {"encoder": settings.encoder})
     start = time.perf_counter()
-    outcomes = [run_dataset(field, settings, folder) for field in fields]
-    write_all(outcomes, settings, folder)
-    for outcome in outcomes:
-        print(f"\n{outcome.field.dataset}\n")
-        print(test_table(outcome.rows, settings.tested_against), end="\n\n")
-        for sentence in reading(outcome, settings.tested_against):
+    made = [
+        compare_dataset(settings, dataset, numbers, folder)
+        for dataset, (numbers, _) in folds.items()
+    ]
+    write_comparisons(made, folder, command_of("compare", settings), settings.quick)
+    for one in made:
+        print(f"\n{one.dataset}\n")
+        print(difference_table(one), end="\n\n")
+        for sentence in reading(one):
             print(f"- {sentence}")
     print(f"\n{time.perf_counter() - start:.0f} s; report: {folder / 'report.md'}")
 

@@ -63,9 +63,8 @@ def learner_and_reward(settings: EvaluateSettings) -> tuple[str, RewardSettings]
 def main(settings: EvaluateSettings) -> None:
     """Print the table of a training run for another collection."""
     from maw_gym.routers.routed_encoder import ENCODER_FILE, RoutedEncoder
-    from runners.experiments.report import MEASURES, metrics, ordered, row_of, rows_of
-    from runners.experiments.routed import by_router
-    from runners.experiments.tables import run_table
+    from runners.experiments.methods import by_router
+    from runners.experiments.report import metrics, ordered, row_of, rows_of, run_table
     from runners.experiments.training import task_of
 
     out = settings.out and writable_output(settings.out)
@@ -91,9 +90,9 @@ def main(settings: EvaluateSettings) -> None:
             raise InputError(f"{dataset} has no {split} queries; choose another --split")
         task.table(split)
     with watch.stage(f"evaluation on {split} queries"):
-        result = row_of(task, spec, by_router(task, routed.router, split), split)
+        result = row_of(task, spec, by_router(task, spec, split, routed.router), split)
         rows = rows_of(task, spec, split=split)
-    print(run_table(ordered(rows, learner, result), MEASURES))
+    print(run_table(ordered(rows, learner, result)))
     print(
         f"\n{len(task.table(split))} {split} queries of {printable(dataset)}; encoder and router of"
         f" {settings.run}, trained on {printable(str(routed.dataset))}"

@@ -48,8 +48,7 @@ def main(settings: EncoderRunSettings) -> None:
     from maw_gym.encoders.text import text_encoders
     from maw_gym.encoders.training.selection import trained_embedder
     from maw_gym.tables.task import RetrievalTask, resolve_device
-    from runners.experiments.report import BASELINES, MEASURES, metrics, rows_of
-    from runners.experiments.tables import run_table
+    from runners.experiments.report import BASELINES, metrics, rows_of, run_table
 
     start(settings.device)
     device = resolve_device(settings.device)
@@ -87,7 +86,7 @@ def main(settings: EncoderRunSettings) -> None:
         for depth, row in enumerate(zip(*profile.values(), strict=True)):
             print(f"{depth:5d}  {row[0]:7.3f}  {row[1]:5.3f}  {row[2]:7.4f}")
         print()
-        print(run_table(rows, MEASURES))
+        print(run_table(rows))
         print(f"\nencoder: {provenance['chosen']}; give others {folder / 'encoder.safetensors'}")
     stop()
 

@@ -1,12 +1,12 @@
-"""From cells to rows: pooling over folds, averaging over seeds, intervals and tests.
+"""A comparison as data: pooled over folds, averaged over seeds, with intervals and tests.
 
 Notation: N test queries of all folds, E encoders, S seeds of a method on each of them, D depths.
 Seeds of encoders are crossed with queries in intervals and margins; those of a learner are averaged
 first.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
@@ -17,7 +17,6 @@ from scipy import stats
 from maw_gym.envs.bandit import TERMS, gap_closed
 from maw_gym.retrieval.evaluation import MEASURES
 from maw_gym.retrieval.significance import (
-    Interval,
     bootstrap_means,
     holm,
     interval,
@@ -26,14 +25,12 @@ from maw_gym.retrieval.significance import (
     smallest_detectable_difference,
     wins_ties_losses,
 )
-from runners.experiments.fields import Reference
-from runners.experiments.methods import METHODS
-from runners.experiments.results import Result
+from runners.experiments.methods import METHODS, Floats, Method, Result
 
 MAIN: Final = "nDCG@10"
 NAMES: Final = tuple(str(measure) for measure in MEASURES)
 COLUMNS: Final = ("reward", *TERMS)
-ORDINARY: Final = 0.95
+LEVELS: Final = ("random", "best_fixed", "oracle")
 
 # Does a router add to the rule that it is measured by, and does either to one depth trained alike?
 PAIRS: Final = (
@@ -47,238 +44,224 @@ PAIRS: Final = (
     ("maw-single", "standard-attention"),
 )
 
-Floats = NDArray[np.float64]
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Results:
-    """All cells of one method on one dataset.
+@dataclass
+class Reference:
+    """What the results on one fold with one encoder are seen against.
 
     Attributes:
-        method: its name.
-        seeds: S of them; one where the method has none.
-        cells: per encoder and seed the cells of all folds, in the order of the folds.
-        encoders: E.
+        fold: 0 where the dataset has none.
+        encoder_seed: of the encoder.
+        query_ids: of the fold's test queries.
+        levels: reward of each test query of a random depth, of the depth that is best on training
+            queries, and of the query's best.
+        by_depth: mean over test queries of the reward and its terms, D values each.
+        validation: mean reward on validation queries of the same three as `levels`.
+        facts: for the notes of the report.
+        groups: of the test queries, such as packages; empty where they have none.
     """
 
-    method: str
-    seeds: tuple[int, ...]
-    cells: tuple[tuple[Result, ...], ...]
-    encoders: int = 1
-
-    def measure(self, name: str) -> Floats:
-        """Values (E * S, N) of a retrieval measure."""
-        return np.array(
-            [np.concatenate([cell.measures[name] for cell in row]) for row in self.cells]
-        )
-
-    @cached_property
-    def terms(self) -> dict[str, Floats] | None:
-        """Reward and its terms (E * S, N); None where no depth is chosen."""
-        if self.cells[0][0].terms is None:
-            return None
-        return {
-            name: np.array(
-                [np.concatenate([(cell.terms or {})[name] for cell in row]) for row in self.cells]
-            )
-            for name in COLUMNS
-        }
-
-    @cached_property
-    def depths(self) -> NDArray[np.int64] | None:
-        """Chosen depths (E * S, N)."""
-        if self.cells[0][0].depths is None:
-            return None
-        return np.array([np.concatenate([cell.depths or [] for cell in r]) for r in self.cells])
-
-    def by_encoder(self, name: str) -> Floats:
-        """Values (E, N) of a measure or "reward", averaged over the seeds of the method."""
-        terms = self.terms or {}
-        values = terms[name] if name in terms else self.measure(name)
-        mean: Floats = values.reshape(self.encoders, -1, values.shape[-1]).mean(axis=1)
-        return mean
-
-    def scores(self, name: str) -> Floats:
-        """Values (N,) of a measure or "reward", averaged over encoders and seeds."""
-        mean: Floats = self.by_encoder(name).mean(axis=0)
-        return mean
+    fold: int
+    encoder_seed: int
+    query_ids: Sequence[str]
+    levels: dict[str, Floats]
+    by_depth: dict[str, Floats] = field(default_factory=dict)
+    validation: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    groups: Sequence[str] = ()
 
 
-def rows_of(
-    dataset: str,
-    results: Sequence[Results],
-    references: Sequence[Reference],
-    baseline: str,
-    seed_intervals: bool,
-) -> list[dict[str, Any]]:
-    """One row of results.json for every method.
+@dataclass
+class Comparison:
+    """Every method's results on one dataset, and what follows from them.
 
-    Args:
+    Attributes:
         dataset: its name.
-        results: of every method.
-        references: of every encoder and fold.
         baseline: the method that the others are tested against.
-        seed_intervals: add intervals over seeds.
+        results: by method, for every encoder and every seed those of all folds in turn.
+        references: for every encoder those of all folds in turn.
+        encoders: E.
+        seeds: of the methods that have some.
+        skipped: why a method could not run, by name.
+        seed_intervals: add intervals over seeds to the rows.
+        methods: by name, where there are others than `METHODS`.
     """
-    named = {one.method: one for one in results}
-    intervals = _intervals(results)
-    rows = [
-        _row(dataset, one, intervals[one.method], references, seed_intervals) for one in results
-    ]
-    tested = [n for n in named if n != baseline and METHODS[n].kind != "oracle"]
-    tests = compared({name: named[name] for name in tested}, named[baseline], MAIN)
-    for row in rows:
-        row["test"] = tests.get(row["method"])
-        means = {name: one.scores(MAIN).mean() for name, one in named.items()}
-        row["relative"] = {
-            key: _relative(means[row["method"]], means.get(name))
-            for key, name in (("zero_shot", "non-maw-zero-shot"), ("trained", "non-maw-trained"))
-        }
-    return rows
 
+    dataset: str
+    baseline: str
+    results: Mapping[str, Sequence[Result]]
+    references: Sequence[Reference]
+    encoders: int = 1
+    seeds: Sequence[int] = (0,)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    seed_intervals: bool = False
+    methods: Mapping[str, Method] = field(default_factory=lambda: METHODS)
 
-def compared(
-    tested: Mapping[str, Results], baseline: Results, score: str
-) -> dict[str, dict[str, Any]]:
-    """Paired tests over queries of every method against a baseline, with Holm's correction.
+    @property
+    def folds(self) -> Sequence[Reference]:
+        """References of the first encoder: every test query once."""
+        return self.references[: len(self.references) // self.encoders]
 
-    Args:
-        tested: by name; the family of the correction.
-        baseline: what they are tested against.
-        score: a retrieval measure, or "reward".
-    """
-    if not tested:
-        return {}
-    against = baseline.by_encoder(score)
-    differences = np.array([one.by_encoder(score) - against for one in tested.values()])
-    p_values = sign_flip_tests(differences.mean(axis=1))
-    drawn = bootstrap_means(differences)
-    found = {}
-    for name, values, means, p, adjusted in zip(
-        tested, differences, drawn, p_values, holm(p_values), strict=True
-    ):
-        low, high = interval(means, ORDINARY)
-        found[name] = {
-            "baseline": baseline.method,
-            "score": score,
-            "difference": float(values.mean()),
-            "low": low,
-            "high": high,
-            "equivalence_margin": margin(means, ORDINARY),
-            "baseline_mean": float(against.mean()),
-            "p": p,
-            "p_holm": adjusted,
-            "smallest_detectable": smallest_detectable_difference(values),
-            **wins_ties_losses(values.mean(axis=0))._asdict(),
-        }
-    return found
+    @property
+    def query_ids(self) -> list[str]:
+        """Ids (N,) of all test queries, fold by fold."""
+        return [name for fold in self.folds for name in fold.query_ids]
 
+    def kind(self, method: str) -> str:
+        """See `Method`."""
+        return self.methods[method].kind
 
-def _intervals(results: Sequence[Results]) -> dict[str, dict[str, Interval]]:
-    """By method and measure, over the very same resamples."""
-    drawn = bootstrap_means([one.by_encoder(name) for one in results for name in NAMES])
-    found = iter([interval(means, ORDINARY) for means in drawn])
-    return {one.method: {name: next(found) for name in NAMES} for one in results}
+    def values(self, method: str, what: str) -> Floats:
+        """Values (E * S, N) of a retrieval measure, "reward", one of its terms, or "depths"."""
+        found = []
+        for one in self.results[method]:
+            columns = {**one.measures, **(one.terms or {}), "depths": one.depths}
+            found.append(np.asarray(columns[what]))
+        folds = len(self.folds)
+        starts = range(0, len(found), folds)
+        return np.array([np.concatenate(found[first : first + folds]) for first in starts])
 
+    def by_encoder(self, method: str, what: str) -> Floats:
+        """The same (E, N), averaged over the seeds of the method."""
+        values = self.values(method, what)
+        return np.asarray(values.reshape(self.encoders, -1, values.shape[-1]).mean(axis=1))
 
-def duels_of(
-    results: Mapping[str, Results],
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]] | None:
-    """GRPO minus every other method that chooses depths: in reward and in nDCG@10."""
-    named = {name: one for name, one in results.items() if one.terms is not None}
-    grpo = named.pop("grpo", None)
-    if grpo is None or not named:
-        return None
-    found = []
-    for score in ("reward", MAIN):
-        tests = compared(named, grpo, score)
-        found.append(
-            {
-                name: test
-                | {"difference": -test["difference"], "low": -test["high"], "high": -test["low"]}
-                | {"wins": test["losses"], "losses": test["wins"]}
-                for name, test in tests.items()
-            }
-        )
-    return found[0], found[1]
+    def scores(self, method: str, what: str = MAIN) -> Floats:
+        """The same (N,), averaged over encoders and seeds."""
+        return np.asarray(self.by_encoder(method, what).mean(axis=0))
 
+    def has_depths(self, method: str) -> bool:
+        """Whether the method chooses depths."""
+        return self.results[method][0].depths is not None
 
-def pairs_of(
-    results: Mapping[str, Results],
-) -> dict[tuple[str, str], tuple[dict[str, Any] | None, dict[str, Any]]]:
-    """Those of `PAIRS` that were run: tests of the reward, where both have one, and of nDCG@10."""
-    found = {}
-    for first, second in PAIRS:
-        one, other = (results.get(name) for name in (first, second))
-        if one is None or other is None:
-            continue
-        reward = None
-        if one.terms is not None and other.terms is not None:
-            reward = compared({first: one}, other, "reward")[first]
-        found[first, second] = (reward, compared({first: one}, other, MAIN)[first])
-    return found
-
-
-def _row(
-    dataset: str,
-    one: Results,
-    intervals: Mapping[str, Interval],
-    references: Sequence[Reference],
-    seed_intervals: bool,
-) -> dict[str, Any]:
-    cells = [cell for row in one.cells for cell in row]
-    retrieval = {}
-    for name in NAMES:
-        scores, by_seed = one.scores(name), one.measure(name).mean(axis=1)
-        retrieval[name] = {"mean": float(scores.mean()), **intervals[name]._asdict()}
-        if len(by_seed) > 1:
-            retrieval[name]["seed_deviation"] = float(by_seed.std(ddof=1))
-            if seed_intervals:
-                retrieval[name] |= dict(
-                    zip(("seed_low", "seed_high"), t_interval(by_seed), strict=True)
+    @cached_property
+    def rows(self) -> list[Row]:
+        """One row of results.json for every method."""
+        names = [name for name in self.results if name != self.baseline]
+        tests = self.compared([n for n in names if self.kind(n) != "oracle"], self.baseline, MAIN)
+        # All methods' intervals are over the very same resamples.
+        drawn = bootstrap_means([self.by_encoder(n, what) for n in self.results for what in NAMES])
+        intervals = iter([interval(means)._asdict() for means in drawn])
+        means = {name: self.scores(name).mean() for name in self.results}
+        rows = []
+        for name in self.results:
+            row = self._row(name, {what: next(intervals) for what in NAMES})
+            row["test"] = tests.get(name)
+            row["relative"] = {
+                key: float(means[name] / means[other] - 1) if means.get(other) else None
+                for key, other in (
+                    ("zero_shot", "non-maw-zero-shot"),
+                    ("trained", "non-maw-trained"),
                 )
-    seconds = [
-        sum(cell.training_seconds for cell in row if cell.training_seconds is not None)
-        for row in one.cells
-    ]
-    trained = any(cell.training_seconds is not None for cell in cells)
-    latencies = [cell.latency_ms for cell in cells if cell.latency_ms is not None]
-    return {
-        "dataset": dataset,
-        "method": one.method,
-        "kind": METHODS[one.method].kind,
-        "about": METHODS[one.method].about,
-        "seeds": list(one.seeds) if METHODS[one.method].seeded else None,
-        "params": cells[0].parameters,
-        "training_seconds": float(np.mean(seconds)) if trained else None,
-        "latency_ms": float(np.median(latencies)) if latencies else None,
-        "reward": _reward(one, references),
-        "retrieval": retrieval,
-        "depths_used": None if one.depths is None else len(np.unique(one.depths)),
-    }
+            }
+            rows.append(row)
+        return rows
+
+    def _row(self, name: str, intervals: Mapping[str, dict[str, float]]) -> Row:
+        method, results = self.methods[name], self.results[name]
+        retrieval: dict[str, dict[str, float]] = {}
+        for what in NAMES:
+            by_seed = self.values(name, what).mean(axis=1)
+            retrieval[what] = {"mean": float(self.scores(name, what).mean()), **intervals[what]}
+            if len(by_seed) > 1:
+                retrieval[what]["seed_deviation"] = float(by_seed.std(ddof=1))
+                if self.seed_intervals:
+                    low, high = t_interval(by_seed)
+                    retrieval[what] |= {"seed_low": low, "seed_high": high}
+        seconds = [one.training_seconds for one in results if one.training_seconds is not None]
+        latencies = [one.latency_ms for one in results if one.latency_ms is not None]
+        runs = len(results) / len(self.folds)
+        return {
+            "dataset": self.dataset,
+            "method": name,
+            "kind": method.kind,
+            "about": method.about,
+            "seeds": list(self.seeds) if method.seeded else None,
+            "params": results[0].parameters,
+            "training_seconds": sum(seconds) / runs if seconds else None,  # of all folds together
+            "latency_ms": float(np.median(latencies)) if latencies else None,
+            "reward": self._reward(name),
+            "retrieval": retrieval,
+            "depths_used": len(np.unique(self.values(name, "depths")))
+            if self.has_depths(name)
+            else None,
+        }
+
+    def _reward(self, method: str) -> dict[str, float | None] | None:
+        if not self.has_depths(method):
+            return None
+        known = {  # each encoder has depths, and so rewards, of its own
+            name: float(np.concatenate([fold.levels[name] for fold in self.references]).mean())
+            for name in LEVELS
+        }
+        mean, *terms = (float(self.scores(method, name).mean()) for name in COLUMNS)
+        return {
+            "mean": mean,
+            **dict(zip(TERMS, terms, strict=True)),
+            **known,
+            "gap_closed": gap_closed(mean, known["random"], known["oracle"]),
+        }
+
+    def compared(self, names: Iterable[str], baseline: str, score: str) -> dict[str, Row]:
+        """Paired tests over queries of methods against a baseline, with Holm's correction.
+
+        Args:
+            names: of the methods: the family of the correction.
+            baseline: what they are tested against.
+            score: a retrieval measure, or "reward".
+        """
+        names = list(names)
+        if not names:
+            return {}
+        against = self.by_encoder(baseline, score)
+        differences = np.array([self.by_encoder(name, score) - against for name in names])
+        p_values = sign_flip_tests(differences.mean(axis=1))
+        adjusted, drawn = holm(p_values), bootstrap_means(differences)
+        return {
+            name: {
+                "baseline": baseline,
+                "score": score,
+                "difference": float(differences[row].mean()),
+                **interval(drawn[row])._asdict(),
+                "equivalence_margin": margin(drawn[row]),
+                "baseline_mean": float(against.mean()),
+                "p": p_values[row],
+                "p_holm": adjusted[row],
+                "smallest_detectable": smallest_detectable_difference(differences[row]),
+                **wins_ties_losses(differences[row].mean(axis=0))._asdict(),
+            }
+            for row, name in enumerate(names)
+        }
+
+    @cached_property
+    def duels(self) -> tuple[dict[str, Row], dict[str, Row]] | None:
+        """GRPO minus every other method that chooses depths: in reward and in nDCG@10."""
+        others = [name for name in self.results if name != "grpo" and self.has_depths(name)]
+        if "grpo" not in self.results or not others:
+            return None
+        reward, ndcg = (self.compared(others, "grpo", score) for score in ("reward", MAIN))
+        for test in (*reward.values(), *ndcg.values()):
+            test["difference"] = -test["difference"]
+            test["low"], test["high"] = -test["high"], -test["low"]
+            test["wins"], test["losses"] = test["losses"], test["wins"]
+        return reward, ndcg
+
+    @cached_property
+    def pairs(self) -> dict[tuple[str, str], tuple[Row | None, Row]]:
+        """Those of `PAIRS` that were run: tests of reward, where both have one, and of nDCG@10."""
+        found = {}
+        for first, second in PAIRS:
+            if first in self.results and second in self.results:
+                reward = None
+                if self.has_depths(first) and self.has_depths(second):
+                    reward = self.compared([first], second, "reward")[first]
+                found[first, second] = reward, self.compared([first], second, MAIN)[first]
+        return found
 
 
-def _reward(one: Results, references: Sequence[Reference]) -> dict[str, float | None] | None:
-    if one.terms is None:
-        return None
-    known = {  # each encoder has depths, and so rewards, of its own
-        name: float(np.concatenate([getattr(fold, name) for fold in references]).mean())
-        for name in ("random", "best_fixed", "oracle")
-    }
-    mean = float(one.scores("reward").mean())
-    return {
-        "mean": mean,
-        **{name: float(one.scores(name).mean()) for name in TERMS},
-        **known,
-        "gap_closed": gap_closed(mean, known["random"], known["oracle"]),
-    }
-
-
-def t_interval(values: Floats) -> tuple[float, float]:
+def t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """Interval of 95% of the mean of S >= 2 values, by Student's t with S - 1 degrees."""
-    half = stats.t.ppf((1 + ORDINARY) / 2, len(values) - 1) * stats.sem(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return float(values.mean() - half), float(values.mean() + half)
-
-
-def _relative(value: float, other: float | None) -> float | None:
-    return None if not other else float(value / other - 1)

@@ -1,131 +1,399 @@
-"""A comparison: every method with every seed on every fold of every dataset."""
+"""Comparisons: every method with every seed on every fold, from tasks or from a dataset's name.
 
-import itertools
+`compare(["grpo", "best-fixed-reward"], task, seeds=(0, 1, 2)).table()` is all of it in a notebook.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import re
+import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from maw_gym.files import write_json, written_whole
+import numpy as np
+import torch
+
+from agents.networks import is_shared
+from maw_gym.corpora import Collection, load_collection
+from maw_gym.corpora.splits import FOLDS
+from maw_gym.envs.bandit import Bandit
+from maw_gym.errors import InputError
+from maw_gym.files import content_key, loaded, written_whole
+from maw_gym.retrieval.evaluation import write_trec_run
+from maw_gym.routers.depth_router import save_router
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments.analysis import Results, rows_of
-from runners.experiments.command_line import command_of
-from runners.experiments.comparison_figures import draw_all
-from runners.experiments.comparison_settings import CompareSettings
-from runners.experiments.engine import kept_run
-from runners.experiments.fields import Field, Reference, reference
-from runners.experiments.methods import METHODS
-from runners.experiments.results import Result, slug
-from runners.experiments.settings import OnlineSettings
-from runners.experiments.side_by_side import run_side_by_side
-from runners.experiments.training import task_of
-from runners.experiments.writing import Outcome, join_runs, report_text, write_per_query
+from runners.experiments.analysis import Comparison, Reference
+from runners.experiments.methods import METHODS, Method, Result, added_latency, check_methods
+from runners.experiments.settings import OnlineSettings, TaskSettings
+from runners.experiments.training import ROUTER, Log, forget_training, task_of
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+FORMAT: Final = 4  # raise when what a result holds changes
+LEAST: Final = 2  # test and training queries, so that a variance exists
 
 
 class Fold(NamedTuple):
-    """One fold, ready to run methods on."""
+    """One fold of a dataset with one encoder.
+
+    Attributes:
+        task: of both.
+        spec: what the methods' specifications are made of.
+        encoder: part of file names that tells the encoder; "" where there is one.
+        number: part of file names that tells the fold; "" where there is one.
+    """
 
     task: RetrievalTask
-    settings: OnlineSettings
-    reference: Reference
+    spec: OnlineSettings
+    encoder: str = ""
+    number: str = ""
+
+    def label(self, method: Method, seed: int) -> str:
+        """What the files of a method are called, whatever the fold."""
+        name = f"{slug(self.spec.dataset)}.{method.name}{self.encoder}"
+        return f"{name}.seed{seed}" if method.seeded else name
 
 
-def run_dataset(field: Field, settings: CompareSettings, folder: Path) -> Outcome:
-    """Every method on one dataset, over all its folds, with every encoder."""
-    pairs = list(itertools.product(settings.seeds_of_encoders, field.folds))
-    if settings.jobs > 1 and len(pairs) > 1:
-        calls = [(field, settings, folder, seed, fold) for seed, fold in pairs]
-        run_side_by_side(run_fold, calls, min(settings.jobs, len(calls)))
-    encoders = [
-        [open_fold(field, settings, fold, seed) for fold in field.folds]
-        for seed in settings.seeds_of_encoders
-    ]
-    results, skipped = [], {}
-    for name in settings.method_names:
-        reasons = [METHODS[name].lacks(fold.task) for folds in encoders for fold in folds]
-        reason = next(filter(None, reasons), None)
-        if reason:
-            skipped[name] = reason
-        else:
-            results.append(run_method(field, encoders, settings, name, folder))
-    every = [fold.reference for folds in encoders for fold in folds]
-    rows = rows_of(field.dataset, results, every, settings.tested_against, settings.seed_intervals)
-    return Outcome(field, every[: len(field.folds)], results, rows, skipped)
+def compare(
+    methods: Sequence[str | Method],
+    task: RetrievalTask | Sequence[Fold],
+    seeds: Sequence[int] = (0,),
+    *,
+    baseline: str = "standard-attention",
+    spec: OnlineSettings | None = None,
+    folder: Path | None = None,
+    ranked: int = 100,
+    seed_intervals: bool = False,
+) -> Comparison:
+    """Run methods on the test queries of a task, or of several folds that are pooled.
+
+    Args:
+        methods: names of `METHODS`, or a `Method` of one's own; the baseline joins them.
+        task: with its encoder; or all folds of one dataset, encoder by encoder.
+        seeds: of the methods that have some.
+        baseline: the method that the others are tested against.
+        spec: reward, observation and timesteps that all methods share; None is the default. Each
+            fold has its own.
+        folder: keeps results in cells/, what trainings leave in training/ and TREC runs in runs/:
+            what is there for the very same settings, data and encoder is not computed again. None
+            keeps nothing.
+        ranked: documents of each query in the TREC runs.
+        seed_intervals: add intervals over seeds.
+
+    Raises:
+        InputError: an unknown method, or one that is given twice.
+    """
+    known = {**METHODS, **{one.name: one for one in methods if isinstance(one, Method)}}
+    names = [one.name if isinstance(one, Method) else one for one in methods]
+    check_methods([*names, *({baseline} - {*names})], known)
+    ordered = [name for name in known if name in (*names, baseline)]
+    if isinstance(task, RetrievalTask):
+        task = [Fold(task, spec or OnlineSettings(dataset=task.collection.name))]
+    dataset, encoders = task[0].spec.dataset, list(dict.fromkeys(fold.encoder for fold in task))
+    results: dict[str, list[Result]] = {}
+    skipped = {}
+    with ExitStack() as stack:
+        place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name in ordered:
+            method = known[name]
+            reason = next(filter(None, (method.missing(fold.task) for fold in task)), None)
+            if reason:
+                skipped[name] = reason
+                continue
+            results[name] = []
+            for encoder in encoders:
+                folds = [fold for fold in task if fold.encoder == encoder]
+                for seed in seeds if method.seeded else (0,):
+                    results[name] += [run_cell(method, fold, seed, place, ranked) for fold in folds]
+                    _join_runs(place, method, seed, folds)
+    references = [reference(fold) for fold in task]
+    return Comparison(
+        dataset, baseline, results, references, len(encoders), seeds, skipped, seed_intervals, known
+    )
+
+
+def run_cell(method: Method, fold: Fold, seed: int, folder: Path, ranked: int = 100) -> Result:
+    """One method with one seed on one fold; what is there for this very content is read."""
+    task, spec = fold.task, method.specify(replace(fold.spec, seed=seed), fold.task)
+    label = fold.label(method, seed) + fold.number
+    path = folder / "cells" / f"{label}.{result_key(method.name, task, spec)}.json"
+    trec = _trec(folder, label, fold)
+    found = loaded(path, Result.load) if trec.exists() else None  # its ranking belongs to it
+    if found is not None:
+        return found
+    print(f"{label} ...", file=sys.stderr, flush=True)
+    training = folder / "training" / label
+    if method.kind == "learner":
+        training.mkdir(parents=True, exist_ok=True)
+    result = method.run(task, spec, "test", Log(training))
+    if method.kind == "learner" and result.router is not None:
+        save_router(training / ROUTER, result.router)
+        forget_training(training)
+    queries = task.collection.splits["test"]
+    if result.encode is not None:
+        result.latency_ms = added_latency(result.encode, task, queries.texts)
+    write_run(trec, task, "test", result, method.name, ranked)
+    result.save(path)
+    return result
+
+
+def result_key(method: str, task: RetrievalTask, spec: TaskSettings) -> str:
+    """Key of everything that a result depends on: all settings, the data and the encoder."""
+    settings = asdict(spec)
+    for name in ("dataset", "encoder", "device"):  # what they stand for is told below
+        del settings[name]
+    return content_key(
+        {
+            "format": FORMAT,
+            "method": method,
+            "content": task.collection.provenance["content"],
+            "encoder": task.embedder.fingerprint(),
+            "settings": settings,
+            "device": task.device.type,
+        }
+    )
+
+
+def write_run(
+    path: Path, task: RetrievalTask, split: str, result: Result, tag: str, ranked: int = 100
+) -> None:
+    """Write a result's TREC run, of so many documents for each query."""
+    assert result.ranking is not None
+    documents, scores = (
+        values[:, :ranked].cpu().numpy()
+        for values in (result.ranking.documents, result.ranking.scores)
+    )
+    ids = task.collection.splits[split].ids
+    write_trec_run(path, ids, task.collection.doc_ids, documents, scores, tag)
+
+
+def _trec(folder: Path, label: str, fold: Fold) -> Path:
+    return folder / ("cells" if fold.number else "runs") / f"{label}.trec.gz"
+
+
+def _join_runs(folder: Path, method: Method, seed: int, folds: Sequence[Fold]) -> None:
+    """One TREC run of those of all folds, whose queries differ; compressed files may be joined."""
+    label = folds[0].label(method, seed)
+    parts = [_trec(folder, label + fold.number, fold) for fold in folds]
+    if folds[0].number:
+        with written_whole(folder / "runs" / f"{label}.trec.gz") as temporary:
+            temporary.write_bytes(b"".join(part.read_bytes() for part in parts))
+
+
+def slug(name: str) -> str:
+    """A dataset's name as part of a file name; different names have different ones."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    if plain == name:
+        return name
+    return f"{plain[-80:]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:6]}"
+
+
+# --- what results are seen against -----------------------------------------------------------
+
+
+def reference(fold: Fold) -> Reference:
+    """What the methods of one fold are seen against."""
+    task, spec = fold.task, fold.spec
+    train, validation, test = (
+        Bandit(task.table(split), reward=spec.reward) for split in ("train", "validation", "test")
+    )
+    fixed, collection = train.best_fixed(), task.collection
+    best = test.best.astype(np.float64)
+    shared = is_shared(spec.network, spec.observation)
+    return Reference(
+        spec.fold,
+        spec.encoder_seed,
+        list(test.query_ids),
+        {"random": test.random, "best_fixed": test.chosen(fixed), "oracle": best},
+        {name: values.astype(np.float64).mean(axis=0) for name, values in test.terms.items()},
+        {
+            "random": float(validation.random.mean()),
+            "best_fixed": validation.mean(fixed),
+            "oracle": validation.mean(validation.oracle),
+        },
+        {
+            "documents": len(collection.doc_ids),
+            "queries": {name: len(split.ids) for name, split in collection.splits.items()},
+            "ranked": "whole" if collection.small else "candidates",
+            "observation": list(spec.observation),
+            "network": "shared" if shared else "mlp",
+            "depths": test.num_depths,
+            "timesteps": spec.timesteps,
+            "chosen encoder": str(task.encoder_provenance.get("chosen")),
+            **shared_documents(collection),
+        },
+        test.table.groups,
+    )
+
+
+def shared_documents(collection: Collection) -> dict[str, int]:
+    """How many relevant documents of test queries were a relevant document in training too.
+
+    Returns:
+        ``test_relevant``: different documents relevant to a test query;
+        ``test_relevant_seen``: those of them relevant to a query of encoder, train or validation.
+    """
+    relevant = {
+        name: {document for one in split.relevance for document, grade in one.items() if grade > 0}
+        for name, split in collection.splits.items()
+    }
+    seen = relevant["encoder"] | relevant["train"] | relevant["validation"]
+    return {
+        "test_relevant": len(relevant["test"]),
+        "test_relevant_seen": len(relevant["test"] & seen),
+    }
+
+
+# --- folds and encoders of a dataset, one after the other or side by side --------------------
+
+
+def checked_folds(
+    dataset: str, number: int | None = None
+) -> tuple[tuple[int, ...], dict[str, object]]:
+    """The folds of a dataset that can be compared on, and its provenance.
+
+    Args:
+        dataset: its name.
+        number: of folds, see `load_collection`.
+
+    Returns:
+        0 alone, or all folds where the dataset has no subsets of its own; and that of fold 0.
+
+    Raises:
+        InputError: it does not exist, has no training queries, or too few queries for the folds.
+    """
+    collection = load_collection(dataset, folds=number)
+    crossed = "fold" in collection.provenance["splits"]
+    folds = tuple(range(number or FOLDS)) if crossed else (0,)
+    queries = sum(len(split.ids) for split in collection.splits.values())
+    if crossed and queries < LEAST * len(folds):
+        raise InputError(
+            f"{dataset} has {queries} judged queries, too few for {len(folds)} folds of {LEAST} or"
+            " more"
+        )
+    for fold in folds:
+        one = load_collection(dataset, fold, number) if fold else collection
+        for split, least in (("train", LEAST), ("validation", 1), ("test", LEAST)):
+            count = len(one.splits[split].ids)
+            if count < least:
+                where = f" in fold {fold} of {len(folds)}" if crossed else ""
+                raise InputError(
+                    f"{dataset} has {count} {split} queries{where}; a comparison needs {least} or"
+                    " more: give a dataset with training queries, or with more of them"
+                )
+    return folds, dict(collection.provenance)
+
+
+def open_folds(
+    specs: Sequence[OnlineSettings], only: Sequence[OnlineSettings] | None = None
+) -> list[Fold]:
+    """The tasks of a dataset's folds and encoders, each with its own settings: all, or some."""
+    several_folds, several_encoders = (
+        len({getattr(spec, name) for spec in specs}) > 1 for name in ("fold", "encoder_seed")
+    )
+    opened = []
+    for spec in specs if only is None else only:
+        fold = f", fold {spec.fold}" if several_folds else ""
+        encoder = f", encoder {spec.encoder_seed}" if several_encoders else ""
+        print(
+            f"{spec.dataset}{fold}{encoder}: encoder and depth tables ...",
+            file=sys.stderr,
+            flush=True,
+        )
+        encoder = f".encoder{spec.encoder_seed}" if several_encoders else ""
+        fold = f".fold{spec.fold}" if several_folds else ""
+        opened.append(Fold(task_of(spec), spec, encoder, fold))
+    return opened
 
 
 def run_fold(
-    field: Field, settings: CompareSettings, folder: Path, encoder_seed: int, fold: int
-) -> None:
-    """Every method that can run on one fold with one encoder; the results stay in the folder."""
-    opened = open_fold(field, settings, fold, encoder_seed)
-    for name in settings.method_names:
-        if METHODS[name].lacks(opened.task) is None:
-            for seed in seeds_of(name, settings):
-                run_cell(field, settings, name, opened, seed, folder)
-
-
-def open_fold(field: Field, settings: CompareSettings, fold: int, encoder_seed: int) -> Fold:
-    """The task of a fold with its tables, and what its results are seen against."""
-    where = f", fold {fold}" if len(field.folds) > 1 else ""
-    where += f", encoder {encoder_seed}" if len(settings.seeds_of_encoders) > 1 else ""
-    print(f"{field.dataset}{where}: encoder and depth tables ...", file=sys.stderr, flush=True)
-    common = settings.common(field.dataset, fold, encoder_seed)
-    task = task_of(common)
-    return Fold(task, common, reference(task, common))
-
-
-def run_method(
-    field: Field,
-    encoders: Sequence[Sequence[Fold]],
-    settings: CompareSettings,
-    name: str,
+    specs: Sequence[OnlineSettings],
+    spec: OnlineSettings,
+    methods: Sequence[str],
+    seeds: Sequence[int],
     folder: Path,
-) -> Results:
-    """One method with all its seeds on all encoders in all folds; what is there is read."""
-    seeds = seeds_of(name, settings)
-    rows = []
-    for folds, seed in itertools.product(encoders, seeds):
-        cells = [run_cell(field, settings, name, fold, seed, folder) for fold in folds]
-        rows.append(tuple(result for result, _ in cells))
-        if len(folds) > 1:
-            label = label_of(field, settings, name, folds[0], seed)
-            join_runs([run for _, run in cells], folder / "runs" / f"{label}.trec.gz")
-    return Results(name, seeds, tuple(rows), len(encoders))
+    ranked: int,
+) -> None:
+    """Every method that can run on one of a dataset's folds; the results stay in the folder."""
+    (fold,) = open_folds(specs, [spec])
+    for method in map(METHODS.__getitem__, methods):
+        if method.missing(fold.task) is None:
+            for seed in seeds if method.seeded else (0,):
+                run_cell(method, fold, seed, folder, ranked)
 
 
-def run_cell(
-    field: Field, settings: CompareSettings, name: str, fold: Fold, seed: int, folder: Path
-) -> tuple[Result, Path]:
-    """One method with one seed on one fold, and its TREC run file; what is there is read."""
-    label = label_of(field, settings, name, fold, seed)
-    run = folder / "runs" / f"{label}.trec"
-    if len(field.folds) > 1:
-        label += f".fold{fold.settings.fold}"
-        run = folder / "cells" / f"{label}.trec.gz"
-    spec = METHODS[name].specify(replace(fold.settings, seed=seed), fold.task)
-    return kept_run(name, fold.task, spec, folder, label, run), run
+def run_side_by_side(
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int
+) -> None:
+    """Call a function with each of `calls`, `jobs` at once.
+
+    The cores are shared out among the processes, and so are the GPUs, where there are several.
+
+    Args:
+        function: of a module, so that another process finds it; leaves what it does in files.
+        calls: its arguments.
+        jobs: processes.
+
+    Raises:
+        InputError: a process was ended from outside. What a call raises is raised here, and the
+            other processes are ended.
+    """
+    context = multiprocessing.get_context("spawn")
+    share = (max(1, torch.get_num_threads() // jobs), context.Value("i", 0))
+    with _no_bars(), ProcessPoolExecutor(jobs, context, _begin, share) as pool:
+        try:
+            for done in as_completed([pool.submit(function, *call) for call in calls]):
+                done.result()
+        except BaseException as problem:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            if isinstance(problem, BrokenProcessPool):
+                raise InputError(
+                    f"one of {jobs} processes was ended from outside, perhaps for want of memory;"
+                    " go on with --resume and fewer --jobs"
+                ) from None
+            raise
 
 
-def label_of(field: Field, settings: CompareSettings, name: str, fold: Fold, seed: int) -> str:
-    """What the files of a method are called, whatever the fold."""
-    label = f"{slug(field.dataset)}.{name}"
-    if len(settings.seeds_of_encoders) > 1:
-        label += f".encoder{fold.settings.encoder_seed}"
-    return f"{label}.seed{seed}" if METHODS[name].seeded else label
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Bars of several processes would write over each other; tqdm asks when it is imported."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TQDM_DISABLE")
+        if before is not None:
+            os.environ["TQDM_DISABLE"] = before
 
 
-def seeds_of(name: str, settings: CompareSettings) -> tuple[int, ...]:
-    """Seeds that a method runs with."""
-    return settings.learner_seeds if METHODS[name].seeded else (0,)
+def _begin(threads: int, started: "Synchronized[int]") -> None:
+    """Take a share of the cores and of the GPUs, and end with the process that asked for it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
+    def end_with_parent() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
 
-def write_all(outcomes: Sequence[Outcome], settings: CompareSettings, folder: Path) -> None:
-    """Write results.json, per_query.csv, the figures and, last, report.md."""
-    write_json(folder / "results.json", [row for outcome in outcomes for row in outcome.rows])
-    write_per_query(folder / "per_query.csv", outcomes)
-    for outcome in outcomes:
-        draw_all(outcome, settings.tested_against, folder / "figures")
-    text = report_text(outcomes, settings, command_of("compare", settings))
-    with written_whole(folder / "report.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    if torch.cuda.device_count() > 1:
+        torch.cuda.set_device(number % torch.cuda.device_count())

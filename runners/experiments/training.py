@@ -368,8 +368,8 @@ def train_run(
         train: see `runners.experiments.training`.
     """
     # Late: the report's list of methods knows the trainings of this file.
+    from runners.experiments.methods import by_training
     from runners.experiments.report import report
-    from runners.experiments.routed import by_training
 
     check_matplotlib()
     folder = open_run(settings, f"{learner.lower()}-{spec.dataset}-seed{spec.seed}")
@@ -379,10 +379,10 @@ def train_run(
     write_config(folder, learner, settings, task.collection.provenance, task.encoder_provenance)
     log = Log(folder, settings.resume is not None, getattr(settings, "checkpoint_every", 0))
     with watch.stage("training"):
-        did = by_training(train, task, spec, "test", log)
-    if "label_histogram" in did.facts:
-        print(f"\nlabels: {label_sentence(did.facts)}")
-    report(task, spec, learner, did, folder, watch)
+        result = by_training(train, task, spec, "test", log)
+    if "label_histogram" in result.facts:
+        print(f"\nlabels: {label_sentence(result.facts)}")
+    report(task, spec, learner, result, folder, watch)
     # Only now: a run that was stopped in its report has nothing to train again.
     forget_training(folder)
 

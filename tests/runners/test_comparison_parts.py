@@ -1,5 +1,6 @@
 """The parts of a comparison, by numbers worked out by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,93 +9,74 @@ import pytest
 
 from maw_gym.corpora import Collection, QuerySet
 from maw_gym.errors import InputError
-from runners.experiments.analysis import NAMES, Results, compared, rows_of, t_interval
+from runners.compare import CompareSettings
+from runners.experiments.analysis import NAMES, Comparison, Reference, t_interval
 from runners.experiments.command_line import command_of
-from runners.experiments.comparison_settings import CompareSettings
-from runners.experiments.fields import Reference, shared_documents
-from runners.experiments.methods import METHODS
-from runners.experiments.results import Result, kept_result, slug
-from runners.experiments.tables import markdown, p_value, pair_table, percent
-from runners.experiments.writing import join_runs
+from runners.experiments.comparison import shared_documents, slug
+from runners.experiments.methods import METHODS, Result
+from runners.experiments.report import markdown, p_value, pair_table, percent
 
 
-def cell(
-    method: str, ndcg: list[float], seed: int = 0, fold: int = 0, reward: list[float] | None = None
-) -> Result:
-    terms = reward and dict.fromkeys(("reward", "entropy", "focus", "alignment"), reward)
-    return Result(
-        method,
-        seed,
-        fold,
-        0,
-        dict.fromkeys(NAMES, ndcg),
-        depths=[0] * len(ndcg) if reward else None,
-        terms=terms,
-    )
+def cell(ndcg: list[float], reward: list[float] | None = None) -> Result:
+    values = np.array(ndcg)
+    terms = reward and dict.fromkeys(("reward", "entropy", "focus", "alignment"), np.array(reward))
+    depths = np.zeros(len(ndcg), np.int64) if reward else None
+    return Result(dict.fromkeys(NAMES, values), depths, terms or None)
 
 
-def reference(random: list[float], oracle: list[float], fold: int = 0) -> Reference:
-    ids = [f"q{fold}-{row}" for row in range(len(random))]
-    return Reference(fold, ids, random, random, oracle, 0, {}, {}, {}, {})
+def comparison(
+    results: dict[str, list[Result]], sizes: tuple[int, ...] = (2, 1), **more: Any
+) -> Comparison:
+    """Of folds of these sizes, in which a random depth gets .4 and the best .8."""
+    references = [
+        Reference(
+            fold,
+            encoder,
+            [f"q{fold}-{row}" for row in range(size)],
+            {
+                name: np.full(size, level)
+                for name, level in (("random", 0.4), ("best_fixed", 0.4), ("oracle", 0.8))
+            },
+        )
+        for encoder in range(more.get("encoders", 1))
+        for fold, size in enumerate(sizes)
+    ]
+    return Comparison("x", next(iter(results)), results, references, **more)
 
 
 def test_scores_are_pooled_over_folds_and_averaged_over_seeds() -> None:
-    one = Results(
-        "grpo",
-        (0, 1),
-        (
-            (cell("grpo", [0.0, 1.0]), cell("grpo", [0.5], fold=1)),
-            (cell("grpo", [1.0, 1.0], seed=1), cell("grpo", [0.0], seed=1, fold=1)),
-        ),
-    )
-    assert one.measure("nDCG@10").tolist() == [[0.0, 1.0, 0.5], [1.0, 1.0, 0.0]]
-    assert one.scores("nDCG@10").tolist() == [0.5, 1.0, 0.25]
+    cells = [cell([0.0, 1.0]), cell([0.5]), cell([1.0, 1.0]), cell([0.0])]
+    made = comparison({"grpo": cells}, seeds=(0, 1))
+    assert made.query_ids == ["q0-0", "q0-1", "q1-0"]
+    assert made.values("grpo", "nDCG@10").tolist() == [[0.0, 1.0, 0.5], [1.0, 1.0, 0.0]]
+    assert made.scores("grpo").tolist() == [0.5, 1.0, 0.25]
 
 
 def test_every_encoder_has_scores_of_its_own_and_the_seeds_on_it_are_averaged() -> None:
-    one = Results(
-        "grpo",
-        (0, 1),
-        (
-            (cell("grpo", [0.0, 1.0]),),
-            (cell("grpo", [1.0, 1.0], seed=1),),
-            (cell("grpo", [0.2, 0.4]),),
-            (cell("grpo", [0.4, 0.0], seed=1),),
-        ),
-        encoders=2,
-    )
-    assert one.by_encoder("nDCG@10").tolist() == pytest.approx(np.array([[0.5, 1.0], [0.3, 0.2]]))
-    assert one.scores("nDCG@10").tolist() == pytest.approx([0.4, 0.6])
+    cells = [cell([0.0, 1.0]), cell([1.0, 1.0]), cell([0.2, 0.4]), cell([0.4, 0.0])]
+    made = comparison({"grpo": cells}, (2,), encoders=2, seeds=(0, 1))
+    assert made.by_encoder("grpo", "nDCG@10") == pytest.approx(np.array([[0.5, 1.0], [0.3, 0.2]]))
+    assert made.scores("grpo") == pytest.approx([0.4, 0.6])
 
 
 def test_a_constant_difference_has_itself_as_interval_and_margin() -> None:
-    base = Results("maw-single", (0,), ((cell("maw-single", [0.2, 0.6]),),) * 2, encoders=2)
-    other = Results("grpo", (0,), ((cell("grpo", [0.1, 0.5]),),) * 2, encoders=2)
-    test = compared({"grpo": other}, base, "nDCG@10")["grpo"]
+    results = {"maw-single": [cell([0.2, 0.6])] * 2, "grpo": [cell([0.1, 0.5])] * 2}
+    made = comparison(results, (2,), encoders=2)
+    test = made.compared(["grpo"], "maw-single", "nDCG@10")["grpo"]
     numbers = [test[name] for name in ("difference", "low", "high", "equivalence_margin")]
     assert numbers == pytest.approx([-0.1, -0.1, -0.1, 0.1])
     assert test["baseline_mean"] == pytest.approx(0.4)
 
 
 def test_rows_by_hand() -> None:
-    bm25 = Results("bm25", (0,), ((cell("bm25", [0.5, 0.5]), cell("bm25", [0.5], fold=1)),))
-    ppo = Results(
-        "ppo",
-        (0, 1),
-        (
-            (
-                cell("ppo", [1.0, 0.5], reward=[0.5, 0.7]),
-                cell("ppo", [0.0], fold=1, reward=[0.6]),
-            ),
-            (
-                cell("ppo", [1.0, 0.5], seed=1, reward=[0.5, 0.7]),
-                cell("ppo", [0.6], seed=1, fold=1, reward=[0.6]),
-            ),
-        ),
-    )
-    oracle = Results("oracle", (0,), ((cell("oracle", [1.0] * 2), cell("oracle", [1.0], fold=1)),))
-    references = [reference([0.4, 0.4], [0.8, 0.8]), reference([0.4], [0.8], fold=1)]
-    first, second, third = rows_of("x", [bm25, ppo, oracle], references, "bm25", True)
+    ppo = [cell([1.0, 0.5], [0.5, 0.7]), cell([0.0], [0.6])]
+    ppo += [cell([1.0, 0.5], [0.5, 0.7]), cell([0.6], [0.6])]
+    results = {
+        "bm25": [cell([0.5, 0.5]), cell([0.5])],
+        "ppo": ppo,
+        "oracle": [cell([1.0, 1.0]), cell([1.0])],
+    }
+    first, second, third = comparison(results, seeds=(0, 1), seed_intervals=True).rows
 
     assert first["test"] is None  # the baseline
     assert third["test"] is None  # an oracle
@@ -118,20 +100,16 @@ def test_rows_by_hand() -> None:
 
 
 def test_relative_change() -> None:
-    results = [
-        Results(name, (0,), ((cell(name, [value, value]),),))
-        for name, value in (("non-maw-zero-shot", 0.4), ("non-maw-trained", 0.5), ("bm25", 0.6))
-    ]
-    rows = rows_of("x", results, [reference([0.0] * 2, [1.0] * 2)], "non-maw-trained", False)
-    assert rows[2]["relative"]["zero_shot"] == pytest.approx(0.5)
-    assert rows[2]["relative"]["trained"] == pytest.approx(0.2)
+    given = (("non-maw-trained", 0.5), ("non-maw-zero-shot", 0.4), ("bm25", 0.6))
+    made = comparison({name: [cell([value, value])] for name, value in given}, (2,))
+    assert made.rows[2]["relative"]["zero_shot"] == pytest.approx(0.5)
+    assert made.rows[2]["relative"]["trained"] == pytest.approx(0.2)
 
 
 def test_holm_is_over_all_methods_tested() -> None:
-    base = Results("bm25", (0,), ((cell("bm25", [0.0] * 5),),))
-    better = Results("ppo", (0,), ((cell("ppo", [0.1] * 5),),))
-    same = Results("grpo", (0,), ((cell("grpo", [0.0] * 5),),))
-    found = compared({"ppo": better, "grpo": same}, base, "nDCG@10")
+    given = (("bm25", 0.0), ("ppo", 0.1), ("grpo", 0.0))
+    made = comparison({name: [cell([value] * 5)] for name, value in given}, (5,))
+    found = made.compared(["ppo", "grpo"], "bm25", "nDCG@10")
     # Of 32 signs, all plus and all minus are as far out: 2 / 32, times 2 tests.
     assert found["ppo"]["p"] == 0.0625
     assert found["ppo"]["p_holm"] == 0.125
@@ -161,32 +139,22 @@ def test_shared_documents() -> None:
     assert found == {"test_relevant": 4, "test_relevant_seen": 2}
 
 
-def test_kept_results_are_not_computed_again(tmp_path: Path) -> None:
-    path = tmp_path / "cells" / "one.safetensors"
-    first = cell("ppo", [0.1, 1 / 3], reward=[0.5, 0.25])
-    first.history = [(0, 0.5), (10, 0.6)]
-    assert kept_result(path, lambda: first).measures["AP"] == [0.1, 1 / 3]
-    again = kept_result(path, lambda: pytest.fail("computed again"))
-    assert again.measures["nDCG@10"] == [0.1, 1 / 3]
-    assert again.terms == first.terms
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b"0.333", b"0.433"))  # a number changed by hand is no result
-    assert path.read_bytes() != content
-    assert kept_result(path, lambda: cell("ppo", [0.7])).measures["AP"] == [0.7]
-
-
 def test_settings_fill_in_what_is_not_told() -> None:
     quick = CompareSettings(quick=True)
     assert quick.learner_seeds == (0,)
     assert quick.tested_against == "standard-attention"
-    assert quick.common("pydocs").timesteps == 40_000
+    assert quick.specs("pydocs")[0].timesteps == 40_000
     assert not {"non-maw-trained", "maw-single"} & set(quick.method_names)
     whole = CompareSettings()
     assert whole.learner_seeds == (0, 1, 2)
     assert whole.tested_against == "non-maw-trained"
-    assert whole.common("pydocs").timesteps == 100_000
+    assert whole.specs("pydocs")[0].timesteps == 100_000
     told = CompareSettings(text_encoder="minilm", train_text_encoder=True, balance=0.5, folds=3)
-    common = told.common("pydocs", fold=2, encoder_seed=7)
+    told = replace(told, encoder_seeds=(3, 7))
+    assert [(one.encoder_seed, one.fold) for one in told.specs("x", (0, 2))] == [
+        (3, 0), (3, 2), (7, 0), (7, 2),
+    ]  # fmt: skip
+    common = told.specs("pydocs", (0, 2))[3]
     assert (common.text_encoder, common.train_text_encoder) == ("minilm", True)
     assert (common.balance, common.folds, common.fold, common.encoder_seed) == (0.5, 3, 2, 7)
     assert whole.method_names == tuple(METHODS)
@@ -224,14 +192,6 @@ def test_command_says_what_differs() -> None:
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         CompareSettings(**settings)
-
-
-def test_join_runs(tmp_path: Path) -> None:
-    parts = [tmp_path / "0.trec", tmp_path / "1.trec"]
-    for row, part in enumerate(parts):
-        part.write_text(f"q{row} Q0 d 1 0.5 x\n")
-    join_runs(parts, tmp_path / "runs" / "x.trec")
-    assert (tmp_path / "runs" / "x.trec").read_text() == "q0 Q0 d 1 0.5 x\nq1 Q0 d 1 0.5 x\n"
 
 
 def test_a_pair_of_methods_by_hand() -> None:

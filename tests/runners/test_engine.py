@@ -11,13 +11,13 @@ import torch
 from hand_made import TABLE
 
 from maw_gym.corpora import QuerySet
+from maw_gym.errors import DamagedFileError
 from maw_gym.retrieval.evaluation import MEASURES, Evaluation
 from maw_gym.retrieval.search import Ranking
 from maw_gym.tables.depth_table import DepthTable
-from runners.experiments.engine import result_key, result_of
-from runners.experiments.methods import METHODS
+from runners.experiments.comparison import result_key, write_run
+from runners.experiments.methods import METHODS, Result, by_depths, randomly
 from runners.experiments.report import row_of
-from runners.experiments.results import Did
 from runners.experiments.settings import GRPOSpec, SupervisedSpec, TaskSettings
 
 SPEC = TaskSettings()
@@ -32,7 +32,9 @@ class Task:
         self.collection = SimpleNamespace(
             splits={"test": queries}, doc_ids=("d0", "d1"), provenance={"content": "fruit"}
         )
-        self.embedder = SimpleNamespace(fingerprint=lambda: "an encoder")
+        self.embedder = SimpleNamespace(
+            fingerprint=lambda: "an encoder", named_parameters=lambda: [("a", torch.zeros(7))]
+        )
         self.device = torch.device("cpu")
 
     def table(self, split: str) -> DepthTable:
@@ -44,10 +46,14 @@ class Task:
         return Evaluation({str(measure): ndcg for measure in MEASURES}), ranking
 
 
+def chosen(task: Any, depths: list[int]) -> Result:
+    return by_depths(task, SPEC, "test", np.array(depths))
+
+
 def test_a_row_by_hand() -> None:
     """Rewards .3 .5 .7 .43 / .7 .5 .3 .33 / .3 .3 .3 .5 of three queries at four depths."""
     task: Any = Task()
-    row = row_of(task, SPEC, Did(depths=np.array([1, 1, 1])))
+    row = row_of(task, SPEC, chosen(task, [1, 1, 1]))
     assert row.reward is not None
     assert row.reward["mean"] == pytest.approx(1.3 / 3)
     assert row.reward["random"] == pytest.approx((1.93 + 1.83 + 1.4) / 12)
@@ -55,34 +61,40 @@ def test_a_row_by_hand() -> None:
     # (1.3 / 3 - .43) / (1.9 / 3 - .43) = .01 / .61
     assert row.reward["gap_closed"] == pytest.approx(1 / 61, abs=1e-5)
     assert row.retrieval["nDCG@10"] == pytest.approx(1 / 3)  # .5, .5 and 0
-    best = row_of(task, SPEC, Did(depths=np.array([2, 0, 3]))).reward
+    best = row_of(task, SPEC, chosen(task, [2, 0, 3])).reward
     assert best is not None
     assert best["gap_closed"] == pytest.approx(1)
     # The reward is nDCG@10 alone: 1, 1 and .5.
     alone = replace(SPEC, reward_weights=(0.0, 0.0, 1.0))
-    assert row_of(task, alone, Did(depths=np.array([2, 0, 3]))).reward["mean"] == pytest.approx(
-        2.5 / 3
-    )  # type: ignore[index]
+    assert row_of(task, alone, chosen(task, [2, 0, 3])).reward["mean"] == pytest.approx(2.5 / 3)  # type: ignore[index]
 
 
 def test_what_is_kept_of_a_method(tmp_path: Path) -> None:
     task: Any = Task()
-    did = Did(depths=np.array([2, 0, 0]), parameters=7, facts={"a": 1})
-    result = result_of("best-fixed-reward", task, SPEC, did, tmp_path / "one.trec")
-    assert result.terms is not None
-    assert result.terms["reward"] == pytest.approx([0.7, 0.7, 0.3])
-    assert result.terms["alignment"] == [1.0, 1.0, 0.0]
-    assert (result.depths, result.parameters, result.facts) == ([2, 0, 0], 7, {"a": 1})
-    assert result.latency_ms is None
-    assert (tmp_path / "one.trec").read_text().splitlines()[2:4] == [
-        "fruit/berry Q0 d1 1 0.5 best-fixed-reward",
-        "fruit/berry Q0 d0 2 0.25 best-fixed-reward",
+    result = chosen(task, [2, 0, 0])
+    result.facts, result.history = {"a": 1}, [(0, 0.5), (10, 1 / 3)]
+    result.save(tmp_path / "cells" / "one.json")
+    kept = Result.load(tmp_path / "cells" / "one.json")
+    assert kept.terms is not None
+    assert kept.depths is not None
+    assert kept.terms["reward"] == pytest.approx([0.7, 0.7, 0.3])
+    assert kept.terms["alignment"].tolist() == [1.0, 1.0, 0.0]
+    assert (kept.depths.tolist(), kept.parameters, kept.facts) == ([2, 0, 0], 7, {"a": 1})
+    assert kept.history == [[0, 0.5], [10, 1 / 3]]
+    assert kept.latency_ms is None
+    content = (tmp_path / "cells" / "one.json").read_text()
+    (tmp_path / "changed.json").write_text(content.replace("0.333", "0.433"))
+    with pytest.raises(DamagedFileError):  # a number changed by hand is no result
+        Result.load(tmp_path / "changed.json")
+    write_run(tmp_path / "one.trec", task, "test", result, "mine", ranked=1)
+    assert (tmp_path / "one.trec").read_text().splitlines()[1:] == [
+        "fruit/berry Q0 d1 1 0.5 mine",
+        "fruit/cherry Q0 d1 1 0.5 mine",
     ]
     # Of drawn depths the expected terms are kept: the means of the table's rows.
-    drawn = result_of("random", task, replace(SPEC, seed=3), did, tmp_path / "two.trec")
+    drawn = randomly(task, replace(SPEC, seed=3), "test", None)
     assert drawn.terms is not None
     assert drawn.terms["reward"] == pytest.approx([1.93 / 4, 1.83 / 4, 1.4 / 4])
-    assert drawn.seed == 3
 
 
 @pytest.mark.parametrize("spec", [TaskSettings(), GRPOSpec(), SupervisedSpec()])
@@ -116,4 +128,3 @@ def test_every_method_can_be_told_from_the_others() -> None:
     assert len({method.title for method in METHODS.values()}) == len(METHODS)
     for name, method in METHODS.items():
         assert method.kind in ("ranker", "encoder", "static", "learner", "oracle"), name
-        assert method.cost in ("cheap", "dear"), name

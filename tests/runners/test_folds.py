@@ -13,13 +13,11 @@ import psutil
 import pytest
 
 from maw_gym.errors import InputError
-from runners.experiments.comparison import run_dataset
-from runners.experiments.comparison_settings import CompareSettings
-from runners.experiments.fields import checked_field
+from runners.compare import CompareSettings, compare_dataset
+from runners.experiments.comparison import checked_folds, run_side_by_side
 from runners.experiments.methods import check_methods
+from runners.experiments.report import group_table
 from runners.experiments.settings import DataSettings
-from runners.experiments.side_by_side import run_side_by_side
-from runners.experiments.tables import group_table
 from runners.experiments.training import task_of
 
 
@@ -36,13 +34,13 @@ def quick(folder: Path, **more: Any) -> CompareSettings:
 
 def test_every_query_is_a_test_query_once(tiny_folder: Path, tmp_path: Path) -> None:
     settings = quick(tiny_folder, methods=("bm25", "random"), folds=3)
-    field = checked_field(str(tiny_folder), settings.folds)
-    assert field.folds == (0, 1, 2)
-    outcome = run_dataset(field, settings, tmp_path)
-    asked = [name for fold in outcome.references for name in fold.query_ids]
+    folds, _ = checked_folds(str(tiny_folder), settings.folds)
+    assert folds == (0, 1, 2)
+    made = compare_dataset(settings, str(tiny_folder), folds, tmp_path)
+    asked = made.query_ids
     assert sorted(asked) == sorted(f"q{row}" for row in range(24))
-    for results in outcome.results:
-        assert results.measure("nDCG@10").shape == (1, 24)
+    for method in made.results:
+        assert made.values(method, "nDCG@10").shape == (1, 24)
     (run,) = (tmp_path / "runs").glob("*standard-attention.trec.gz")
     with gzip.open(run, "rt") as lines:
         assert {line.split()[0] for line in lines} == {*asked}
@@ -52,11 +50,12 @@ def test_folds_side_by_side_have_the_results_of_one_after_the_other(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     settings = quick(tiny_folder, methods=("best-fixed-reward", "random"), folds=2, device="cpu")
-    field = checked_field(str(tiny_folder), settings.folds)
-    one = run_dataset(field, settings, tmp_path / "one")
-    both = run_dataset(field, replace(settings, jobs=2), tmp_path / "both")
-    for mine, other in zip(one.results, both.results, strict=True):
-        assert mine.scores("nDCG@10").tolist() == other.scores("nDCG@10").tolist()
+    given = str(tiny_folder), (0, 1)
+    one = compare_dataset(settings, *given, tmp_path / "one")
+    both = compare_dataset(replace(settings, jobs=2), *given, tmp_path / "both")
+    assert [*one.results] == [*both.results]
+    for name in one.results:
+        assert one.scores(name).tolist() == both.scores(name).tolist()
     names = {path.name for path in (tmp_path / "one").rglob("*.*")}
     assert names == {path.name for path in (tmp_path / "both").rglob("*.*")}
 
@@ -65,7 +64,7 @@ def test_processes_end_with_the_one_that_asked_for_them(tmp_path: Path) -> None:
     program = tmp_path / "asks.py"
     program.write_text(
         "import time\n"
-        "from runners.experiments.side_by_side import run_side_by_side\n"
+        "from runners.experiments.comparison import run_side_by_side\n"
         "if __name__ == '__main__':\n"
         "    run_side_by_side(time.sleep, [(600,), (600,)], 2)\n"
     )
@@ -105,7 +104,7 @@ def test_results_of_each_group_and_with_groups_alike() -> None:
 
 def test_too_many_folds_are_refused(tiny_folder: Path) -> None:
     with pytest.raises(InputError, match="24 judged queries, too few for 13 folds of 2 or more"):
-        checked_field(str(tiny_folder), 13)
+        checked_folds(str(tiny_folder), 13)
 
 
 def test_balance_wants_groups_before_anything_is_trained(tiny_folder: Path) -> None:

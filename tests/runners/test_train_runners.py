@@ -19,8 +19,8 @@ from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import load_task
 from runners import evaluate
 from runners.evaluate import EvaluateSettings
+from runners.experiments.methods import by_router
 from runners.experiments.report import row_of
-from runners.experiments.routed import by_router
 from runners.experiments.settings import GRPOSpec, PPOSpec
 from runners.experiments.training import Log, train_grpo, train_ppo
 from runners.train_ppo import PPORunSettings
@@ -33,6 +33,8 @@ FILES = {
     "metrics.json",
     "figures",
     "report.html",
+    "per_query.csv.gz",
+    "run.trec.gz",
 }
 
 
@@ -164,7 +166,7 @@ def test_evaluate_policy_equals_the_table(kind: str, tiny_folder: Path, tmp_path
     else:
         spec = PPOSpec(**given, batch_size=32)
         router = train_ppo(task, spec, Log(tmp_path)).router
-    expected = row_of(task, spec, by_router(task, router, "test")).reward
+    expected = row_of(task, spec, by_router(task, spec, "test", router)).reward
     assert expected is not None
     table = task.table("test")
     env = Monitor(GRPOEnvironment(table=table, observation=("profile",), query_order="sequential"))

@@ -23,7 +23,8 @@ def test_a_router_that_looks_at_searches_is_given_the_documents(tiny: Collection
     did = by_router(task, TaskSettings(), "test", router)
     assert did.depths is not None
     assert did.encode is not None
-    assert did.depths.tolist() == task.table("test").observation(("retrieval",))[:, :4].argmax(1).tolist()
+    seen = task.table("test").observation(("retrieval",))
+    assert did.depths.tolist() == seen[:, :4].argmax(1).tolist()
     texts = tiny.splits["test"].texts
     expected = task.embedder.encode_queries(texts, torch.from_numpy(did.depths))
     np.testing.assert_allclose(did.encode(texts), expected, atol=1e-6)

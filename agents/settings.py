@@ -5,7 +5,7 @@ GRPO's settings are in `agents.grpo.settings`. Neither needs torch.
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,8 @@ class FitSettings:
 class SupervisedSettings(FitSettings):
     """How the supervised router is trained."""
 
+    labels: Literal["rule", "oracle"] = "oracle"
+    """rule (by the number of relevant documents) or oracle (the best depth of each query)"""
     ranking_weight: Coefficient = 1.0
     """of the ranking loss beside the cross-entropy; 0 leaves it out"""
     temperature_start: Above0 = 2.0
@@ -70,6 +72,8 @@ class PPOSettings:
     """of Adam"""
     n_steps: Count = 8
     """steps of every sub-environment per rollout"""
+    group_size: Count = 8
+    """neighbouring sub-environments that share each query, as GRPO's do; PPO takes them singly"""
     batch_size: Annotated[int, Field(ge=2, le=2**24)] = 128
     """samples per gradient step"""
     n_epochs: Count = 4

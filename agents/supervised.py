@@ -32,7 +32,6 @@ from maw_gym.tables.task import RetrievalTask
 
 log = logging.getLogger(__name__)
 
-LABELS: Final = ("rule", "oracle")
 RULE: Final = ((3, 5), (10, 15), (math.inf, 25))  # fewer relevant documents than, depth of 32
 RULE_DEPTHS: Final = 32
 
@@ -144,7 +143,6 @@ def label_sentence(facts: Mapping[str, Any]) -> str:
 def train_supervised(
     task: RetrievalTask,
     *,
-    labels: str = "oracle",
     observation: Sequence[str] = ("attention",),
     network: str = "auto",
     reward: RewardSpec = DEFAULT_REWARD,
@@ -161,7 +159,6 @@ def train_supervised(
 
     Args:
         task: with a MAW encoder.
-        labels: "rule" or "oracle".
         observation: blocks of the observation.
         network: see `agents.networks.is_shared`.
         reward: weights and alignment.
@@ -180,8 +177,7 @@ def train_supervised(
         InputError: a setting that does not exist or is out of its range, or no training query.
     """
     given = settings or SupervisedSettings()
-    if labels not in LABELS:
-        raise InputError(f"unknown labels {labels!r}; choose one of {', '.join(LABELS)}")
+    labels = given.labels
     bandit = Bandit(task.table("train"), observation, reward)
     table = bandit.table
     if not len(table):

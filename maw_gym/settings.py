@@ -69,12 +69,12 @@ def checked(kind: type[Kind]) -> type[Kind]:
     return whole
 
 
-def one_line(error: ValidationError) -> str:
-    """What is wrong with the first wrong setting, with its value."""
+def one_line(error: ValidationError, name: str | None = None) -> str:
+    """What is wrong with the first wrong setting, or with the one of this name; with its value."""
     first = error.errors()[0]
     if first["type"] == "value_error":  # raised by a check of ours
         return str(first["ctx"]["error"])
-    name = str(first["loc"][0]) if first["loc"] else "settings"
+    name = name or (str(first["loc"][0]) if first["loc"] else "settings")
     text = first["msg"].replace("Input should", f"{name} must", 1)
     for long, short in WORDS.items():
         text = text.replace(long, short)

@@ -5,7 +5,7 @@ stopped.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Final
 
@@ -16,13 +16,21 @@ from maw_gym.envs.bandit import DEFAULT_REWARD, Bandit
 from maw_gym.errors import InputError
 from maw_gym.files import write_json, written_whole
 from maw_gym.retrieval.significance import sign_flip_test
-from maw_gym.settings import Count, Seed, checked, part
+from maw_gym.settings import Count, Seed, checked
+from runners.experiments.command_line import Section, changed
 from runners.experiments.comparison import Fold, run_cell
 from runners.experiments.methods import Method, by_training
 from runners.experiments.report import markdown, number, p_value
 from runners.experiments.runs import Stopwatch, open_run, run_main, write_config
-from runners.experiments.settings import DataSettings, GRPOSpec, OnlineSettings, RunSettings
-from runners.experiments.training import open_task, train_grpo
+from runners.experiments.settings import (
+    CommonSpec,
+    GRPOSpec,
+    OnlineSettings,
+    RunSettings,
+    TaskSettings,
+)
+from runners.experiments.training import open_task
+from runners.train_grpo import train_grpo
 
 VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "defaults": {},
@@ -53,7 +61,7 @@ def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @checked
-class AblateSettings(RunSettings, DataSettings):
+class AblateSettings:
     """Where GRPO's settings are tried out."""
 
     main_flags: ClassVar = (
@@ -68,6 +76,11 @@ class AblateSettings(RunSettings, DataSettings):
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_different)] = (0, 1, 2)
     """of the learner"""
+    task: Annotated[
+        TaskSettings,
+        Section(without=("seed", "alignment", "reward_weights", "observation", "network")),
+    ] = TaskSettings()
+    run: RunSettings = RunSettings()
     timesteps: Count = OnlineSettings.timesteps
     """environment steps of every training"""
 
@@ -79,30 +92,33 @@ class AblateSettings(RunSettings, DataSettings):
             "learner",
             name,
             name,
-            lambda common, task: self.spec(VARIANTS[name], common.seed),
+            lambda common, task: self.spec(VARIANTS[name], common.task.seed),
             seeded=True,
         )
 
     def spec(self, variant: Mapping[str, Any], seed: int) -> GRPOSpec:
         """What one training depends on."""
-        data = asdict(part(DataSettings, self))
-        return replace(GRPOSpec(**data, timesteps=self.timesteps, seed=seed), **variant)
+        online = OnlineSettings(timesteps=self.timesteps)
+        return changed(GRPOSpec(replace(self.task, seed=seed), online), **variant)
 
 
 def main(settings: AblateSettings) -> None:
     """Train every variant, print the table, and leave it in report.md."""
-    folder = open_run(settings, f"ablate-{settings.dataset}")
+    folder = open_run(settings, f"ablate-{settings.task.dataset}")
     watch = Stopwatch()
     defaults = settings.spec({}, 0)
     with watch.stage("encoder and depth tables"):
-        task = open_task(defaults)
+        task = open_task(defaults.task)
     write_config(folder, "ablation", settings, task.collection.provenance, task.encoder_provenance)
-    fold, ordinary = Fold(task, defaults), Bandit(task.table("test"), reward=DEFAULT_REWARD)
+    fold, ordinary = (
+        Fold(task, CommonSpec(defaults.task, defaults.online)),
+        Bandit(task.table("test"), reward=DEFAULT_REWARD),
+    )
     tried = {}
     for name, variant in VARIANTS.items():
         if variant and settings.spec(variant, 0) == defaults:
             continue  # the default, said once more
-        own = Bandit(task.table("test"), reward=settings.spec(variant, 0).reward)
+        own = Bandit(task.table("test"), reward=settings.spec(variant, 0).task.reward)
         with watch.stage(name):
             found = [run_cell(settings.method(name), fold, seed, folder) for seed in settings.seeds]
         depths = [one.depths for one in found if one.depths is not None]
@@ -124,7 +140,7 @@ def main(settings: AblateSettings) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
     write_json(folder / "metrics.json", {"variants": rows, "wall_seconds": watch.seconds})
     print(text)
-    print(f"\n{len(task.table('test'))} test queries of {settings.dataset}; run: {folder}")
+    print(f"\n{len(task.table('test'))} test queries of {settings.task.dataset}; run: {folder}")
 
 
 def table(tried: Mapping[str, Mapping[str, Any]]) -> str:

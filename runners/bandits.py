@@ -71,7 +71,7 @@ LEARNERS: Final = {
 
 
 @checked
-class BanditSettings(FolderSettings):
+class BanditSettings:
     """What is compared."""
 
     main_flags: ClassVar = ("problems", "timesteps", "group_size", "seeds", "run_name")
@@ -85,6 +85,7 @@ class BanditSettings(FolderSettings):
     """runs of every learner on every problem, with seeds from 0"""
     evaluations: Count = 20
     """looks at the greedy policy, for the curves"""
+    run: FolderSettings = FolderSettings()
 
     @model_validator(mode="after")
     def _exist(self) -> "BanditSettings":

@@ -6,23 +6,17 @@ the folder of the comparison: `--resume FOLDER` goes on where it was stopped.
 
 import os
 import time
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
 
 from maw_gym.errors import InputError
-from maw_gym.settings import Count, Folds, HomeText, Seed, checked
-from runners.experiments.command_line import Flag, command_of
+from maw_gym.settings import Count, HomeText, Seed, checked
+from runners.experiments.command_line import Flag, Section, command_of
 from runners.experiments.runs import open_run, run_main, write_config
-from runners.experiments.settings import (
-    EncoderChoice,
-    ObservationSettings,
-    OnlineSettings,
-    RewardSettings,
-    RunSettings,
-)
+from runners.experiments.settings import CommonSpec, OnlineSettings, RunSettings, TaskSettings
 
 if TYPE_CHECKING:
     from runners.experiments.analysis import Comparison
@@ -35,7 +29,7 @@ NOT_OF_THE_VERDICT: Final = ("non-maw-trained", "rule-constant", "supervised-ora
 
 
 @checked
-class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderChoice):
+class CompareSettings:
     """Which methods meet on which datasets; None is filled in as documented."""
 
     main_flags: ClassVar = (
@@ -49,9 +43,7 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
         "resume",
     )
 
-    datasets: Annotated[
-        tuple[HomeText, ...], Field(min_length=1), Flag("dataset", old=("datasets",))
-    ] = ("pydocs",)
+    datasets: Annotated[tuple[HomeText, ...], Field(min_length=1), Flag("dataset")] = ("pydocs",)
     """ir_datasets ids (pydocs, beir/scifact, cranfield, ...) or folders in BEIR's layout"""
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """names of methods; all unless given (--quick: those that train no encoder)"""
@@ -64,14 +56,13 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
     """training queries that each learner sees; as train_grpo.py (--quick: 40000)"""
     baseline: str | None = None
     """what all are tested against; non-maw-trained (--quick: standard-attention)"""
-    folds: Folds | None = None
-    """cut all queries, whatever their subsets, into so many folds and compare on all of them;
-    unless given, 5 where there are no subsets and for --verdict"""
     seed_intervals: bool = False
     """also give 95% intervals over seeds (Student's t); needs two seeds or more"""
     jobs: Count = 1
     """folds and encoders that are worked on at once, each in a process of its own with its share of
     the cores and, where there are several, of the GPUs"""
+    task: Annotated[TaskSettings, Section(without=("dataset", "fold", "seed"))] = TaskSettings()
+    run: RunSettings = RunSettings()
     verdict: bool = False
     """the study of docs/results.md: does choosing help? Folds, several encoders, fair controls"""
     quick: bool = False
@@ -101,31 +92,24 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
     @property
     def seeds_of_encoders(self) -> tuple[int, ...]:
         """Seeds of the encoders."""
-        return self.encoder_seeds or ((0, 1, 2) if self.verdict else (self.encoder_seed,))
+        return self.encoder_seeds or ((0, 1, 2) if self.verdict else (self.task.encoder_seed,))
 
     @property
     def fold_count(self) -> int | None:
         """Into how many folds all queries are cut; None where each dataset decides."""
-        return self.folds or (5 if self.verdict else None)
+        return self.task.folds or (5 if self.verdict else None)
 
     @property
     def learner_seeds(self) -> tuple[int, ...]:
         """Seeds of the learners; of the study one with each encoder, which has a seed itself."""
         return self.seeds or ((0,) if self.quick or self.verdict else (0, 1, 2))
 
-    def specs(self, dataset: str, folds: tuple[int, ...] = (0,)) -> list[OnlineSettings]:
+    def specs(self, dataset: str, folds: tuple[int, ...] = (0,)) -> list[CommonSpec]:
         """What the methods' specifications are made of, for all folds encoder by encoder."""
-        timesteps = QUICK_TIMESTEPS if self.quick else OnlineSettings.timesteps
-        # Whatever both have, so that a setting added to both cannot be left behind here.
-        names = {one.name for one in fields(OnlineSettings)} & {one.name for one in fields(self)}
-        own = {
-            "dataset": dataset,
-            "timesteps": self.timesteps or timesteps,
-            "folds": self.fold_count,
-        }
-        given = {name: getattr(self, name) for name in names} | own
+        timesteps = self.timesteps or (QUICK_TIMESTEPS if self.quick else OnlineSettings.timesteps)
+        task = replace(self.task, dataset=dataset, folds=self.fold_count)
         return [
-            OnlineSettings(**given | {"encoder_seed": seed, "fold": fold})
+            CommonSpec(replace(task, encoder_seed=seed, fold=fold), OnlineSettings(timesteps))
             for seed in self.seeds_of_encoders
             for fold in folds
         ]
@@ -140,9 +124,9 @@ class CompareSettings(RunSettings, ObservationSettings, RewardSettings, EncoderC
                 raise InputError(f"{name} must differ, got {' '.join(map(str, given))}")
         if self.quick and self.verdict:
             raise InputError("quick and verdict exclude each other; leave one of them out")
-        if self.encoder != "trained" and len(self.seeds_of_encoders) > 1:
+        if self.task.encoder != "trained" and len(self.seeds_of_encoders) > 1:
             raise InputError(
-                f"encoder {self.encoder!r} is one encoder, but encoder_seeds are"
+                f"encoder {self.task.encoder!r} is one encoder, but encoder_seeds are"
                 f" {' '.join(map(str, self.seeds_of_encoders))}; give --encoder-seeds 0"
             )
         places = [os.path.realpath(name) for name in self.datasets if os.path.isdir(name)]
@@ -193,20 +177,20 @@ def main(settings: CompareSettings) -> None:
     from runners.experiments.report import difference_table, reading, write_comparisons
 
     check_matplotlib()
-    resolve_device(settings.device)
+    resolve_device(settings.task.device)
     folds = {dataset: checked_folds(dataset, settings.fold_count) for dataset in settings.datasets}
     # What is cheap to open is opened before anything is written.
-    text_encoders(settings.text_encoder)
-    if settings.encoder != "trained":
+    text_encoders(settings.task.text_encoder)
+    if settings.task.encoder != "trained":
         load_task(
             settings.datasets[0],
-            settings.encoder,
-            settings.device,
-            text_encoder=settings.text_encoder,
+            settings.task.encoder,
+            settings.task.device,
+            text_encoder=settings.task.text_encoder,
         )
     folder = open_run(settings, f"compare-{'-'.join(settings.datasets)}")
     provenance = {dataset: found for dataset, (_, found) in folds.items()}
-    write_config(folder, "comparison", settings, provenance, {"encoder": settings.encoder})
+    write_config(folder, "comparison", settings, provenance, {"encoder": settings.task.encoder})
     start = time.perf_counter()
     made = [
         compare_dataset(settings, dataset, numbers, folder)

@@ -3,17 +3,15 @@
 `maw-gym evaluate runs/NAME --dataset beir/scifact --split test`
 """
 
-import json
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import TypeAdapter, ValidationError
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from maw_gym.errors import InputError, printable
 from maw_gym.files import write_json
-from maw_gym.settings import Folds, HomePath, HomeText, Index, Seed, checked, one_line
-from runners.experiments.command_line import Flag
+from maw_gym.settings import Folds, HomePath, HomeText, Index, Seed, checked
+from runners.experiments.command_line import Flag, made
 from runners.experiments.runs import CONFIG, Stopwatch, read_config, run_main, writable_output
-from runners.experiments.settings import RewardSettings, TaskSettings
+from runners.experiments.settings import TaskSettings
 
 
 @checked
@@ -27,75 +25,83 @@ class EvaluateSettings:
     """an ir_datasets id or a folder in BEIR's layout; the run's own unless given"""
     split: Literal["encoder", "train", "validation", "test"] = "test"
     """whose queries are judged"""
-    fold: Index = 0
-    """which fold is the test split, where there are folds"""
+    fold: Index | None = None
+    """which fold is the test split, where there are folds; of the run's own dataset, the run's"""
     folds: Folds | None = None
-    """cut all queries into so many folds; unless given, 5 where there are no subsets"""
+    """cut all queries into so many folds; of the run's own dataset, as the run did; of another one
+    5, unless given, where there are no subsets"""
     seed: Seed = 0
     """of the random depths in the table"""
     device: str = "auto"
     """auto (the GPU where there is one), cpu, cuda, ..."""
-    out: Annotated[HomePath | None, Flag(old=("output",))] = None
+    out: HomePath | None = None
     """JSON file for the numbers, like metrics.json; none unless given"""
 
 
-def learner_and_reward(settings: EvaluateSettings) -> tuple[str, RewardSettings]:
-    """What the run's config.json says of both; defaults where there is none.
+def judged_task(settings: EvaluateSettings, config: Mapping[str, Any]) -> TaskSettings:
+    """What is judged: the run's own test split unless another dataset is given.
+
+    Args:
+        settings: of the evaluation.
+        config: the run's config.json; empty where it has none.
 
     Raises:
-        InputError: the file is not a run's.
+        InputError: no dataset, or a fold that is not the run's own.
     """
-    path = settings.run / CONFIG
-    if not path.exists():
-        return "router", RewardSettings()
-    config = read_config(settings.run)
-    given = config.get("settings")
+    given = config.get("settings", {})
     if not isinstance(given, dict):
-        raise InputError(f"{path} has no settings; give the folder of a training run")
-    given = {name: given[name] for name in ("alignment", "reward_weights") if name in given}
+        raise InputError(f"{settings.run / CONFIG} has no settings; give the folder of another run")
+    values = {
+        "encoder": str(settings.run / "encoder.safetensors"),
+        "seed": settings.seed,
+        "device": settings.device,
+        **{name: given[name] for name in ("alignment", "reward_weights") if name in given},
+    }
+    dataset = settings.dataset or given.get("dataset")
+    if dataset is None:
+        raise InputError(f"{settings.run} does not name its dataset; give one with --dataset")
+    for name in ("fold", "folds"):
+        told, own = getattr(settings, name), given.get(name)
+        if dataset == given.get("dataset"):
+            if told not in (None, own):
+                raise InputError(
+                    f"--{name} {told} is not the run's own {own}: queries that it learned from"
+                    " would judge it; leave the flag out"
+                )
+            told = own
+        if told is not None:
+            values[name] = told
     try:
-        reward = TypeAdapter(RewardSettings).validate_json(json.dumps(given), strict=True)
-    except ValidationError as error:
-        raise InputError(f"{path}: impossible settings ({one_line(error)})") from None
-    return printable(str(config.get("learner", "router")))[:80], reward
+        return made(TaskSettings, {"dataset": dataset, **values})
+    except InputError as problem:
+        raise InputError(f"{settings.run / CONFIG}: impossible settings ({problem})") from None
 
 
 def main(settings: EvaluateSettings) -> None:
     """Print the table of a training run for another collection."""
-    from maw_gym.routers.routed_encoder import ENCODER_FILE, RoutedEncoder
+    from maw_gym.routers.routed_encoder import RoutedEncoder
     from runners.experiments.methods import by_router
     from runners.experiments.report import metrics, ordered, row_of, rows_of, run_table
     from runners.experiments.training import task_of
 
     out = settings.out and writable_output(settings.out)
-    learner, reward = learner_and_reward(settings)
     routed = RoutedEncoder.from_run(settings.run, settings.device)
-    dataset = settings.dataset or routed.dataset
-    if dataset is None:
-        raise InputError(f"{settings.run} does not name its dataset; give one with --dataset")
-    spec = TaskSettings(
-        dataset=dataset,
-        encoder=str(settings.run / ENCODER_FILE),
-        alignment=reward.alignment,
-        reward_weights=reward.reward_weights,
-        seed=settings.seed,
-        device=settings.device,
-        fold=settings.fold,
-        folds=settings.folds,
-    )
+    config = read_config(settings.run) if (settings.run / CONFIG).exists() else {}
+    learner = printable(str(config.get("learner") or "router"))[:80]
+    spec = judged_task(settings, config)
     split, watch = settings.split, Stopwatch()
     with watch.stage("depth tables"):
         task = task_of(spec)
         if not task.collection.splits[split].ids:
-            raise InputError(f"{dataset} has no {split} queries; choose another --split")
+            raise InputError(f"{spec.dataset} has no {split} queries; choose another --split")
         task.table(split)
     with watch.stage(f"evaluation on {split} queries"):
         result = row_of(task, spec, by_router(task, spec, split, routed.router), split)
         rows = rows_of(task, spec, split=split)
     print(run_table(ordered(rows, learner, result)))
     print(
-        f"\n{len(task.table(split))} {split} queries of {printable(dataset)}; encoder and router of"
-        f" {settings.run}, trained on {printable(str(routed.dataset))}"
+        f"\n{len(task.table(split))} {split} queries of {printable(spec.dataset)}; encoder and"
+        f" router of {settings.run}, trained on {printable(str(routed.dataset))}"
     )
     if out is not None:
         content = metrics(spec, rows, result, watch, split)

@@ -3,41 +3,29 @@
 Several processes share the work: torchrun --nproc-per-node 4 runners/train_encoder.py ...
 """
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import Annotated, ClassVar
 
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.files import write_json
-from maw_gym.settings import Folds, HomeText, Index, checked, part
+from maw_gym.settings import checked
+from runners.experiments.command_line import Section
 from runners.experiments.runs import Stopwatch, open_run, run_main, write_config
 from runners.experiments.settings import FolderSettings, TaskSettings
 
 
 @checked
-class EncoderRunSettings(FolderSettings, TrainingSettings):
+class EncoderRunSettings:
     """Which collection, where, and how to train; equal settings are trained once and cached."""
 
     main_flags: ClassVar = (
-        "dataset",
-        "text_encoder",
-        "train_text_encoder",
-        "epochs",
-        "seed",
-        "device",
-        "run_name",
+        *("dataset", "text_encoder", "train_text_encoder", "epochs", "seed", "device", "run_name"),
     )
-
-    dataset: HomeText = "pydocs"
-    """an ir_datasets id (pydocs, beir/scifact, cranfield, ...) or a folder in BEIR's layout"""
-    fold: Index = 0
-    """which fold is the test split, where there are folds"""
-    folds: Folds | None = None
-    """cut all queries into so many folds; unless given, 5 where there are no subsets"""
-    text_encoder: HomeText = "wordllama"
-    """what the encoder stands on: wordllama (static token embeddings), minilm (all-MiniLM-L6-v2),
-    the folder or hub name of a transformer, or auto (wordllama, or untrained minilm where that is
-    better); over a transformer, settings left at their default take values that suit it"""
-    device: str = "auto"
-    """auto (the GPU where there is one), cpu, cuda, ..."""
+    task: Annotated[
+        TaskSettings, Section(only=("dataset", "fold", "folds", "text_encoder", "device"))
+    ] = TaskSettings()
+    training: TrainingSettings = TrainingSettings()
+    run: FolderSettings = FolderSettings()
 
 
 def main(settings: EncoderRunSettings) -> None:
@@ -50,18 +38,19 @@ def main(settings: EncoderRunSettings) -> None:
     from maw_gym.tables.task import RetrievalTask, resolve_device
     from runners.experiments.report import BASELINES, metrics, rows_of, run_table
 
-    start(settings.device)
-    device = resolve_device(settings.device)
-    texts = text_encoders(settings.text_encoder)
+    given = settings.task
+    start(given.device)
+    device = resolve_device(given.device)
+    texts = text_encoders(given.text_encoder)
     # Several processes do the same; the first one writes.
-    name = f"encoder-{settings.dataset}-seed{settings.seed}"
+    name = f"encoder-{given.dataset}-seed{settings.training.seed}"
     folder = open_run(settings, name) if is_first() else None
     watch = Stopwatch(silent=folder is None)
     with watch.stage("collection"):
-        collection = load_collection(settings.dataset, settings.fold, settings.folds)
+        collection = load_collection(given.dataset, given.fold, given.folds)
     with watch.stage("encoder"):
         embedder, provenance = trained_embedder(
-            collection, device, part(TrainingSettings, settings), texts[0], texts[1:]
+            collection, device, settings.training, texts[0], texts[1:]
         )
     if folder is not None:
         save_embedder(folder / "encoder.safetensors", embedder, {"encoder": provenance})
@@ -72,7 +61,7 @@ def main(settings: EncoderRunSettings) -> None:
         for split in ("train", "test"):
             task.table(split)
     with watch.stage("evaluation on test queries"):
-        spec = TaskSettings(dataset=settings.dataset, seed=settings.seed)
+        spec = replace(given, seed=settings.training.seed % 2**32)
         rows = rows_of(task, spec, ("mean-pooling", *BASELINES))
     if folder is not None:
         test = task.table("test")

@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter, load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import load_task
+from runners.experiments.command_line import flat, made
 from runners.experiments.runs import run_main
 from runners.train_grpo import GRPORunSettings
 
@@ -97,7 +98,7 @@ SMALL: Arguments = lambda at: [
 
 def grpo_run(at: Place, finished: bool = False, **changes: Any) -> Path:
     """The folder of a run of GRPO that was stopped, or is finished."""
-    settings = json.loads(json.dumps(asdict(GRPORunSettings()), default=str)) | changes
+    settings = json.loads(json.dumps(flat(made(GRPORunSettings)), default=str)) | changes
     folder = at.run({"learner": "GRPO", "settings": settings})
     if finished:
         (folder / "metrics.json").write_text("{}")

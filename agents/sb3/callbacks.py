@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -13,8 +13,8 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
-from agents.sb3.stopping import STOP
 from agents.sb3.training_state import aliases, first_not_finite, training_state
 from maw_gym.checkpoints import Checkpoints
 from maw_gym.envs.bandit import NDCG, TERMS, Bandit, Outcome, gap_closed
@@ -179,7 +179,8 @@ class CheckpointCallback(BaseCallback):
         checkpoints: where they go.
         validation: its state is saved along.
         every: rollouts between checkpoints. One is written at the end of the training besides, and
-            one when a signal has asked for the end.
+            one when the end was asked for.
+        asked: whether it was; the training then ends by a KeyboardInterrupt.
 
     Attributes:
         last: the last checkpoint written, or gone on from.
@@ -187,12 +188,17 @@ class CheckpointCallback(BaseCallback):
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, validation: ValidationCallback, every: int
+        self,
+        checkpoints: Checkpoints,
+        validation: ValidationCallback,
+        every: int,
+        asked: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         self.checkpoints = checkpoints
         self.validation = validation
         self.every = every
+        self.asked = asked
         self.last: Path | None = None
         self.queries: dict[str, None] = {}
         self._rollouts = 0
@@ -202,10 +208,12 @@ class CheckpointCallback(BaseCallback):
         if name is not None:
             raise FloatingPointError(f"{name} is not finite at step {self.num_timesteps}")
         self.queries.clear()
-        if STOP.received is not None or self._rollouts == self.every:
+        asked = self.asked()
+        if asked or self._rollouts == self.every:
             self.write()
+        if asked:
+            raise KeyboardInterrupt
         self._rollouts += 1
-        STOP.raise_if_received()
 
     def _on_step(self) -> bool:
         self.queries |= dict.fromkeys(info["query"] for info in self.locals["infos"])
@@ -216,7 +224,6 @@ class CheckpointCallback(BaseCallback):
         if name is not None:
             raise FloatingPointError(f"{name} is not finite at step {self.num_timesteps}")
         self.write()
-        STOP.raise_if_received()
 
     def write(self) -> None:
         """Write a checkpoint now."""
@@ -230,6 +237,22 @@ class CheckpointCallback(BaseCallback):
         self.last = self.checkpoints.write(
             self.num_timesteps, tensors | best, state | {"validation": validation}
         )
+
+
+class ProgressBar(BaseCallback):
+    """Environment steps on standard error, where that is a terminal."""
+
+    def _on_training_start(self) -> None:
+        total = self.locals["total_timesteps"]
+        done = self.model.num_timesteps
+        self.bar = tqdm(total=total, initial=done, unit="step", disable=None)
+
+    def _on_step(self) -> bool:
+        self.bar.update(self.training_env.num_envs)
+        return True
+
+    def _on_training_end(self) -> None:
+        self.bar.close()
 
 
 class SyncedTensorBoard(TensorBoardOutputFormat):

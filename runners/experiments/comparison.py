@@ -34,7 +34,7 @@ from maw_gym.routers.depth_router import save_router
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.analysis import Comparison, Reference
 from runners.experiments.methods import METHODS, Method, Result, added_latency, check_methods
-from runners.experiments.settings import OnlineSettings, TaskSettings
+from runners.experiments.settings import AnySpec, CommonSpec, TaskSettings
 from runners.experiments.training import ROUTER, Log, forget_training, task_of
 
 if TYPE_CHECKING:
@@ -55,13 +55,13 @@ class Fold(NamedTuple):
     """
 
     task: RetrievalTask
-    spec: OnlineSettings
+    spec: CommonSpec
     encoder: str = ""
     number: str = ""
 
     def label(self, method: Method, seed: int) -> str:
         """What the files of a method are called, whatever the fold."""
-        name = f"{slug(self.spec.dataset)}.{method.name}{self.encoder}"
+        name = f"{slug(self.spec.task.dataset)}.{method.name}{self.encoder}"
         return f"{name}.seed{seed}" if method.seeded else name
 
 
@@ -71,7 +71,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     *,
     baseline: str = "standard-attention",
-    spec: OnlineSettings | None = None,
+    spec: CommonSpec | None = None,
     folder: Path | None = None,
     ranked: int = 100,
     seed_intervals: bool = False,
@@ -99,8 +99,11 @@ def compare(
     check_methods([*names, *({baseline} - {*names})], known)
     ordered = [name for name in known if name in (*names, baseline)]
     if isinstance(task, RetrievalTask):
-        task = [Fold(task, spec or OnlineSettings(dataset=task.collection.name))]
-    dataset, encoders = task[0].spec.dataset, list(dict.fromkeys(fold.encoder for fold in task))
+        task = [Fold(task, spec or CommonSpec(TaskSettings(dataset=task.collection.name)))]
+    dataset, encoders = (
+        task[0].spec.task.dataset,
+        list(dict.fromkeys(fold.encoder for fold in task)),
+    )
     results: dict[str, list[Result]] = {}
     skipped = {}
     with ExitStack() as stack:
@@ -125,7 +128,8 @@ def compare(
 
 def run_cell(method: Method, fold: Fold, seed: int, folder: Path, ranked: int = 100) -> Result:
     """One method with one seed on one fold; what is there for this very content is read."""
-    task, spec = fold.task, method.specify(replace(fold.spec, seed=seed), fold.task)
+    common = replace(fold.spec, task=replace(fold.spec.task, seed=seed))
+    task, spec = fold.task, method.specify(common, fold.task)
     label = fold.label(method, seed) + fold.number
     path = folder / "cells" / f"{label}.{result_key(method.name, task, spec)}.json"
     trec = _trec(folder, label, fold)
@@ -148,11 +152,11 @@ def run_cell(method: Method, fold: Fold, seed: int, folder: Path, ranked: int = 
     return result
 
 
-def result_key(method: str, task: RetrievalTask, spec: TaskSettings) -> str:
+def result_key(method: str, task: RetrievalTask, spec: AnySpec) -> str:
     """Key of everything that a result depends on: all settings, the data and the encoder."""
     settings = asdict(spec)
     for name in ("dataset", "encoder", "device"):  # what they stand for is told below
-        del settings[name]
+        del settings["task"][name]
     return content_key(
         {
             "format": FORMAT,
@@ -204,7 +208,7 @@ def slug(name: str) -> str:
 
 def reference(fold: Fold) -> Reference:
     """What the methods of one fold are seen against."""
-    task, spec = fold.task, fold.spec
+    task, spec = fold.task, fold.spec.task
     train, validation, test = (
         Bandit(task.table(split), reward=spec.reward) for split in ("train", "validation", "test")
     )
@@ -229,7 +233,7 @@ def reference(fold: Fold) -> Reference:
             "observation": list(spec.observation),
             "network": "shared" if shared else "mlp",
             "depths": test.num_depths,
-            "timesteps": spec.timesteps,
+            "timesteps": fold.spec.online.timesteps,
             "chosen encoder": str(task.encoder_provenance.get("chosen")),
             **shared_documents(collection),
         },
@@ -295,31 +299,29 @@ def checked_folds(
     return folds, dict(collection.provenance)
 
 
-def open_folds(
-    specs: Sequence[OnlineSettings], only: Sequence[OnlineSettings] | None = None
-) -> list[Fold]:
+def open_folds(specs: Sequence[CommonSpec], only: Sequence[CommonSpec] | None = None) -> list[Fold]:
     """The tasks of a dataset's folds and encoders, each with its own settings: all, or some."""
     several_folds, several_encoders = (
-        len({getattr(spec, name) for spec in specs}) > 1 for name in ("fold", "encoder_seed")
+        len({getattr(spec.task, name) for spec in specs}) > 1 for name in ("fold", "encoder_seed")
     )
     opened = []
     for spec in specs if only is None else only:
-        fold = f", fold {spec.fold}" if several_folds else ""
-        encoder = f", encoder {spec.encoder_seed}" if several_encoders else ""
+        fold = f", fold {spec.task.fold}" if several_folds else ""
+        encoder = f", encoder {spec.task.encoder_seed}" if several_encoders else ""
         print(
-            f"{spec.dataset}{fold}{encoder}: encoder and depth tables ...",
+            f"{spec.task.dataset}{fold}{encoder}: encoder and depth tables ...",
             file=sys.stderr,
             flush=True,
         )
-        encoder = f".encoder{spec.encoder_seed}" if several_encoders else ""
-        fold = f".fold{spec.fold}" if several_folds else ""
-        opened.append(Fold(task_of(spec), spec, encoder, fold))
+        encoder = f".encoder{spec.task.encoder_seed}" if several_encoders else ""
+        fold = f".fold{spec.task.fold}" if several_folds else ""
+        opened.append(Fold(task_of(spec.task), spec, encoder, fold))
     return opened
 
 
 def run_fold(
-    specs: Sequence[OnlineSettings],
-    spec: OnlineSettings,
+    specs: Sequence[CommonSpec],
+    spec: CommonSpec,
     methods: Sequence[str],
     seeds: Sequence[int],
     folder: Path,

@@ -8,7 +8,7 @@ import difflib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -39,25 +39,22 @@ from maw_gym.retrieval.index import SearchIndex
 from maw_gym.retrieval.search import Ranking
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from maw_gym.settings import checked, part
+from maw_gym.settings import checked
 from maw_gym.tables.task import RetrievalTask
+from runners.experiments.command_line import changed
 from runners.experiments.settings import (
+    CommonSpec,
     FullInformationSpec,
     GRPOSpec,
-    OnlineSettings,
     PPOSpec,
-    RouterSettings,
+    Spec,
     SupervisedSpec,
     TaskSettings,
 )
-from runners.experiments.training import (
-    Log,
-    Trained,
-    train_classifier,
-    train_grpo,
-    train_on_all_rewards,
-    train_ppo,
-)
+from runners.experiments.training import Log, Trained, train_on_all_rewards
+from runners.train_grpo import train_grpo
+from runners.train_ppo import train_ppo
+from runners.train_supervised import train_classifier
 
 RANKINGS: Final = ("profile", "retrieval")  # observed by those that see rankings
 LATENCY_QUERIES: Final = 40
@@ -147,27 +144,26 @@ def _plain_value(value: Any) -> Any:
 
 
 @checked
-class EncoderSpec(TaskSettings):
+class EncoderSpec:
     """All that an encoder without routing depends on."""
 
-    training: TrainingSettings = field(default_factory=TrainingSettings)
+    task: TaskSettings = TaskSettings()
+    training: TrainingSettings = TrainingSettings()
     """as long and as wide as the MAW encoder's"""
 
 
-def bm25(task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None) -> Result:
+def bm25(task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """BM25 over the whole collection."""
     return Result.of(evaluate_bm25(task, split))
 
 
-def standard_attention(
-    task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None
-) -> Result:
+def standard_attention(task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """The MAW encoder's standard attention."""
     encode = _standard(task)
     return Result.of(task.evaluate(split), parameters=size(task.embedder, "depth_"), encode=encode)
 
 
-def ensemble(task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None) -> Result:
+def ensemble(task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """The mean of all depths' embeddings."""
 
     def encode(texts: Sequence[str]) -> Tensor:
@@ -180,9 +176,7 @@ def ensemble(task: RetrievalTask, spec: TaskSettings, split: str, log: Log | Non
     )
 
 
-def with_bm25(
-    fusion: str, task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None
-) -> Result:
+def with_bm25(fusion: str, task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """The MAW encoder's standard attention and BM25 together."""
     facts = {"weight of cosines": task.hybrid_weight} if fusion == "sum" else {}
     return Result.of(task.evaluate_hybrid(split, fusion=fusion), facts=facts)
@@ -231,42 +225,38 @@ def _chosen(
 # --- methods that choose a depth: by rule, by hindsight and by training ----------------------
 
 
-def randomly(task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None) -> Result:
+def randomly(task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """A depth drawn for each query; its terms are those that are expected."""
     table = task.table(split)
-    depths = random_depths(len(table), table.num_depths, np.random.default_rng(spec.seed))
-    result = by_depths(task, spec, split, depths)
-    terms = Bandit(table, reward=spec.reward).terms
+    depths = random_depths(len(table), table.num_depths, np.random.default_rng(spec.task.seed))
+    result = by_depths(task, spec.task, split, depths)
+    terms = Bandit(table, reward=spec.task.reward).terms
     result.terms = {name: values.astype(np.float64).mean(axis=1) for name, values in terms.items()}
     return result
 
 
-def by_rule(
-    name: str, task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None
-) -> Result:
+def by_rule(name: str, task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """A rule of `agents.baselines`."""
-    return by_router(task, spec, split, static_router(name, task, spec.reward))
+    return by_router(task, spec.task, split, static_router(name, task, spec.task.reward))
 
 
-def by_hindsight(
-    by: str, task: RetrievalTask, spec: TaskSettings, split: str, log: Log | None
-) -> Result:
+def by_hindsight(by: str, task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """Each query's best depth, by its reward or by its nDCG@10."""
-    bandit = Bandit(task.table(split), reward=NDCG if by == "nDCG@10" else spec.reward)
-    result = by_depths(task, spec, split, bandit.oracle)
+    bandit = Bandit(task.table(split), reward=NDCG if by == "nDCG@10" else spec.task.reward)
+    result = by_depths(task, spec.task, split, bandit.oracle)
     result.encode = None
     return result
 
 
 def by_training(
-    train: Train, task: RetrievalTask, spec: RouterSettings, split: str, log: Log | None
+    train: Train, task: RetrievalTask, spec: Any, split: str, log: Log | None
 ) -> Result:
     """The depths of a learner's router."""
     assert log is not None
     start = time.perf_counter()
     trained = train(task, spec, log)
     seconds = time.perf_counter() - start
-    result = by_router(task, spec, split, trained.router)
+    result = by_router(task, spec.task, split, trained.router)
     assert result.parameters is not None
     result.parameters += size(trained.router)
     result.training_seconds, result.facts, result.trained = seconds, trained.facts, trained
@@ -304,9 +294,10 @@ def by_depths(
     )
 
 
-def _for_ndcg(train: Train, task: RetrievalTask, spec: RouterSettings, log: Log) -> Trained:
+def _for_ndcg(train: Train, task: RetrievalTask, spec: Any, log: Log) -> Trained:
     """Train on nDCG@10 alone; what the depths are worth is told by the table's own reward."""
-    return train(task, replace(spec, alignment="ndcg", reward_weights=(0.0, 0.0, 1.0)), log)
+    paid = replace(spec.task, alignment="ndcg", reward_weights=(0.0, 0.0, 1.0))
+    return train(task, replace(spec, task=paid), log)
 
 
 def size(module: Embedder | Module, but: str = "-") -> int:
@@ -345,27 +336,23 @@ def _standard(task: RetrievalTask) -> Encode:
 # --- the list --------------------------------------------------------------------------------
 
 
-def _plain(common: TaskSettings, task: RetrievalTask) -> TaskSettings:
-    return part(TaskSettings, common)
+def _plain(common: CommonSpec, task: RetrievalTask) -> Spec:
+    return Spec(common.task)
 
 
-def _trained_alike(common: TaskSettings, task: RetrievalTask) -> EncoderSpec:
+def _trained_alike(common: CommonSpec, task: RetrievalTask) -> EncoderSpec:
     given = (task.encoder_provenance.get("training") or {}).get("settings") or {}
-    return EncoderSpec(**asdict(_plain(common, task)), training=TrainingSettings(**given))
+    return EncoderSpec(common.task, TrainingSettings(**given))
 
 
-def _online(
-    kind: type[OnlineSettings], common: OnlineSettings, task: RetrievalTask, **more: Any
-) -> OnlineSettings:
-    return kind(**asdict(common) | more)
+def _online(kind: Callable[..., Any], common: CommonSpec, task: RetrievalTask, **more: Any) -> Any:
+    return kind(replace(common.task, **more), common.online)
 
 
-def _offline(
-    kind: Callable[..., RouterSettings], common: OnlineSettings, task: RetrievalTask, **more: Any
-) -> RouterSettings:
+def _offline(kind: Callable[..., Any], common: CommonSpec, task: RetrievalTask, **more: Any) -> Any:
     """As many training queries seen as the others have timesteps."""
-    epochs = max(1, round(common.timesteps / len(task.table("train"))))
-    return kind(**asdict(part(RouterSettings, common)) | more, epochs=epochs)
+    epochs = max(1, round(common.online.timesteps / len(task.table("train"))))
+    return changed(kind(common.task), epochs=epochs, **more)
 
 
 def _no_training_queries(task: RetrievalTask) -> str | None:
@@ -387,7 +374,7 @@ class Method(NamedTuple):
         title: its name in the table of a single run.
         about: what it is, in a line.
         specify: its specification, from the task and the settings that the methods of a table
-            share; learners want `OnlineSettings`, the others `TaskSettings`.
+            share.
         seeded: whether it differs from seed to seed.
         slow: it trains an encoder, which `--quick` leaves out.
         missing: what it wants and a task has not; None where it can run.
@@ -398,7 +385,7 @@ class Method(NamedTuple):
     kind: str
     title: str
     about: str
-    specify: Callable[[Any, RetrievalTask], TaskSettings] = _plain
+    specify: Callable[[CommonSpec, RetrievalTask], Any] = _plain
     seeded: bool = False
     slow: bool = False
     missing: Callable[[RetrievalTask], str | None] = lambda task: None

@@ -22,7 +22,7 @@ from runners.experiments.analysis import COLUMNS, MAIN, NAMES, Comparison, Row
 from runners.experiments.comparison import slug, write_run
 from runners.experiments.methods import METHODS, Floats, Result
 from runners.experiments.runs import Stopwatch
-from runners.experiments.settings import RouterSettings, TaskSettings
+from runners.experiments.settings import CommonSpec, TaskSettings
 from runners.experiments.training import ROUTER
 from runners.report_page.page import write_report_page
 
@@ -508,7 +508,7 @@ def rows_of(
     rows = {}
     for method in map(METHODS.__getitem__, names):
         if method.missing(task) is None:
-            result = method.run(task, method.specify(spec, task), split, None)
+            result = method.run(task, method.specify(CommonSpec(spec), task), split, None)
             rows[method.title] = row_of(task, spec, result, split)
     random = METHODS["random"].title
     if random in rows:
@@ -561,7 +561,7 @@ def metrics(
 
 def report(
     task: RetrievalTask,
-    spec: RouterSettings,
+    spec: TaskSettings,
     learner: str,
     result: Result,
     folder: Path,

@@ -1,16 +1,17 @@
-"""Settings that experiments share: what is routed, what a router sees, where a run is kept.
+"""Settings that experiments share: what is routed, how a learner is trained, where a run is kept.
 
-A method's specification is one of these together with the settings of its learner: everything that
-its result depends on. The settings of a run are a specification and a `RunSettings`.
+A method's specification is a `TaskSettings` and the settings of its learner: everything that its
+result depends on. The settings of a run are a specification and a `RunSettings`. Each section has
+its own fields; `runners.experiments.command_line` makes flags of all of them.
 """
 
 from dataclasses import field
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import model_validator
 
-from agents.grpo.settings import DEFAULTS, GRPOSettings
+from agents.grpo.settings import GRPOSettings
 from agents.settings import (
     FullInformationSettings,
     PPOSettings,
@@ -21,25 +22,24 @@ from agents.settings import (
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.envs.bandit import DEFAULT_WEIGHTS, RewardSpec
 from maw_gym.errors import InputError
-from maw_gym.settings import (
-    Count,
-    Folds,
-    HomePath,
-    HomeText,
-    Index,
-    Seed,
-    Share,
-    checked,
-)
+from maw_gym.settings import Count, Folds, HomePath, HomeText, Index, Seed, Share, checked
 from maw_gym.tables.depth_table import checked_blocks
 
-LARGEST_ROLLOUT = 2**22  # samples, some gigabytes of observations
+LARGEST_ROLLOUT: Final = 2**22  # samples, some gigabytes of observations
 
 
 @checked
-class EncoderChoice:
-    """Which encoder, where."""
+class TaskSettings:
+    """Which queries go through which encoder, what a depth is paid for, what a router sees."""
 
+    dataset: HomeText = "pydocs"
+    """an ir_datasets id (pydocs, beir/scifact, ...), pydocs:NAME,NAME for docstrings of installed
+    packages, or a folder in BEIR's layout"""
+    fold: Index = 0
+    """which fold is the test split, where there are folds"""
+    folds: Folds | None = None
+    """cut all queries, whatever their subsets, into so many folds; unless given, 5 where there are
+    no subsets"""
     encoder: HomeText = "trained"
     """trained (on this dataset, cached), untrained, or the path of an encoder.safetensors"""
     device: str = "auto"
@@ -55,6 +55,17 @@ class EncoderChoice:
     balance: Share = 1.0
     """exponent on the sizes of groups of queries, such as packages, when an encoder is trained and
     when the environment draws queries: 1 as they are, 0 all groups alike"""
+    alignment: Literal["ndcg", "listwise"] = "ndcg"
+    """relevance alignment in the reward"""
+    reward_weights: tuple[float, float, float] = DEFAULT_WEIGHTS
+    """of entropy, focus and alignment"""
+    observation: tuple[str, ...] = ("profile",)
+    """blocks of the observation, of: attention, profile, retrieval, content"""
+    network: Literal["auto", "shared", "mlp"] = "auto"
+    """shared (one small network scores every depth by its own numbers: profile, retrieval), mlp
+    (all numbers in, all depths out), or auto: shared where the observation allows it"""
+    seed: Seed = 0
+    """of everything random"""
 
     @property
     def encoder_training(self) -> TrainingSettings:
@@ -65,125 +76,112 @@ class EncoderChoice:
             seed=self.encoder_seed,
         )
 
-
-@checked
-class DataSettings(EncoderChoice):
-    """Which queries go through which encoder."""
-
-    dataset: HomeText = "pydocs"
-    """an ir_datasets id (pydocs, beir/scifact, ...), pydocs:NAME,NAME for docstrings of installed
-    packages, or a folder in BEIR's layout"""
-    fold: Index = 0
-    """which fold is the test split, where there are folds"""
-    folds: Folds | None = None
-    """cut all queries, whatever their subsets, into so many folds; unless given, 5 where there are
-    no subsets"""
-
-
-@checked
-class RewardSettings:
-    """What a depth is paid for."""
-
-    alignment: Literal["ndcg", "listwise"] = "ndcg"
-    """relevance alignment in the reward"""
-    reward_weights: tuple[float, float, float] = DEFAULT_WEIGHTS
-    """of entropy, focus and alignment"""
-
     @property
     def reward(self) -> RewardSpec:
         """Weights and alignment as one."""
         return RewardSpec(self.reward_weights, self.alignment)
 
     @model_validator(mode="after")
-    def _are_a_reward(self) -> Self:
+    def _fit_together(self) -> Self:
         assert self.reward
-        return self
-
-
-@checked
-class ObservationSettings:
-    """What a router sees, and its shape."""
-
-    observation: tuple[str, ...] = ("profile",)
-    """blocks of the observation, of: attention, profile, retrieval, content"""
-    network: Literal["auto", "shared", "mlp"] = "auto"
-    """shared (one small network scores every depth by its own numbers: profile, retrieval), mlp
-    (all numbers in, all depths out), or auto: shared where the observation allows it"""
-
-    @model_validator(mode="after")
-    def _blocks_fit_the_network(self) -> Self:
         checked_blocks(self.observation)
         check_network(self.network, self.observation)
         return self
 
 
 @checked
-class TaskSettings(RewardSettings, DataSettings):
-    """What a method depends on that learns nothing."""
-
-    seed: Seed = 0
-    """of everything random"""
-
-
-@checked
-class RouterSettings(ObservationSettings, TaskSettings):
-    """What a router depends on beside its training."""
-
-
-@checked
-class OnlineSettings(RouterSettings):
+class OnlineSettings:
     """How a learner meets its queries in the environment."""
 
     timesteps: Count = 100_000
     """environment steps, over all sub-environments together"""
     num_envs: Count = 256
     """sub-environments stepped at once"""
-    group_size: Count = DEFAULTS.group_size
-    """neighbouring sub-environments that share each query"""
     evaluations: Count = 20
     """how many times the validation queries are looked at"""
 
-    @model_validator(mode="after")
-    def _fill_rollouts(self) -> Self:
-        if self.num_envs % self.group_size:
-            raise InputError(
-                f"num_envs {self.num_envs} is not divisible by group_size {self.group_size}"
-            )
-        steps = getattr(self, "n_steps", 1)  # of the learner that these settings belong to
-        if self.num_envs * steps > LARGEST_ROLLOUT:
-            raise InputError(
-                f"a rollout of {self.num_envs} num_envs times {steps} n_steps is larger than"
-                f" {LARGEST_ROLLOUT:,} samples; lower one of them"
-            )
-        return self
+
+@checked
+class Spec:
+    """All that a method depends on that learns nothing."""
+
+    task: TaskSettings = TaskSettings()
 
 
 @checked
-class GRPOSpec(GRPOSettings, OnlineSettings):
+class CommonSpec:
+    """What the methods of a table share, from which the specification of each is made."""
+
+    task: TaskSettings = TaskSettings()
+    online: OnlineSettings = OnlineSettings()
+
+
+@checked
+class GRPOSpec:
     """All that a training with GRPO depends on."""
 
-
-@checked
-class PPOSpec(PPOSettings, OnlineSettings):
-    """All that a training with PPO depends on."""
+    task: TaskSettings = TaskSettings()
+    online: OnlineSettings = OnlineSettings()
+    learner: GRPOSettings = GRPOSettings()
 
     @model_validator(mode="after")
-    def _fill_batches(self) -> Self:
-        check_batches(self, self.num_envs)
+    def _fill_rollouts(self) -> Self:
+        check_rollouts(self.online, self.learner)
         return self
 
 
 @checked
-class SupervisedSpec(SupervisedSettings, RouterSettings):
-    """All that a supervised training depends on."""
+class PPOSpec:
+    """All that a training with PPO depends on; `agents.ppo` says which settings are inert."""
 
-    labels: Literal["rule", "oracle"] = "oracle"
-    """rule (by the number of relevant documents) or oracle (the best depth of each query)"""
+    task: TaskSettings = TaskSettings()
+    online: OnlineSettings = OnlineSettings()
+    learner: PPOSettings = PPOSettings()
+
+    @model_validator(mode="after")
+    def _fill_rollouts(self) -> Self:
+        check_rollouts(self.online, self.learner)
+        check_batches(self.learner, self.online.num_envs)
+        return self
+
+
+OnlineSpec = GRPOSpec | PPOSpec  # both meet their queries in the environment
 
 
 @checked
-class FullInformationSpec(FullInformationSettings, RouterSettings):
+class SupervisedSpec:
+    """All that a supervised training depends on; see `agents.supervised`."""
+
+    task: TaskSettings = TaskSettings()
+    learner: SupervisedSettings = SupervisedSettings()
+
+
+@checked
+class FullInformationSpec:
     """All that a training on the rewards of all depths depends on."""
+
+    task: TaskSettings = TaskSettings()
+    learner: FullInformationSettings = FullInformationSettings()
+
+
+AnySpec = Spec | GRPOSpec | PPOSpec | SupervisedSpec | FullInformationSpec
+
+
+def check_rollouts(online: OnlineSettings, learner: Any) -> None:
+    """Refuse groups that do not divide the sub-environments, and rollouts that fill the memory.
+
+    Raises:
+        InputError: with the numbers.
+    """
+    if online.num_envs % learner.group_size:
+        raise InputError(
+            f"num_envs {online.num_envs} is not divisible by group_size {learner.group_size}"
+        )
+    if online.num_envs * learner.n_steps > LARGEST_ROLLOUT:
+        raise InputError(
+            f"a rollout of {online.num_envs} num_envs times {learner.n_steps} n_steps is larger"
+            f" than {LARGEST_ROLLOUT:,} samples; lower one of them"
+        )
 
 
 @checked
@@ -205,19 +203,8 @@ class RunSettings(FolderSettings):
 
 
 @checked
-class OnlineRunSettings(RunSettings):
-    """Where a run of a learner in the environment is kept."""
-
-    main_flags: ClassVar = (
-        "dataset",
-        "text_encoder",
-        "observation",
-        "timesteps",
-        "seed",
-        "device",
-        "run_name",
-        "resume",
-    )
+class TrainingRunSettings(RunSettings):
+    """Where a training in the environment is kept."""
 
     checkpoint_every: Count = 50
     """rollouts between checkpoints; the last two are kept"""

@@ -1,7 +1,6 @@
 """Trying out GRPO's settings on a tiny collection."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,16 @@ import pytest
 from maw_gym.errors import InputError
 from runners import ablate
 from runners.ablate import VARIANTS, AblateSettings
+from runners.experiments.command_line import changed, made
 from runners.experiments.settings import GRPOSpec
 
 
 def test_variants_are_settings_of_grpo() -> None:
     for variant in VARIANTS.values():
-        AblateSettings().spec(variant, 0)
-    assert AblateSettings().spec({}, 0) == GRPOSpec()
+        made(AblateSettings).spec(variant, 0)
+    assert made(AblateSettings).spec({}, 0) == GRPOSpec()
 
 
-# SB3's progress bar is tqdm's for rich terminals, which calls itself experimental.
-@pytest.mark.filterwarnings("ignore::tqdm.std.TqdmExperimentalWarning")
 def test_leaves_a_report(
     tiny_folder: Path,
     tmp_path: Path,
@@ -30,7 +28,7 @@ def test_leaves_a_report(
 ) -> None:
     some = ("defaults", "observation: profile", "kl: none")
     monkeypatch.setattr(ablate, "VARIANTS", {name: VARIANTS[name] for name in some})
-    settings = AblateSettings(
+    settings = made(AblateSettings,
         dataset=str(tiny_folder), encoder="untrained", seeds=(0, 1), timesteps=2048, device="cpu",
         logdir=tmp_path, run_name="one",
     )  # fmt: skip
@@ -46,7 +44,7 @@ def test_leaves_a_report(
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "one" / "cells").iterdir()}
     (lost,) = (path for path in kept if path.match("*.kl--none.seed1.*.json"))
     lost.unlink()
-    ablate.main(replace(settings, resume=tmp_path / "one"))
+    ablate.main(changed(settings, resume=tmp_path / "one"))
     now = {path: path.stat().st_mtime_ns for path in (tmp_path / "one" / "cells").iterdir()}
     assert now.keys() == kept.keys()
     assert {path for path in kept if now[path] != kept[path]} == {lost}
@@ -73,4 +71,4 @@ def test_table() -> None:
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        AblateSettings(**settings)
+        made(AblateSettings, **settings)

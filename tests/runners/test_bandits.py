@@ -13,6 +13,7 @@ from maw_gym.errors import InputError
 from runners import bandits
 from runners.bandits import BanditSettings, Curve, Learner, draw, interval, main, table
 from runners.experiments.bandits import PROBLEMS, Problem, ProblemEnv, problem
+from runners.experiments.command_line import made
 
 SMALL = Problem("small", np.eye(2, dtype=np.float32), np.array([[1.0, 0.0, 0.5], [0.0, 3.0, 1.0]]))
 
@@ -128,12 +129,18 @@ class Always:
 def test_everything_that_a_run_leaves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made: Any = Always
-    learners = {"GRPO": Learner(made, 4, True), "PPO, grouped": Learner(made, 4, False)}
+    always: Any = Always
+    learners = {"GRPO": Learner(always, 4, True), "PPO, grouped": Learner(always, 4, False)}
     monkeypatch.setattr(bandits, "LEARNERS", learners)
     monkeypatch.setattr(bandits, "problem", lambda name: SMALL._replace(name=name))
-    settings = BanditSettings(
-        logdir=tmp_path, run_name="b", problems=("wine",), timesteps=40, evaluations=5, seeds=2
+    settings = made(
+        BanditSettings,
+        logdir=tmp_path,
+        run_name="b",
+        problems=("wine",),
+        timesteps=40,
+        evaluations=5,
+        seeds=2,
     )
     main(settings)
     results = json.loads((tmp_path / "b" / "results.json").read_text())
@@ -148,7 +155,7 @@ def test_everything_that_a_run_leaves(
 
 
 def test_curves_and_table_of_real_learners() -> None:
-    settings = BanditSettings(problems=("dense",), timesteps=256, evaluations=2, group_size=4)
+    settings = made(BanditSettings, problems=("dense",), timesteps=256, evaluations=2, group_size=4)
     curves = {
         name: [bandits.train(name, problem("dense"), 0, settings).points]
         for name in bandits.LEARNERS
@@ -162,7 +169,7 @@ def test_curves_and_table_of_real_learners() -> None:
 
 
 def test_grpo_reaches_the_goal_on_a_problem() -> None:
-    settings = BanditSettings(timesteps=10_240, evaluations=1)
+    settings = made(BanditSettings, timesteps=10_240, evaluations=1)
     curve = bandits.train("GRPO", problem("dense"), 0, settings)
     assert curve.points[-1][1] >= bandits.GOAL
 
@@ -177,7 +184,7 @@ def test_grpo_reaches_the_goal_on_a_problem() -> None:
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        BanditSettings(**changes)
+        made(BanditSettings, **changes)
     assert "\n" not in str(error.value)
 
 

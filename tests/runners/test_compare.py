@@ -17,6 +17,7 @@ from maw_gym.corpora import load_collection
 from maw_gym.errors import InputError
 from maw_gym.tables.task import load_task
 from runners.compare import CompareSettings, main
+from runners.experiments.command_line import made
 from runners.experiments.methods import Result
 
 METHODS = [
@@ -160,7 +161,8 @@ def whole_collection(folder: Path, tiny_folder: Path, queries: int) -> Path:
 
 def in_process(folder: Path, logdir: Path, **more: object) -> None:
     main(
-        CompareSettings(
+        made(
+            CompareSettings,
             datasets=(str(folder),),
             methods=("non-maw-zero-shot", "best-fixed-reward"),
             baseline="non-maw-zero-shot",
@@ -219,5 +221,5 @@ def test_mistakes_are_found_before_any_work(
 ) -> None:
     told: dict[str, object] = {"datasets": (str(tiny_folder),), "logdir": tmp_path} | more
     with pytest.raises(InputError, match=message):
-        main(CompareSettings(**told))  # type: ignore[arg-type]
+        main(made(CompareSettings, **told))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from maw_gym.corpora import Collection, QuerySet
 from maw_gym.errors import InputError
 from runners.compare import CompareSettings
 from runners.experiments.analysis import NAMES, Comparison, Reference, t_interval
-from runners.experiments.command_line import command_of
+from runners.experiments.command_line import command_of, made
 from runners.experiments.comparison import shared_documents, slug
 from runners.experiments.methods import METHODS, Result
 from runners.experiments.report import markdown, p_value, pair_table, percent
@@ -140,32 +140,36 @@ def test_shared_documents() -> None:
 
 
 def test_settings_fill_in_what_is_not_told() -> None:
-    quick = CompareSettings(quick=True)
+    quick = made(CompareSettings, quick=True)
     assert quick.learner_seeds == (0,)
     assert quick.tested_against == "standard-attention"
-    assert quick.specs("pydocs")[0].timesteps == 40_000
+    assert quick.specs("pydocs")[0].online.timesteps == 40_000
     assert not {"non-maw-trained", "maw-single"} & set(quick.method_names)
-    whole = CompareSettings()
+    whole = made(CompareSettings)
     assert whole.learner_seeds == (0, 1, 2)
     assert whole.tested_against == "non-maw-trained"
-    assert whole.specs("pydocs")[0].timesteps == 100_000
-    told = CompareSettings(text_encoder="minilm", train_text_encoder=True, balance=0.5, folds=3)
+    assert whole.specs("pydocs")[0].online.timesteps == 100_000
+    told = made(
+        CompareSettings, text_encoder="minilm", train_text_encoder=True, balance=0.5, folds=3
+    )
     told = replace(told, encoder_seeds=(3, 7))
-    assert [(one.encoder_seed, one.fold) for one in told.specs("x", (0, 2))] == [
+    assert [(one.task.encoder_seed, one.task.fold) for one in told.specs("x", (0, 2))] == [
         (3, 0), (3, 2), (7, 0), (7, 2),
     ]  # fmt: skip
-    common = told.specs("pydocs", (0, 2))[3]
+    common = told.specs("pydocs", (0, 2))[3].task
     assert (common.text_encoder, common.train_text_encoder) == ("minilm", True)
     assert (common.balance, common.folds, common.fold, common.encoder_seed) == (0.5, 3, 2, 7)
     assert whole.method_names == tuple(METHODS)
-    assert CompareSettings(methods=("all",)).method_names == tuple(METHODS)
-    some = CompareSettings(methods=("grpo", "bm25"), baseline="ppo")
+    assert made(CompareSettings, methods=("all",)).method_names == tuple(METHODS)
+    some = made(CompareSettings, methods=("grpo", "bm25"), baseline="ppo")
     assert some.method_names == ("bm25", "ppo", "grpo")  # the baseline joins, in the table's order
 
 
 def test_command_says_what_differs() -> None:
-    assert command_of("compare", CompareSettings()) == "python runners/compare.py"
-    some = CompareSettings(datasets=("a b",), quick=True, seeds=(3, 4), logdir=Path("elsewhere"))
+    assert command_of("compare", made(CompareSettings)) == "python runners/compare.py"
+    some = made(
+        CompareSettings, datasets=("a b",), quick=True, seeds=(3, 4), logdir=Path("elsewhere")
+    )
     assert command_of("compare", some) == (
         "python runners/compare.py --dataset 'a b' --seeds 3 4 --quick"
     )
@@ -191,7 +195,7 @@ def test_command_says_what_differs() -> None:
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        CompareSettings(**settings)
+        made(CompareSettings, **settings)
 
 
 def test_a_pair_of_methods_by_hand() -> None:
@@ -219,4 +223,4 @@ def test_words_for_numbers() -> None:
 
 def test_a_folder_named_in_two_ways_is_given_twice(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"the dataset '{tmp_path}' is given twice"):
-        CompareSettings(datasets=(f"{tmp_path}", f"{tmp_path}/"))
+        made(CompareSettings, datasets=(f"{tmp_path}", f"{tmp_path}/"))

@@ -15,10 +15,17 @@ from maw_gym.errors import DamagedFileError
 from maw_gym.retrieval.evaluation import MEASURES, Evaluation
 from maw_gym.retrieval.search import Ranking
 from maw_gym.tables.depth_table import DepthTable
+from runners.experiments.command_line import changed, flat
 from runners.experiments.comparison import result_key, write_run
 from runners.experiments.methods import METHODS, Result, by_depths, randomly
 from runners.experiments.report import row_of
-from runners.experiments.settings import GRPOSpec, SupervisedSpec, TaskSettings
+from runners.experiments.settings import (
+    AnySpec,
+    GRPOSpec,
+    Spec,
+    SupervisedSpec,
+    TaskSettings,
+)
 
 SPEC = TaskSettings()
 
@@ -97,8 +104,8 @@ def test_what_is_kept_of_a_method(tmp_path: Path) -> None:
     assert drawn.terms["reward"] == pytest.approx([1.93 / 4, 1.83 / 4, 1.4 / 4])
 
 
-@pytest.mark.parametrize("spec", [TaskSettings(), GRPOSpec(), SupervisedSpec()])
-def test_a_key_depends_on_every_setting(spec: TaskSettings) -> None:
+@pytest.mark.parametrize("spec", [Spec(), GRPOSpec(), SupervisedSpec()])
+def test_a_key_depends_on_every_setting(spec: AnySpec) -> None:
     task: Any = Task()
     changes: dict[str, Any] = {
         "alignment": "listwise", "reward_weights": (0.0, 0.0, 1.0), "observation": ("content",),
@@ -107,19 +114,19 @@ def test_a_key_depends_on_every_setting(spec: TaskSettings) -> None:
         "balance": 0.5, "num_envs": 512, "group_size": 16, "seed": 5,
         "fold": 1, "folds": 3,
     }  # fmt: skip
-    names = {field: value for field, value in vars(spec).items() if not field.startswith("_")}
+    names = flat(spec)
     keys = {result_key("grpo", task, spec), result_key("ppo", task, spec)}
     for name, value in names.items():
         if name in ("dataset", "encoder", "device", "encoder_training", "clip_range_high"):
             continue
-        changed = changes.get(name, value * 2 if value else 0.5)
-        if isinstance(value, int) and isinstance(changed, float):
-            changed = 1
-        keys.add(result_key("grpo", task, replace(spec, **{name: changed})))
+        other = changes.get(name, value * 2 if value else 0.5)
+        if isinstance(value, int) and isinstance(other, float):
+            other = 1
+        keys.add(result_key("grpo", task, changed(spec, **{name: other})))
     left_out = {"dataset", "encoder", "device", "encoder_training", "clip_range_high"} & set(names)
     assert len(keys) == 2 + len(names) - len(left_out)
     # The names of data and encoder are none of it, what they hold is.
-    assert result_key("grpo", task, replace(spec, dataset="x", encoder="y", device="auto")) in keys
+    assert result_key("grpo", task, changed(spec, dataset="x", encoder="y", device="auto")) in keys
     task.collection.provenance["content"] = "vegetables"
     assert result_key("grpo", task, spec) not in keys
 

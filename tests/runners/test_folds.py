@@ -4,7 +4,6 @@ import gzip
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,18 @@ import pytest
 
 from maw_gym.errors import InputError
 from runners.compare import CompareSettings, compare_dataset
+from runners.experiments.command_line import changed, made
 from runners.experiments.comparison import checked_folds, run_side_by_side
 from runners.experiments.methods import check_methods
 from runners.experiments.report import group_table
-from runners.experiments.settings import DataSettings
+from runners.experiments.settings import TaskSettings
 from runners.experiments.training import task_of
 
 
 def quick(folder: Path, **more: Any) -> CompareSettings:
     """A comparison on the collection in a folder that trains no encoder."""
-    return CompareSettings(
+    return made(
+        CompareSettings,
         datasets=(str(folder),),
         baseline="standard-attention",
         encoder="untrained",
@@ -34,13 +35,13 @@ def quick(folder: Path, **more: Any) -> CompareSettings:
 
 def test_every_query_is_a_test_query_once(tiny_folder: Path, tmp_path: Path) -> None:
     settings = quick(tiny_folder, methods=("bm25", "random"), folds=3)
-    folds, _ = checked_folds(str(tiny_folder), settings.folds)
+    folds, _ = checked_folds(str(tiny_folder), settings.task.folds)
     assert folds == (0, 1, 2)
-    made = compare_dataset(settings, str(tiny_folder), folds, tmp_path)
-    asked = made.query_ids
+    whole = compare_dataset(settings, str(tiny_folder), folds, tmp_path)
+    asked = whole.query_ids
     assert sorted(asked) == sorted(f"q{row}" for row in range(24))
-    for method in made.results:
-        assert made.values(method, "nDCG@10").shape == (1, 24)
+    for method in whole.results:
+        assert whole.values(method, "nDCG@10").shape == (1, 24)
     (run,) = (tmp_path / "runs").glob("*standard-attention.trec.gz")
     with gzip.open(run, "rt") as lines:
         assert {line.split()[0] for line in lines} == {*asked}
@@ -52,7 +53,7 @@ def test_folds_side_by_side_have_the_results_of_one_after_the_other(
     settings = quick(tiny_folder, methods=("best-fixed-reward", "random"), folds=2, device="cpu")
     given = str(tiny_folder), (0, 1)
     one = compare_dataset(settings, *given, tmp_path / "one")
-    both = compare_dataset(replace(settings, jobs=2), *given, tmp_path / "both")
+    both = compare_dataset(changed(settings, jobs=2), *given, tmp_path / "both")
     assert [*one.results] == [*both.results]
     for name in one.results:
         assert one.scores(name).tolist() == both.scores(name).tolist()
@@ -108,6 +109,6 @@ def test_too_many_folds_are_refused(tiny_folder: Path) -> None:
 
 
 def test_balance_wants_groups_before_anything_is_trained(tiny_folder: Path) -> None:
-    settings = DataSettings(dataset=str(tiny_folder), balance=0.5)
+    settings = TaskSettings(dataset=str(tiny_folder), balance=0.5)
     with pytest.raises(InputError, match=r"^balance 0\.5 needs queries in groups, and those of "):
         task_of(settings)

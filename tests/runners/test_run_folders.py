@@ -14,6 +14,7 @@ from maw_gym import files
 from maw_gym.errors import InputError
 from runners import train_grpo
 from runners.experiments import runs
+from runners.experiments.command_line import made
 from runners.experiments.runs import (
     open_run,
     read_config,
@@ -73,8 +74,13 @@ def test_a_rollout_too_large_for_the_machine_leaves_no_folder(
 ) -> None:
     """The algorithm refuses it, when data and encoder are known and the run has begun."""
     monkeypatch.setattr(grpo, "_memory", lambda: 1e-6)
-    settings = GRPORunSettings(
-        dataset=str(tiny_folder), encoder="untrained", logdir=tmp_path, num_envs=64, n_steps=16
+    settings = made(
+        GRPORunSettings,
+        dataset=str(tiny_folder),
+        encoder="untrained",
+        logdir=tmp_path,
+        num_envs=64,
+        n_steps=16,
     )
     with pytest.raises(InputError, match=r"n_steps=16: rollouts of 64 environments with .* need"):
         train_grpo.main(settings)
@@ -96,16 +102,34 @@ def test_a_refused_run_keeps_what_it_has_made(tmp_path: Path) -> None:
 
 def test_a_run_killed_before_it_began_can_go_on(tmp_path: Path) -> None:
     folder = open_run(
-        SupervisedRunSettings(logdir=tmp_path, run_name="one", epochs=3, dataset="cranfield"), "run"
+        made(SupervisedRunSettings, logdir=tmp_path, run_name="one", epochs=3, dataset="cranfield"),
+        "run",
     )
     settings = settings_of(SupervisedRunSettings, {"resume": str(folder), "epochs": "3"})
-    assert (settings.epochs, settings.dataset, settings.resume) == (3, "cranfield", folder)
+    assert (settings.spec.learner.epochs, settings.spec.task.dataset, settings.run.resume) == (
+        3,
+        "cranfield",
+        folder,
+    )
     write_config(folder, "supervised-oracle", settings, {"content": "x"}, {})
     assert read_config(folder)["dataset"] == {"content": "x"}
     with pytest.raises(InputError, match=r"the dataset of run '.*' has changed since it began"):
         write_config(folder, "supervised-oracle", settings, {"content": "y"}, {})
     with pytest.raises(InputError, match="--epochs 4 conflicts with the run's own 3; leave the"):
         settings_of(SupervisedRunSettings, {"resume": str(folder), "epochs": "4"})
+
+
+def test_a_run_without_a_newer_setting_goes_on_with_its_default(tmp_path: Path) -> None:
+    folder = open_run(made(SupervisedRunSettings, logdir=tmp_path, run_name="one", epochs=3), "run")
+    config = json.loads((folder / "config.json").read_text())
+    del config["settings"]["negatives"]
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = settings_of(SupervisedRunSettings, {"resume": str(folder)})
+    assert (settings.spec.learner.epochs, settings.spec.learner.negatives) == (3, 1024)
+    config["settings"]["colour"] = "red"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="of another runner or version: setting 'colour' is unk"):
+        settings_of(SupervisedRunSettings, {"resume": str(folder)})
 
 
 def test_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:
@@ -149,17 +173,17 @@ def test_a_swarm_of_files_that_are_no_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("reward_weights", None, "reward_weights must be a valid array, got None"),
-        ("reward_weights", 3, "reward_weights must be a valid array, got 3"),
-        ("epochs", "7", "epochs must be a valid integer, got 7"),
-        ("observation", "profile", "observation must be a valid array, got 'profile'"),
+        ("reward_weights", None, "reward_weights must be a valid tuple, got None"),
+        ("reward_weights", 3, "reward_weights must be a valid tuple, got 3"),
+        ("epochs", "seven", "epochs must be a valid integer, got 'seven'"),
+        ("observation", "profile", "observation must be a valid tuple, got 'profile'"),
         ("labels", "\x1b[2J", r"labels must be 'rule' or 'oracle', got '\\x1b\[2J'"),
     ],
 )
 def test_a_config_whose_values_are_of_another_type(
     setting: str, value: object, message: str, tmp_path: Path
 ) -> None:
-    folder = open_run(SupervisedRunSettings(logdir=tmp_path, run_name="one"), "run")
+    folder = open_run(made(SupervisedRunSettings, logdir=tmp_path, run_name="one"), "run")
     config = json.loads((folder / "config.json").read_text())
     config["settings"][setting] = value
     (folder / "config.json").write_text(json.dumps(config))
@@ -192,7 +216,7 @@ def test_a_log_folder_that_is_not_utf8(tmp_path: Path) -> None:
 def test_a_home_folder_that_is_not_known() -> None:
     for setting in ("logdir", "resume", "encoder"):
         with pytest.raises(InputError, match="no home folder is known for '~nosuchuser/x'"):
-            SupervisedRunSettings(**{setting: "~nosuchuser/x"})
+            made(SupervisedRunSettings, **{setting: "~nosuchuser/x"})
     assert FolderSettings(logdir="~/runs").logdir == Path.home() / "runs"
 
 

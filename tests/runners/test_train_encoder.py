@@ -10,6 +10,7 @@ from tiny_collection import write_tiny_collection
 from maw_gym.corpora import splits
 from maw_gym.encoders.files import load_embedder
 from maw_gym.encoders.training import selection
+from runners.experiments.command_line import made
 from runners.train_encoder import EncoderRunSettings, main
 
 
@@ -21,7 +22,7 @@ def test_leaves_an_encoder_and_what_it_is_worth(
     monkeypatch.setattr(selection, "_candidates", lambda collection: {"own pairs": [collection]})
     scores = {"untrained": np.array([0.5, 0.4]), "own pairs": np.array([1.0, 0.8])}
     monkeypatch.setattr(selection, "_scores", lambda *given: scores)
-    settings = EncoderRunSettings(
+    settings = made(EncoderRunSettings,
         dataset=str(write_tiny_collection(tmp_path / "data")), epochs=1, depth_epochs=1,
         batch_size=4, device="cpu", logdir=tmp_path, run_name="one",
     )  # fmt: skip

@@ -19,11 +19,13 @@ from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import load_task
 from runners import evaluate
 from runners.evaluate import EvaluateSettings
+from runners.experiments.command_line import made
 from runners.experiments.methods import by_router
 from runners.experiments.report import row_of
 from runners.experiments.settings import GRPOSpec, PPOSpec
-from runners.experiments.training import Log, train_grpo, train_ppo
-from runners.train_ppo import PPORunSettings
+from runners.experiments.training import Log
+from runners.train_grpo import train_grpo
+from runners.train_ppo import PPORunSettings, train_ppo
 from runners.train_supervised import SupervisedRunSettings
 
 FILES = {
@@ -161,12 +163,12 @@ def test_evaluate_policy_equals_the_table(kind: str, tiny_folder: Path, tmp_path
                              "timesteps": 512, "num_envs": 16}  # fmt: skip
     task = load_task(given["dataset"], "untrained", "cpu")
     if kind == "grpo":
-        spec: GRPOSpec | PPOSpec = GRPOSpec(**given)
+        spec: GRPOSpec | PPOSpec = made(GRPOSpec, given)
         router = train_grpo(task, spec, Log(tmp_path)).router
     else:
-        spec = PPOSpec(**given, batch_size=32)
+        spec = made(PPOSpec, given, batch_size=32)
         router = train_ppo(task, spec, Log(tmp_path)).router
-    expected = row_of(task, spec, by_router(task, spec, "test", router)).reward
+    expected = row_of(task, spec.task, by_router(task, spec.task, "test", router)).reward
     assert expected is not None
     table = task.table("test")
     env = Monitor(GRPOEnvironment(table=table, observation=("profile",), query_order="sequential"))
@@ -204,7 +206,7 @@ def test_label_sentence() -> None:
 )
 def test_bad_settings(kind: type, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        kind(**settings)
+        made(kind, settings)
 
 
 def test_a_mistake_is_one_line(ppo: Path) -> None:

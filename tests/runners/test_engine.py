@@ -99,7 +99,7 @@ def test_what_is_kept_of_a_method(tmp_path: Path) -> None:
         "fruit/cherry Q0 d1 1 0.5 mine",
     ]
     # Of drawn depths the expected terms are kept: the means of the table's rows.
-    drawn = randomly(task, replace(SPEC, seed=3), "test", None)
+    drawn = randomly(task, Spec(replace(SPEC, seed=3)), "test", None)
     assert drawn.terms is not None
     assert drawn.terms["reward"] == pytest.approx([1.93 / 4, 1.83 / 4, 1.4 / 4])
 

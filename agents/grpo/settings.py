@@ -23,11 +23,11 @@ class GRPOSettings:
         pydantic.ValidationError: a setting is out of its range (a ValueError).
     """
 
-    learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 3e-3
+    learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 1e-3
     """of Adam"""
     n_steps: Count = 16
     """steps of every sub-environment per rollout"""
-    batch_size: Count | None = 512
+    batch_size: Count | None = 128
     """samples per gradient step; None is the whole rollout"""
     n_epochs: Count = 8
     """passes over each rollout"""

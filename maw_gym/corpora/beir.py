@@ -151,7 +151,9 @@ def _judgments(path: Path) -> Iterator[tuple[str, str, int]]:
             value = int(given)
             if value != given:
                 raise ValueError
-        except (ValueError, OverflowError):
+        except OverflowError:  # of a number that floats do not hold
+            value = LARGEST_GRADE + 1
+        except ValueError:
             raise InputError(
                 f"{path}, line {number}: the grade must be an integer, got {grade[:60]!r}"
             ) from None

@@ -208,7 +208,7 @@ ACTIONS = [
 def test_learns_with_any_action(space: spaces.Space[Any], advantage: str) -> None:
     env = make_groups(lambda: Walk(space), 16, 8)
     model = GRPO(
-        "MlpPolicy", env, advantage=advantage, n_steps=32, batch_size=128, seed=0, device="cpu"
+        "MlpPolicy", env, advantage=advantage, n_steps=32, learning_rate=3e-3, seed=0, device="cpu"
     )
     alone = make_vec_env(lambda: Walk(space, 1), 1, seed=0)
     before = evaluate_policy(model, alone, 100)[0]

@@ -11,7 +11,7 @@ from maw_gym.envs.bandit import Outcome
 from maw_gym.envs.queries import QuerySettings, checked_options, load_bandit
 from maw_gym.envs.rendering import Scene, attention_frame, attention_text
 from maw_gym.errors import InputError
-from maw_gym.tables.depth_table import BLOCKS, numbers_per_depth
+from maw_gym.tables.depth_table import numbers_per_depth
 
 RENDER_MODES = ("rgb_array", "ansi")
 
@@ -41,7 +41,10 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
 
     | Block       | Numbers | Min | Max | What it is                                             |
     |-------------|---------|-----|-----|--------------------------------------------------------|
-    {blocks}
+    | `attention` | 64 * H | 0 | 1 | mean attention over depths, pooled, of unit length |
+    | `profile` | 2 * D | 0 | 1 | entropy of every depth, then focus of every depth |
+    | `retrieval` | 11 * D | -1 | 2 | what a search through every depth finds, see below |
+    | `content` | h | -1 | 1 | mean of the tokens' hidden states, of unit length |
 
     Of `attention` the n x n real tokens of each of the H heads are pooled to 8 x 8.
     With the default, `attention` and H = 8, that is 512 numbers.
@@ -250,16 +253,3 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         weights, tokens = self._task().attention(query_id, depth)
         outcome: Outcome = self.bandit.outcome(query, depth)
         return Scene(query_id, weights, tokens, depth, self.bandit.num_depths, outcome)
-
-
-def _rows_of_blocks() -> str:
-    """The registry as rows of the table in the environment's documentation."""
-    rows = []
-    for name, block in BLOCKS.items():
-        low, high = np.min(block.low), np.max(block.high)
-        rows.append(f"| `{name}` | {block.numbers} | {low:g} | {high:g} | {block.about} |")
-    return "\n    ".join(rows)
-
-
-if GRPOEnvironment.__doc__:  # it has none under python -OO
-    GRPOEnvironment.__doc__ = GRPOEnvironment.__doc__.replace("{blocks}", _rows_of_blocks())

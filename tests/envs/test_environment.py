@@ -20,6 +20,7 @@ from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.registration import register_environments
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
+from maw_gym.tables.depth_table import BLOCKS
 
 register_environments()
 
@@ -317,6 +318,13 @@ def test_docstring_shows_the_defaults():
         assert f"## {heading}" in text
     for default in ('"pydocs"', '"untrained"', '"train"', '"attention"', '"ndcg"', '"random"'):
         assert default in text
+
+
+def test_docstring_has_a_row_of_every_block():
+    for name, block in BLOCKS.items():
+        low, high = np.min(block.low), np.max(block.high)
+        row = f"| `{name}` | {block.numbers} | {low:g} | {high:g} | {block.about} |"
+        assert row in GRPOEnvironment.__doc__
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])

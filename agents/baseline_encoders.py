@@ -52,32 +52,7 @@ def baseline_encoder(
     shape: EncoderSettings | None = None,
     text: TextEncoder | None = None,
 ) -> tuple[Embedder, dict[str, Any]]:
-    """An encoder of `ENCODERS`; trained ones are kept in the cache folder.
-
-    - ``mean_pooling``: the mean of the tokens' states.
-    - ``zero_shot``: NON-MAW, untrained.
-    - ``non_maw``: NON-MAW, trained as long as both stages of a MAW encoder.
-    - ``single_depth``: MAW with one depth, of the same standard attention and so of the same
-      document index, and trained exactly as the depths are: same steps, same documents to rank.
-      Its queries have projections of their own, as in every MAW encoder, but nothing is chosen:
-      the fair control for a claim about routing.
-
-    Args:
-        name: see above.
-        collection: what is searched.
-        sources: collections whose `encoder` splits are the pairs, see `training_sources`; the
-            first has the validation queries that choose the epochs.
-        device: where training runs.
-        settings: of the MAW encoder's training; None are the defaults.
-        shape: of the MAW encoder; None is the default.
-        text: what encoders stand on, before any training; None is WordLlama.
-
-    Returns:
-        The embedder and its provenance.
-
-    Raises:
-        InputError: another name, or a trained encoder without pairs to train on.
-    """
+    """An encoder of `ENCODERS`; trained ones are kept in the cache folder."""
     if name not in ENCODERS:
         raise InputError(f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}")
     text = text or WordLlama()
@@ -132,21 +107,7 @@ def train_without_depths(
     shape: EncoderSettings,
     text: TextEncoder | None = None,
 ) -> tuple[Embedder, dict[str, Any]]:
-    """Train a NON-MAW encoder for as many steps as a MAW encoder has in both stages.
-
-    The first stage is the MAW encoder's. The second goes on from its best epoch with the same loss,
-    for as many epochs as the depths have, and with a warm restart as they have.
-
-    Args:
-        sources: see `baseline_encoder`.
-        device: where training runs.
-        settings: see `TrainingSettings`.
-        shape: of the encoder, without depths.
-        text: what it stands on; None is WordLlama. Only the first stage trains it along.
-
-    Returns:
-        The embedder and its provenance.
-    """
+    """Train a NON-MAW encoder for as many steps as a MAW encoder has in both stages."""
     embedder, provenance = trained_attention(sources, device, settings, shape, text)
     embedder = with_states(embedder, sources, settings)
     embedder.encoder.requires_grad_(True)
@@ -165,10 +126,7 @@ def train_without_depths(
 
 
 def training_sources(task: RetrievalTask) -> list[Collection]:
-    """The collections that a task's encoder was trained on, for baselines on the same pairs.
-
-    Of an untrained encoder: the collection itself, or pydocs where it has no `encoder` split.
-    """
+    """The collections that a task's encoder was trained on, for baselines on the same pairs."""
     training = task.encoder_provenance.get("training") or task.encoder_provenance
     names = training.get("names")
     if not names:
@@ -185,18 +143,7 @@ def evaluate_encoder(
     device: torch.device | str = "cpu",
     k: int = DEPTH_OF_RANKING,
 ) -> tuple[Evaluation, Ranking]:
-    """Retrieval of an encoder that routes nothing.
-
-    Args:
-        embedder: a NON-MAW one, or a MAW one with a single depth, which its queries take.
-        collection: what is searched.
-        split: whose queries are ranked.
-        device: where texts are encoded and ranked.
-        k: documents retrieved per query.
-
-    Raises:
-        InputError: the encoder has several depths.
-    """
+    """Retrieval of an encoder that routes nothing."""
     count = embedder.encoder.settings.depths
     if count > 1:
         raise InputError(f"an encoder of {count} depths needs a router; this is for one without")
@@ -206,10 +153,7 @@ def evaluate_encoder(
 
 @torch.no_grad()
 def ensemble_queries(embedder: Embedder, texts: Sequence[str]) -> Tensor:
-    """Embeddings (N, h) of queries: the mean of all depths' embeddings, of unit length.
-
-    The control for choosing one depth; it costs what D queries cost.
-    """
+    """Embeddings (N, h) of queries: the mean of all depths' embeddings, of unit length."""
     ids = embedder.query_ids(texts)
     result = torch.zeros(len(ids), embedder.text.width, device=embedder.device)
     for rows, statistics, _ in embedder.query_statistics(ids):

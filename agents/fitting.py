@@ -32,16 +32,7 @@ Terms = Callable[[Tensor, Tensor, float], dict[str, Tensor]]
 
 
 class Judge:
-    """Mean reward of a router's greedy depths on `validation` queries.
-
-    Args:
-        task: has the queries; without validation queries those of `train` are taken.
-        observation: blocks that routers see.
-        reward: weights and alignment.
-
-    Attributes:
-        split: whose queries judge.
-    """
+    """Mean reward of a router's greedy depths on `validation` queries."""
 
     def __init__(
         self,
@@ -75,16 +66,7 @@ class Fitted(NamedTuple):
 
 
 def router_settings(task: RetrievalTask, learner: str, **facts: Any) -> dict[str, Any]:
-    """What a router's file says beside its weights.
-
-    Args:
-        task: whose encoder the depths belong to.
-        learner: name of the method.
-        **facts: further JSON values.
-
-    Returns:
-        ``learner``, ``dataset``, ``encoder`` (the fingerprint that `RoutedEncoder` checks), facts.
-    """
+    """What a router's file says beside its weights."""
     return {
         "learner": learner,
         "dataset": task.collection.name,
@@ -106,30 +88,7 @@ def fit(
     groups: Sequence[str] = (),
     balance: float = 1.0,
 ) -> Fitted:
-    """Train a router in place and leave it with the weights of its best epoch.
-
-    The untrained router does not stand for election: on few validation queries it wins by chance,
-    and a learner that did not learn is no comparison.
-
-    Args:
-        router: is changed; lies where `observations` do.
-        observations: (N, O).
-        terms: see `Terms`.
-        judge: chooses the epoch.
-        settings: see `FitSettings`.
-        generator: of the order of the queries, on the CPU.
-        writer: gets every term as ``train/<name>``, its mean over an epoch, and ``eval/reward``;
-            its steps count training queries, as an environment's timesteps do.
-        label: of the progress bar.
-        checkpoint: folder of the last finished epochs. The fit goes on after the last of them,
-            and tells the writer of those before; None keeps nothing.
-        groups: of the N queries; needed where they are balanced.
-        balance: exponent on the sizes of the groups, see `epoch_rows`.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
-        InputError: a balance for queries without groups.
-    """
+    """Train a router in place and leave it with the weights of its best epoch."""
     if balance != 1 and not any(groups):
         raise InputError(f"balance {balance} needs queries in groups; leave it at 1")
     optimizer = torch.optim.AdamW(

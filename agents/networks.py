@@ -24,15 +24,7 @@ SMALLEST_DEVIATION: Final = 1e-6  # numbers that vary less are taken for constan
 
 
 def is_shared(network: str, observation: Sequence[str]) -> bool:
-    """Whether one network scores every depth (True) or an MLP takes the whole observation.
-
-    Args:
-        network: "shared", "mlp", or "auto": shared where the observation allows it.
-        observation: names of the blocks.
-
-    Raises:
-        InputError: another network, or "shared" with a block that has no numbers of every depth.
-    """
+    """Whether one network scores every depth (True) or an MLP takes the whole observation."""
     check_network(network, observation)
     return network != "mlp" and numbers_per_depth(checked_blocks(observation)) > 0
 
@@ -40,15 +32,7 @@ def is_shared(network: str, observation: Sequence[str]) -> bool:
 def standardisation(
     observations: ArrayLike, together: int = 1
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and reciprocal standard deviation (O,) of training observations (N, O).
-
-    A number that does not vary has scale 1: it carries nothing, and nothing must blow up.
-
-    Args:
-        observations: (N, O).
-        together: so many neighbouring numbers are standardised alike: the D of one kind for a
-            shared network, which has to see where one depth differs from the next.
-    """
+    """Mean and reciprocal standard deviation (O,) of training observations (N, O)."""
     values = np.asarray(observations)
     kinds = values.reshape(len(values), -1, together)  # (N, O) -> (N, O / together, together)
     mean = kinds.mean(axis=(0, 2), dtype=np.float64).repeat(together)
@@ -65,21 +49,7 @@ def new_router(
     settings: dict[str, Any],
     generator: torch.Generator,
 ) -> DepthRouter:
-    """An untrained router of the shape and the initialisation of GRPO's actor.
-
-    Orthogonal weights of gain sqrt(2) inside and 0.01 on the logits, biases of 0, ReLU: the first
-    policy is close to uniform.
-
-    Args:
-        table: of the training queries, whose mean and deviation standardise.
-        observation: names of the blocks.
-        network: see `is_shared`.
-        settings: see `agents.fitting.router_settings`.
-        generator: of the weights, on the CPU.
-
-    Raises:
-        InputError: a network that does not exist or does not fit the observation.
-    """
+    """An untrained router of the shape and the initialisation of GRPO's actor."""
     depths, shared = table.num_depths, is_shared(network, observation)
     standard = standardisation(table.observation(observation), depths if shared else 1)
     mean, scale = (torch.from_numpy(values) for values in standard)

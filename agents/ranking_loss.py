@@ -17,16 +17,7 @@ MOST_QUERIES: Final = 16_384
 
 
 def straight_through(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """A sampled choice (B, D), one-hot, with the gradient of the Gumbel-softmax.
-
-    The straight-through estimator of Jang et al. 2017 (arXiv:1611.01144): forward the argmax of
-    logits plus Gumbel noise, which is a sample of the softmax; backward the softmax of the same.
-
-    Args:
-        logits: (B, D).
-        temperature: of the softmax, above 0.
-        generator: of the noise, on the CPU, so that devices draw alike.
-    """
+    """A sampled choice (B, D), one-hot, with the gradient of the Gumbel-softmax."""
     noise = -torch.empty(logits.shape).exponential_(generator=generator).log()
     return one_hot_choice(logits + noise.to(logits.device), temperature)
 
@@ -41,34 +32,13 @@ def one_hot_choice(logits: Tensor, temperature: float) -> Tensor:
 def ranking_loss(
     choice: Tensor, embeddings: Tensor, documents: Tensor, relevant: Tensor, temperature: float
 ) -> Tensor:
-    """The listwise loss of the chosen depth's embedding, over the documents of one step.
-
-    Args:
-        choice: (B, D), weights of the depths.
-        embeddings: (B, D, h), each depth's embedding of each query.
-        documents: (M, h).
-        relevant: (B, M) bool, at least one of each row.
-        temperature: cosines are divided by it.
-
-    Returns:
-        Scalar, the mean over queries.
-    """
+    """The listwise loss of the chosen depth's embedding, over the documents of one step."""
     chosen = torch.einsum("bd,bdh->bh", choice, embeddings)
     return listwise_loss(chosen, documents, relevant, temperature)
 
 
 class RankingLoss:
-    """The ranking loss of training queries against their relevant and some other documents.
-
-    Documents of a step: all relevant ones of the batch, and a sample of the rest for all of them.
-    Equal documents are one.
-
-    Args:
-        task: gives queries, depths and documents.
-        negatives: documents drawn per step; all where there are no more.
-        generator: of the draws, and of the queries where there are more than 16,384: the others
-            have no ranking loss.
-    """
+    """The ranking loss of training queries against their relevant and some other documents."""
 
     def __init__(self, task: RetrievalTask, negatives: int, generator: torch.Generator) -> None:
         self.negatives = negatives

@@ -98,11 +98,7 @@ class BanditSettings:
 
 
 class Curve(BaseCallback):
-    """The greedy policy's share of the optimum as training goes on.
-
-    Attributes:
-        points: (timestep, share), the untrained and the last policy included.
-    """
+    """The greedy policy's share of the optimum as training goes on."""
 
     def __init__(self, problem: Problem, interval: int) -> None:
         super().__init__()

@@ -39,15 +39,7 @@ class EvaluateSettings:
 
 
 def judged_task(settings: EvaluateSettings, config: Mapping[str, Any]) -> TaskSettings:
-    """What is judged: the run's own test split unless another dataset is given.
-
-    Args:
-        settings: of the evaluation.
-        config: the run's config.json; empty where it has none.
-
-    Raises:
-        InputError: no dataset, or a fold that is not the run's own.
-    """
+    """What is judged: the run's own test split unless another dataset is given."""
     given = config.get("settings", {})
     if not isinstance(given, dict):
         raise InputError(f"{settings.run / CONFIG} has no settings; give the folder of another run")

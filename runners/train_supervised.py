@@ -24,11 +24,7 @@ class SupervisedRunSettings:
 
 
 def train_classifier(task: "RetrievalTask", spec: SupervisedSpec, log: "Log") -> "Trained":
-    """A router trained on labels.
-
-    Its last finished epoch is kept in the folder until `forget_training`. The events of a training
-    that goes on are written anew, those before the stop included.
-    """
+    """A router trained on labels."""
     from torch.utils.tensorboard import SummaryWriter
 
     from agents.supervised import train_supervised

@@ -36,12 +36,7 @@ class Rollout(NamedTuple):
         return values if self.rows is None else values[self.rows]
 
     def batches(self, batch_size: int | None) -> Iterator["Rollout"]:
-        """Cut the rollout into batches, in an order drawn from torch's global generator.
-
-        Args:
-            batch_size: Samples per batch, fewer in the last; None, or at least N: the rollout
-                itself, no copy.
-        """
+        """Cut the rollout into batches, in an order drawn from torch's global generator."""
         size = len(self.actions)
         if batch_size is None or batch_size >= size:
             yield self
@@ -94,13 +89,7 @@ class Episodes(NamedTuple):
 
 
 def episodes_of(starts: NDArray[np.bool_], dones: NDArray[np.bool_], group_size: int) -> Episodes:
-    """Find the episodes of a rollout that began one everywhere.
-
-    Args:
-        starts: (T, E), whether a step is the first of an episode; all of row 0 are.
-        dones: (E,), whether the last step was the last of its episode.
-        group_size: G.
-    """
+    """Find the episodes of a rollout that began one everywhere."""
     steps, envs = starts.shape
     number = starts.cumsum(axis=0) - 1
     time, env = np.arange(steps)[:, None], np.arange(envs)
@@ -114,19 +103,7 @@ def episodes_of(starts: NDArray[np.bool_], dones: NDArray[np.bool_], group_size:
 
 
 class GRPORolloutBuffer(RolloutBuffer):
-    """A rollout in groups of episodes; see GRPO for the kinds of advantage.
-
-    Args:
-        *args: Positional arguments of SB3's RolloutBuffer.
-        advantage: "critic", "outcome", "process" or "group_mean".
-        group_size: Neighbouring environments that start each episode alike; needed for advantages
-            within groups.
-        loss_average: "step", or "episode": advantages are weighted so that all episodes count
-            alike, however many steps they have.
-        normalize_advantage: Advantages of the critic less their mean over their deviation; None:
-            where episodes have several steps.
-        **kwargs: Keyword arguments of SB3's RolloutBuffer.
-    """
+    """A rollout in groups of episodes; see GRPO for the kinds of advantage."""
 
     def __init__(
         self,
@@ -150,17 +127,7 @@ class GRPORolloutBuffer(RolloutBuffer):
     def compute_returns_and_advantage(
         self, last_values: th.Tensor, dones: NDArray[np.bool_]
     ) -> None:
-        """Fill `returns` and `advantages` by kind, and say which samples count.
-
-        Args:
-            last_values: (E,) values after the last step; only the critic looks at them.
-            dones: (E,), whether the last step ended the episode.
-
-        Raises:
-            ValueError: The observations that start a group's episodes differ: the advantages
-                would be wrong.
-            FloatingPointError: A reward is not finite.
-        """
+        """Fill `returns` and `advantages` by kind, and say which samples count."""
         self._require_finite_rewards()
         dones = np.asarray(dones, np.bool_)
         starts = self.episode_starts.astype(np.bool_)
@@ -216,10 +183,7 @@ class GRPORolloutBuffer(RolloutBuffer):
             self.advantages = (self.advantages * share / length[number, env]).astype(np.float32)
 
     def tensors(self) -> Rollout:
-        """The samples to learn from; on the CPU no number is copied that need not be.
-
-        SB3's `get` shuffles and copies everything, which a single full batch does not need.
-        """
+        """The samples to learn from; on the CPU no number is copied that need not be."""
         # SB3's get(), should a callback have called it, has already merged the first two axes
         # and swapped them
         dims = 1 if self.generator_ready else 2

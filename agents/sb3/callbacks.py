@@ -25,28 +25,8 @@ MEASURES: Final = (*TERMS, "regret", "random")  # of each episode, in its info
 
 
 class ValidationCallback(BaseCallback):
-    """Averages the policy's weights over the end of the training, and judges on validation queries.
-
-    What is kept of a training is the mean of the weights that its last updates left: the best of
-    many looks at few validation queries is mostly their noise (docs/grpo.md compares).
-
-    Logged of each rollout: `reward/*`, the mean terms of its episodes, `reward/regret`, and
-    `reward/gap_closed`, what they got above chance over what the oracle would have got above it;
-    exact, since infos tell both. At each evaluation: `eval/reward`, `eval/regret`,
-    `eval/gap_closed`, `eval/ndcg@10`, `policy/depths` and `attention/depth`. Evaluations are
-    written at once, at the step of the policy they judge; what SB3 records waits for the end of the
-    next rollout.
-
-    Args:
-        task: draws the attention picture.
-        bandit: the validation queries.
-        interval: rollouts between evaluations.
-        average_from: timestep after which weights are averaged. From then on the average is judged.
-
-    Attributes:
-        average: of the weights; holds the policy to keep once the training has ended.
-        history: (timestep, mean validation reward) of every evaluation.
-        training: (timestep, `reward/gap_closed`) of every rollout.
+    """Averages the policy's weights over the end of the training, and judges on validation
+    queries.
     """
 
     average: AveragedModel
@@ -170,22 +150,7 @@ class ValidationCallback(BaseCallback):
 
 
 class CheckpointCallback(BaseCallback):
-    """Writes checkpoints between rollouts, ends the run when told to, and watches the numbers.
-
-    Stands behind the ValidationCallback in the list, whose look at the validation queries is then
-    part of the checkpoint.
-
-    Args:
-        checkpoints: where they go.
-        validation: its state is saved along.
-        every: rollouts between checkpoints. One is written at the end of the training besides, and
-            one when the end was asked for.
-        asked: whether it was; the training then ends by a KeyboardInterrupt.
-
-    Attributes:
-        last: the last checkpoint written, or gone on from.
-        queries: ids of the queries of the rollout in progress, or of the last one.
-    """
+    """Writes checkpoints between rollouts, ends the run when told to, and watches the numbers."""
 
     def __init__(
         self,
@@ -256,12 +221,7 @@ class ProgressBar(BaseCallback):
 
 
 class SyncedTensorBoard(TensorBoardOutputFormat):
-    """SB3's TensorBoard output, for runs that may be killed and go on.
-
-    Args:
-        folder: of the events.
-        purge_step: readers forget what earlier files hold from this step on.
-    """
+    """SB3's TensorBoard output, for runs that may be killed and go on."""
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
         self.folder = folder

@@ -23,11 +23,7 @@ NETWORKS = ("policy", "reference_policy")
 
 
 def training_state(model: OnPolicyAlgorithm) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and JSON values that `restore_training` needs.
-
-    Args:
-        model: between two rollouts; its environment is a VecMonitor of one with `get_state`.
-    """
+    """Tensors and JSON values that `restore_training` needs."""
     monitor = _monitor(model)
     assert isinstance(model._last_obs, np.ndarray)
     assert model._last_episode_starts is not None
@@ -68,12 +64,7 @@ def training_state(model: OnPolicyAlgorithm) -> tuple[dict[str, Tensor], dict[st
 
 
 def restore_training(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
-    """Put a freshly built algorithm where another one was.
-
-    Args:
-        model: built with the settings of the one that was saved, its logger set.
-        checkpoint: of `training_state`.
-    """
+    """Put a freshly built algorithm where another one was."""
     tensors, state = checkpoint.tensors, checkpoint.state
     with torch.no_grad():
         for network in _networks(model):
@@ -108,10 +99,7 @@ def restore_training(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
 
 
 def aliases(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """The name under which each tensor of a state dict is kept.
-
-    Policy and value head share an encoder, which a state dict lists three times.
-    """
+    """The name under which each tensor of a state dict is kept."""
     first: dict[int, str] = {}
     return {name: first.setdefault(value.data_ptr(), name) for name, value in weights.items()}
 

@@ -241,11 +241,7 @@ def _copied(observations: Any) -> Any:
 
 
 def _rows(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
-    """Vector infos, one array per key, as one dictionary per environment.
-
-    The key `_key` is the mask of those environments that have `key`; without it all have. This
-    runs at every step, so the columns become lists at once, which is far quicker than indexing.
-    """
+    """Vector infos, one array per key, as one dictionary per environment."""
     rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
     for key, values in infos.items():
         if key.startswith("_") and key[1:] in infos:

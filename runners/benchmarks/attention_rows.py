@@ -92,12 +92,7 @@ def random_problem(
 
 
 def depth_by_depth(problem: Problem) -> tuple[Tensor, list[list[tuple[float, float, Tensor]]]]:
-    """A loop over depths into a zeroed 5D tensor, then one text at a time.
-
-    Returns:
-        The states, and for every text and depth entropy, focus and the pooled attention output:
-        what `step` needs for the reward of each possible action.
-    """
+    """A loop over depths into a zeroed 5D tensor, then one text at a time."""
     x, mask, query_weight, key_weight, value, pooling = problem.inputs
     batch, heads, size, head_width = value.shape
     depths = query_weight.shape[0] // x.shape[-1]
@@ -138,15 +133,7 @@ def tensor_way(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def floor(problem: Problem, *, copies: bool = False) -> Callable[[], Tensor]:
-    """What no way can do without: the depth projections and torch's own attention.
-
-    Depth is an extra head axis of scaled_dot_product_attention. V is repeated for each depth
-    beforehand. Its masks are additive or none; on a GPU the operands are bfloat16.
-
-    Args:
-        problem: texts and projections.
-        copies: give the attention contiguous queries and keys, not strided views.
-    """
+    """What no way can do without: the depth projections and torch's own attention."""
     x, mask, query_weight, key_weight, value, _ = problem.inputs
     batch, heads, size, head_width = value.shape
     depths = query_weight.shape[0] // x.shape[-1]

@@ -22,14 +22,7 @@ REFERENCE: Final = {
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: median seconds over rounds, with the quickest and the slowest round.
-
-    Attributes:
-        ratio: median, least and greatest over rounds of this row's time by the reference's in the
-            same round; None without a reference.
-        per_second: queries, steps or whatever `unit` says, from the median.
-        memory: bytes allocated at once beyond the inputs; None where it was not measured.
-    """
+    """One row of the table: median seconds over rounds, with the quickest and the slowest round."""
 
     part: str
     case: str
@@ -118,12 +111,7 @@ def interleaved(
     rounds: int,
     budget: float,
 ) -> dict[str, list[float]]:
-    """Seconds per call of every function, round by round, after one call to warm up.
-
-    The rounds are interleaved, so that whatever disturbs the machine disturbs all rows alike. A
-    slow function takes part in fewer rounds, at least 2, so that all its rounds take `budget`
-    seconds at most; a quick one is called many times in each.
-    """
+    """Seconds per call of every function, round by round, after one call to warm up."""
     calls, turns = {}, {}
     for name, function in functions.items():
         function()

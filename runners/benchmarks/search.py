@@ -33,14 +33,7 @@ K: Final = 10  # documents wanted per query
 def synthetic_texts(
     embedder: Embedder, count: int, words: tuple[int, int], seed: int
 ) -> Iterator[str]:
-    """Texts of random words, the r-th word of the vocabulary 1 / r as often as the first.
-
-    Args:
-        embedder: whose vocabulary has the words.
-        count: of texts.
-        words: the fewest and the most of a text.
-        seed: of the draws.
-    """
+    """Texts of random words, the r-th word of the vocabulary 1 / r as often as the first."""
     rng = np.random.default_rng(seed)
     tokens = embedder.text.tokens(range(embedder.text.vocabulary))
     known = np.array(sorted({token.strip("▁").lower() for token in tokens if token.isalpha()}))
@@ -79,14 +72,7 @@ def size_rows(
     device: str = "cpu",
     **index: Any,
 ) -> list[Row]:
-    """For every size the documents encoded and indexed, and the queries routed and searched.
-
-    Args:
-        sizes: numbers of documents.
-        queries: how many are searched.
-        device: where everything is computed.
-        **index: of `RoutedEncoder.index`; by default exact and without BM25.
-    """
+    """For every size the documents encoded and indexed, and the queries routed and searched."""
     rows = []
     settings = {"hybrid": False} | index
     context = multiprocessing.get_context("spawn")  # a fork would begin with this process's memory
@@ -134,16 +120,7 @@ def faiss_rows(
     rounds: int = 3,
     approximate: Sequence[str] = ("HNSW32", "HNSW32;efSearch=128"),
 ) -> list[Row]:
-    """Exact search beside FAISS's on the same vectors, and what approximate indexes find of it.
-
-    Args:
-        size: number of documents.
-        queries: how many are searched in each round.
-        width: of the vectors, which are random and of unit length.
-        rounds: interleaved, so that what disturbs the machine disturbs both.
-        approximate: strings of FAISS's factory; each row has the time to build the index and its
-            recall, the share of the exact ten that it finds.
-    """
+    """Exact search beside FAISS's on the same vectors, and what approximate indexes find of it."""
     import faiss
 
     generator = torch.Generator().manual_seed(0)

@@ -80,10 +80,7 @@ def _once(collection: Collection, name: str, start: float, count: int, unit: str
 def synthetic_queries(
     collection: Collection, embedder: Embedder, count: int, documents: int | None = None
 ) -> Collection:
-    """The collection with `count` train queries of 24 tokens, of random words, and no others.
-
-    Each has one random document as its relevant one, of the first `documents`: all unless given.
-    """
+    """The collection with `count` train queries of 24 tokens, of random words, and no others."""
     collection = collection._replace(
         doc_ids=collection.doc_ids[:documents], doc_texts=collection.doc_texts[:documents]
     )

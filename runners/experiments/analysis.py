@@ -49,19 +49,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Reference:
-    """What the results on one fold with one encoder are seen against.
-
-    Attributes:
-        fold: 0 where the dataset has none.
-        encoder_seed: of the encoder.
-        query_ids: of the fold's test queries.
-        levels: reward of each test query of a random depth, of the depth that is best on training
-            queries, and of the query's best.
-        by_depth: mean over test queries of the reward and its terms, D values each.
-        validation: mean reward on validation queries of the same three as `levels`.
-        facts: for the notes of the report.
-        groups: of the test queries, such as packages; empty where they have none.
-    """
+    """What the results on one fold with one encoder are seen against."""
 
     fold: int
     encoder_seed: int
@@ -75,19 +63,7 @@ class Reference:
 
 @dataclass
 class Comparison:
-    """Every method's results on one dataset, and what follows from them.
-
-    Attributes:
-        dataset: its name.
-        baseline: the method that the others are tested against.
-        results: by method, for every encoder and every seed those of all folds in turn.
-        references: for every encoder those of all folds in turn.
-        encoders: E.
-        seeds: of the methods that have some.
-        skipped: why a method could not run, by name.
-        seed_intervals: add intervals over seeds to the rows.
-        methods: by name, where there are others than `METHODS`.
-    """
+    """Every method's results on one dataset, and what follows from them."""
 
     dataset: str
     baseline: str
@@ -205,13 +181,7 @@ class Comparison:
         }
 
     def compared(self, names: Iterable[str], baseline: str, score: str) -> dict[str, Row]:
-        """Paired tests over queries of methods against a baseline, with Holm's correction.
-
-        Args:
-            names: of the methods: the family of the correction.
-            baseline: what they are tested against.
-            score: a retrieval measure, or "reward".
-        """
+        """Paired tests over queries of methods against a baseline, with Holm's correction."""
         names = list(names)
         if not names:
             return {}

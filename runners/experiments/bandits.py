@@ -48,23 +48,7 @@ class Problem(NamedTuple):
 
 
 def problem(name: str) -> Problem:
-    """One of `PROBLEMS`.
-
-    - `digits` (1,797 contexts of 64 numbers, 10 actions), `breast cancer` (569, 30, 2) and `wine`
-      (178, 13, 3): the data sets that scikit-learn carries with it, standardised; reward 1 for the
-      right class.
-    - `one-hot`: 32 contexts that have nothing in common, 32 actions; reward 1 for one of them.
-    - `linear`: 1,000 contexts of 16 numbers, 8 actions; rewards are linear in the context and have
-      mean 0 over actions.
-    - `offset`: as linear, and 20 times a linear function of the context alone, which no action
-      changes: its mean over contexts is 0.
-    - `ring`: 1,000 contexts of 2 numbers, 8 actions; reward 1 for the eighth of the contexts, by
-      their distance from 0, that the context belongs to.
-    - `dense`: 16 contexts that have nothing in common, 8 actions, rewards uniform in [0, 1].
-
-    Raises:
-        InputError: another name, or scikit-learn is missing.
-    """
+    """One of `PROBLEMS`."""
     if name in CLASSES:
         return Problem(name, *_classification(CLASSES[name]))
     draw = np.random.default_rng(GENERATOR)
@@ -102,13 +86,7 @@ def _classification(loader: str) -> tuple[NDArray[np.float32], NDArray[np.float6
 
 
 class ProblemEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]]):
-    """Contexts of a problem drawn uniformly, one action each, autoreset in the same step.
-
-    Args:
-        problem: the bandit.
-        num_envs: E.
-        group_size: so many neighbours share each context; a divisor of E.
-    """
+    """Contexts of a problem drawn uniformly, one action each, autoreset in the same step."""
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 

@@ -42,12 +42,7 @@ PLACES: Final = ("logdir", "run_name", "resume")  # where a run lies: no part of
 
 @dataclass(frozen=True)
 class Flag:
-    """In a field's annotation: how it is typed where that is not `--name VALUE`.
-
-    Attributes:
-        word: of the flag; the field's name unless given.
-        positional: it is typed without its flag, though that works too.
-    """
+    """In a field's annotation: how it is typed where that is not `--name VALUE`."""
 
     word: str | None = None
     positional: bool = False
@@ -113,11 +108,7 @@ def _section(hint: Any) -> dict[str, Setting]:
 
 
 def made(kind: type[Kind], values: Mapping[str, Any] | None = None, /, **more: Any) -> Kind:
-    """Settings from flat values, as they are typed or as JSON has them; the rest are defaults.
-
-    Raises:
-        InputError: a value that cannot be, or an unknown or a missing one.
-    """
+    """Settings from flat values, as they are typed or as JSON has them; the rest are defaults."""
     values, known = {**(values or {}), **more}, settings_in(kind)
     if unknown := sorted(values.keys() - known.keys()):
         raise InputError(f"unknown setting {unknown[0]!r} of {kind.__name__}")
@@ -164,17 +155,7 @@ def given_flags(
     arguments: Sequence[str] | None = None,
     program: str | None = None,
 ) -> dict[str, Any]:
-    """What a command line says of the settings, by name; see `made`.
-
-    Args:
-        kind: dataclass of settings.
-        description: stands above the help; its first paragraph above the short one.
-        arguments: the command line's words; None are the program's.
-        program: how the help calls the program; None is the name of its file.
-
-    Raises:
-        InputError: an unknown flag, or one without its value.
-    """
+    """What a command line says of the settings, by name; see `made`."""
     known, about = settings_in(kind), description or ""
     parser = _Parser(
         prog=program, allow_abbrev=False, argument_default=argparse.SUPPRESS, add_help=False

@@ -50,11 +50,7 @@ GRID: Final = 101  # points of a curve
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches.
-
-    Raises:
-        InputError: matplotlib cannot be imported under its present settings.
-    """
+    """An empty figure of so many inches."""
     with importing_matplotlib():
         from matplotlib.figure import Figure
     return Figure(figsize=(width, height), layout="constrained")
@@ -140,10 +136,7 @@ def reward_by_depth(terms: dict[str, NDArray[Any]]) -> "Figure":
 
 
 def attention_by_depth(task: RetrievalTask) -> "Figure":
-    """Attention of one test query through five depths, from the most focused to the broadest.
-
-    The query is the first of 8 tokens or more, or the first of all.
-    """
+    """Attention of one test query through five depths, from the most focused to the broadest."""
     with importing_matplotlib():
         from maw_gym.envs.drawing import depths_figure
     queries, depths = task.collection.splits["test"], task.embedder.maw.depths

@@ -67,23 +67,7 @@ Floats = NDArray[np.float64]
 
 @dataclass
 class Result:
-    """What a method did with the N queries of a split, and what that was worth.
-
-    Attributes:
-        measures: retrieval measure to values (N,).
-        depths: chosen (N,) int64; None where none is chosen.
-        terms: `reward`, `entropy`, `focus` and `alignment` to values (N,); None without depths.
-        parameters: learned numbers, token embeddings not counted; None for BM25.
-        training_seconds: of the method alone, or of the encoder's; None where it is not known.
-        latency_ms: added to encoding one query by the MAW encoder's standard attention.
-        facts: further JSON values.
-        history: (training queries seen, mean validation reward); None without training.
-        chosen_at: place in the history.
-        ranking: of the split's queries; this and what follows is in memory only.
-        encode: how one query is encoded; None where its time means nothing.
-        router: where there is one.
-        trained: what its training left.
-    """
+    """What a method did with the N queries of a split, and what that was worth."""
 
     measures: dict[str, Floats]
     depths: NDArray[np.int64] | None = None
@@ -111,11 +95,7 @@ class Result:
 
     @classmethod
     def load(cls, path: Path) -> "Result":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedFileError: it is not whole, was changed, or is of another version.
-        """
+        """Read what `save` wrote."""
         content = read_json(path, KIND)
         if content.keys() != set(KEPT):
             raise DamagedFileError(f"{path} is the result of another version")
@@ -208,10 +188,7 @@ def unrouted(
 def _chosen(
     task: RetrievalTask, trained: Embedder, training: TrainingSettings
 ) -> tuple[Embedder, dict[str, Any]]:
-    """Of the trained and the untrained encoder the better one on queries outside test.
-
-    The MAW encoder has this choice too, where it was trained on another collection.
-    """
+    """Of the trained and the untrained encoder the better one on queries outside test."""
     text = task.pretrained
     untrained = untrained_embedder(task.collection.doc_texts, trained.encoder.settings, text)
     embedders = {UNTRAINED: untrained.to(task.device), "trained": trained}
@@ -307,16 +284,7 @@ def size(module: Embedder | Module, but: str = "-") -> int:
 
 
 def added_latency(encode: Encode, task: RetrievalTask, texts: Sequence[str]) -> float:
-    """Median milliseconds that `encode` takes longer than standard attention for one query.
-
-    The two take turns on every query, so that a machine that slows down slows both.
-
-    Args:
-        encode: a list of one query to whatever is ranked with; results must lie on the CPU, or
-            reading them must wait for the device.
-        task: whose encoder has the standard attention.
-        texts: the first 40 are used.
-    """
+    """Median milliseconds that `encode` takes longer than standard attention for one query."""
     standard = _standard(task)
 
     def seconds(function: Encode, text: str) -> float:
@@ -590,11 +558,7 @@ METHODS: Final = {method.name: method for method in _ALL}
 
 
 def check_methods(names: Sequence[str], known: Mapping[str, Method] = METHODS) -> None:
-    """Refuse names that are no method, or that are given twice.
-
-    Raises:
-        InputError: with the nearest name.
-    """
+    """Refuse names that are no method, or that are given twice."""
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)

@@ -188,12 +188,7 @@ def seed_table(rows: Sequence[Row]) -> str:
 
 
 def group_table(scores: Mapping[str, Floats], groups: Sequence[str]) -> str:
-    """Mean nDCG@10 of every method on the queries of each group, and with all groups alike.
-
-    Args:
-        scores: by method, (N,) of the queries.
-        groups: of the N queries.
-    """
+    """Mean nDCG@10 of every method on the queries of each group, and with all groups alike."""
     sizes = Counter(groups)
     head = ["method", *(f"{name or 'none'} ({sizes[name]})" for name in sorted(sizes)), "alike"]
     lines = []
@@ -205,11 +200,7 @@ def group_table(scores: Mapping[str, Floats], groups: Sequence[str]) -> str:
 
 
 def pair_table(tests: Mapping[tuple[str, str], tuple[Row | None, Row]]) -> str:
-    """Pairs of methods, the first minus the second, in reward and in nDCG@10.
-
-    Args:
-        tests: by pair that of the reward, None where one of the two has none, and of nDCG@10.
-    """
+    """Pairs of methods, the first minus the second, in reward and in nDCG@10."""
     head = ["", "reward", "p", MAIN, "p", "detectable", "within"]
     lines = []
     for (first, second), (reward, ndcg) in tests.items():
@@ -497,13 +488,8 @@ def row_of(task: RetrievalTask, spec: TaskSettings, result: Result, split: str =
 def rows_of(
     task: RetrievalTask, spec: TaskSettings, names: Sequence[str] = BASELINES, split: str = "test"
 ) -> dict[str, RunRow]:
-    """The rows of methods that need no training, by title; those that lack something are left out.
-
-    Args:
-        task: of the run.
-        spec: of the run.
-        names: of the methods.
-        split: whose queries are judged.
+    """The rows of methods that need no training, by title; those that lack something are left
+    out.
     """
     rows = {}
     for method in map(METHODS.__getitem__, names):
@@ -567,17 +553,7 @@ def report(
     folder: Path,
     watch: Stopwatch,
 ) -> None:
-    """Judge a learner on the test split, write what a run leaves behind, print the table.
-
-    Args:
-        task: of the run.
-        spec: of the training.
-        learner: its name in the table.
-        result: of `methods.by_training` on the test queries.
-        folder: gets router.safetensors, encoder.safetensors, metrics.json, per_query.csv.gz,
-            run.trec.gz, figures/ and report.html.
-        watch: has timed the stages so far.
-    """
+    """Judge a learner on the test split, write what a run leaves behind, print the table."""
     assert result.trained is not None
     with watch.stage("evaluation on test queries"):
         row, rows = row_of(task, spec, result), rows_of(task, spec)

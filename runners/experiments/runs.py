@@ -46,17 +46,7 @@ def run_main(
     arguments: Sequence[str] | None = None,
     program: str | None = None,
 ) -> None:
-    """Read the command line and run `main`; whatever ends it early is one line on stderr.
-
-    Exit status 2 is a user's mistake, 1 numbers that are no longer finite, 130 and 143 are SIGINT
-    and SIGTERM.
-
-    Args:
-        kind: a dataclass of settings, see `runners.experiments.command_line`.
-        main: the runner.
-        arguments: see `given_flags`.
-        program: see there.
-    """
+    """Read the command line and run `main`; whatever ends it early is one line on stderr."""
     with lasting_streams():
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("maw_gym.progress").setLevel(logging.INFO)
@@ -97,12 +87,7 @@ def _quit(message: str, status: int) -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """The user or the system wants the run to end.
-
-    Args:
-        number: of the signal.
-        advice: how to go on.
-    """
+    """The user or the system wants the run to end."""
 
     def __init__(self, number: int, advice: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; {advice}")
@@ -115,15 +100,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """What a running program does about SIGINT and SIGTERM.
-
-    Outside `deferred` a signal raises `Stopped` where the program stands. Inside, the first is only
-    noted, so that the step in progress can be finished, and a second one raises.
-
-    Attributes:
-        advice: how to go on, for the message.
-        received: the signal that was noted, or None.
-    """
+    """What a running program does about SIGINT and SIGTERM."""
 
     def __init__(self) -> None:
         self.advice = "run the same command again"
@@ -151,10 +128,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only note the first signal, and raise `Stopped` at the end.
-
-        Whoever is inside looks at `asked` where stopping is good, and ends by a KeyboardInterrupt.
-        """
+        """Only note the first signal, and raise `Stopped` at the end."""
         self.received, self._deferring = None, True
         try:
             with self.installed():
@@ -209,13 +183,7 @@ class _Stream:
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Let a program finish its work whatever becomes of its standard streams.
-
-    Streams that were closed before it began are the null device: no file that is opened later may
-    take their place and get what is written to them. Characters that a stream cannot show are
-    escaped. Threads of libraries, such as TensorBoard's writer, tell of a full disk by a traceback
-    of their own: those are left out, the main thread tells it in one line.
-    """
+    """Let a program finish its work whatever becomes of its standard streams."""
     while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(null)
@@ -243,11 +211,7 @@ def lasting_streams() -> Iterator[None]:
 
 
 class Stopwatch:
-    """Seconds of each stage of a run, for the `wall_seconds` of metrics.json.
-
-    Args:
-        silent: tell nobody which stage runs.
-    """
+    """Seconds of each stage of a run, for the `wall_seconds` of metrics.json."""
 
     def __init__(self, silent: bool = False) -> None:
         self.silent = silent
@@ -267,16 +231,7 @@ class Stopwatch:
 
 
 def open_run(settings: Any, default: str) -> Path:
-    """Claim the folder of a new run, or find that of one to go on with.
-
-    Args:
-        settings: of the run; they are written into a new folder at once.
-        default: what a run without a name is called, before the time.
-
-    Raises:
-        InputError: the name is not a plain folder name, is taken, or cannot be written; or another
-            process works on the run.
-    """
+    """Claim the folder of a new run, or find that of one to go on with."""
     values = flat(settings)
     resume, logdir, name = values.get("resume"), values["logdir"], values["run_name"]
     if resume is not None:
@@ -332,10 +287,8 @@ def _claim(logdir: Path, name: str | None, default: str) -> Path:
 
 
 def _give_back(refused: bool = False) -> None:
-    """Take away the folders of runs that did not begin; if refused, of those that left nothing too.
-
-    A run that has begun and is stopped can go on, however little there is of it; one that was
-    refused would be refused again. Folders of runs that were made for it go with it.
+    """Take away the folders of runs that did not begin; if refused, of those that left nothing
+    too.
     """
     while _claimed:
         folder, begun = _claimed.popitem()
@@ -350,11 +303,7 @@ def _give_back(refused: bool = False) -> None:
 
 
 def writable_output(path: Path) -> Path:
-    """A file that numbers can be written to at the end, before any work; a link is followed.
-
-    Raises:
-        InputError: it is a folder or a device, or its folder cannot be written to.
-    """
+    """A file that numbers can be written to at the end, before any work; a link is followed."""
     try:
         target = path.resolve()
         if target.exists() and not target.is_file():
@@ -379,14 +328,7 @@ def write_config(
     dataset: Mapping[str, Any] | None = None,
     encoder: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write config.json: every setting, versions, git commit, provenance of data and encoder.
-
-    It is written twice: when the folder is claimed, and when data and encoder are known. From then
-    on the run has begun: it keeps its folder and this file, a run that goes on included.
-
-    Raises:
-        InputError: the run was made by another learner, or its dataset or encoder has changed.
-    """
+    """Write config.json: every setting, versions, git commit, provenance of data and encoder."""
     values = flat(settings)
     if learner is not None and "resume" in values:
         STOP.advice = f"go on with --resume {folder}"
@@ -431,18 +373,7 @@ def git_commit() -> str | None:
 
 
 def settings_of(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
-    """The settings that a command line asks for.
-
-    With `resume` they are those of that run, and a flag that says something else is refused, unless
-    it is one of `HOW`.
-
-    Args:
-        kind: dataclass of the runner's settings.
-        given: see `runners.experiments.command_line.given_flags`.
-
-    Raises:
-        InputError: a value that cannot be, or that is not the run's own.
-    """
+    """The settings that a command line asks for."""
     if given.get("resume") is None:
         return made(kind, given)
     how = {name: given[name] for name in HOW if name in given}
@@ -458,18 +389,7 @@ def settings_of(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
 
 
 def run_settings(kind: type[Settings], run: Path) -> Settings:
-    """The settings of a run, with `resume`, `logdir` and `run_name` where the run now lies.
-
-    A setting that the run does not tell, of a version before it, has its default.
-
-    Args:
-        kind: dataclass of the runner's settings.
-        run: folder of the run.
-
-    Raises:
-        InputError: there is no such run, it is finished, it was made by another runner, or its
-            config.json is damaged.
-    """
+    """The settings of a run, with `resume`, `logdir` and `run_name` where the run now lies."""
     config = read_config(run)
     if (run / "metrics.json").exists():
         raise InputError(f"run {str(run)!r} is finished; there is nothing to go on with")
@@ -489,11 +409,7 @@ def run_settings(kind: type[Settings], run: Path) -> Settings:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The config.json of a run.
-
-    Raises:
-        InputError: it is not there, or not what a run leaves.
-    """
+    """The config.json of a run."""
     path = run / CONFIG
     try:
         status = path.stat()
@@ -520,14 +436,7 @@ def check_provenance(
     dataset: Mapping[str, Any] | None,
     encoder: Mapping[str, Any] | None,
 ) -> bool:
-    """Refuse to go on with other data than those a run began with.
-
-    Returns:
-        Whether it had begun: one that was stopped before knows neither.
-
-    Raises:
-        InputError: the run was made by another learner, or its dataset or encoder has changed.
-    """
+    """Refuse to go on with other data than those a run began with."""
     config = read_config(run)
     if config.get("learner") is None:
         return False

@@ -168,11 +168,7 @@ AnySpec = Spec | GRPOSpec | PPOSpec | SupervisedSpec | FullInformationSpec
 
 
 def check_rollouts(online: OnlineSettings, learner: Any) -> None:
-    """Refuse groups that do not divide the sub-environments, and rollouts that fill the memory.
-
-    Raises:
-        InputError: with the numbers.
-    """
+    """Refuse groups that do not divide the sub-environments, and rollouts that fill the memory."""
     if online.num_envs % learner.group_size:
         raise InputError(
             f"num_envs {online.num_envs} is not divisible by group_size {learner.group_size}"

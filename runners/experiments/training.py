@@ -75,11 +75,7 @@ class Trained(NamedTuple):
 
 
 def task_of(settings: TaskSettings) -> RetrievalTask:
-    """The task of these settings.
-
-    Raises:
-        InputError: see `load_task`; or a balance for queries without groups.
-    """
+    """The task of these settings."""
     if settings.balance != 1:
         # Before minutes go into an encoder.
         collection = load_collection(settings.dataset, settings.fold, settings.folds)
@@ -109,15 +105,7 @@ def open_task(settings: TaskSettings) -> RetrievalTask:
 
 
 def collection_of_run(run: Path, dataset: str | None = None) -> Collection:
-    """The collection of a run, divided as the run had it; or another one.
-
-    Args:
-        run: folder of the run.
-        dataset: the other one, see `load_collection`.
-
-    Raises:
-        InputError: the run does not name its dataset, or it is not here any more.
-    """
+    """The collection of a run, divided as the run had it; or another one."""
     if dataset is not None:
         return load_collection(dataset)
     settings = read_config(run).get("settings")
@@ -169,15 +157,7 @@ def refusals() -> Iterator[None]:
 def learn(
     model: OnPolicyAlgorithm, task: RetrievalTask, spec: OnlineSpec, log: Log, learner: str
 ) -> Trained:
-    """Train on the `train` queries and keep the mean of the weights from half-time on.
-
-    Args:
-        model: the algorithm, with its environment.
-        task: with tables of training and validation queries.
-        spec: of the training.
-        log: see `Log`.
-        learner: its name, for the router's file.
-    """
+    """Train on the `train` queries and keep the mean of the weights from half-time on."""
     timesteps = spec.online.timesteps
     rollouts = -(-timesteps // (spec.online.num_envs * model.n_steps))
     validation = ValidationCallback(

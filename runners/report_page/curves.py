@@ -38,10 +38,7 @@ class Curve(NamedTuple):
 
 
 def read_curves(folder: Path) -> list[dict[str, Any]]:
-    """Charts `{"title", "curves"}` of everything the run has logged, the important ones first.
-
-    A run without TensorBoard files, or with damaged ones, has what could be read of them.
-    """
+    """Charts `{"title", "curves"}` of everything the run has logged, the important ones first."""
     if not any(folder.glob("events.out.tfevents.*")):
         return []
     # All scalars, and none of the pictures.
@@ -64,10 +61,7 @@ def read_curves(folder: Path) -> list[dict[str, Any]]:
 
 
 def curve(name: str, steps: Sequence[int], values: Sequence[float]) -> Curve:
-    """A curve of at most `POINTS` points: of many, means of neighbours.
-
-    A run that was stopped and resumed has logged some steps twice; the later number counts.
-    """
+    """A curve of at most `POINTS` points: of many, means of neighbours."""
     last = dict(zip(steps, values, strict=True))
     order = sorted(last)
     parts = np.array_split(np.arange(len(order)), min(POINTS, len(order)))

@@ -21,19 +21,7 @@ SCRIPTS: Final = ("base.js", "charts.js", "overview.js", "attention.js", "explor
 def write_report_page(
     run_folder: Path, task: RetrievalTask | None = None, queries: int = QUERIES
 ) -> Path:
-    """Write `report.html` into the folder of a finished run.
-
-    Args:
-        run_folder: with config.json, metrics.json, encoder and router.
-        task: that of the run where it is at hand, which spares making it again.
-        queries: test queries that can be looked at one by one, at most.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        InputError: the folder is not that of a finished run, or its dataset is not here any more.
-    """
+    """Write `report.html` into the folder of a finished run."""
     page = rendered(run_payload(run_folder, task, queries))
     path = run_folder / NAME
     with written_whole(path) as temporary:
@@ -42,15 +30,7 @@ def write_report_page(
 
 
 def rendered(payload: dict[str, Any]) -> str:
-    """The page that shows `payload`, in ASCII.
-
-    Nothing of the payload is markup or script to a browser: it is JSON in a data block, without the
-    characters that could end one, and the scripts put it on the page as text. Should they ever fail
-    in that, the page's policy lets no other script run and nothing be fetched.
-
-    Raises:
-        InputError: the page would be too large.
-    """
+    """The page that shows `payload`, in ASCII."""
     assets = files("runners.report_page") / "assets"
 
     def read(name: str) -> str:

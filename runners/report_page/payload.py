@@ -24,17 +24,7 @@ MEASURES: Final = ("nDCG@10", "RR@10", "R@100", "Success@10")
 def run_payload(
     folder: Path, task: RetrievalTask | None = None, queries: int = QUERIES
 ) -> dict[str, Any]:
-    """Everything the page shows.
-
-    Args:
-        folder: of the run.
-        task: that of the run where it is at hand; else it is made from the run's files.
-        queries: test queries to look at one by one, at most.
-
-    Raises:
-        InputError: the folder is not that of a finished run with a router, or its dataset is not
-            here any more.
-    """
+    """Everything the page shows."""
     config, metrics = read_config(folder), _metrics(folder)
     settings = config.get("settings")
     if not isinstance(settings, Mapping):

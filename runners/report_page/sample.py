@@ -30,14 +30,8 @@ Integers = NDArray[np.int64]
 
 
 def sampled_queries(ndcg: NDArray[np.float32], count: int) -> Integers:
-    """Rows of at most `count` queries: half where depths differ most in nDCG, half evenly spread.
-
-    Args:
-        ndcg: (N, D).
-        count: at least 1.
-
-    Returns:
-        Rows, those that differ and those that are spread in turn.
+    """Rows of at most `count` queries: half where depths differ most in nDCG, half evenly
+    spread.
     """
     rows = len(ndcg)
     differ = (ndcg.min(1) - ndcg.max(1)).argsort(kind="stable")[: (count + 1) // 2]
@@ -68,11 +62,7 @@ def attention_of(task: RetrievalTask, ids: Sequence[int]) -> NDArray[np.float32]
 
 
 def packed(weights: NDArray[np.float32]) -> str:
-    """Weights in [0, 1] as text: bytes 255 sqrt(w), compressed, in base64.
-
-    The root, since attention over many tokens is small: a weight is right to within .004, one of
-    .01 to within .0004.
-    """
+    """Weights in [0, 1] as text: bytes 255 sqrt(w), compressed, in base64."""
     numbers = np.rint(255 * np.sqrt(weights.clip(0, 1))).astype(np.uint8)
     return base64.b64encode(gzip.compress(numbers.tobytes(), mtime=0)).decode()
 
@@ -83,15 +73,7 @@ def cut(text: str, characters: int) -> str:
 
 
 class Sample:
-    """What the page shows of single queries.
-
-    Args:
-        task: of the run.
-        bandit: over the test split's table, with the run's reward.
-        chosen: (N,) the router's depths.
-        count: queries at most; fewer where their attention takes too much room.
-        limit: bytes of all attention.
-    """
+    """What the page shows of single queries."""
 
     def __init__(
         self,

@@ -286,5 +286,7 @@ def _options(hint: Any) -> dict[str, Any]:
         hint, *more = get_args(hint)
         options["nargs"] = "+" if more == [Ellipsis] else 1 + len(more)
     if get_origin(hint) is Literal:
-        return options | {"metavar": "{" + ",".join(map(str, get_args(hint))) + "}"}
+        choices = "{" + ",".join(map(str, get_args(hint))) + "}"
+        # argparse writes it twice for a list: (first, others).
+        return options | {"metavar": (choices, "") if options.get("nargs") == "+" else choices}
     return options | {"metavar": "TEXT" if hint is str else hint.__name__.upper()}

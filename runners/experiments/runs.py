@@ -232,6 +232,9 @@ class Stopwatch:
 
 def open_run(settings: Any, default: str) -> Path:
     """Claim the folder of a new run, or find that of one to go on with."""
+    from maw_gym.envs.rendering import check_matplotlib  # gymnasium takes a second
+
+    check_matplotlib()  # a run ends in figures
     values = flat(settings)
     resume, logdir, name = values.get("resume"), values["logdir"], values["run_name"]
     if resume is not None:

@@ -30,7 +30,6 @@ from agents.sb3.vec_env import to_sb3
 from maw_gym.checkpoints import Checkpoint, Checkpoints, forget_checkpoints
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.envs.bandit import NDCG, Bandit
-from maw_gym.envs.rendering import check_matplotlib
 from maw_gym.errors import InputError
 from maw_gym.files import written_whole
 from maw_gym.routers.depth_router import DepthRouter
@@ -96,8 +95,7 @@ def task_of(settings: TaskSettings) -> RetrievalTask:
 
 
 def open_task(settings: TaskSettings) -> RetrievalTask:
-    """The task of a run, with its tables built; what the report needs is asked for first."""
-    check_matplotlib()
+    """The task of a run, with its tables built."""
     task = task_of(settings)
     for split in ("train", "validation", "test"):
         task.table(split)

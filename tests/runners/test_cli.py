@@ -149,12 +149,3 @@ def test_flags_are_the_same_words_everywhere(name: str, capsys: pytest.CaptureFi
     if name not in ("bandits", "report"):
         assert "--dataset" in words
         assert "--device" in words
-
-
-def test_the_old_words_still_work(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["evaluate", "--run", str(run), "--output", str(run)])
-    assert capsys.readouterr().err.splitlines() == [
-        "--output is --out now",
-        f"error: {str(run)!r} is no ordinary file; give another for the numbers",
-    ]

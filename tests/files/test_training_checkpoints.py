@@ -1,3 +1,5 @@
+"""Trainings of an encoder that are killed and resumed end with the same weights."""
+
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -5,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from maw_gym.checkpoints import Best, EpochCheckpoints, Progress
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.training import selection, stages
 from maw_gym.encoders.training.selection import train_encoder, trained_attention, trained_embedder
@@ -132,91 +133,3 @@ def test_a_cached_encoder_is_resumed_and_leaves_no_checkpoint(tiny, fresh, monke
     assert len(steps) == 3
     assert [name.split("-")[0] for name in names(encoders)] == ["attention"] * 2 + ["trained"] * 2
     assert same(resumed.tensors(), whole.tensors())
-
-
-def counter():
-    """A weight that each step lowers by a random number, with AdamW and a schedule."""
-    weight = torch.nn.Parameter(torch.zeros(4))
-    optimizer = torch.optim.AdamW([weight], 0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)
-    return weight, optimizer, schedule, torch.Generator().manual_seed(0)
-
-
-def step(weight, optimizer, schedule, generator):
-    weight.grad = torch.rand(4, generator=generator)
-    optimizer.step()
-    schedule.step()
-
-
-def checkpoints_of(path, state, about="this"):
-    weight, optimizer, schedule, generator = state
-    return EpochCheckpoints(
-        path, {"about": about}, {"weight": weight}, optimizer, generator, schedule
-    )
-
-
-START = Progress(0, Best(0.0, 0, {}), [])
-
-
-@pytest.fixture
-def written(tmp_path):
-    """A checkpoint after epoch 2 of 2 steps each, and the weight after 2 more steps."""
-    state = counter()
-    kept = checkpoints_of(tmp_path / "epochs", state)
-    for _ in range(4):
-        step(*state)
-    best = Best(0.75, 1, {"weight": torch.full((4,), 7.0)})
-    kept.write_epoch(Progress(2, best, [{"loss": 0.75}, {"loss": 0.1}]))
-    for _ in range(2):
-        step(*state)
-    return tmp_path / "epochs", state[0].detach()
-
-
-def test_everything_is_restored(written):
-    path, expected = written
-    state = counter()
-    found = checkpoints_of(path, state).restore_epoch(START)
-    assert (found.epoch, found.best.score, found.best.epoch) == (2, 0.75, 1)
-    assert found.history == [{"loss": 0.75}, {"loss": 0.1}]
-    assert found.best.weights["weight"].tolist() == [7.0] * 4
-    for _ in range(2):
-        step(*state)
-    assert torch.equal(state[0], expected)
-
-
-def test_a_damaged_epoch_is_left_out(written):
-    folder, _ = written
-    (last,) = folder.iterdir()
-    content = bytearray(last.read_bytes())
-    content[-1] ^= 1
-    last.write_bytes(content)
-    state = counter()
-    assert checkpoints_of(folder, state).restore_epoch(START) is START
-    assert state[0].tolist() == [0.0] * 4
-
-
-def test_an_epoch_that_cannot_be_used_gives_way_to_the_one_before(written):
-    folder, _ = written
-    kept = checkpoints_of(folder, counter())
-    kept.write(3, {"weights/weight": torch.zeros(4)}, {})  # of another version, say
-    assert kept.restore_epoch(START).epoch == 2
-
-
-def test_another_training_is_left_out(written, caplog):
-    path, _ = written
-    assert checkpoints_of(path, counter(), "that").restore_epoch(START) is START
-    other = counter()
-    with torch.no_grad():
-        other[0][0] = 1.0  # starts from other weights
-    assert checkpoints_of(path, other).restore_epoch(START) is START
-    assert [record.getMessage() for record in caplog.records] == [
-        f"checkpoint left out: {path / '000000000002.safetensors'} is of another training or step"
-    ] * 2
-
-
-def test_without_a_path_nothing_is_kept(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    kept = checkpoints_of(None, counter())
-    kept.write_epoch(START)
-    assert kept.restore_epoch(START) is START
-    assert names(tmp_path) == []

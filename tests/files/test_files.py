@@ -1,0 +1,326 @@
+"""What is written, read and cached; what damage does to it is in test_every_kind.py."""
+
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+
+from maw_gym import files
+from maw_gym.errors import DamagedFileError, InputError
+
+TENSORS = {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.zeros(0, 3)}
+SHAPES: dict[str, tuple[int | None, ...]] = {"a": (2, 2), "b": (None, 3)}
+WRITERS = {"file": files.written_whole, "folder": lambda path: files.written_folder(path, "mark")}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    files.write(tmp_path / "file.safetensors", TENSORS, "thing", {"x": [1, "é"]})
+    return tmp_path / "file.safetensors"
+
+
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+# --- tensors and settings ---------------------------------------------------------------------
+
+
+def test_tensors_come_back_as_they_look(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.safetensors"
+    whole = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
+    given = {"pair": (1, 2), "numbers": {10: "a", 2: "é"}, "x": 1e-310}
+    tensors = {"whole": whole, "turned": whole.T, "none": torch.zeros(0, 3)}
+    files.write(path, tensors, "thing", given)
+    settings, found = files.read(path, "thing")
+    assert settings == {"pair": [1, 2], "numbers": {"10": "a", "2": "é"}, "x": 1e-310}
+    assert found["whole"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert found["turned"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    assert found["none"].shape == (0, 3)
+    files.write(path, {"part": whole[1]}, "thing", {})
+    assert files.read(path, "thing").tensors["part"].tolist() == [3.0, 4.0, 5.0]
+
+
+def test_equal_contents_make_equal_files(path: Path, tmp_path: Path) -> None:
+    files.write(tmp_path / "again", dict(reversed(TENSORS.items())), "thing", {"x": [1, "é"]})
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_the_checksum_covers_format_kind_settings_and_tensors(path: Path) -> None:
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    digest = hashlib.sha256(b"a torch.float32 (2, 2);" + TENSORS["a"].numpy().tobytes())
+    digest.update(b"b torch.float32 (0, 3);")
+    assert files.fingerprint(TENSORS) == digest.hexdigest()
+    covered = '{"format":1,"kind":"thing","settings":{"x":[1,"\\u00e9"]},"tensors":"'
+    whole = hashlib.sha256(f'{covered}{digest.hexdigest()}"}}'.encode()).hexdigest()
+    assert json.loads(header["__metadata__"]["maw_gym"]) == {
+        "format": 1, "kind": "thing", "settings": {"x": [1, "é"]}, "checksum": whole,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {"format": "pt"}]
+    + [{"maw_gym": text} for text in ("no JSON", "[]", "null", '{"kind": "thing"}', "[" * 100_000)],
+    ids=range(7),
+)
+def test_files_of_others_are_refused(tmp_path: Path, metadata: Any) -> None:
+    path = tmp_path / "file.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata)
+    with pytest.raises(InputError) as caught:
+        files.read(path, "thing")
+    assert str(caught.value) == f"{path} was not written by maw_gym; give another thing file"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"a": (2, 2)}, "tensor 'b' is unknown"),
+        (SHAPES | {"c": (1,)}, "tensor 'c' is gone"),
+        (SHAPES | {"a": (4, 1)}, "tensor 'a' has shape (2, 2), expected (4, 1)"),
+        (SHAPES | {"a": (4,)}, "tensor 'a' has shape (2, 2), expected (4,)"),
+        (SHAPES | {"b": (None, 4)}, "tensor 'b' has shape (0, 3), expected (None, 4)"),
+        (SHAPES, None),
+    ],
+)
+def test_other_shapes_than_promised(path: Path, shapes: Any, message: str | None) -> None:
+    if message is None:
+        files.check_tensors(path, TENSORS, shapes)
+        return
+    with pytest.raises(DamagedFileError) as caught:
+        files.check_tensors(path, TENSORS, shapes)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.tensor([1.0, float("nan")]), "holds values that are not finite"),
+        (torch.tensor([1.0, -float("inf")]), "holds values that are not finite"),
+        (torch.ones(2, dtype=torch.float64), "is torch.float64, expected torch.float32"),
+        (torch.ones(2, dtype=torch.int64), "is torch.int64, expected torch.float32"),
+    ],
+)
+def test_other_values_than_promised(path: Path, values: torch.Tensor, message: str) -> None:
+    with pytest.raises(DamagedFileError) as caught:
+        files.check_tensors(path, {"a": values}, {"a": (2,)})
+    assert str(caught.value) == f"{path}: tensor 'a' {message}"
+
+
+def test_what_is_no_file_is_refused_before_it_is_read(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    (tmp_path / "folder").mkdir()
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(3 * 2**30)  # takes no room on the disk
+    for place in (tmp_path / "pipe", Path("/dev/zero"), tmp_path / "folder"):
+        with pytest.raises(InputError, match="is not a regular file; give the path of a thing"):
+            files.read(place, "thing")
+    with pytest.raises(InputError, match=r"no thing file '.*gone'; give the path of one"):
+        files.read(tmp_path / "gone", "thing")
+    with pytest.raises(InputError, match="has 3221225472 bytes, and a config at most 10000;"):
+        files.check_readable(tmp_path / "large", "config", 10_000)
+
+    def refuse(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match="cannot be read: Too many open files") as caught:
+        files.read(path, "thing")
+    assert not isinstance(caught.value, DamagedFileError)
+
+
+# --- written whole or not at all --------------------------------------------------------------
+
+
+def write(kind: str, path: Path, text: str, problem: BaseException | None = None) -> None:
+    with WRITERS[kind](path) as temporary:
+        assert temporary.parent == path.parent
+        place = temporary / "mark" if kind == "folder" else temporary
+        place.write_text(text)
+        if problem is not None:
+            raise problem
+
+
+def content(kind: str, path: Path) -> str:
+    return (path / "mark" if kind == "folder" else path).read_text()
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_an_old_one_stays_until_the_new_one_is_whole(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new" / "it"
+    write(kind, path, "first")
+    write(kind, path, "second")
+    for problem in (RuntimeError(), KeyboardInterrupt(), SystemExit()):
+        with pytest.raises(type(problem)):
+            write(kind, path, "third", problem)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError) as caught:
+        write(kind, path, "third")
+    assert str(caught.value) == (
+        f"{path} cannot be written: No space left on device; make room for it or name another place"
+    )
+    assert content(kind, path) == "second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write("file", tmp_path / "file", "")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files, no mark; give a new folder"):
+        write("folder", tmp_path, "first")
+    (tmp_path / "empty").mkdir()
+    write("folder", tmp_path / "empty", "first")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "notes.txt"]
+
+
+def test_without_an_exchange_of_the_system_folders_are_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+    write("folder", tmp_path / "folder", "first")
+    write("folder", tmp_path / "folder", "second")
+    assert content("folder", tmp_path / "folder") == "second"
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_an_error_of_another_file_is_passed_on(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), files.written_whole(tmp_path / "file"):
+        (tmp_path / "another").read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the cache --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "home"),
+    [
+        ({"MAW_GYM_HOME": "~/somewhere"}, Path.home() / "somewhere"),
+        ({"MAW_GYM_HOME": "", "XDG_CACHE_HOME": "/xdg"}, Path("/xdg/maw_gym")),
+        ({"MAW_GYM_HOME": ""}, Path.home() / ".cache" / "maw_gym"),
+        ({"MAW_GYM_HOME": "~nosuchuser/x"}, None),
+    ],
+)
+def test_the_home_is_where_the_variables_say(
+    variables: dict[str, str], home: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if home is not None:
+        assert files.cache_home() == home
+        return
+    with pytest.raises(InputError) as caught:
+        files.cache_home()
+    assert str(caught.value) == (
+        "no home folder is known for '~nosuchuser/x'; give the whole path of the cache in"
+        " MAW_GYM_HOME"
+    )
+
+
+def test_the_key_is_made_of_content() -> None:
+    # sha256 of '{"a":[1,2],"b":"\\u00e9"}'
+    assert files.content_key({"b": "é", "a": (1, 2)}) == "4f4995260c41bd0d"
+    assert files.content_key({"a": [2, 1], "b": "é"}) != "4f4995260c41bd0d"
+
+
+def read(path: Path) -> str:
+    text = path.read_text()
+    if text == "damaged":
+        raise DamagedFileError(f"{path} is damaged")
+    if text == "foreign":
+        raise InputError(f"{path} cannot be read: Permission denied")
+    return text
+
+
+def test_what_is_missing_or_damaged_is_built_and_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "folder" / "file"
+
+    def found(build: Any = lambda: "built") -> str:
+        return files.cached(path, build, lambda place, text: write("file", place, text), read)
+
+    assert (found(), caplog.messages) == ("built", [])
+    path.write_text("older")
+    with files.locked(path):  # as if another process was building: what is there needs no lock
+        assert found(pytest.fail) == "older"
+    path.write_text("damaged")
+    assert found() == "built"
+    # Once without the lock and once under it.
+    assert caplog.messages == [f"{path} is damaged; it is made anew"] * 2
+    path.write_text("foreign")
+    with pytest.raises(InputError, match="Permission denied"):
+        found(pytest.fail)
+    assert path.read_text() == "foreign"
+
+
+def test_the_builder_holds_a_lock_that_ends_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    lock = FileLock(f"{path}.lock", timeout=0)
+    with files.locked(path), pytest.raises(Timeout), lock:
+        pass
+    with lock:
+        pass
+    killed_in("locked", path)
+    with lock:
+        pass
+
+
+@pytest.mark.parametrize("place", ["/dev/null/folder/file", "/proc/file"])
+def test_a_place_that_cannot_be_written_is_named(place: str) -> None:
+    with pytest.raises(InputError, match=f"^{place} cannot be written: "):
+        write("file", Path(place), "")
+    with pytest.raises(InputError) as caught, files.locked(Path(place)):
+        pass
+    message = str(caught.value)
+    assert message.startswith(f"the cache {Path(place).parent} cannot be written: ")
+    assert message.endswith("; set MAW_GYM_HOME to a folder that can")
+
+
+def killed_in(context: str, path: Path) -> None:
+    """A process that is killed inside a context manager of files.py."""
+    code = (
+        f"import os, sys, pathlib; from maw_gym.files import {context}\n"
+        f"with {context}(pathlib.Path(sys.argv[1])) as at:\n"
+        "    at and at.write_text('half')\n    os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
+
+
+def test_a_sweep_takes_what_the_dead_have_left_and_nothing_else(tmp_path: Path) -> None:
+    below = tmp_path / "checkpoints"
+    below.mkdir()
+    killed_in("written_whole", below / "000000000128.safetensors")
+    (left,) = below.iterdir()
+    assert left.name.startswith(".000000000128.safetensors.")
+    others = [tmp_path / ".config.json", tmp_path / "a.writing", below / ".x.writing.txt"]
+    for path in others:
+        path.write_text("mine")
+    files.sweep(tmp_path, "config.json")
+    assert left.exists()
+    files.sweep(tmp_path)
+    files.sweep(tmp_path / "nowhere")
+    assert sorted(tmp_path.rglob("*.*")) == sorted(others)

@@ -1,10 +1,14 @@
-"""Several processes on this machine, as torchrun starts them."""
+"""Two processes on this machine that torchrun might have started."""
 
+import atexit
 import multiprocessing
 import os
+import resource
+import signal
 import socket
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -13,6 +17,9 @@ from maw_gym.errors import InputError
 
 # Where there are two GPUs the processes have one each, and meet over NCCL; else over gloo.
 DEVICE = "cuda" if torch.cuda.device_count() >= 2 else "cpu"
+COUNT = 2
+
+_workers: list[tuple[BaseProcess, Connection]] = []  # of all tests: each takes seconds to start
 
 
 def free_port() -> int:
@@ -21,41 +28,39 @@ def free_port() -> int:
         return some.getsockname()[1]
 
 
-def together(function: Callable[..., Any], *arguments: Any, count: int = 2) -> list[Any]:
-    """What `function` returns in each of `count` processes; an exception counts as its result.
-
-    Whoever fails ends all others, as torchrun does.
-    """
+def together(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `function` returns in each process; an exception counts as its result."""
     context = multiprocessing.get_context("spawn")
-    port = free_port()
-    workers, ends = [], []
-    for number in range(count):
+    while len(_workers) < COUNT:
         here, there = context.Pipe()
-        worker = context.Process(
-            target=_run, args=(there, number, count, port, function, arguments), daemon=True
-        )
+        worker = context.Process(target=_serve, args=(there, len(_workers)), daemon=True)
         worker.start()
         there.close()
-        workers.append(worker)
-        ends.append(here)
-    results: list[Any] = [None] * count
-    try:
-        for end in multiprocessing.connection.wait(ends, timeout=120):
-            results[ends.index(end)] = end.recv()
-        if not any(isinstance(result, Exception) for result in results):
-            for row, end in enumerate(ends):
-                if results[row] is None:
-                    assert end.poll(120), "a process does not answer"
-                    results[row] = end.recv()
-        else:
-            for row, end in enumerate(ends):
-                if results[row] is None and end.poll(3):
-                    results[row] = end.recv()
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join()
+        _workers.append((worker, here))
+    port = free_port()
+    for _, end in _workers:
+        end.send((port, function, arguments))
+    results: list[Any] = [None] * COUNT
+    ends = [end for _, end in _workers]
+    multiprocessing.connection.wait(ends, timeout=120)
+    failed = False
+    for _ in range(COUNT):  # NCCL waits for one that has failed for ever
+        for row, end in enumerate(ends):
+            if results[row] is None and end.poll(5 if failed else 60):
+                results[row] = end.recv()
+                failed = failed or isinstance(results[row], Exception)
+    if None in results:
+        end_all()
     return [result[0] if isinstance(result, tuple) else result for result in results]
+
+
+@atexit.register
+def end_all() -> None:
+    """End the processes; the next call starts others."""
+    while _workers:
+        worker, _ = _workers.pop()
+        worker.terminate()
+        worker.join()
 
 
 def assert_lost(problem: Any, number: int) -> None:
@@ -71,30 +76,33 @@ def assert_lost(problem: Any, number: int) -> None:
     assert "\n" not in str(problem)
 
 
-def _run(
-    end: Connection,
-    number: int,
-    count: int,
-    port: int,
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-) -> None:
+def full_disk() -> None:
+    """No file of this process may be larger than 2,000 bytes, until the next call of `together`."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def _serve(end: Connection, number: int) -> None:
     os.environ.update(
         RANK=str(number),
         LOCAL_RANK=str(number),
-        WORLD_SIZE=str(count),
+        WORLD_SIZE=str(COUNT),
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
         OMP_NUM_THREADS="1",
         NCCL_NVLS_ENABLE="0",
     )
     from maw_gym import distributed
 
     torch.set_num_threads(1)
-    try:
-        distributed.start(DEVICE)
-        end.send((function(*arguments),))
-    except Exception as error:
-        end.send(error)
-    finally:
-        distributed.stop()
+    before = dict(os.environ)
+    while True:
+        port, function, arguments = end.recv()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        os.environ.update(before, MASTER_PORT=str(port))
+        try:
+            distributed.start(DEVICE)
+            end.send((function(*arguments),))
+        except Exception as error:
+            end.send(error)
+        finally:
+            distributed.stop()

@@ -5,7 +5,6 @@ import importlib
 import json
 import math
 import os
-import pickle
 import re
 import shutil
 import sys
@@ -111,37 +110,24 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "block twice": ("train_ppo", "--observation profile profile", r"observation must name one or more different blocks of .*; got \('profile', 'profile'\)"),
     "network": ("train_grpo", "--network deep", "network must be 'auto', 'shared' or 'mlp', got 'deep'"),
     "shared attention": ("compare", "--network shared --observation attention", "a shared network wants numbers of every depth, and observation block 'attention' has none; leave it out or take network mlp"),
-    "no weight": ("train_grpo", "--reward-weights 0 0 0", r"reward_weights must be three finite numbers >= 0, not all 0 .*; got \(0.0, 0.0, 0.0\)"),
-    "nan weight": ("train_ppo", "--reward-weights nan 0 1", r"reward_weights must be .*; got \(nan, 0.0, 1.0\)"),
     "huge weight": ("train_grpo", "--reward-weights 1e300 0 1", r"reward_weights must be .* the largest from 1e-06 to 1e\+06.*; got \(1e\+300, 0.0, 1.0\)"),
-    "tiny weight": ("train_ppo", "--reward-weights 5e-324 0 0", r"reward_weights must be .*; got \(5e-324, 0.0, 0.0\)"),
-    "infinite weight": ("train_supervised", "--reward-weights inf 0 1", r"reward_weights must be .*; got \(inf, 0.0, 1.0\)"),
-    "negative weight": ("train_grpo", "--reward-weights -1 1 1", r"reward_weights must be .*; got \(-1.0, 1.0, 1.0\)"),
     "negative seed": ("train_grpo", "--seed -1", "seed must be at least 0, got -1"),
-    "huge seed": ("train_ppo", "--seed 4294967296", "seed must be below 4294967296, got 4294967296"),
     "no timesteps": ("train_grpo", "--timesteps 0", "timesteps must be at least 1, got 0"),
-    "no environment": ("train_ppo", "--num-envs 0", "num_envs must be at least 1, got 0"),
     "no group": ("train_grpo", "--group-size 0", "group_size must be at least 1, got 0"),
     "groups": ("train_grpo", "--num-envs 10 --group-size 4", "num_envs 10 is not divisible by group_size 4"),
-    "no evaluation": ("train_grpo", "--evaluations 0", "evaluations must be at least 1, got 0"),
     "no checkpoint": ("train_grpo", "--checkpoint-every 0", "checkpoint_every must be at least 1, got 0"),
     "name above": ("train_grpo", "--run-name ../evil", "run name '../evil' must be a plain folder name; use --logdir for its place"),
-    "name below": ("train_ppo", "--run-name a/b", "run name 'a/b' must be a plain folder name; use --logdir for its place"),
-    "name of the folder": ("train_supervised", "--run-name ..", "run name '..' must be a plain folder name; .*"),
     "no name": ("train_encoder", lambda at: ["--run-name", ""], "run name '' must be a plain folder name; .*"),
     "name taken": ("train_grpo", lambda at: ["--logdir", at.run({}).parent, "--run-name", "run"], "run '.*/run' exists; choose another --run-name"),
     "logdir is a file": ("train_grpo", lambda at: ["--logdir", at.tiny / "corpus.jsonl"], r"cannot write the run folder '.*' \(File exists\); choose another --logdir"),
     "dataset": ("train_grpo", "--dataset pydoc", "unknown dataset 'pydoc': did you mean 'pydocs'.*"),
     "dataset folder": ("train_ppo", "--dataset /nowhere", "/nowhere has no corpus.jsonl: give an ir_datasets id, or a folder with corpus.jsonl, .*"),
     "no dataset": ("train_supervised", lambda at: ["--dataset", ""], "unknown dataset '': .*"),
-    "dataset of encoder": ("train_encoder", "--dataset nope/test", "unknown dataset 'nope/test': .*"),
     "encoder": ("train_grpo", lambda at: ["--dataset", at.tiny, "--encoder", "best"], "unknown encoder 'best'; give 'untrained', 'trained' or the path of an encoder.safetensors"),
     "encoder is no file of ours": ("train_ppo", lambda at: ["--dataset", at.tiny, "--encoder", at.tiny / "corpus.jsonl"], ".*corpus.jsonl is not a readable safetensors file: .*"),
     "device": ("train_grpo", lambda at: [*TINY(at), "--device", "quantum"], "device 'quantum' is not available here; use 'cpu' or 'auto'"),
-    "device that is not there": ("train_ppo", lambda at: [*TINY(at), "--device", "cuda:99"], "device 'cuda:99' is not available here; use 'cpu' or 'auto'"),
     "device of encoder": ("train_encoder", "--device meta", "device 'meta' is not available here; use 'cpu' or 'auto'"),
     "fold": ("train_grpo", lambda at: [*TINY(at), "--fold", 5], "fold must be a whole number from 0 to 4, got 5"),
-    "negative fold": ("train_supervised", lambda at: [*TINY(at), "--fold", -1], "fold must be at least 0, got -1"),
     "fold of a test subset": ("train_ppo", lambda at: [*TINY(at), "--fold", 1], "fold 1 of .*: it has a test subset; leave fold at 0"),
     "advantage": ("train_grpo", lambda at: [*SMALL(at), "--advantage", "best"], "advantage must be 'auto', 'critic', 'outcome', 'process' or 'group_mean', got 'best'"),
     "ratio": ("train_grpo", lambda at: [*SMALL(at), "--ratio", "new"], "ratio must be 'reference' or 'old', got 'new'"),
@@ -150,20 +136,12 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "clip_range": ("train_grpo", lambda at: [*SMALL(at), "--clip-range", 0], "clip_range must be above 0, got 0"),
     "clip_range_high": ("train_grpo", lambda at: [*SMALL(at), "--clip-range", "None", "--clip-range-high", 0.3], "clip_range_high=0.3 without clip_range: give both or none"),
     "n_steps": ("train_grpo", lambda at: [*SMALL(at), "--n-steps", 0], "n_steps must be at least 1, got 0"),
-    "n_epochs": ("train_grpo", lambda at: [*SMALL(at), "--n-epochs", 0], "n_epochs must be at least 1, got 0"),
     "groups of one": ("train_grpo", lambda at: [*SMALL(at), "--group-size", 1, "--advantage", "outcome"], "group_size=1: advantage='outcome' compares the members of a group, .*"),
-    "learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", "nan"], "learning_rate must be a finite number, got nan"),
-    "negative learning rate": ("train_grpo", lambda at: [*SMALL(at), "--learning-rate", -1], "learning_rate must be above 0, got -1"),
     "huge learning rate": ("train_grpo", "--learning-rate 1e30", "learning_rate must be at most 10, got 1e30"),
-    "PPO's huge learning rate": ("train_ppo", "--learning-rate 1e30", "learning_rate must be at most 10, got 1e30"),
-    "classifier's huge learning rate": ("train_supervised", "--learning-rate 1e30", "learning_rate must be at most 10, got 1e30"),
-    "huge weights": ("train_grpo", "--reward-weights 1e300 1 1", r"reward_weights must be .*; got \(1e\+300, 1.0, 1.0\)"),
     "environments without end": ("train_grpo", "--num-envs 1000000000", "num_envs must be at most 16777216, got 1000000000"),
     "steps without end": ("train_ppo", "--n-steps 1000000000", "n_steps must be at most 16777216, got 1000000000"),
     "rollout without end": ("train_grpo", "--n-steps 100000", "a rollout of 256 num_envs times 100000 n_steps is larger than 4,194,304 samples; lower one of them"),
     "encoder's seed": ("train_encoder", "--seed -1", "seed must be at least 0, got -1"),
-    "encoder's huge seed": ("train_encoder", "--seed 9223372036854775808", r"seed must be below 92233720368547\d+, got 9223372036854775808"),
-    "encoder's weight decay": ("train_encoder", "--weight-decay nan", "weight_decay must be a finite number, got nan"),
     "encoder's embedding": ("train_encoder", "--text-learning-rate -1", "text_learning_rate must be above 0, got -1"),
     "budget": ("benchmark", "--budget nan", "budget must be a finite number, got nan"),
     "user of a folder": ("train_grpo", "--logdir ~nosuchuser/x", "no home folder is known for '~nosuchuser/x'; give the whole path"),
@@ -172,26 +150,19 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "no run": ("evaluate", "", "the following arguments are required: RUN; --help-all shows all flags"),
     "batch of one": ("train_ppo", "--batch-size 1", "batch_size must be at least 2, got 1"),
     "batches": ("train_ppo", lambda at: [*SMALL(at), "--batch-size", 100], r"batch_size 100 does not divide the 128 samples of a rollout \(n_steps \* num_envs\)"),
-    "PPO's clip_range": ("train_ppo", "--clip-range 0", "clip_range must be above 0, got 0"),
-    "PPO's learning rate": ("train_ppo", "--learning-rate inf", "learning_rate must be a finite number, got inf"),
     "target_kl": ("train_ppo", "--target-kl 0", "target_kl must be above 0, got 0"),
     "labels": ("train_supervised", "--labels gold", "labels must be 'rule' or 'oracle', got 'gold'"),
     "epochs": ("train_supervised", "--epochs 0", "epochs must be at least 1, got 0"),
-    "weight decay": ("train_supervised", "--weight-decay -1", "weight_decay must be at least 0, got -1"),
-    "encoder's epochs": ("train_encoder", "--epochs -1", "epochs must be at least 0, got -1"),
     "encoder's temperature": ("train_encoder", "--temperature 0", "temperature must be above 0, got 0"),
     "methods": ("compare", "--methods grop", "unknown method 'grop'.*grpo.*"),
     "seeds twice": ("compare", "--seeds 1 1", "seeds must differ, got 1 1"),
     "baseline": ("compare", "--baseline oracle-ndcg", "the baseline cannot be 'oracle-ndcg', which reads the answers"),
-    "comparison of nothing": ("compare", "--dataset nope", "unknown dataset 'nope': .*"),
-    "comparison's place": ("compare", lambda at: ["--resume", at.tmp / "nowhere"], "no run with a config.json in '.*nowhere'; .*"),
     "no number": ("train_grpo", "--timesteps many", "timesteps must be a valid integer, got 'many'"),
     "resume otherwise": ("train_grpo", lambda at: ["--resume", grpo_run(at), "--learning-rate", 0.5], "--learning-rate 0.5 conflicts with the run's own 0.001; leave the flag out, or start another run"),
     "resume elsewhere": ("train_grpo", lambda at: ["--resume", grpo_run(at), "--logdir", at.tmp / "logs"], "--logdir .*/logs conflicts with the run's own .*; leave the flag out, or start another run"),
     "resume the finished": ("train_grpo", lambda at: ["--resume", grpo_run(at, finished=True)], "run '.*/run' is finished; there is nothing to go on with"),
     "resume a changed type": ("train_grpo", lambda at: ["--resume", grpo_run(at, seed="0; import os")], r".*config.json: impossible settings \(seed must be a valid integer, got '0; import os'\)"),
     "resume fewer numbers": ("train_grpo", lambda at: ["--resume", grpo_run(at, reward_weights=[1, 2])], r".*config.json: impossible settings \(.*"),
-    "resume out of range": ("train_grpo", lambda at: ["--resume", grpo_run(at, seed=-5)], r".*config.json: impossible settings \(seed must be at least 0, got -5\)"),
     "resume nothing": ("train_grpo", lambda at: ["--resume", at.tmp / "nowhere"], "no run with a config.json in '.*nowhere'; if it was stopped before its training began, start it anew"),
     "resume damage": ("train_ppo", lambda at: ["--resume", at.run('{"learner": ')], r".*config.json is not JSON \(.*\); give the folder of a run"),
     "resume a list": ("train_grpo", lambda at: ["--resume", at.run([1])], ".*config.json is not a run's config.json; give the folder of a run"),
@@ -230,30 +201,24 @@ def test_runners(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (
-            ["--device"],
-            "error: argument --device: expected one argument; --help-all shows all flags",
-        ),
-        (
-            ["--colour", "red"],
-            "error: unrecognized arguments: --colour red; --help-all shows all flags",
-        ),
+        ("--device", "argument --device: expected one argument"),
+        ("--colour red", "unrecognized arguments: --colour red"),
     ],
 )
 @pytest.mark.parametrize("runner", sorted(set(RUNNERS) - {"evaluate"}))
 def test_flags_that_are_none(
     runner: str,
-    flags: list[str],
+    flags: str,
     expected: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(sys, "argv", [runner, *flags])
+    monkeypatch.setattr(sys, "argv", [runner, *flags.split()])
     module = importlib.import_module(f"runners.{runner}")
     with pytest.raises(SystemExit) as caught:
         run_main(getattr(module, RUNNERS[runner]), module.main)
     assert caught.value.code == 2
-    assert capsys.readouterr().err.splitlines() == [expected]
+    assert capsys.readouterr().err == f"error: {expected}; --help-all shows all flags\n"
 
 
 # --- Everything else: what is called, and the message -------------------------------------------
@@ -322,16 +287,11 @@ def routed(at: Place, change: Callable[[dict[str, Any], dict[str, Any]], None]) 
 
 CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "action NaN": (lambda at: stepped(math.nan), "action must be an integer from 0 to 3; got nan of type float"),
-    "action too large": (lambda at: stepped(4), "action must be an integer from 0 to 3; got 4 of type int"),
-    "action negative": (lambda at: stepped(-1), "action must be an integer from 0 to 3; got -1 of type int"),
     "action a float": (lambda at: stepped(np.float32(1)), r"action must be .*; got np.float32\(1.0\) of type float32"),
-    "action a bool": (lambda at: stepped(True), "action must be .*; got True of type bool"),
     "action none": (lambda at: stepped(None), "action must be .*; got None of type NoneType"),
     "action an array": (lambda at: stepped(np.array([1, 2])), r"action must be .*; got array\(\[1, 2\]\) of type ndarray"),
-    "actions too few": (lambda at: vector_stepped(np.array([1])), r"actions must be 2 integers from 0 to 3; got array\(\[1\]\) of shape \(1,\) and type int64"),
     "actions NaN": (lambda at: vector_stepped(np.array([1, math.nan])), "actions must be 2 integers .* and type float64"),
     "actions too large": (lambda at: vector_stepped(np.array([1, 4])), "actions must be integers from 0 to 3; sub-environment 1 got 4"),
-    "actions ragged": (lambda at: vector_stepped([[1], [1, 2]]), "actions must be 2 integers .*"),
     "step first": (lambda at: scalar().step(0), r"an episode is one step long: call reset\(\) before each step\(\)"),
     "steps first": (lambda at: vector().step(np.array([0, 0])), "no query is shown yet: call reset.* before step.*"),
     "query": (lambda at: scalar().reset(options={"query_id": "fruit/aple"}), "no query 'fruit/aple' among the 3 of this environment; try 'fruit/apple'.*"),
@@ -341,31 +301,23 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "seeds": (lambda at: vector().reset(seed=[1, 2]), r"seed must be one integer for the whole batch; got \[1, 2\]"),
     "no options": (lambda at: scalar().reset(options=5), "the options of a reset are a dictionary, not 5"),
     "options in a list": (lambda at: vector().reset(options=["query_id"]), r"the options of a reset are a dictionary, not \['query_id'\]"),
-    "query a number": (lambda at: scalar().reset(options={"query_id": 5}), "no query 5 among the 3 of this environment; try .*"),
     "queries a number": (lambda at: vector().reset(options={"query_id": 5}), r"options\['query_id'\] must be one id or 2, .*; got 1"),
     "block a number": (lambda at: scalar(observation=3), "give a list of blocks, not 3"),
     "block nested": (lambda at: vector(observation=[["profile"]]), r"blocks must be strings; number 0 is \['profile'\] of type list"),
-    "split a list": (lambda at: scalar(split=["train"]), r"unknown split \['train'\]; choose one of .*"),
     "table of another type": (lambda at: GRPOEnvironment(table={}), "table must be a DepthTable, not {}"),
     "state empty": (lambda at: vector().set_state({}), r"the state must be what get_state\(\) has given, got {}"),
-    "state none": (lambda at: vector().set_state(None), r"the state must be what get_state\(\) has given, got None"),
     "state's queries": (lambda at: vector().set_state(vector().get_state() | {"queries": ["a", "b"]}), r"the state must be what get_state\(\) has given, got {.*"),
-    "state's position": (lambda at: vector().set_state(vector().get_state() | {"position": 1.5}), r"the state must be what get_state\(\) has given, got {.*"),
     "state's generator": (lambda at: vector().set_state(vector().get_state() | {"generator": {}}), r"the state must be what get_state\(\) has given, got {.*"),
     "dataset a list": (lambda at: GRPOEnvironment(dataset=["pydocs"]), r"a dataset is named by a text, not by \['pydocs'\]"),
     "encoder a number": (lambda at: load_task(str(at.tiny), 3, "cpu"), "a path is a text, not 3"),
     "encoder's name far too long": (lambda at: load_task(str(at.tiny), "x" * 5000, "cpu"), "unknown encoder 'x*'; give .*"),
     "encoder's unknown user": (lambda at: load_task(str(at.tiny), "~nosuchuser/e", "cpu"), "no home folder is known for '~nosuchuser/e'; give the whole path"),
     "dataset's unknown user": (lambda at: load_collection("~nosuchuser/x"), "~nosuchuser/x has no corpus.jsonl: .*"),
-    "router's unknown user": (lambda at: load_router(Path("~nosuchuser/r")), "no home folder is known for '~nosuchuser/r'; give the whole path"),
     "run a number": (lambda at: RoutedEncoder.from_run(3), "a path is a text, not 3"),
     "fold a text": (lambda at: load_task(str(at.tiny), "untrained", "cpu", "1"), "fold must be a whole number from 0 to 4, got '1'"),
     "split of a task": (lambda at: tiny_task(at).table("dev"), "unknown split 'dev'; choose one of encoder, train, validation, test"),
-    "split of candidates": (lambda at: tiny_task(at).candidates(None), "unknown split None; choose one of .*"),
-    "split of an evaluation": (lambda at: tiny_task(at).evaluate(["test"]), r"unknown split \['test'\]; choose one of .*"),
     "k of an evaluation": (lambda at: tiny_task(at).evaluate("test", None, 1.5), "k must be a whole number of 1 or more, got 1.5"),
     "depths of an evaluation": (lambda at: tiny_task(at).evaluate("test", [0] * 7), r"depths must be a tensor of whole numbers, not \[0, 0, 0, 0, 0, 0, 0\]"),
-    "depths with fractions": (lambda at: tiny_task(at).evaluate("test", torch.zeros(7)), "depths must be a tensor of whole numbers, not tensor.*"),
     "texts": (lambda at: tiny_task(at).embedder.encode_queries("honey"), "give a list of texts, not the single text 'honey'"),
     "bytes for texts": (lambda at: tiny_task(at).embedder.encode_documents([b"x"]), "texts must be strings; number 0 is b'x' of type bytes"),
     "settings of an encoder": (lambda at: maw_gym.MAWEncoder(None), "an encoder is made of EncoderSettings, not of None"),
@@ -378,33 +330,26 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "state of others": (lambda at: vector(3).set_state(vector(2).get_state() | {"queries": [0, 1]}), "the state is of 2 rows, not of 3; give equal settings"),
     "made of nothing": (lambda at: gym.make("MAWDepth-v0", dataset="nope", disable_env_checker=True), "unknown dataset 'nope': .*"),
     "document twice": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "d1", "text": "x"}\n'), ".*corpus.jsonl, line 31: _id 'd1' was there before; make ids unique"),
-    "document cut": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "d31", "te'), r".*corpus.jsonl, line 31: not JSON \(.*\); mend or delete the line"),
     "document not UTF-8": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "x", "text": "\xff"}'), r".*corpus.jsonl, line 31: not JSON \(.*"),
-    "document without text": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "x"}'), ".*corpus.jsonl, line 31: title and text must be texts in .*"),
     "document without id": (lambda at: collection(at, "corpus.jsonl", b'{"text": "x"}'), ".*line 31: _id must be a text without white space, got None"),
     "query's id": (lambda at: collection(at, "queries.jsonl", b'{"_id": "a\\tb", "text": "x"}'), r".*queries.jsonl, line 25: _id must be a text without white space, got 'a\\tb'"),
     "nested": (lambda at: collection(at, "queries.jsonl", b"[" * 100_000), r".*queries.jsonl, line 25: not JSON \(.*"),
     "no documents": (lambda at: collection(at, "corpus.jsonl", b"", False), ".*corpus.jsonl is empty: it needs a line like .*"),
     "grade": (lambda at: collection(at, "qrels/test.tsv", b"q1\td1\thigh\n"), ".*test.tsv, line 16: the grade must be an integer, got 'high'"),
     "huge grade": (lambda at: collection(at, "qrels/test.tsv", b"q1\td1\t" + b"9" * 400), ".*test.tsv, line 16: the grade must be from -1000000 to 1000000, got '9{60}'"),
-    "columns": (lambda at: collection(at, "qrels/train.tsv", b"q1 0 d1 1\n"), ".*train.tsv, line 14: expected query id, document id and grade separated by tabs, got .*"),
     "judgments of nothing": (lambda at: load_collection(str(judged(at, b"q1\tnowhere\t1\n"))), ".*test.tsv has no query with a relevant document in the collection; mend it or take it away"),
     "no judgments": (lambda at: load_collection(str(judged(at, None))), ".*qrels has neither train.tsv, dev.tsv nor test.tsv: .*"),
     "NaN weight": (lambda at: encoder_file(at, with_nan), ".*encoder.safetensors: tensor 'query_proj.weight' holds values that are not finite"),
-    "other width": (lambda at: encoder_file(at, lambda t, s: s["encoder"].update(hidden=128)), r".*: tensor 'norm.weight' has shape \(256,\), expected \(128,\)"),
     "other depths": (lambda at: encoder_file(at, lambda t, s: s["encoder"].update(depths=3)), r".*: tensor 'depth_.*' has shape \(512, 256\), expected \(768, 256\)"),
     "depths without end": (lambda at: encoder_file(at, lambda t, s: s["encoder"].update(depths=2**62)), r".*encoder.safetensors: .*"),
-    "tensor gone": (lambda at: encoder_file(at, lambda t, s: t.pop("out_proj.weight")), ".*: tensor 'out_proj.weight' is gone"),
     "tensor unknown": (lambda at: encoder_file(at, lambda t, s: t.update(extra=torch.ones(1))), ".*: tensor 'extra' is unknown"),
     "text encoder": (lambda at: encoder_file(at, lambda t, s: s.update(text="bert")), ".*bert.*"),
     "router is an encoder": (lambda at: load_router(at.encoder), ".* holds a 'encoder', not a 'router'"),
     "router is not there": (lambda at: load_router(at.tmp / "r"), "no router file '.*/r'; give the path of one"),
     "device of a task": (lambda at: load_task(str(at.tiny), "untrained", "tpu9"), "device 'tpu9' is not available here; use 'cpu' or 'auto'"),
     "depth": (lambda at: tiny_task(at).attention("q0", 99), "depth must be a whole number from 0 to 31, got 99"),
-    "depth a fraction": (lambda at: tiny_task(at).attention("q0", 1.5), "depth must be a whole number from 0 to 31, got 1.5"),
     "tokens without end": (lambda at: encoder_file(at, lambda t, s: s.update(document_tokens=10**9)), ".*: texts cannot be cut at 64 and 1000000000 tokens"),
     "encoder in a pipe": (lambda at: load_embedder(pipe(at)), ".*pipe is not a regular file; give the path of a encoder file"),
-    "router in a pipe": (lambda at: load_router(pipe(at)), ".*pipe is not a regular file; give the path of a router file"),
     "huge weights of documents": (lambda at: routed(at, huge).encode_document(["honey"]), "text embeddings must be finite; the encoder has probably diverged"),
     "huge weights of queries": (lambda at: routed(at, huge).encode_query("honey"), "text embeddings must be finite; the encoder has probably diverged"),
     "huge weights": (lambda at: routed(at, huge).index(["a"], ["honey"]), "document embeddings must be finite; the encoder has probably diverged"),
@@ -427,10 +372,6 @@ def test_calls(call: Callable[[Place], Any], expected: str, place: Place):
     with pytest.raises((InputError, gym.error.ResetNeeded)) as caught:
         call(place)
     assert re.fullmatch(expected, str(caught.value))
-
-
-def test_there_are_enough_of_them():
-    assert len(COMMANDS) + len(CALLS) >= 60
 
 
 # --- Input that is odd but has a meaning --------------------------------------------------------
@@ -465,9 +406,3 @@ def test_odd_texts_and_grades_are_read(place: Place):
     reward = RewardSpec().of(table)
     assert np.isfinite(reward).all()
     assert ((reward >= 0) & (reward <= 1)).all()
-
-
-def test_pickles_need_no_loading_to_be_refused(tmp_path: Path):
-    (tmp_path / "encoder.safetensors").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(InputError, match="is not a readable safetensors file"):
-        load_embedder(tmp_path / "encoder.safetensors")

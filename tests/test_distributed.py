@@ -1,8 +1,8 @@
 """Two processes do what one does: over gloo, or over NCCL where there are two GPUs."""
 
+import json
 import os
-import resource
-import signal
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from processes import DEVICE, assert_lost, free_port, together
+from processes import DEVICE, assert_lost, free_port, full_disk, together
 
 from agents.baselines import fixed_router
 from maw_gym import distributed
@@ -19,11 +19,13 @@ from maw_gym.encoders import embedder as embedder_module
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.training.losses import batch_loss, depth_loss, judged_queries, pairs_of
-from maw_gym.encoders.training.selection import train_encoder
+from maw_gym.encoders.training.selection import train_encoder, trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.stages import Validation
 from maw_gym.errors import InputError
+from maw_gym.retrieval.bm25 import Words
 from maw_gym.retrieval.documents import DocumentIndex
+from maw_gym.retrieval.index import SearchIndex
 from maw_gym.retrieval.search import rank, rank_together
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables import task as tasks
@@ -347,8 +349,7 @@ def test_processes_that_read_different_documents_do_not_go_on(
 
 def full_disk_on_the_first(folder: Path, target: Path) -> Any:
     if distributed.is_first():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        full_disk()
     return index_and_search(folder, target, own_texts=False)
 
 
@@ -361,3 +362,92 @@ def test_a_full_disk_is_one_line_and_no_half_written_index(
     assert "\n" not in str(first)
     assert_lost(second, 1)
     assert not [*tmp_path.iterdir()]
+
+
+# --- mistakes: one line from each, and no half-written file -------------------------------------
+
+
+def encoder_of_own_folder(folders: list[Path], home: Path) -> Any:
+    os.environ["MAW_GYM_HOME"] = str(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "ENCODER_MINIMUM", 0)
+        collection = load_collection(str(folders[distributed.process()]))
+    return trained_embedder(collection, DEVICE, TrainingSettings(batch_size=4))
+
+
+def test_processes_with_different_collections_do_not_train(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    with (other / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "d99", "title": "", "text": "One more."}) + "\n")
+    for problem in together(encoder_of_own_folder, [tiny_folder, other], tmp_path / "home"):
+        assert isinstance(problem, InputError)
+        assert str(problem).startswith("process 1 has another collection (")
+        assert str(problem).endswith("give all of them the same files")
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+def table(folder: Path, homes: list[Path], full: int | None) -> list[list[float]]:
+    """The test queries' nDCG, built by two processes, of which `full` has a disk without room."""
+    os.environ["MAW_GYM_HOME"] = str(homes[distributed.process()])
+    small_portions()
+    task = task_of(folder)
+    task.index  # noqa: B018  (before the disk is full)
+    if distributed.process() == full:
+        full_disk()
+    found: list[list[float]] = task.table("test").ndcg.tolist()
+    return found
+
+
+def test_a_full_disk_leaves_no_half_of_a_table(tiny_folder: Path, tmp_path: Path) -> None:
+    homes = [tmp_path, tmp_path]
+    first, second = together(table, tiny_folder, homes, 0)  # the one that writes
+    assert isinstance(first, InputError)
+    assert "cannot be written: File too large; make room for it" in str(first)
+    assert "\n" not in str(first)
+    assert_lost(second, 1)
+    assert not list((tmp_path / "tables").glob("*.safetensors"))
+    # Started again, both build it.
+    assert together(table, tiny_folder, homes, None) == [table(tiny_folder, homes, None)] * 2
+
+
+def test_processes_that_do_not_see_one_folder(tiny_folder: Path, tmp_path: Path) -> None:
+    homes = [tmp_path / "first", tmp_path / "second"]
+    for problem in together(table, tiny_folder, homes, None):
+        assert isinstance(problem, InputError)
+        assert "process 1 does not see what process 0 writes to " in str(problem)
+        assert str(problem).endswith("give all of them one folder (of caches: one MAW_GYM_HOME)")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def index_of_own_kind(folder: Path, target: Path) -> None:
+    collection = load_collection(str(folder))
+    embedder = untrained_embedder(collection.doc_texts, EncoderSettings(depths=2)).to(DEVICE)
+    vectors = embedder.encode_documents(collection.doc_texts)
+    documents = DocumentIndex(collection.doc_ids, vectors)
+    words = Words() if distributed.is_first() else None
+    SearchIndex.of(documents, embedder.fingerprint(), words, folder=target)
+
+
+def test_processes_that_make_indexes_of_different_kinds(tiny_folder: Path, tmp_path: Path) -> None:
+    for problem in together(index_of_own_kind, tiny_folder, tmp_path / "index"):
+        assert isinstance(problem, InputError)
+        assert str(problem).startswith("process 1 has another kind of index (")
+    assert not (tmp_path / "index").exists()
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "2"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "3")):
+        monkeypatch.setenv(name, value)
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError) as caught:
+        distributed.start()
+    assert str(caught.value) == (
+        "there is no GPU for process 2 of this machine, which has 2; start as many,"
+        " --nproc-per-node 2"
+    )

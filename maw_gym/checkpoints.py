@@ -26,29 +26,17 @@ OPTIMIZER: Final = "optimizer"
 
 # What a state of another version of the code, or of other shapes, does to the one who takes it up.
 UNUSABLE: Final = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+    ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+)  # fmt: skip
 
 
 class Checkpoint(NamedTuple):
-    """The state of a training between two steps.
-
-    Attributes:
-        path: the file.
-        step: how far the training is, counted in what it counts.
-        tensors: by name.
-        state: JSON values.
-    """
+    """The state of a training between two steps."""
 
     path: Path
-    step: int
+    step: int  # how far the training is, counted in what it counts
     tensors: dict[str, Tensor]
-    state: dict[str, Any]
+    state: dict[str, Any]  # JSON values
 
 
 class Checkpoints:
@@ -146,31 +134,19 @@ def restore_optimizer(
 
 
 class Best(NamedTuple):
-    """The best weights so far.
+    """The best weights so far."""
 
-    Attributes:
-        score: what the epochs are compared by, the larger the better.
-        epoch: 0 is the state before training.
-        weights: everything learned.
-    """
-
-    score: float
-    epoch: int
+    score: float  # what the epochs are compared by, the larger the better
+    epoch: int  # 0 is the state before training
     weights: dict[str, Tensor]
 
 
 class Progress(NamedTuple):
-    """How far a training is.
+    """How far a training is."""
 
-    Attributes:
-        epoch: the last one finished; 0 is the state before training.
-        best: see `Best`.
-        history: what was measured in each finished epoch, where that is wanted later.
-    """
-
-    epoch: int
+    epoch: int  # the last one finished; 0 is the state before training
     best: Best
-    history: list[dict[str, float]]
+    history: list[dict[str, float]]  # what was measured in each finished epoch
 
 
 class EpochCheckpoints(Checkpoints):

@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import stat
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -253,19 +252,13 @@ def loaded(path: Path, load: Callable[[Path], Thing]) -> Thing | None:
 
 def check_one_folder(folder: Path) -> None:
     """Refuse to go on where a folder is another for some of the processes; all do this together."""
-    from maw_gym.distributed import from_all, from_first, is_first
+    from maw_gym.distributed import from_all, from_first, is_first, wait
 
-    mark = folder / f".{from_first(uuid.uuid4().hex)}"
-    reason = None
+    mark = folder / f".{from_first(secrets.token_hex(16))}"
     if is_first():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-        except OSError as problem:
-            reason = str(problem.strerror or problem)
-    reason = from_first(reason)
-    if reason is not None:
-        raise InputError(f"{folder} cannot be written: {reason}; give a folder that can")
+        with written_whole(mark):
+            pass
+    wait()
     seen = from_all(mark.exists())
     if is_first():
         mark.unlink()
@@ -343,12 +336,7 @@ def _sha256_of_file(path: Path) -> str:
 
 
 class TensorFile(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-        settings: JSON values.
-        tensors: by name, memory-mapped: they take memory where they are looked at.
-    """
+    """What a file holds; the tensors are memory-mapped and take memory where they are looked at."""
 
     settings: dict[str, Any]
     tensors: dict[str, "Tensor"]
@@ -376,40 +364,36 @@ def read(path: Path, kind: str) -> TensorFile:
     """What a file written by `write` holds, after its checksum was checked."""
     from safetensors import SafetensorError, safe_open
 
-    while True:
-        check_readable(path, f"{kind} file")
-        before = path.stat()
-        problem: InputError | None = None
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            problem = DamagedFileError(f"{path} is not a readable safetensors file: {error}")
-        except (OSError, RuntimeError, MemoryError) as error:
-            problem = InputError(f"{path} cannot be read: {str(error).splitlines()[0]}")
-        after = path.stat()
-        # safetensors opens a file twice, and another may have been renamed to it in between.
-        if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
-            break
+    check_readable(path, f"{kind} file")
+    before, problem = path.stat(), None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        problem = DamagedFileError(f"{path} is not a readable safetensors file: {error}")
+    except (OSError, RuntimeError, MemoryError) as error:
+        problem = InputError(f"{path} cannot be read: {str(error).splitlines()[0]}")
+    after = path.stat()
+    # safetensors opens a file twice, and another may have been renamed to it in between.
+    if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
+        return read(path, kind)
     if problem is not None:
         raise problem
     try:
         content = json.loads(metadata[OURS])
-        version, of_kind, settings = (content[name] for name in ("format", "kind", "settings"))
-        checksum = content["checksum"]
+        version, settings, checksum = content["format"], content["settings"], content["checksum"]
+        whole = len(content) == 4 and checksum == _checksum(content, tensors)
     except (KeyError, TypeError, ValueError, RecursionError):
         raise DamagedFileError(
             f"{path} was not written by maw_gym; give another {kind} file"
         ) from None
-    if not isinstance(settings, dict):
-        raise DamagedFileError(f"{path} has no settings; give another {kind} file")
-    if len(content) != 4 or checksum != _checksum(content, tensors):
+    if not whole:
         if type(version) is int and version > FORMAT:
             raise InputError(f"{path} was written by a newer version of maw_gym; update maw_gym")
         raise DamagedFileError(f"{path} is damaged: its checksum is not that of its content")
-    if of_kind != kind:
-        raise InputError(f"{path} holds a {of_kind!r}, not a {kind!r}")
+    if content["kind"] != kind:
+        raise InputError(f"{path} holds a {content['kind']!r}, not a {kind!r}")
     return TensorFile(settings, tensors)
 
 
@@ -419,25 +403,20 @@ def check_tensors(
     """Compare the tensors of a file with those that its settings promise."""
     import torch
 
-    for name in sorted(set(tensors) ^ set(shapes)):
-        raise DamagedFileError(
-            f"{path}: tensor {name!r} is {'unknown' if name in tensors else 'gone'}"
-        )
-    for name, shape in shapes.items():
-        tensor = tensors[name]
-        size = tuple(tensor.shape)
-        fits = len(size) == len(shape) and all(
-            wanted in (None, given) for wanted, given in zip(shape, size, strict=True)
-        )
-        if not fits:
-            raise DamagedFileError(f"{path}: tensor {name!r} has shape {size}, expected {shape}")
-        if tensor.dtype != torch.float32:
-            raise DamagedFileError(
-                f"{path}: tensor {name!r} is {tensor.dtype}, expected torch.float32"
-            )
-    for name in shapes:
-        if not tensors[name].isfinite().all():
-            raise DamagedFileError(f"{path}: tensor {name!r} holds values that are not finite")
+    for name in sorted({*tensors, *shapes}):
+        tensor, shape, wrong = tensors.get(name), shapes.get(name), None
+        if tensor is None or shape is None:
+            wrong = "is gone" if tensor is None else "is unknown"
+        elif tensor.ndim != len(shape) or any(
+            wanted not in (None, given) for wanted, given in zip(shape, tensor.shape, strict=True)
+        ):
+            wrong = f"has shape {tuple(tensor.shape)}, expected {shape}"
+        elif tensor.dtype != torch.float32:
+            wrong = f"is {tensor.dtype}, expected torch.float32"
+        elif not tensor.isfinite().all():
+            wrong = "holds values that are not finite"
+        if wrong is not None:
+            raise DamagedFileError(f"{path}: tensor {name!r} {wrong}")
 
 
 def fingerprint(tensors: Mapping[str, "Tensor"]) -> str:
@@ -474,7 +453,6 @@ def check_readable(path: Path, what: str, largest: int | None = None) -> None:
 
 
 def _checksum(content: Mapping[str, Any], tensors: Mapping[str, "Tensor"]) -> str:
-    """The sha256 (hex) of format, kind, settings and all tensors."""
     covered = {name: content[name] for name in ("format", "kind", "settings")}
     return _sha256_of({**covered, "tensors": fingerprint(tensors)})
 

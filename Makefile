@@ -31,7 +31,7 @@ lint: $(VENV)/.tested  ## style, format, types, and which room may import which
 	$(BIN)/lint-imports --no-logo
 
 docs: $(VENV)/.docs  ## build the documentation into site/; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/zensical build --clean --strict
 
 # uv installs the same pins in a tenth of the time; pip takes over where uv cannot be had. uv is told where
 # pip looks for packages beside the index.

@@ -365,7 +365,8 @@ def read(path: Path, kind: str) -> TensorFile:
     from safetensors import SafetensorError, safe_open
 
     check_readable(path, f"{kind} file")
-    before, problem = path.stat(), None
+    before = path.stat()
+    problem: InputError | None = None
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

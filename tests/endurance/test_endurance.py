@@ -1,27 +1,117 @@
-"""The long ones, by themselves: `pytest -m slow tests/endurance -n 0`."""
+"""What takes minutes: `pytest -m slow tests/endurance -n 0`."""
 
+import gc
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
 import pytest
-from kills import main as kill
-from side_by_side import main as side_by_side
-from soak import main as soak
+from hand_made import random_table
+from stable_baselines3.common.logger import Logger
+
+from agents.grpo import GRPO
+from agents.sb3.callbacks import SyncedTensorBoard
+from agents.sb3.training_state import training_state
+from agents.sb3.vec_env import to_sb3
+from maw_gym.checkpoints import Checkpoints
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
+
+from killing import command, differences, environment, kill_until_done, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+KILLS, ROUNDS, RUNS, STEPS, TRAININGS = 30, 20, 4, 2_000_000, 200
+ENVS = 64
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_thirty_kills_end_like_runs_left_alone():
-    assert kill(30, 0) == 0
+def test_thirty_kills_end_like_runs_left_alone(tiny_folder: Path, tmp_path: Path) -> None:
+    draw, done, runs = random.Random(0), 0, 0
+    common: list[object] = [
+        "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "attention", "profile",
+        "--timesteps", 12800, "--num-envs", 16, "--checkpoint-every", 5, "--device", "cpu",
+    ]  # fmt: skip
+    runners, home = ("train_grpo", "train_ppo"), tmp_path / "home"
+    for runner in runners:
+        whole = run(command(runner, *common, "--logdir", tmp_path, "--run-name", runner), home)
+        assert whole.returncode == 0, whole.stderr
+    while done < KILLS:
+        runner, name = runners[runs % 2], f"killed-{runs}"
+        told = kill_until_done(
+            runner, common, tmp_path, name, home, draw, min(3, KILLS - done), 4.0
+        )
+        done += sum("-> -9" in line for line in told)
+        runs += 1
+        print(f"{runner}: {'; '.join(told)}", flush=True)
+        assert differences(tmp_path / runner, tmp_path / name) == []
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_memory_stays_flat():
-    found = soak(2_000_000, 200)
-    assert found["MB per 100,000 environment steps"] < 1
-    assert found["MB per 100,000 training steps"] < 1
-    assert found["file handles more than after the first training"] == 0
+def test_runs_side_by_side_leave_a_result_each(tiny_folder: Path, tmp_path: Path) -> None:
+    common: list[object] = [
+        "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
+        "--timesteps", 128, "--num-envs", 16, "--device", "cpu",
+    ]  # fmt: skip
+
+    def statuses(*lines: list[str]) -> list[int]:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        at_once = [
+            subprocess.Popen(line, env=environment(tmp_path / "home"), **quiet) for line in lines
+        ]
+        return sorted(process.wait(timeout=280) for process in at_once)
+
+    rates = [round(0.001 * (row + 1), 3) for row in range(RUNS)]
+    for number in range(ROUNDS):  # the caches of the first are cold
+        logdir = tmp_path / str(number)
+        flags = (*common, "--logdir", logdir, "--learning-rate")
+        assert statuses(*(command("train_grpo", *flags, rate) for rate in rates)) == [0] * RUNS
+        found = [
+            json.loads((metrics.parent / "config.json").read_text())["settings"]["learning_rate"]
+            for metrics in logdir.glob("*/metrics.json")
+        ]
+        assert sorted(found) == rates
+    line = command("train_grpo", *common, "--logdir", tmp_path / "same", "--run-name", "one")
+    assert statuses(*[line] * RUNS) == [0] + [2] * (RUNS - 1)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_runs_side_by_side_leave_a_result_each():
-    assert side_by_side(20, 4) == (80, [0, 2, 2, 2])
+def megabytes_per_step(step: Callable[[int], None], count: int) -> float:
+    """Resident memory gained by a step, by least squares over the second half of 40 moments."""
+    process, seen = psutil.Process(), []
+    for number in range(count):
+        step(number)
+        if number % (count // 40) == 0:
+            gc.collect()
+            seen.append((number, process.memory_info().rss / 2**20))
+    steps, megabytes = np.array(seen[len(seen) // 2 :]).T
+    return float(np.polyfit(steps, megabytes, 1)[0])
+
+
+def test_memory_stays_flat(tmp_path: Path) -> None:
+    env = GRPOVectorEnvironment(ENVS, group_size=8, table=random_table(1000, 32))
+    env.reset(seed=0)
+    draw = np.random.default_rng(0)
+    gained = megabytes_per_step(lambda _: env.step(draw.integers(32, size=ENVS)), STEPS // ENVS)
+    assert gained / ENVS * 100_000 < 1
+
+    def train(number: int) -> None:
+        """One short training, with events and a checkpoint."""
+        env = GRPOVectorEnvironment(ENVS, group_size=8, table=random_table(200, 32, number))
+        model = GRPO("MlpPolicy", to_sb3(env), advantage="outcome", seed=number, device="cpu")
+        folder = tmp_path / f"run-{number % 5}"
+        events = SyncedTensorBoard(folder, None)
+        model.set_logger(Logger(str(tmp_path), [events]))
+        model.learn(1024)
+        checkpoints = Checkpoints(folder / "checkpoints", {"number": number % 5})
+        checkpoints.write(number, *training_state(model))
+        events.close()
+        env.close()
+
+    train(0)
+    handles = psutil.Process().num_fds()
+    assert megabytes_per_step(train, TRAININGS) / 1024 * 100_000 < 1
+    assert psutil.Process().num_fds() == handles

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 from maw_gym.envs.bandit import DEFAULT_REWARD, Bandit
 from maw_gym.errors import InputError
 from maw_gym.files import write_json, written_whole
-from maw_gym.retrieval.significance import sign_flip_test
+from maw_gym.retrieval.significance import sign_flip_tests
 from maw_gym.settings import Count, Seed, checked
 from runners.experiments.command_line import Section, changed
 from runners.experiments.comparison import Fold, run_cell
@@ -155,10 +155,10 @@ def table(tried: Mapping[str, Mapping[str, Any]]) -> str:
         if name != "defaults":
             difference = one["ndcg"] - base["ndcg"]
             tested = [
-                p_value(sign_flip_test(one["default_reward"] - base["default_reward"])),
+                p_value(sign_flip_tests([one["default_reward"] - base["default_reward"]])[0]),
                 number(one["ndcg"].mean()),
                 number(difference.mean(), 4, sign=True),
-                p_value(sign_flip_test(difference)),
+                p_value(sign_flip_tests([difference])[0]),
             ]
         lines.append([name, gap, number(one["default_reward"].mean()), *tested])
     return (

@@ -1,6 +1,7 @@
-"""BM25 as Lucene computes it, over documents that are read as a stream; candidates by it.
+"""BM25 as Lucene computes it, and its fusion with dense retrieval.
 
-Notation: N documents.
+Notation: N documents, B queries, k documents of each of two rankings, C <= 2k candidates of a
+query, scored by both.
 """
 
 import logging
@@ -8,24 +9,38 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
-from maw_gym.corpora.collection import SMALL, Collection
+from maw_gym.corpora.collection import SMALL, Collection, QuerySet
 from maw_gym.corpora.text import words
 from maw_gym.errors import DamagedFileError, first_line
 from maw_gym.files import MANIFEST, read_manifest, write_manifest, written_folder
-from maw_gym.retrieval.documents import Integers, own_documents, trec_order
+from maw_gym.retrieval.documents import (
+    DocumentIndex,
+    Integers,
+    own_documents,
+    padded,
+    trec_order,
+)
+from maw_gym.retrieval.ranking import CUTOFF, gains, ideal_dcg, ndcg_of_columns
 from maw_gym.retrieval.search import Ranking
 
 log = logging.getLogger(__name__)
 
+Floats = NDArray[np.float64]
+
 KIND: Final = "BM25 index"
 CANDIDATES: Final = 100
+WEIGHTS: Final = tuple(round(0.1 * step, 1) for step in range(11))
+WEIGHT: Final = 0.5  # where no query can choose one
+RANK_CONSTANT: Final = 60  # of reciprocal rank fusion, as in its source
+FUSED: Final = 100  # documents of each ranking that a search fuses
 
 
 class Words:
@@ -42,24 +57,9 @@ class Words:
             numbers = [number(word, len(self.vocabulary)) for word in _words(text)]
             self.documents.append(array("i", numbers))
 
-    def weighed(self) -> Any:
-        """The index that bm25s makes of them."""
-        index = _bm25s().BM25(method="lucene", k1=1.2, b=0.75)
-        if self.vocabulary:
-            corpus = (self.documents, self.vocabulary)
-            index.index(corpus, create_empty_token=False, show_progress=False)
-        else:  # bm25s cannot index no word at all
-            empty = {"data": np.zeros(0, np.float32), "indices": np.zeros(0, np.int32)}
-            index.scores = empty | {
-                "indptr": np.zeros(1, np.int64),
-                "num_docs": len(self.documents),
-            }
-            index.vocab_dict, index.nonoccurrence_array = {}, None
-        return index
-
 
 class BM25:
-    """Scores of documents by the words they share with a query."""
+    """Scores of documents by the words they share with a query; `index` is bm25s' own."""
 
     def __init__(self, doc_ids: Sequence[str], index: Any) -> None:
         if index.scores["num_docs"] != len(doc_ids):
@@ -71,18 +71,26 @@ class BM25:
         return len(self.tie_of)
 
     @classmethod
-    def of(cls, doc_ids: Sequence[str], texts: Iterable[str], *, progress: bool = False) -> Self:
-        """Index documents: k1 1.2 and b 0.75."""
-        found = Words()
-        shown = None if progress else True
-        bar = {"desc": "BM25", "unit": "doc", "delay": 2, "leave": False, "disable": shown}
-        found.add(tqdm(texts, total=len(doc_ids), **bar))
-        return cls(doc_ids, found.weighed())
+    def of(
+        cls, doc_ids: Sequence[str], texts: "Iterable[str] | Words", *, progress: bool = False
+    ) -> Self:
+        """Index documents, whose texts may come as a stream."""
+        if not isinstance(texts, Words):
+            read, hidden = Words(), None if progress else True
+            total = len(doc_ids)
+            read.add(tqdm(texts, "BM25", total, leave=False, unit="doc", delay=2, disable=hidden))
+            texts = read
+        index = _bm25s().BM25(method="lucene", k1=1.2, b=0.75)
+        corpus: Any = (texts.documents, texts.vocabulary)
+        if not texts.vocabulary:  # bm25s cannot index no word at all: one that no query has
+            corpus = ([[0]] * len(texts.documents), {"": 0})
+        index.index(corpus, create_empty_token=False, show_progress=False)
+        return cls(doc_ids, index)
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """Scores (N,) of all documents for a query, 0 where no word of it occurs."""
         scores = np.zeros(len(self), np.float32)
-        weights, documents, starts = self._parts()
+        weights, documents, starts = (self.index.scores[n] for n in ("data", "indices", "indptr"))
         for word in _words(text):
             if word in self.index.vocab_dict:
                 start, end = starts[self.index.vocab_dict[word] :][:2]
@@ -90,72 +98,58 @@ class BM25:
         return scores
 
     def rank(self, texts: Sequence[str], k: int, own: Integers | None = None) -> Ranking:
-        """The k best documents of every query; one without a word of the query is none of them."""
-        width = min(k, len(self))
-        scores = np.full((len(texts), width), -np.inf, np.float32)
-        documents = np.full((len(texts), width), -1)
+        """The k best documents of every query, with a word of it, and not its `own` (B,) one."""
+        found = []
         bar = tqdm(texts, "BM25", unit="query", delay=2, leave=False, disable=None)
         for row, text in enumerate(bar):
-            of_all = self.scores(text)
+            scores = self.scores(text)
             if own is not None and own[row] >= 0:
-                of_all[own[row]] = 0
-            best = best_matches(of_all, self.tie_of, width)
-            documents[row, : len(best)] = best
-            scores[row, : len(best)] = of_all[best]
-        return Ranking(torch.from_numpy(scores), torch.from_numpy(documents))
-
-    def write(self, folder: Path) -> None:
-        """Write bm25s' own files to a folder."""
-        self.index.save(folder, show_progress=False)
-
-    @classmethod
-    def read(cls, folder: Path, doc_ids: Sequence[str]) -> Self:
-        """The index of these documents that `write` has written; mapped, not read."""
-        try:
-            index = _bm25s().BM25.load(folder, mmap=True, method="lucene", backend="numpy")
-            bm25 = cls(doc_ids, index)
-            bm25._check()
-        except (OSError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as why:
-            raise DamagedFileError(f"{folder} is no BM25 index: {first_line(why)}") from None
-        return bm25
+                scores[own[row]] = 0
+            best = best_matches(scores, self.tie_of, k)
+            found.append((scores[best], best))
+        return _ranking(found, min(k, len(self)))
 
     def save(self, folder: Path) -> None:
         """Write the index, without the documents' ids, whole or not at all."""
         with written_folder(folder, MANIFEST) as temporary:
-            self.write(temporary)
+            self.index.save(temporary, show_progress=False)
             write_manifest(temporary, KIND, {})
 
     @classmethod
     def load(cls, folder: Path, doc_ids: Sequence[str]) -> Self:
-        """The index of these documents that `save` has written."""
+        """The index of these documents that `save` has written; its numbers are mapped."""
         read_manifest(folder, KIND)
         return cls.read(folder, doc_ids)
 
-    def _parts(self) -> tuple[NDArray[np.float32], NDArray[np.int32], Integers]:
-        """What each word adds to documents, to which, and where each word's documents begin."""
-        weights, documents, starts = (self.index.scores[n] for n in ("data", "indices", "indptr"))
-        return weights, documents, starts
+    @classmethod
+    def read(cls, folder: Path, doc_ids: Sequence[str]) -> Self:
+        """The index of these documents from bm25s' own files."""
+        try:
+            index = _bm25s().BM25.load(folder, mmap=True, method="lucene", backend="numpy")
+            bm25 = cls(doc_ids, index)
+            _check_numbers(index, len(doc_ids))
+        except (OSError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as why:
+            raise DamagedFileError(f"{folder} is no BM25 index: {first_line(why)}") from None
+        return bm25
 
-    def _check(self) -> None:
-        """Refuse numbers that lead outside."""
-        weights, documents, starts = self._parts()
-        numbers = self.index.vocab_dict.values()
-        if not (
-            [weights.dtype, documents.dtype, starts.dtype.kind] == [np.float32, np.int32, "i"]
-            and [weights.ndim, documents.ndim, starts.ndim] == [1, 1, 1]
-            and np.isfinite(weights).all()
-            and ((documents >= 0) & (documents < len(self))).all()
-            and (np.diff(starts) >= 0).all()
-            and [0, len(weights)] == [starts[0], len(documents)]
-            and all(type(number) is int and 0 <= number < len(starts) - 1 for number in numbers)
-        ):
-            raise ValueError("it holds numbers that lead outside")
+
+def _check_numbers(index: Any, count: int) -> None:
+    """Refuse numbers that lead outside: a stranger may have written the files."""
+    weights, documents, starts = (index.scores[name] for name in ("data", "indices", "indptr"))
+    if not (
+        [weights.dtype, documents.dtype, starts.dtype.kind] == [np.float32, np.int32, "i"]
+        and [weights.ndim, documents.ndim, starts.ndim] == [1, 1, 1]
+        and np.isfinite(weights).all()
+        and ((documents >= 0) & (documents < count)).all()
+        and (np.diff(starts) >= 0).all()
+        and [0, len(weights)] == [starts[0], len(documents)]
+        and all(type(n) is int and 0 <= n < len(starts) - 1 for n in index.vocab_dict.values())
+    ):
+        raise ValueError("it holds numbers that lead outside")
 
 
 def best_matches(scores: NDArray[np.float32], tie_of: Integers, k: int) -> Integers:
-    """The k documents of the highest scores (N,), of equal ones the smaller in `tie_of` (N,)
-    first.
-    """
+    """The k documents of the highest scores (N,) above 0, of equal ones by `tie_of` (N,)."""
     matched = np.flatnonzero(scores > 0)
     if len(matched) > k:
         threshold = np.partition(scores[matched], -k)[-k]
@@ -171,8 +165,7 @@ def _words(text: str) -> list[str]:
 
 @cache
 def _english() -> tuple[frozenset[str], Callable[[list[str]], list[str]]]:
-    """Imported on first use: `import maw_gym` should not wait for it."""
-    import Stemmer
+    import Stemmer  # late: `import maw_gym` should not wait for it
 
     return frozenset(_bm25s().stopwords.STOPWORDS_EN), Stemmer.Stemmer("english").stemWords
 
@@ -214,3 +207,138 @@ def with_relevant(
         missing = np.setdiff1d(np.array(relevant, np.int64), documents)
         lists.append(np.concatenate([documents, missing]))
     return lists
+
+
+class Candidates(NamedTuple):
+    """The documents (C,) of a query that both rankers score, in trec_eval's order of equal scores.
+
+    BM25's score is 0 for a document without a word of the query.
+    """
+
+    documents: Integers
+    dense: Floats
+    lexical: Floats
+
+
+def scored_candidates(
+    index: DocumentIndex,
+    bm25: BM25,
+    embeddings: Tensor,
+    texts: Sequence[str],
+    lists: Sequence[Integers],
+    k: int,
+    own: Integers | None = None,
+) -> list[Candidates]:
+    """Both scores of the documents listed for each query and of BM25's k best.
+
+    Documents without text, and those `own` (B,) that queries are themselves, are none of them.
+    """
+    found = []
+    queries = embeddings.to(index.device, torch.float32)
+    empty = index.empty.cpu().numpy()
+    for row, (text, listed) in enumerate(zip(texts, lists, strict=True)):
+        itself = -1 if own is None else own[row]
+        scores = bm25.scores(text)
+        scores[itself : itself + 1] = 0  # of -1 it is nothing
+        if k:
+            listed = np.concatenate([listed, best_matches(scores, index.tie_of, k)])
+        listed = listed[(listed >= 0) & ~np.isin(listed, [*empty, itself])]
+        documents = index.in_tie_order(listed)
+        dense = index.exact_scores(queries[row, None], documents[None])[0].double()
+        found.append(Candidates(documents, dense.cpu().numpy(), scores[documents].astype(float)))
+    return found
+
+
+def standardised(scores: Floats) -> Floats:
+    """Scores (C,) of mean 0 and deviation 1, all 0 where they are equal."""
+    if not len(scores):
+        return scores
+    centred = scores - scores.mean()
+    deviation = centred.std()
+    # Rounding leaves a little where all scores are equal.
+    flat = deviation <= 1e-9 * np.abs(scores).max()
+    return np.zeros_like(scores) if flat else centred / deviation
+
+
+def weighted_sum(candidates: Candidates, weight: float) -> Floats:
+    """Fused scores (C,): `weight` of the standardised cosines, the rest of BM25's."""
+    if not 0 <= weight <= 1:
+        raise ValueError(f"need a weight in [0, 1], got {weight}")
+    dense, lexical = standardised(candidates.dense), standardised(candidates.lexical)
+    return weight * dense + (1 - weight) * lexical
+
+
+def reciprocal_ranks(candidates: Candidates, constant: float = RANK_CONSTANT) -> Floats:
+    """Fused scores (C,): the sum of 1 / (constant + rank) over the two rankings of candidates.
+
+    Source: Cormack, Clarke and Büttcher, SIGIR 2009.
+    """
+    # Candidates are in tie order, and ranks of equal ones keep it.
+    dense, lexical = (
+        1 / (constant + 1 + np.argsort(np.argsort(-scores, kind="stable")))
+        for scores in (candidates.dense, candidates.lexical)
+    )
+    return dense + np.where(candidates.lexical > 0, lexical, 0)
+
+
+def fused_ranking(candidates: Sequence[Candidates], fused: Sequence[Floats], k: int) -> Ranking:
+    """The k best candidates of every query by fused scores, on the CPU."""
+    found = []
+    for one, scores in zip(candidates, fused, strict=True):
+        order = np.argsort(-scores, kind="stable")[:k]
+        found.append((scores[order], one.documents[order]))
+    return _ranking(found)
+
+
+def _ranking(found: Sequence[tuple[NDArray[Any], Integers]], k: int | None = None) -> Ranking:
+    """Scores and documents of every query, best first, as one ranking of k, or of the longest."""
+    scores, documents = zip(*found, strict=True) if found else ((), ())
+    return Ranking(
+        torch.from_numpy(padded(scores, -np.inf, k)).float(),
+        torch.from_numpy(padded(documents, -1, k)),
+    )
+
+
+def hybrid_ranking(
+    index: DocumentIndex,
+    bm25: BM25,
+    nearest: Callable[[Tensor, int], Ranking],
+    embeddings: Tensor,
+    texts: Sequence[str],
+    k: int,
+    weight: float,
+) -> Ranking:
+    """The k best documents of every query by `weighted_sum`, on the CPU, in one order for any k.
+
+    The 100 best of both rankings are fused; the rest follows them by cosine.
+    """
+    k = min(k, len(index))
+    best = nearest(embeddings, max(k, FUSED))
+    documents, cosines = best.documents.cpu().numpy(), best.scores.cpu().numpy()
+    listed = list(documents[:, :FUSED])
+    found = []
+    for row, one in enumerate(scored_candidates(index, bm25, embeddings, texts, listed, FUSED)):
+        fused = weighted_sum(one, weight)
+        order = np.argsort(-fused, kind="stable")
+        below = ~np.isin(documents[row], one.documents)
+        lowest = fused[order[-1]] if len(order) else 0.0
+        scores = np.concatenate([fused[order], lowest - 1 + cosines[row, below]])[:k]
+        found.append((scores, np.concatenate([one.documents[order], documents[row, below]])[:k]))
+    return _ranking(found, k)
+
+
+def best_weight(index: DocumentIndex, queries: QuerySet, candidates: Sequence[Candidates]) -> float:
+    """The weight of `WEIGHTS` with the highest mean nDCG@10, of equal ones the nearest to 0.5."""
+    if not queries.ids:
+        return WEIGHT
+    relevant = index.relevant(queries)
+    ideals = [ideal_dcg(one.grades) for one in relevant]
+
+    def quality(weight: float) -> float:
+        fused = [weighted_sum(one, weight) for one in candidates]
+        documents = fused_ranking(candidates, fused, CUTOFF).documents.numpy()
+        columns = torch.arange(documents.shape[1]).expand(len(documents), 1, -1)
+        graded = torch.from_numpy(gains(documents, relevant))
+        return float(ndcg_of_columns(columns, graded, ideals).double().mean())
+
+    return max(sorted(WEIGHTS, key=lambda weight: abs(weight - WEIGHT)), key=quality)

@@ -1,14 +1,15 @@
 """DocumentIndex: documents to rank, equal ones with equal scores, in trec_eval's order of those.
 
-Notation: N documents, h embedding width, R rows of queries, C documents listed for a query.
+Notation: N documents, h embedding width, B queries, C documents listed for a query.
 
-trec_eval orders by score descending, then by document id DEscending (strcmp on UTF-8 bytes).
-`tie_of` is a document's place in that second order: of equal scores the smaller goes first.
+trec_eval orders by score descending, then by document id DEscending (strcmp on UTF-8 bytes). A
+document's `tie_of` is its place in that second order: of equal scores the smaller goes first.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +21,7 @@ from maw_gym.corpora.collection import OWN, QuerySet
 from maw_gym.errors import InputError
 
 EMPTY_SCORE: Final = -2.0  # of a document without text: below every cosine, and finite
-# Rows looked at together, and numbers of embeddings gathered at once: what stays in a core's cache;
-# a GPU wants few launches.
-LINED_ROWS: Final = {"cpu": 1024, "cuda": 65_536}
-GATHERED: Final = {"cpu": 2**18, "cuda": 2**25}
+COMPARED: Final = 1024  # rows compared at once: they stay in a core's cache
 
 Integers = NDArray[np.int64]
 
@@ -43,23 +41,25 @@ class Relevant(NamedTuple):
 
 
 class DocumentIndex:
-    """Documents to be ranked whole or in candidate lists, with ties broken as trec_eval does."""
+    """Documents of embeddings (N, h) of unit length or zero, held as they are.
+
+    They are scored on `device`, or where the embeddings lie.
+    """
 
     def __init__(
         self, doc_ids: Sequence[str], embeddings: Tensor, device: torch.device | str | None = None
     ) -> None:
-        if embeddings.ndim != 2 or len(embeddings) != len(doc_ids) or not len(doc_ids):
+        if embeddings.ndim != 2 or len(embeddings) != len(doc_ids):
             raise ValueError(
                 f"{len(doc_ids)} ids for embeddings of shape {tuple(embeddings.shape)}"
             )
+        check_ids(doc_ids)
         self.doc_ids = tuple(doc_ids)
-        if len(set(self.doc_ids)) != len(self.doc_ids):
-            raise ValueError("document ids must differ; one is given twice")
-        self.vectors = embeddings.detach()  # (N, h)
+        self.vectors = embeddings.detach()
         self.device = torch.device(device) if device is not None else embeddings.device
         self.tie_order = trec_order(self.doc_ids)  # (N,) documents
         self.tie_of = np.argsort(self.tie_order)  # (N,) by document
-        # (N,) the document that each equals, and (E,) those without text
+        # (N,) the document that each equals, and those without text
         self.first_of, self.empty = equal_documents(self.vectors, self.device)
         copies = np.flatnonzero(self.first_of != np.arange(len(self)))
         self._copies = torch.from_numpy(copies).to(self.device)
@@ -93,8 +93,12 @@ class DocumentIndex:
         """Position (B,) of the document that each query is itself, -1 where there is none."""
         return own_documents(queries, self.positions)
 
+    def in_tie_order(self, documents: Integers) -> Integers:
+        """Each of the documents once, in trec_eval's order of equal scores."""
+        return self.tie_order[np.unique(self.tie_of[documents])]
+
     def scores(self, queries: Tensor) -> Tensor:
-        """Cosines (R, N) of queries (R, h) on the index's device with all documents."""
+        """Cosines (B, N) of queries (B, h) on the index's device with all documents."""
         scores = linear(queries, self.vectors.to(self.device, queries.dtype))
         scores[:, self.empty] = EMPTY_SCORE
         if len(self._copies):
@@ -102,10 +106,9 @@ class DocumentIndex:
         return scores
 
     def candidate_scores(self, queries: Tensor, documents: Integers) -> Tensor:
-        """Cosines (b, D, C) of queries (b, D, h) with documents (b, C) of each; -1 scores -inf."""
+        """Cosines (B, D, C) of queries (B, D, h) with documents (B, C) of each; -1 scores -inf."""
         vectors = self.first_of[documents]
-        # Equal vectors take the score of the first of them in the list, see the class.
-        sources = np.empty_like(documents)
+        sources = np.empty_like(documents)  # the first in the list of those that are equal
         for row, listed in enumerate(vectors):
             _, first, inverse = np.unique(listed, return_index=True, return_inverse=True)
             sources[row] = first[inverse]
@@ -114,14 +117,14 @@ class DocumentIndex:
         return self._marked(scores, documents)
 
     def exact_scores(self, queries: Tensor, documents: Integers) -> Tensor:
-        """Cosines (b, C) of queries (b, h) with documents (b, C) of each; -1 scores -inf."""
+        """Cosines (B, C) of queries (B, h) with documents (B, C) of each; -1 scores -inf."""
         vectors = self._rows(self.first_of[documents]).double()
         scores = (vectors * queries[:, None].double()).sum(-1).float()
         return self._marked(scores[:, None], documents)[:, 0]
 
     def gathered(self, listed: int, count: int) -> Iterator[slice]:
-        """Portions of `count` lists whose `listed` embeddings each fit into memory."""
-        most = GATHERED["cpu" if self.device.type == "cpu" else "cuda"]
+        """Portions of `count` lists whose `listed` embeddings each are gathered at once."""
+        most = 2**18 if self.device.type == "cpu" else 2**25  # numbers; a GPU wants few launches
         return steps(count, most // max(listed * self.vectors.shape[1], 1))
 
     def _rows(self, documents: Integers) -> Tensor:
@@ -130,10 +133,19 @@ class DocumentIndex:
         return self.vectors[chosen].to(self.device, torch.float32)
 
     def _marked(self, scores: Tensor, documents: Integers) -> Tensor:
-        """`scores` (b, D, C) with those of empty documents, and of none at all, put right."""
+        """`scores` (B, D, C) with those of empty documents, and of none at all, put right."""
         listed = torch.from_numpy(documents).to(self.device)[:, None]
         scores.masked_fill_(torch.isin(listed, self.empty), EMPTY_SCORE)
         return scores.masked_fill_(listed < 0, -torch.inf)
+
+
+def check_ids(doc_ids: Sequence[str]) -> None:
+    """Refuse no ids at all, and one that is given twice."""
+    if not doc_ids:
+        raise InputError("0 document ids; give one document at least")
+    if len(set(doc_ids)) < len(doc_ids):
+        name, count = Counter(doc_ids).most_common(1)[0]
+        raise InputError(f"document ids must differ; {name!r} is given {count} times")
 
 
 def own_documents(queries: QuerySet, positions: Mapping[str, int]) -> Integers:
@@ -153,12 +165,44 @@ def trec_order(doc_ids: Sequence[str]) -> Integers:
     return np.array(sorted(range(len(keys)), key=keys.__getitem__, reverse=True), np.int64)
 
 
+def padded(
+    lists: Sequence[NDArray[Any]], fill: float = -1, width: int | None = None
+) -> NDArray[Any]:
+    """Lists as the rows of an array; None is the width of the longest."""
+    width = max(map(len, lists), default=0) if width is None else width
+    rows = np.full((len(lists), width), fill)
+    for row, one in zip(rows, lists, strict=True):
+        row[: len(one)] = one
+    return rows
+
+
+def tie_keys(scores: Tensor, tie_rank: Tensor) -> Tensor:
+    """Whole numbers in the order of scores (*, C) float32, of equal ones by `tie_rank` (*, C)."""
+    bits = (scores + 0.0).view(torch.int32)  # -0 is 0
+    ordered = bits ^ (bits >> 31 & 0x7FFF_FFFF)  # of two negative floats the larger has fewer bits
+    return (ordered.long() << 32) - tie_rank
+
+
+def top(scores: Tensor, tie_rank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of scores (R, C), equal ones by `tie_rank` (C,) or (R, C); their columns."""
+    values, columns = scores.topk(min(k + 1, scores.shape[1]))
+    columns = columns[:, :k].contiguous()
+    # Of scores that are equal topk takes any, in whatever order.
+    tied = (values[:, 1:] == values[:, :-1]) & values[:, 1:].isfinite()
+    rows = tied.any(1).nonzero()[:, 0]
+    if len(rows):
+        columns[rows] = (
+            tie_keys(scores[rows], tie_rank.expand_as(scores)[rows]).topk(columns.shape[1]).indices
+        )
+    return scores.gather(1, columns), columns
+
+
 def equal_documents(vectors: Tensor, device: torch.device | str = "cpu") -> tuple[Integers, Tensor]:
     """For each of the vectors (N, h) the first that equals it (N,), and which of them are zero."""
     count, width = vectors.shape
     lines = torch.from_numpy(np.random.default_rng(0).standard_normal((3, width))).to(device)
     places, empty = [], []
-    for some in steps(count, LINED_ROWS["cpu" if lines.device.type == "cpu" else "cuda"]):
+    for some in steps(count, COMPARED if lines.device.type == "cpu" else 64 * COMPARED):
         block = vectors[some].to(device).double()
         # No matrix product, which may round equal rows otherwise.
         found = torch.stack([(block * line).sum(1) for line in lines])

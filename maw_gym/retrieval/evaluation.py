@@ -4,14 +4,12 @@ The measures are computed by ir_measures, never by the formulas that made the re
 """
 
 import gzip
-import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 from urllib.parse import quote
 
 import ir_measures
@@ -46,23 +44,19 @@ class Evaluation:
 
     def by_group(self, groups: Sequence[str]) -> dict[str, "Evaluation"]:
         """The same for the queries of each of N groups alone, see `Collection.query_groups`."""
-        rows: dict[str, list[int]] = {}
-        for row, group in enumerate(groups):
-            rows.setdefault(group, []).append(row)
+        of = np.asarray(groups)
         return {
-            group: Evaluation({name: values[of] for name, values in self.per_query.items()})
-            for group, of in sorted(rows.items())
+            group: Evaluation(
+                {name: values[of == group] for name, values in self.per_query.items()}
+            )
+            for group in sorted(set(groups))
         }
 
 
 def evaluate_rankings(
     queries: QuerySet, doc_ids: Sequence[str], documents: ArrayLike
 ) -> Evaluation:
-    """Measures of rankings that `maw_gym.retrieval.ranking.rank` made.
-
-    The order given is the order judged. The scores handed to ir_measures are therefore the ranks,
-    counted downwards: its providers break ties in opposite ways (pytrec_eval by document id
-    descending, the one of RR@10 ascending), and one run must not be judged in two orders.
+    """Measures of rankings in the order given.
 
     AP is that of the list as given: over its first k documents, relevant ones below count 0.
 
@@ -79,44 +73,33 @@ def evaluate_rankings(
     lists = np.asarray(documents)
     if lists.ndim != 2 or len(lists) != len(queries.ids) or not len(lists):
         raise ValueError(f"{len(queries.ids)} queries for rankings of shape {lists.shape}")
+    # Ranks stand for scores, since providers break ties in opposite ways; rows stand for query ids,
+    # so that odd ids can do no harm. trec_eval wants integer grades.
     run: dict[str, dict[str, float]] = {}
+    judged = {}
     for row, one in enumerate(lists):
         found = one[one >= 0]
         run[str(row)] = {doc_ids[d]: float(len(found) - at) for at, d in enumerate(found)}
         if len(run[str(row)]) != len(found):
             raise ValueError(f"the ranking of query {queries.ids[row]!r} names a document twice")
-    # Rows stand for query ids, so that odd ids can do no harm. trec_eval wants integer grades.
-    judged = {
-        str(row): {doc_id: max(int(grade), 0) for doc_id, grade in grades.items()}
-        for row, grades in enumerate(queries.relevance)
-        if grades
-    }
+        if queries.relevance[row]:
+            judged[str(row)] = {name: max(int(g), 0) for name, g in queries.relevance[row].items()}
     per_query = {str(measure): np.zeros(len(lists)) for measure in MEASURES}
     if judged:
         for metric in ir_measures.iter_calc(MEASURES, judged, run):
             per_query[str(metric.measure)][int(metric.query_id)] = metric.value
-    for row, query_id in enumerate(queries.ids):
-        _check_measured(query_id, queries.relevance[row], list(run[str(row)]), per_query, row)
+    for row, query_id in enumerate(queries.ids):  # out of memory trec_eval gives zeros in silence
+        grades = queries.relevance[row]
+        hits = [at for at, doc_id in enumerate(run[str(row)]) if grades.get(doc_id, 0) > 0]
+        for measure in MEASURES:
+            value = per_query[str(measure)][row]
+            reached = min(hits, default=math.inf) < measure.params.get("cutoff", math.inf)
+            if not 0 <= value <= 1 or (value > 0) != reached:
+                raise FloatingPointError(
+                    f"{measure} of query {query_id!r} came out as {value}: what computes it has"
+                    " failed, perhaps for want of memory"
+                )
     return Evaluation(per_query)
-
-
-def _check_measured(
-    query_id: str,
-    grades: Mapping[str, int],
-    ranked: Sequence[str],
-    per_query: Mapping[str, NDArray[np.float64]],
-    row: int,
-) -> None:
-    """Refuse measures that a query cannot have: out of memory trec_eval gives zeros in silence."""
-    first = next((at for at, doc_id in enumerate(ranked) if grades.get(doc_id, 0) > 0), math.inf)
-    for measure in MEASURES:
-        value = per_query[str(measure)][row]
-        reached = first < measure.params.get("cutoff", math.inf)
-        if not 0 <= value <= 1 or (value > 0) != reached:
-            raise FloatingPointError(
-                f"{measure} of query {query_id!r} came out as {value}: what computes it has failed,"
-                " perhaps for want of memory"
-            )
 
 
 def evaluate_embeddings(
@@ -152,9 +135,8 @@ def write_trec_run(
 ) -> None:
     """Write a TREC run file: lines of ``query_id Q0 doc_id rank score tag``, ranks from 1.
 
-    Scores have 9 significant digits, which float32 survives, so trec_eval finds the same order. Its
-    columns are separated by white space: an id that contains some is percent-encoded, as is a tag
-    (``urllib.parse.unquote`` reads it back). The file appears whole or not at all.
+    Scores have 9 significant digits, which float32 survives, so trec_eval finds the same order. An
+    id or a tag with white space is percent-encoded; ``urllib.parse.unquote`` reads it back.
 
     Args:
         path: file to write or replace; compressed where its name ends in ".gz".
@@ -172,32 +154,20 @@ def write_trec_run(
         raise ValueError(
             f"{len(query_ids)} queries, documents {lists.shape}, scores {values.shape} do not fit"
         )
-    tag = trec_name(tag)
-    with written_whole(path) as temporary, _opened(temporary, path.suffix == ".gz") as file:
-        for query_id, found, its_scores in zip(query_ids, lists, values, strict=True):
-            name = trec_name(query_id)
-            kept = zip(found[found >= 0], its_scores[found >= 0], strict=True)
-            for at, (document, score) in enumerate(kept, 1):
-                file.write(f"{name} Q0 {trec_name(doc_ids[document])} {at} {score:.9g} {tag}\n")
-
-
-@contextmanager
-def _opened(path: Path, compressed: bool) -> Iterator[TextIO]:
-    """The file to write text to; equal texts have equal bytes, compressed or not."""
-    if not compressed:
-        with path.open("w", encoding="utf-8") as file:
-            yield file
-        return
-    with (
-        path.open("wb") as raw,
-        gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed,
-        io.TextIOWrapper(packed, encoding="utf-8") as file,
-    ):
-        yield file
+    tag, lines = trec_name(tag), []
+    for query_id, found, its_scores in zip(query_ids, lists, values, strict=True):
+        name = trec_name(query_id)
+        for at, place in enumerate(np.flatnonzero(found >= 0), 1):
+            document = trec_name(doc_ids[found[place]])
+            lines.append(f"{name} Q0 {document} {at} {its_scores[place]:.9g} {tag}\n")
+    content = "".join(lines).encode()
+    if path.suffix == ".gz":
+        content = gzip.compress(content, compresslevel=1, mtime=0)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def trec_name(name: str) -> str:
     """`name`; its white space and percent signs percent-encoded where it has white space."""
-    if not re.search(r"\s", name):
-        return name
-    return re.sub(r"[\s%]", lambda found: quote(found.group()), name)
+    spaced = re.search(r"\s", name)
+    return re.sub(r"[\s%]", lambda found: quote(found.group()), name) if spaced else name

@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -23,9 +22,8 @@ from maw_gym.files import (
     write_manifest,
     written_folder,
 )
-from maw_gym.retrieval.bm25 import BM25, Words
+from maw_gym.retrieval.bm25 import BM25, Words, hybrid_ranking
 from maw_gym.retrieval.documents import DocumentIndex, steps
-from maw_gym.retrieval.hybrid import hybrid_ranking
 from maw_gym.retrieval.search import MARGIN, Ranking, rank, rank_together
 
 KIND: Final = "search index"
@@ -42,21 +40,23 @@ LISTS_ELSEWHERE: Final = re.compile(rb"ilod.{5}\0{3}.{5}\0{3}", re.DOTALL)
 
 
 class SearchIndex:
-    """What a search needs to know of the documents."""
+    """Documents with the fingerprint of the encoder that made their vectors, and for hybrid and
+    approximate search (`kind` "faiss:" and a factory) BM25 and FAISS's index of them.
+    """
 
     def __init__(
         self,
         documents: DocumentIndex,
         encoder: str,
         bm25: BM25 | None = None,
-        approximate: "ApproximateIndex | None" = None,
         kind: str = EXACT,
+        approximate: Any = None,
     ) -> None:
         self.documents = documents
         self.encoder = encoder
         self.bm25 = bm25
-        self.approximate = approximate
         self.kind = kind
+        self.approximate = approximate
 
     @classmethod
     def of(
@@ -67,20 +67,18 @@ class SearchIndex:
         kind: str = EXACT,
         folder: Path | None = None,
     ) -> Self:
-        """Index documents."""
+        """Index documents; in a folder, by all processes together."""
         if folder is not None:
             check_same("kind of index", content_key({"of": [encoder, kind, words is None]}))
             check_one_folder(folder.parent)
         if folder is None or is_first():
-            bm25 = None if words is None else BM25(documents.doc_ids, words.weighed())
-            approximate = None
-            if kind != EXACT:
-                approximate = ApproximateIndex.of(documents, kind.removeprefix("faiss:"))
-            index = cls(documents, encoder, bm25, approximate, kind)
-        if folder is None:
-            return index
-        if is_first():
-            index.save(folder)
+            bm25 = None if words is None else BM25.of(documents.doc_ids, words)
+            approximate = None if kind == EXACT else _faiss_index(documents.vectors, kind)
+            index = cls(documents, encoder, bm25, kind, approximate)
+            if folder is None:
+                return index
+            with written_folder(folder, MANIFEST) as temporary:
+                index.write(temporary)
             del index
         wait()
         device = documents.device
@@ -90,7 +88,7 @@ class SearchIndex:
     def rank(
         self, embeddings: Tensor, k: int, texts: Sequence[str] = (), weight: float | None = None
     ) -> Ranking:
-        """The k best documents of every query."""
+        """The k best documents of queries (B, h); with a weight, of these texts' words besides."""
         if weight is None:
             return self._nearest(embeddings, k)
         if self.bm25 is None:
@@ -100,14 +98,12 @@ class SearchIndex:
         )
 
     def _nearest(self, embeddings: Tensor, k: int) -> Ranking:
-        if self.approximate is not None:
-            return self.approximate.rank(embeddings, k)
-        return rank_together(self.documents, embeddings, k)
-
-    def save(self, folder: Path) -> None:
-        """Write everything to a folder, in the place of an index that is there."""
-        with written_folder(folder, MANIFEST) as temporary:
-            self.write(temporary)
+        if self.approximate is None:
+            return rank_together(self.documents, embeddings, k)
+        # FAISS finds documents, exact cosines put them in order.
+        wanted = min(k + MARGIN, len(self.documents))
+        _, found = self.approximate.search(_floats(embeddings), wanted)
+        return rank(self.documents, embeddings, k, [listed[listed >= 0] for listed in found])
 
     def write(self, folder: Path) -> None:
         """Write everything to a folder that is new."""
@@ -116,14 +112,14 @@ class SearchIndex:
             file.writelines(f"{encode(doc_id)}\n" for doc_id in self.documents.doc_ids)
         np.save(folder / VECTORS, self.documents.vectors.cpu().numpy(), allow_pickle=False)
         if self.bm25 is not None:
-            self.bm25.write(folder / WORDS)
+            self.bm25.index.save(folder / WORDS, show_progress=False)
         if self.approximate is not None:
-            self.approximate.write(folder / FAISS)
+            _faiss().write_index(self.approximate, str(folder / FAISS))
         write_manifest(folder, KIND, {"encoder": self.encoder, "index": self.kind})
 
     @classmethod
     def load(cls, folder: Path, encoder: str, device: torch.device | str = "cpu") -> Self:
-        """The index that was written to `folder`; its vectors are mapped, not read."""
+        """The index that was written to `folder`; its vectors are mapped."""
         settings, files = read_manifest(folder, KIND)
         made_by, kind = (str(settings.get(name)) for name in ("encoder", "index"))
         if made_by != encoder:
@@ -136,83 +132,59 @@ class SearchIndex:
                 doc_ids = [json.loads(line) for line in file]
             if not all(isinstance(doc_id, str) for doc_id in doc_ids):
                 raise ValueError("ids that are no strings")
-            documents = DocumentIndex(doc_ids, _mapped(folder / VECTORS), device)
+            vectors = np.lib.format.open_memmap(folder / VECTORS, mode="c")
+            if vectors.dtype not in (np.float32, np.float16) or not vectors.flags.c_contiguous:
+                raise ValueError(f"{VECTORS} has no rows of float32 or float16")
+            documents = DocumentIndex(doc_ids, torch.from_numpy(vectors), device)
         except (OSError, EOFError, SyntaxError, ValueError, RecursionError) as problem:
             raise DamagedFileError(f"{folder} holds no index: {first_line(problem)}") from None
         bm25 = approximate = None
         if any(name.startswith(f"{WORDS}/") for name in files):
             bm25 = BM25.read(folder / WORDS, documents.doc_ids)
         if kind != EXACT:
-            approximate = ApproximateIndex.read(folder / FAISS, documents)
-        return cls(documents, encoder, bm25, approximate, kind)
+            approximate = _read_faiss(folder / FAISS, documents.vectors)
+        return cls(documents, encoder, bm25, kind, approximate)
 
 
-def _mapped(path: Path) -> Tensor:
-    """The vectors of a file, copied where they are written to."""
-    vectors = np.lib.format.open_memmap(path, mode="c")
-    if vectors.ndim != 2:
-        raise ValueError(f"{path.name} holds no vectors")
-    if vectors.dtype not in (np.float32, np.float16) or not vectors.flags.c_contiguous:
-        raise ValueError(f"{path.name} holds {vectors.dtype}, not rows of float32 or float16")
-    return torch.from_numpy(vectors)
+def _faiss_index(vectors: Tensor, kind: str) -> Any:
+    """FAISS's index of vectors (N, h) by "faiss:", its factory and perhaps parameters."""
+    faiss, given = _faiss(), kind.removeprefix("faiss:")
+    factory, _, parameters = given.partition(";")
+    for number in re.findall(r"\d+", factory):
+        if len(number) > 7 or int(number) < 2:  # some of these end the process in FAISS
+            raise InputError(f"numbers of a FAISS index are 2 to 9999999, got {given!r}")
+    try:
+        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            some = np.linspace(0, len(vectors) - 1, min(len(vectors), TRAINING_VECTORS))
+            index.train(_floats(vectors[torch.from_numpy(some.astype(np.int64))]))
+        for rows in steps(len(vectors), ADDED):
+            index.add(_floats(vectors[rows]))
+        if parameters:
+            faiss.ParameterSpace().set_index_parameters(index, parameters)
+    except (RuntimeError, MemoryError) as problem:
+        raise InputError(
+            f"FAISS cannot build {given!r} of {len(vectors)} documents: {_reason(problem)}"
+        ) from None
+    return index
 
 
-class ApproximateIndex:
-    """FAISS finds documents, exact cosines put them in order."""
-
-    def __init__(self, documents: DocumentIndex, index: Any) -> None:
-        self.documents = documents
-        self.index = index
-
-    @classmethod
-    def of(cls, documents: DocumentIndex, factory: str) -> "ApproximateIndex":
-        """Build an index by a string of `faiss.index_factory`; see `RoutedEncoder.index`."""
-        faiss, vectors = _faiss(), documents.vectors
-        kind, _, parameters = factory.partition(";")
-        for number in re.findall(r"\d+", kind):
-            if len(number) > 7 or int(number) < 2:  # some of these end the process in FAISS
-                raise InputError(f"numbers of a FAISS index are 2 to 9999999, got {factory!r}")
-        try:
-            index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
-            if not index.is_trained:
-                some = np.linspace(0, len(vectors) - 1, min(len(vectors), TRAINING_VECTORS))
-                index.train(_floats(vectors[torch.from_numpy(some.astype(np.int64))]))
-            for rows in steps(len(vectors), ADDED):
-                index.add(_floats(vectors[rows]))
-            if parameters:
-                faiss.ParameterSpace().set_index_parameters(index, parameters)
-        except (RuntimeError, MemoryError) as problem:
-            raise InputError(
-                f"FAISS cannot build {factory!r} of {len(vectors)} documents: {_reason(problem)}"
-            ) from None
-        return cls(documents, index)
-
-    def rank(self, queries: Tensor, k: int) -> Ranking:
-        """About the k best documents of every query (B, h), in the order of `search.rank`."""
-        _, found = self.index.search(_floats(queries), min(k + MARGIN, len(self.documents)))
-        return rank(self.documents, queries, k, [listed[listed >= 0] for listed in found])
-
-    def write(self, path: Path) -> None:
-        """Write FAISS's own file."""
-        _faiss().write_index(self.index, str(path))
-
-    @classmethod
-    def read(cls, path: Path, documents: DocumentIndex) -> "ApproximateIndex":
-        """The index of these documents that `write` has written."""
-        faiss = _faiss()
-        try:
-            content: Any = np.memmap(path, np.uint8, "r")
-            if LISTS_ELSEWHERE.search(content):
-                raise ValueError("its inverted lists are in another file")
-            index = faiss.read_index(str(path))
-        except (RuntimeError, MemoryError, OSError, ValueError) as problem:
-            raise DamagedFileError(f"{path} is no FAISS index: {_reason(problem)}") from None
-        shape = tuple(documents.vectors.shape)
-        if (index.ntotal, index.d) != shape or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise DamagedFileError(
-                f"{path} is of {index.ntotal} vectors of width {index.d}, not of these {shape}"
-            )
-        return cls(documents, index)
+def _read_faiss(path: Path, vectors: Tensor) -> Any:
+    """The index of vectors (N, h) that FAISS has written."""
+    faiss = _faiss()
+    try:
+        content: Any = np.memmap(path, np.uint8, "r")
+        if LISTS_ELSEWHERE.search(content):
+            raise ValueError("its inverted lists are in another file")
+        index = faiss.read_index(str(path))
+    except (RuntimeError, MemoryError, OSError, ValueError) as problem:
+        raise DamagedFileError(f"{path} is no FAISS index: {_reason(problem)}") from None
+    shape = tuple(vectors.shape)
+    if (index.ntotal, index.d) != shape or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise DamagedFileError(
+            f"{path} is of {index.ntotal} vectors of width {index.d}, not of these {shape}"
+        )
+    return index
 
 
 def _faiss() -> Any:
@@ -232,12 +204,3 @@ def _floats(vectors: Tensor) -> NDArray[np.float32]:
 
 def _reason(problem: Exception) -> str:  # without the place in FAISS's source
     return re.sub(r"^.*\.cpp:\d+: (Error: )?", "", first_line(problem))
-
-
-def check_ids(doc_ids: Sequence[str]) -> None:
-    """Refuse no ids at all, and one that is given twice."""
-    if not doc_ids:
-        raise InputError("0 document ids; give one document at least")
-    if len(set(doc_ids)) < len(doc_ids):
-        name, count = Counter(doc_ids).most_common(1)[0]
-        raise InputError(f"document ids must differ; {name!r} is given {count} times")

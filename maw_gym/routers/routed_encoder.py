@@ -17,10 +17,9 @@ from maw_gym.encoders.embedder import Embedder, encoded_documents
 from maw_gym.encoders.files import load_embedder, save_embedder
 from maw_gym.errors import DamagedFileError, InputError, checked_int, checked_texts, shown
 from maw_gym.files import MANIFEST, check_readable, expanded, written_folder
-from maw_gym.retrieval.bm25 import Words
-from maw_gym.retrieval.documents import DocumentIndex, check_finite, steps
-from maw_gym.retrieval.hybrid import WEIGHT
-from maw_gym.retrieval.index import EXACT, SearchIndex, check_ids
+from maw_gym.retrieval.bm25 import WEIGHT, Words
+from maw_gym.retrieval.documents import DocumentIndex, check_finite, check_ids, steps
+from maw_gym.retrieval.index import EXACT, SearchIndex
 from maw_gym.retrieval.ranking import LONG, SHORT, ranking_statistics
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
 from maw_gym.tables.depth_table import BLOCKS, Seen, nothing_observed, observed

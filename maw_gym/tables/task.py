@@ -28,21 +28,23 @@ from maw_gym.encoders.files import document_embeddings, load_embedder, with_quer
 from maw_gym.encoders.text import AUTO, TextEncoder, WordLlama, text_encoders
 from maw_gym.errors import DamagedFileError, InputError, checked_int, one_of, shown
 from maw_gym.files import cache_home, cached, check_tensors, content_key, expanded
-from maw_gym.retrieval.bm25 import BM25, candidate_documents, with_relevant
+from maw_gym.retrieval.bm25 import (
+    BM25,
+    Candidates,
+    best_weight,
+    candidate_documents,
+    fused_ranking,
+    reciprocal_ranks,
+    scored_candidates,
+    weighted_sum,
+    with_relevant,
+)
 from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.evaluation import (
     DEPTH_OF_RANKING,
     Evaluation,
     evaluate_embeddings,
     evaluate_rankings,
-)
-from maw_gym.retrieval.hybrid import (
-    Candidates,
-    best_weight,
-    fused_ranking,
-    reciprocal_ranks,
-    scored_candidates,
-    weighted_sum,
 )
 from maw_gym.retrieval.ranking import rankings_of_depths
 from maw_gym.retrieval.search import Ranking, rank_without
@@ -184,8 +186,8 @@ class RetrievalTask:
             batch: tuple[Tensor, Tensor, Tensor],
         ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
             places = batch[0].cpu().numpy()
-            seen = Seen(self.embedder, *batch[1:], search=lambda _: rankings)
-            alignment, rankings = rankings_of_depths(
+            seen = Seen(self.embedder, *batch[1:], search=lambda _: rankings.statistics)
+            rankings = rankings_of_depths(
                 self.index,
                 seen.statistics.embeddings,
                 [relevant[place] for place in places],
@@ -193,7 +195,7 @@ class RetrievalTask:
                 found and [found[start + place] for place in places],
             )
             terms = {"entropy": seen.statistics.entropy, "focus": seen.statistics.focus}
-            terms |= alignment._asdict()
+            terms |= {"ndcg": rankings.ndcg, "listwise": rankings.listwise}
             columns = {name: in_range(name, terms[name].cpu().numpy(), 0, 1) for name in TERMS}
             return places, columns | {name: observed(name, seen) for name in BLOCKS}
 
@@ -267,14 +269,14 @@ class RetrievalTask:
         one_of("fusion", fusion, FUSIONS)
         candidates = self._hybrid_candidates(split, depths)
         if fusion == "sum":
-            scores = weighted_sum(candidates, self.hybrid_weight)
+            scores = [weighted_sum(one, self.hybrid_weight) for one in candidates]
         else:
-            scores = reciprocal_ranks(candidates)
+            scores = [reciprocal_ranks(one) for one in candidates]
         ranking = fused_ranking(candidates, scores, DEPTH_OF_RANKING)
         queries, documents = self.collection.splits[split], ranking.documents.numpy()
         return evaluate_rankings(queries, self.collection.doc_ids, documents), ranking
 
-    def _hybrid_candidates(self, split: str, depths: Tensor | None = None) -> Candidates:
+    def _hybrid_candidates(self, split: str, depths: Tensor | None = None) -> list[Candidates]:
         queries = self.collection.splits[split]
         embeddings = self.embedder.encode_queries(queries.texts, depths)
         lists, k = self.candidates(split), 0

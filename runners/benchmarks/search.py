@@ -18,7 +18,7 @@ import torch
 
 from maw_gym.encoders.embedder import Embedder, untrained_embedder
 from maw_gym.retrieval.documents import DocumentIndex, steps
-from maw_gym.retrieval.index import ApproximateIndex
+from maw_gym.retrieval.index import SearchIndex
 from maw_gym.retrieval.search import rank
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.routers.routed_encoder import RoutedEncoder
@@ -152,7 +152,7 @@ def faiss_rows(
     exact = rank(documents, asked, K).documents
     for factory in approximate:
         start = time.perf_counter()
-        index = ApproximateIndex.of(documents, factory)
+        index = SearchIndex.of(documents, "", kind=f"faiss:{factory}")
         built = time.perf_counter() - start
         found = index.rank(asked, K).documents
         recall = (found[:, :, None] == exact[:, None, :]).any(1).double().mean()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from maw_gym.attention.reference import attention_weights, split_heads
 from maw_gym.envs.bandit import Bandit
 from maw_gym.retrieval.documents import Relevant
-from maw_gym.retrieval.ranking import alignment_of_depths
+from maw_gym.retrieval.ranking import rankings_of_depths
 from maw_gym.retrieval.search import rank
 from maw_gym.tables.task import RetrievalTask
 
@@ -144,7 +144,7 @@ class Sample:
         candidates = task.candidates("test")
         own = None if candidates is None else [candidates[row]]
         ranking = rank(task.index, embeddings, SHOWN, own and own * len(embeddings))
-        standard = alignment_of_depths(task.index, embeddings[None, -1:], [relevant], own)
+        standard = rankings_of_depths(task.index, embeddings[None, -1:], [relevant], own)
         lists = [
             [
                 (self._place(one), round(score, 3))

@@ -113,7 +113,7 @@ def index(folder: Path) -> Kind:
     path, words = folder / "index", Words()
     words.add(TEXTS)
     vectors = torch.nn.functional.normalize(torch.arange(12.0).view(3, 4) + 1)
-    SearchIndex.of(DocumentIndex(["a", "b", "é"], vectors), "0" * 64, words).save(path)
+    SearchIndex.of(DocumentIndex(["a", "b", "é"], vectors), "0" * 64, words, folder=path)
 
     def content() -> Any:
         found = SearchIndex.load(path, "0" * 64)

@@ -1,6 +1,7 @@
 import json
-import time
+import math
 import unicodedata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,25 @@ import pytest
 import torch
 
 from maw_gym.corpora.collection import Collection, QuerySet
-from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.errors import DamagedFileError
 from maw_gym.files import write_manifest
 from maw_gym.retrieval import bm25 as bm25_module
-from maw_gym.retrieval.bm25 import BM25, KIND, candidate_documents, with_relevant
+from maw_gym.retrieval.bm25 import (
+    BM25,
+    KIND,
+    Candidates,
+    best_weight,
+    candidate_documents,
+    fused_ranking,
+    hybrid_ranking,
+    reciprocal_ranks,
+    scored_candidates,
+    standardised,
+    weighted_sum,
+    with_relevant,
+)
+from maw_gym.retrieval.documents import DocumentIndex
+from maw_gym.retrieval.search import rank
 
 
 def index_of(*texts: str) -> BM25:
@@ -47,7 +63,6 @@ def test_queries_without_a_match_have_an_empty_ranking():
     ranking = index_of("wing", "", "the").rank(["", "the", "jet", "wing"], 5)
     assert ranking.documents.tolist() == [[-1] * 3, [-1] * 3, [-1] * 3, [0, -1, -1]]
     assert index_of("", "the").rank(["wing"], 5).documents.tolist() == [[-1, -1]]
-    assert index_of().rank(["wing"], 5).documents.shape == (1, 0)
 
 
 def test_texts_are_read_as_a_stream():
@@ -83,19 +98,8 @@ def test_an_index_is_saved_and_read(tmp_path: Path, texts: tuple[str, ...]):
         index = BM25.load(tmp_path / "words", [f"d{row}" for row in range(len(texts))])
     np.testing.assert_array_equal(index.scores("wing tail"), index_of(*texts).scores("wing tail"))
     assert index.rank(["wing"], 2).documents.equal(index_of(*texts).rank(["wing"], 2).documents)
-
-
-def test_damaged_and_foreign_files_are_refused(tmp_path: Path):
-    path, ids = tmp_path / "words", ["d0", "d1"]
-    with pytest.raises(InputError, match="no BM25 index in"):
-        BM25.load(path, ids)
-    index_of("wing", "jet").save(path)
-    with pytest.raises(DamagedFileError, match="3 document ids for 2 texts"):
-        BM25.load(path, ["a", "b", "c"])
-    vocabulary = path / "vocab.index.json"
-    vocabulary.write_text(vocabulary.read_text().replace("jet", "jot"))
-    with pytest.raises(DamagedFileError, match="is damaged: its checksum is another"):
-        BM25.load(path, ids)
+    with pytest.raises(DamagedFileError, match=f"5 document ids for {len(texts)} texts"):
+        BM25.load(tmp_path / "words", list("abcde"))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +120,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path):
     ],
 )
 def test_a_stranger_can_make_checksums_that_fit(tmp_path: Path, name: str, content: Any):
-    index_of("wing", "jet").write(tmp_path)
+    index_of("wing", "jet").save(tmp_path)
     if content is None:
         (tmp_path / name).write_bytes(b"no array")
     elif isinstance(content, np.ndarray):
@@ -143,11 +147,135 @@ def test_relevant_documents_follow_those_that_words_find(monkeypatch):
     assert all(documents.dtype == np.int64 for documents in lists + joined)
 
 
-def test_bars_are_for_terminals(capfd):
-    def slow():
-        for text in ("one", "two"):
-            time.sleep(1.2)  # a bar appears after two seconds
-            yield text
+# d0 to d3 in trec_eval's order of equal scores: ids descending.
+IDS = ("d3", "d2", "d1", "d0")
+TEXTS = ("wing", "wing jet", "tail", "rudder")
+VECTORS = torch.tensor([[0.6, 0.8], [0.8, 0.6], [1.0, 0.0], [0.0, 1.0]])
 
-    BM25.of(["a", "b"], slow(), progress=True)
-    assert capfd.readouterr() == ("", "")
+
+@pytest.fixture
+def both() -> tuple[DocumentIndex, BM25]:
+    return DocumentIndex(IDS, VECTORS), BM25.of(IDS, TEXTS)
+
+
+def values(candidates: list[Candidates], field: str) -> list[list[float]]:
+    return [getattr(one, field).tolist() for one in candidates]
+
+
+def test_candidates_are_the_best_of_both_rankings_in_tie_order(both):
+    by_cosine = [np.array([2, -1]), np.array([3, -1])]
+    query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    found = scored_candidates(*both, query, ["wing", "nothing"], by_cosine, k=1)
+    # By cosine d1, by BM25 d3, whose text is shorter than d2's; then d0 alone.
+    assert values(found, "documents") == [[0, 2], [3]]
+    assert values(found, "dense") == [[pytest.approx(0.6), 1.0], [1.0]]
+    assert values(found, "lexical") == [[float(both[1].scores("wing")[0]), 0.0], [0.0]]
+    # They may be given, and a query that is a document is none.
+    lists = [np.array([3, 1, 3]), np.array([], int)]
+    found = scored_candidates(*both, torch.eye(2), ["jet", "wing"], lists, k=0)
+    assert values(found, "documents") == [[1, 3], []]
+    assert values(found, "dense") == [[pytest.approx(0.8), 0.0], []]
+    lists, own = [np.array([2, 0]), np.array([3, -1])], np.array([0, -1])
+    found = scored_candidates(*both, torch.eye(2), ["wing jet", "tail"], lists, 2, own)
+    # Of "wing jet" BM25 finds d2, and d3 no more, which is the query; of "tail" d1.
+    assert values(found, "documents") == [[1, 2], [2, 3]]
+
+
+def test_standardised_by_hand():
+    z = 2 / math.sqrt(8 / 3)  # mean 3, deviation sqrt(8 / 3)
+    assert standardised(np.array([1.0, 3.0, 5.0])) == pytest.approx([-z, 0, z])
+    assert standardised(np.array([0.1, 0.1, 0.1])).tolist() == [0, 0, 0]
+    assert standardised(np.array([])).tolist() == []
+
+
+THREE = Candidates(np.array([4, 7, 2]), np.array([0.1, 0.5, 0.3]), np.array([8.0, 0.0, 4.0]))
+TWO = Candidates(np.array([5, 6]), np.array([0.2, 0.2]), np.array([0.0, 3.0]))
+
+
+def test_weighted_sum_by_hand():
+    # Standardised: cosines -z, z, 0 and BM25 z, -z, 0 with z = sqrt(3 / 2); then 0, 0 and -1, 1.
+    z = math.sqrt(1.5)
+    assert weighted_sum(THREE, 0.75) == pytest.approx([-0.5 * z, 0.5 * z, 0])
+    assert weighted_sum(TWO, 0.75).tolist() == [-0.25, 0.25]
+    assert weighted_sum(TWO, 1).tolist() == [0, 0]
+    with pytest.raises(ValueError, match=r"a weight in \[0, 1\], got 60"):
+        weighted_sum(TWO, 60)
+
+
+def test_reciprocal_ranks_by_hand():
+    # Cosines 3rd, 1st, 2nd and BM25 1st, not at all, 2nd. Then equal cosines in the order of the
+    # documents: 1st, 2nd, and BM25 not at all, 1st.
+    assert reciprocal_ranks(THREE) == pytest.approx([1 / 63 + 1 / 61, 1 / 61, 2 / 62])
+    assert reciprocal_ranks(TWO) == pytest.approx([1 / 61, 1 / 62 + 1 / 61])
+    assert reciprocal_ranks(THREE, constant=0)[2] == 1
+
+
+def test_equal_fused_scores_keep_the_order_of_ties():
+    scores = [np.array([1.0, 2.0, 2.0]), np.array([0.5, 0.5])]
+    ranking = fused_ranking([THREE, TWO], scores, 3)
+    assert ranking.documents.tolist() == [[7, 2, 4], [5, 6, -1]]
+    assert ranking.scores.tolist() == [[2.0, 2.0, 1.0], [0.5, 0.5, -math.inf]]
+
+
+@pytest.fixture
+def many() -> tuple[DocumentIndex, BM25, torch.Tensor, list[str]]:
+    """400 documents, the last three without text, and 20 queries."""
+    rng = np.random.default_rng(0)
+
+    def texts(count: int, length: int) -> list[str]:
+        return [" ".join(rng.choice(list("abcdefghklmno"), length)) for _ in range(count)]
+
+    def vectors(count: int) -> torch.Tensor:
+        drawn = torch.from_numpy(rng.normal(size=(count, 8))).float()
+        return torch.nn.functional.normalize(drawn)
+
+    documents, embeddings = [*texts(397, 4), "", "", ""], vectors(400)
+    embeddings[-3:] = 0
+    ids = [f"{row:03}" for row in range(400)]
+    return DocumentIndex(ids, embeddings), BM25.of(ids, documents), vectors(20), texts(20, 3)
+
+
+def fused(many, k):
+    index, bm25, queries, texts = many
+    return hybrid_ranking(index, bm25, partial(rank, index), queries, texts, k, 0.5)
+
+
+def test_the_order_does_not_depend_on_how_many_are_wanted(many):
+    scores, documents = fused(many, 1000)
+    assert all(sorted(row) == list(range(400)) for row in documents.tolist())
+    assert sorted(documents[0, -3:].tolist()) == [397, 398, 399]
+    assert (scores.diff(dim=1) <= 0).all()
+    for k in (1, 10, 100, 150, 250):
+        found = fused(many, k)
+        assert torch.equal(found.documents, documents[:, :k])
+        assert torch.equal(found.scores, scores[:, :k])
+
+
+def test_documents_without_text_change_nothing(many):
+    index, _, queries, texts = many
+    found = []
+    for rows in (torch.arange(30), torch.cat([torch.arange(30), torch.arange(397, 400)])):
+        ids = [index.doc_ids[row] for row in rows]
+        chosen = BM25.of(ids, ["a b" if row < 397 else "" for row in rows])
+        part = DocumentIndex(ids, index.vectors[rows])
+        found.append(fused((part, chosen, queries, texts), 30).documents)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("relevant", "dense", "lexical", "weight"),
+    [
+        # Standardised scores are -1 and 1: d3 comes first where its ranker weighs at least half,
+        # of equal ones d3 first.
+        ("d3", [0.9, 0.1], [1.0, 2.0], 0.5),
+        ("d3", [0.1, 0.9], [2.0, 1.0], 0.5),
+        # d2 second of equal ones: more than half is needed, and .6 is the nearest.
+        ("d2", [0.1, 0.9], [2.0, 1.0], 0.6),
+        ("d2", [0.9, 0.1], [1.0, 2.0], 0.4),
+        (None, [0.9, 0.1], [1.0, 2.0], 0.5),
+    ],
+)
+def test_the_weight_with_the_best_ndcg_is_chosen(both, relevant, dense, lexical, weight):
+    queries = QuerySet(("a",), ("text",), ({relevant: 1},)) if relevant else QuerySet((), (), ())
+    candidates = Candidates(np.array([0, 1]), np.array(dense), np.array(lexical))
+    assert best_weight(both[0], queries, [candidates]) == weight

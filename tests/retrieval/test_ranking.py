@@ -1,3 +1,5 @@
+"""How good rankings through depths are, and what they look like, worked out by hand."""
+
 import math
 
 import numpy as np
@@ -6,169 +8,123 @@ import pytrec_eval
 import torch
 from lattice import Lattice
 
-import maw_gym.retrieval.ranking
 from maw_gym.corpora.collection import QuerySet
-from maw_gym.retrieval.documents import (
-    DocumentIndex,
-    Relevant,
-    trec_order,
-)
+from maw_gym.retrieval.documents import DocumentIndex, Relevant
 from maw_gym.retrieval.ranking import (
-    _top,
-    alignment_of_depths,
+    STATISTICS,
     ideal_dcg,
-    listwise_of_scores,
-    ndcg_of_scores,
-    top_in_tie_order,
+    ranking_statistics,
+    rankings_of_depths,
 )
 from maw_gym.retrieval.search import rank
 
 
 def judged(**grades):
     return Relevant(
-        np.array([int(name[1:]) for name in grades]), np.array(list(grades.values()), np.float32)
+        np.array([int(name[1:]) for name in grades], int),
+        np.array(list(grades.values()), np.float32),
     )
 
 
-def trec_ndcg(scores, doc_ids, relevant):
+def axes(*ids):
+    """Documents whose cosines with a query are the query's numbers."""
+    return DocumentIndex(ids, torch.eye(len(ids)))
+
+
+def trec_ndcg(scores, doc_ids, relevant, ids):
     """nDCG@10 of one ranking, from raw scores, by trec_eval itself."""
-    grades = {doc_ids[d]: int(g) for d, g in zip(relevant.documents, relevant.grades, strict=True)}
+    grades = {ids[d]: int(g) for d, g in zip(relevant.documents, relevant.grades, strict=True)}
     evaluator = pytrec_eval.RelevanceEvaluator({"q": grades}, ["ndcg_cut_10"])
     run = {"q": dict(zip(doc_ids, map(float, scores), strict=True))}
-    return evaluator.evaluate(run)["q"]["ndcg_cut_10"]
-
-
-def test_trec_order_is_descending_by_utf8_bytes():
-    assert trec_order(["d1", "Z", "d10", "é", "d2", "d"]).tolist() == [3, 4, 2, 0, 5, 1]
-
-
-def test_top_breaks_ties_inside_and_across_the_cut():
-    scores = torch.tensor([[1.0, 3.0, 1.0, 1.0, 2.0], [5.0, 4.0, 3.0, 2.0, 1.0], [0.0] * 5])
-    tie_rank = torch.tensor([4, 0, 3, 1, 2])
-    values, columns = top_in_tie_order(scores, tie_rank, 3)
-    assert values.tolist() == [[3, 2, 1], [5, 4, 3], [0, 0, 0]]
-    assert columns.tolist() == [[1, 4, 3], [0, 1, 2], [1, 3, 4]]
-    values, columns = top_in_tie_order(scores, tie_rank, 9)
-    assert columns.tolist() == [[1, 4, 3, 2, 0], [0, 1, 2, 3, 4], [1, 3, 4, 2, 0]]
-
-
-@pytest.mark.parametrize("apart", [0.0, 0.1, 10.0])
-@pytest.mark.parametrize("levels", [3, 200, 10**6])
-def test_the_top_of_many_depths_is_that_of_sorting_each(monkeypatch, apart, levels):
-    """Depths that are the same, alike and quite different; with many ties, some and hardly any."""
-    monkeypatch.setattr(maw_gym.retrieval.ranking, "SHARED", 60)
-    generator = torch.Generator().manual_seed(levels)
-    scores = torch.randn(3, 1, 500, generator=generator)
-    scores = ((scores + apart * torch.randn(3, 6, 500, generator=generator)) * levels).round()
-    scores[0, 0] = -torch.inf
-    scores[1, :, 40:] = -torch.inf
-    tie_rank = torch.randperm(500, generator=generator)
-    by_tie = tie_rank.argsort()
-    expected = scores[..., by_tie].sort(dim=-1, descending=True, stable=True)
-    for k in (1, 10, 50):
-        values, columns = _top(scores, tie_rank, k)
-        assert torch.equal(values, expected.values[..., :k])
-        there = values > -torch.inf
-        assert torch.equal(columns[there], by_tie[expected.indices[..., :k]][there])
+    return evaluator.evaluate(run).get("q", {"ndcg_cut_10": 0.0})["ndcg_cut_10"]
 
 
 def test_ndcg_by_hand():
-    scores = torch.tensor([[[0.9, 0.8, 0.7, 0.6], [0.6, 0.7, 0.8, 0.9], [0.9, 0.9, 0.1, 0.1]]])
-    gains = torch.tensor([[0.0, 2.0, 0.0, 1.0]])
-    ideal = ideal_dcg(np.array([1, 2], np.float32))
-    assert ideal == pytest.approx(2 + 1 / math.log2(3), abs=1e-12)  # 2.63093
-    ndcg = ndcg_of_scores(scores, torch.tensor([0, 1, 2, 3]), gains, [ideal])
-    # depth 0: grade 2 at rank 2, grade 1 at rank 4; depth 1: grade 1 first, grade 2 third;
-    # depth 2: columns 0, 1, 2, 3 by tie rank, as depth 0
-    first = (2 / math.log2(3) + 1 / math.log2(5)) / ideal  # .64332
-    second = (1 + 2 / 2) / ideal  # .76019
-    assert ndcg.tolist()[0] == pytest.approx([first, second, first], abs=1e-6)
-    assert first == pytest.approx(0.64332, abs=1e-5)
-    assert second == pytest.approx(0.76019, abs=1e-5)
+    # The last depth has ties, of which the larger id goes first: 0, 1, 2, 3.
+    depths = [[0.9, 0.8, 0.7, 0.6], [0.6, 0.7, 0.8, 0.9], [0.9, 0.9, 0.1, 0.1]]
+    index, relevant = axes("d", "c", "b", "a"), [judged(d1=2, d3=1)]
+    assert ideal_dcg(relevant[0].grades) == pytest.approx(2.63093, abs=1e-5)  # 2 + 1 / log2(3)
+    # Grade 2 at rank 2 and 1 at rank 4: (2 / log2(3) + 1 / log2(5)) / ideal; then 2 of 3 and 1.
+    ndcg = rankings_of_depths(index, torch.tensor([depths]), relevant).ndcg
+    assert ndcg.tolist()[0] == pytest.approx([0.64332, 0.76019, 0.64332], abs=1e-5)
+    # The ideal counts relevant documents that are no candidates: only the second is found.
+    ndcg = rankings_of_depths(index, torch.tensor([depths]), relevant, [np.array([3, 0])]).ndcg
+    first, second = 1 / 2.63093, 1 / math.log2(3) / 2.63093
+    assert ndcg.tolist()[0] == pytest.approx([second, first, second], abs=1e-5)
 
 
 def test_ndcg_counts_the_first_ten_only_and_a_perfect_ranking_is_exactly_one():
-    scores = torch.arange(20, 0, -1.0).expand(1, 1, 20)
-    ties = torch.arange(20)
-    gains = torch.zeros(3, 20)
-    gains[0, 9] = gains[1, 10] = gains[2, :3] = 1
-    tenth, eleventh, perfect = (
-        ndcg_of_scores(scores, ties, row[None], [ideal_dcg(row.numpy())]).item() for row in gains
-    )
-    assert tenth == pytest.approx(1 / math.log2(11), abs=1e-7)
-    assert eleventh == 0
-    assert perfect == 1
-    assert ndcg_of_scores(scores, ties, torch.zeros(1, 20), [0.0]).item() == 0
+    index = axes(*(f"{n:02}" for n in range(20)))
+    queries = torch.arange(20, 0, -1.0).expand(4, 1, 20)
+    relevant = [judged(d9=1), judged(d10=1), judged(d0=1, d1=1, d2=1), judged()]
+    found = rankings_of_depths(index, queries, relevant).ndcg[:, 0].tolist()
+    assert found == [pytest.approx(1 / math.log2(11), abs=1e-7), 0, 1, 0]
 
 
 def test_listwise_by_hand():
-    scores = torch.tensor([[[1.0, 0.0, -torch.inf], [0.0, 1.0, -torch.inf], [-torch.inf] * 3]])
-    mass = listwise_of_scores(scores, torch.tensor([[True, False, False]]), 1.0)
-    # e / (e + 1) and 1 / (e + 1); no candidate at all has no mass
-    assert mass.tolist()[0] == pytest.approx([0.7310586, 0.2689414, 0.0], abs=1e-6)
-
-
-def test_listwise_survives_any_temperature():
-    scores = torch.tensor([[[1.0, 0.5, -1.0]]])
-    relevant = torch.tensor([[True, False, False]])
-    assert listwise_of_scores(scores.clone(), relevant, 1e-4).item() == 1
-    assert listwise_of_scores(scores.clone(), relevant, 1e6).item() == pytest.approx(1 / 3, 1e-5)
+    # Weights e^(s / .05): e^4 and e^2 beside 1; no candidate at all has no mass.
+    queries = torch.tensor([[[0.2, 0.1, 0.0], [0.0, 0.2, 0.1]]] * 2)
+    lists = [np.array([0, 1, 2]), np.array([], int)]
+    mass = rankings_of_depths(axes("a", "b", "c"), queries, [judged(d0=1)] * 2, lists).listwise
+    total = math.exp(4) + math.exp(2) + 1
+    assert mass.tolist() == [pytest.approx([math.exp(4) / total, 1 / total], rel=1e-5), [0, 0]]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_ndcg_of_depths_is_trec_evals_under_ties_and_grades(seed):
-    data = Lattice(seed)
-    ndcg = alignment_of_depths(data.index, torch.from_numpy(data.queries), data.relevant).ndcg
-    expected = [
-        [trec_ndcg(scores, data.ids, relevant) for scores in of_query]
-        for of_query, relevant in zip(data.scores, data.relevant, strict=True)
-    ]
-    np.testing.assert_allclose(ndcg.numpy(), expected, atol=1e-6)
-    assert 0.05 < ndcg.mean() < 0.95
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_ndcg_of_candidate_lists_is_trec_evals(seed):
+@pytest.mark.parametrize("whole", [True, False])
+def test_alignment_is_trec_evals_under_ties_and_grades(seed, whole):
     data = Lattice(seed)
     queries = torch.from_numpy(data.queries)
-    ndcg, listwise = alignment_of_depths(data.index, queries, data.relevant, data.lists)
-    for row, (listed, relevant) in enumerate(zip(data.lists, data.relevant, strict=True)):
+    lists = None if whole else data.lists
+    ndcg, listwise, _ = rankings_of_depths(data.index, queries, data.relevant, lists)
+    alone = rankings_of_depths(data.index, queries, data.relevant, lists, observe=False)
+    assert torch.equal(alone.ndcg, ndcg)
+    assert torch.equal(alone.listwise, listwise)
+    assert alone.statistics.shape == (12, 0)
+    for row, relevant in enumerate(data.relevant):
+        listed = np.arange(83) if whole else data.lists[row]
         ids = [data.ids[d] for d in listed]
-        grades = dict(zip([data.ids[d] for d in relevant.documents], relevant.grades, strict=True))
-        evaluator = pytrec_eval.RelevanceEvaluator(
-            {"q": {name: int(grade) for name, grade in grades.items()}}, ["ndcg_cut_10"]
-        )
         hit = np.isin(listed, relevant.documents)
         for depth in range(queries.shape[1]):
             scores = data.scores[row, depth, listed]
-            run = {"q": dict(zip(ids, map(float, scores), strict=True))}
-            got = evaluator.evaluate(run).get("q", {"ndcg_cut_10": 0.0})
-            assert ndcg[row, depth].item() == pytest.approx(got["ndcg_cut_10"], abs=1e-6)
+            expected = trec_ndcg(scores, ids, relevant, data.ids)
+            assert ndcg[row, depth].item() == pytest.approx(expected, abs=1e-6)
             weights = np.exp(scores.astype(np.float64) / 0.05)
             mass = weights[hit].sum() / weights.sum() if len(listed) else 0
             assert listwise[row, depth].item() == pytest.approx(mass, abs=1e-5)
+    assert 0.05 < ndcg.mean() < 0.95
 
 
-def test_whole_collection_as_candidates_gives_the_same():
-    data = Lattice(9)
-    queries = torch.from_numpy(data.queries)
-    whole = alignment_of_depths(data.index, queries, data.relevant)
-    lists = [np.arange(len(data.ids))] * len(queries)
-    listed = alignment_of_depths(data.index, queries, data.relevant, lists)
-    assert torch.equal(whole.ndcg, listed.ndcg)
-    torch.testing.assert_close(whole.listwise, listed.listwise)
+@pytest.mark.parametrize(("levels", "apart"), [(2, 0.1), (100, 0.0), (100, 10.0), (10**6, 0.1)])
+def test_many_documents_are_ranked_as_sorting_ranks_them(levels, apart):
+    """Depths that are the same, alike and quite different; with many ties, some and hardly any.
 
-
-def test_block_size_changes_nothing(monkeypatch):
-    data = Lattice(3)
-    queries = torch.from_numpy(data.queries)
-    for lists in (None, data.lists):
-        before = alignment_of_depths(data.index, queries, data.relevant, lists)
-        with monkeypatch.context() as patch:
-            patch.setattr(maw_gym.retrieval.ranking, "BLOCK_BYTES", 4000)
-            after = alignment_of_depths(data.index, queries, data.relevant, lists)
-        assert torch.equal(before.ndcg, after.ndcg)
-        torch.testing.assert_close(before.listwise, after.listwise)
+    Several blocks of queries, and more documents than are looked at for all depths together.
+    """
+    generator = torch.Generator().manual_seed(levels)
+    queries = torch.randn(70, 1, 1100, generator=generator).expand(-1, 32, -1)
+    queries = queries + apart * torch.randn(70, 32, 1100, generator=generator)
+    queries = (queries * levels).round() / (levels * 100 * (1 + apart))  # cosines below 1
+    ids = [str(number) for number in torch.randperm(1100, generator=generator).tolist()]
+    index = axes(*ids)
+    relevant = [judged(**{f"d{d}": 1 for d in range(row, 1100, 9)}) for row in range(70)]
+    found = rankings_of_depths(index, queries, relevant)
+    by_tie = torch.from_numpy(index.tie_order)
+    values, order = queries[..., by_tie].sort(dim=-1, descending=True, stable=True)
+    hits = torch.stack([torch.isin(by_tie, torch.from_numpy(one.documents)) for one in relevant])
+    first = hits[:, None].expand(-1, 32, -1).gather(2, order[..., :10]).double()
+    expected = (first / torch.arange(2, 12).log2()).sum(-1) / ideal_dcg(np.ones(10, np.float32))
+    torch.testing.assert_close(found.ndcg, expected.float(), rtol=0, atol=1e-6)
+    numbers = dict(zip(STATISTICS, found.statistics.view(70, 11, 32).unbind(1), strict=True))
+    for name, top in (("first", values[..., 0]), ("mean of fifty", values[..., :50].mean(-1))):
+        torch.testing.assert_close(numbers[name], top, rtol=0, atol=1e-6)
+    leaders = order[..., 0]
+    same = (leaders[:, :, None] == leaders[:, None]).float().mean(-1)
+    torch.testing.assert_close(numbers["same first"], same)
+    # All documents as candidates are the whole collection.
+    listed = rankings_of_depths(index, queries[:3], relevant[:3], [np.arange(1100)] * 3)
+    for one, other in zip(listed, found, strict=True):
+        torch.testing.assert_close(one, other[:3], rtol=1e-5, atol=1e-5)
 
 
 def test_empty_documents_rank_last_and_an_empty_query_ranks_by_id():
@@ -179,49 +135,97 @@ def test_empty_documents_rank_last_and_an_empty_query_ranks_by_id():
         scores, documents = rank(index, queries, 4, lists)
         assert documents.tolist() == [[3, 1, 0, 2], [1, 3, 0, 2]]
         assert scores.tolist() == [[1, -1, -2, -2], [0, 0, -2, -2]]
-    ndcg, listwise = alignment_of_depths(index, queries[:, None], [judged(d0=1), judged(d3=1)])
-    # the empty document is third, the other one second
+    relevant = [judged(d0=1), judged(d3=1)]
+    ndcg, listwise, _ = rankings_of_depths(index, queries[:, None], relevant)
+    # The empty document is third, the other one second.
     assert ndcg[:, 0].tolist() == pytest.approx([0.5, 1 / math.log2(3)])
     assert listwise[:, 0].tolist() == pytest.approx([0, 0.5], abs=1e-6)
 
 
-def test_relevant_keeps_positive_grades_of_known_documents():
-    index = DocumentIndex(["a", "b", "c"], torch.eye(3))
-    queries = QuerySet(("q", "r"), ("", ""), ({"c": 2, "a": 0, "x": 1}, {"b": -1}))
-    first, second = index.relevant(queries)
-    assert first.documents.tolist() == [2]
-    assert first.grades.tolist() == [2]
-    assert second.documents.tolist() == []
-    ndcg, listwise = alignment_of_depths(index, torch.eye(3)[:2, None], [first, second])
-    # c ties with b for the second place, and goes first
-    assert ndcg[:, 0].tolist() == pytest.approx([1 / math.log2(3), 0])
-    assert listwise.tolist()[1] == [0]
-
-
-def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="2 ids for embeddings of shape"):
-        DocumentIndex(["a", "b"], torch.eye(3))
-    with pytest.raises(ValueError, match="given twice"):
-        DocumentIndex(["a", "a"], torch.eye(2))
-    with pytest.raises(ValueError, match="document embeddings must be finite"):
-        DocumentIndex(["a", "b"], torch.tensor([[1.0], [torch.nan]]))
-    index = DocumentIndex(["a", "b"], torch.eye(2))
-    with pytest.raises(ValueError, match="query embeddings must be finite"):
-        rank(index, torch.full((1, 2), torch.inf), 1)
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
-        rank(index, torch.eye(2), 0)
+def test_lengths_that_differ_are_refused_and_no_queries_are_no_mistake():
+    index, queries = axes("a", "b"), torch.eye(2)[:, None]
     with pytest.raises(ValueError, match="1 lists of candidates for 2 queries"):
-        rank(index, torch.eye(2), 1, [np.array([0])])
-    with pytest.raises(ValueError, match="1 lists of candidates for 2 queries"):
-        alignment_of_depths(index, torch.eye(2)[:, None], [judged()] * 2, [np.array([0])])
+        rankings_of_depths(index, queries, [judged()] * 2, [np.array([0])])
     with pytest.raises(ValueError, match="0 lists of relevant for 2 queries"):
-        alignment_of_depths(index, torch.eye(2)[:, None], [])
+        rankings_of_depths(index, queries, [])
+    with pytest.raises(ValueError, match="query embeddings must be finite"):
+        rankings_of_depths(index, queries * torch.nan, [judged()] * 2)
+    assert rankings_of_depths(index, torch.zeros(0, 3, 2), []).ndcg.shape == (0, 3)
 
 
-def test_no_queries_give_empty_results():
-    index = DocumentIndex(["a", "b"], torch.eye(2))
-    assert rank(index, torch.zeros(0, 2), 2).documents.shape == (0, 2)
-    assert alignment_of_depths(index, torch.zeros(0, 3, 2), []).ndcg.shape == (0, 3)
+def statistics(scores, documents, of_mean):
+    """By name, the values of the D depths of one query."""
+    numbers = ranking_statistics(
+        torch.tensor([scores]), torch.tensor([documents]), torch.tensor([of_mean])
+    )
+    depths = len(scores)
+    assert numbers.shape == (1, 11 * depths)
+    assert numbers.dtype == torch.float32
+    return dict(zip(STATISTICS, numbers.view(11, depths).tolist(), strict=True))
+
+
+def test_twelve_documents_through_two_depths():
+    # .9, .8, ..., -.2; and twelve times .5.
+    falling = [(9 - row) / 10 for row in range(12)]
+    scores = [falling, [0.5] * 12]
+    documents = [list(range(12)), list(range(12))[::-1]]
+    found = statistics(scores, documents, [0, 11, 2, 3, 4, 5, 6, 7, 20, 21])
+    expected = {
+        "first": [0.9, 0.5],
+        "gap to the second": [0.1, 0],
+        "gap to the tenth": [0.9, 0],
+        # Of .9 to 0 the mean is .45 and the variance .0825; of .9 to -.2 they are .35, 1.43 / 12.
+        "mean of ten": [0.45, 0.5],
+        "spread of ten": [math.sqrt(0.0825), 0],
+        "mean of fifty": [0.35, 0.5],
+        "spread of fifty": [math.sqrt(1.43 / 12), 0],
+        # Of 0..9 the mean has 0, 2, 3, 4, 5, 6, 7; of 11..2 it has 11, 2, 3, 4, 5, 6, 7.
+        "overlap with the mean": [0.7, 0.7],
+        "same first": [0.5, 0.5],
+    }
+    # Weights exp(-2 r): a geometric distribution, nearly. All equal: as many as there are.
+    weights = [math.exp(-2 * row) for row in range(12)]
+    for name, count in (("entropy of ten", 10), ("entropy of fifty", 12)):
+        shares = [weight / sum(weights[:count]) for weight in weights[:count]]
+        entropy = -sum(share * math.log(share) for share in shares) / math.log(count)
+        expected[name] = [entropy, 1]
+    assert set(expected) == set(STATISTICS)
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, abs=1e-6), name
+
+
+def test_the_share_of_depths_with_the_same_first():
+    found = statistics([[0.5], [0.4], [0.3]], [[7], [8], [7]], [7])
+    assert found["same first"] == pytest.approx([2 / 3, 1 / 3, 2 / 3])
+    assert found["overlap with the mean"] == [1, 0, 1]
+
+
+def test_few_documents_and_none():
+    # Two documents, then places of none, as candidate lists and empty documents leave them.
+    absent = [-2.0, -math.inf]
+    found = statistics([[0.8, 0.2, *absent], [*absent, *absent]], [[3, 1, 0, 2]] * 2, [1, 3, 0, 2])
+    second = 1 / (1 + math.exp(12))  # .6 / .05
+    entropy = -(second * math.log(second) + (1 - second) * math.log(1 - second)) / math.log(2)
+    for name, value in (
+        *(("first", 0.8), ("gap to the second", 0.6), ("gap to the tenth", 0.6)),
+        *(("mean of ten", 0.5), ("spread of ten", 0.3), ("entropy of ten", entropy)),
+        *(("overlap with the mean", 1), ("same first", 1)),
+    ):
+        assert found[name] == pytest.approx([value, 0], abs=1e-7), name
+    alone = statistics([[0.4]], [[5]], [5])
+    names = ("gap to the second", "gap to the tenth", "spread of ten", "entropy of fifty")
+    assert [alone[name] for name in names] == [[0]] * 4
+
+
+def test_what_a_judgment_has_put_there_is_not_looked_at():
+    index, queries = axes("a", "b", "c"), torch.tensor([[[0.6, 0.8, 0.0]]])
+    relevant = index.relevant(QuerySet(("q",), ("",), ({"b": 1},)))
+    ranked, found = [np.array([0, 2, 1])], [np.array([0, 2])]
+    seen = rankings_of_depths(index, queries, relevant, ranked, found)
+    assert seen.ndcg.tolist() == [[1.0]]
+    assert seen.statistics[0, :2].tolist() == pytest.approx([0.6, 0.6])
+    seen = rankings_of_depths(index, queries, relevant, ranked)
+    assert seen.statistics[0, :2].tolist() == pytest.approx([0.8, 0.2])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -230,11 +234,7 @@ def test_a_cuda_device_gives_the_same():
     queries = torch.from_numpy(data.queries)
     index = DocumentIndex(data.ids, torch.from_numpy(data.docs), "cuda")
     for lists in (None, data.lists):
-        here = alignment_of_depths(data.index, queries, data.relevant, lists)
-        there = alignment_of_depths(index, queries, data.relevant, lists)
+        here = rankings_of_depths(data.index, queries, data.relevant, lists)
+        there = rankings_of_depths(index, queries, data.relevant, lists)
         torch.testing.assert_close(there.ndcg.cpu(), here.ndcg)
         torch.testing.assert_close(there.listwise.cpu(), here.listwise)
-        expected = rank(data.index, queries[:, 0], 20, lists)
-        assert torch.equal(
-            rank(index, queries[:, 0], 20, lists).documents.cpu(), expected.documents
-        )

@@ -11,6 +11,30 @@ from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.search import Ranking, merged, rank
 
 
+def unit(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+def random_index(documents, seed=0):
+    """A tenth of the documents are equal to others or nearly so, some of them are zero."""
+    vectors = unit(documents, 32, seed=seed)
+    vectors[::20] = vectors[1]
+    vectors[7::40] = vectors[1] + 1e-7
+    vectors[13::70] = 0
+    ids = np.random.default_rng(seed).permutation(documents)
+    return DocumentIndex([str(number) for number in ids], vectors)
+
+
+def by_definition(index, queries, k):
+    """Everything scored in float64, everything sorted."""
+    vectors = index.vectors[torch.from_numpy(index.first_of)].double()
+    scores = (queries.double() @ vectors.T).float().numpy()
+    scores[:, index.empty] = -2
+    order = np.stack([np.lexsort((index.tie_of, -row)) for row in scores])[:, :k]
+    return Ranking(np.take_along_axis(scores, order, 1), order)
+
+
 @pytest.mark.parametrize("k", [1, 7, 83, 500])
 def test_rank_is_by_score_then_id_descending(k):
     data = Lattice(5)
@@ -30,46 +54,18 @@ def test_rank_is_by_score_then_id_descending(k):
 
 
 def test_equal_documents_tie_exactly_wherever_they_stand():
-    generator = torch.Generator().manual_seed(0)
-    docs = torch.nn.functional.normalize(torch.randn(1003, 256, generator=generator), dim=1)
+    docs = unit(1003, 256)
     equal = torch.arange(3, 1003, 50)
     docs[equal] = docs[3].clone()
     index = DocumentIndex([f"{n:04}" for n in range(1003)], docs)
-    assert len(np.unique(index.first_of)) == 1003 - 19
-    query = torch.nn.functional.normalize(docs[3] + 0.01 * torch.randn(7, 256), dim=1)
-    scores, documents = rank(index, query, 20)
-    for row in range(7):
-        assert documents[row].tolist() == equal.tolist()[::-1]
-        assert len(set(scores[row].tolist())) == 1
+    query = torch.nn.functional.normalize(docs[3] + 0.01 * unit(7, 256, seed=1), dim=1)
     lists = [np.random.default_rng(row).permutation(1003)[:900] for row in range(7)]
-    scores, documents = rank(index, query, 10, lists)
-    for row in range(7):
-        expected = [d for d in equal.tolist()[::-1] if d in lists[row]][:10]
-        assert documents[row].tolist() == expected
-        assert len(set(scores[row].tolist())) == 1
-
-
-def random_index(documents: int, width: int = 32, seed: int = 0) -> DocumentIndex:
-    """Unit vectors, a tenth of them equal to others or nearly so, some of them zero."""
-    generator = torch.Generator().manual_seed(seed)
-    vectors = torch.nn.functional.normalize(
-        torch.randn(documents, width, generator=generator), dim=1
-    )
-    vectors[::20] = vectors[1]
-    vectors[7::40] = vectors[1] + 1e-7
-    vectors[13::70] = 0
-    ids = torch.randperm(documents, generator=generator).tolist()
-    return DocumentIndex([str(number) for number in ids], vectors)
-
-
-def by_definition(index: DocumentIndex, queries: torch.Tensor, k: int) -> Ranking:
-    """Everything scored in float64, everything sorted."""
-    vectors = index.vectors[torch.from_numpy(index.first_of)].double()
-    scores = (queries.double() @ vectors.T).float().numpy()
-    scores[:, index.empty] = -2
-    order = np.stack([np.lexsort((index.tie_of, -row)) for row in scores])[:, :k]
-    best = np.take_along_axis(scores, order, 1)
-    return Ranking(torch.from_numpy(best), torch.from_numpy(order))
+    for candidates, k in ((None, 20), (lists, 10)):
+        scores, documents = rank(index, query, k, candidates)
+        for row in range(7):
+            known = range(1003) if candidates is None else lists[row]
+            assert documents[row].tolist() == [d for d in equal.tolist()[::-1] if d in known][:k]
+            assert len(set(scores[row].tolist())) == 1
 
 
 @pytest.mark.parametrize("k", [1, 10, 100, 5000])
@@ -80,42 +76,39 @@ def test_blocks_find_what_sorting_everything_finds(k):
     queries = torch.cat([queries, torch.zeros(1, 32)])  # ties with everything
     found, expected = rank(index, queries, k), by_definition(index, queries, k)
     assert found.documents.tolist() == expected.documents.tolist()
-    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-6)
 
 
 def test_parts_merge_to_the_same_ranking_bit_for_bit():
     index = random_index(3000, seed=1)
     queries = torch.nn.functional.normalize(index.vectors[[1, 4, 9]] + 0.1, dim=1)
     whole = rank(index, queries, 120)
-    for bounds in ([0, 1, 1500, 3000], [0, 100, 3000], [0, 2999, 3000]):
+    for bounds in ([0, 0, 1, 1500, 3000], [0, 100, 3000], [0, 2999, 3000]):
         parts = [
             rank(index, queries, 120, part=slice(*ends)) for ends in itertools.pairwise(bounds)
         ]
         assert parts[0].documents.shape == (3, min(120, bounds[1]))
-        together = merged(parts, index.tie_rank, 120)
+        together = merged(parts, index, 120)
         assert together.documents.tolist() == whole.documents.tolist()
         assert together.scores.tolist() == whole.scores.tolist()
 
 
 def test_merging_by_hand():
     # Document 2 goes before 0, and 0 before 1, where scores are equal.
+    index = DocumentIndex(["b", "a", "c", "0"], torch.eye(4))
     one = Ranking(torch.tensor([[0.5, 0.25]]), torch.tensor([[0, 3]]))
     other = Ranking(torch.tensor([[0.75, 0.5, -math.inf]]), torch.tensor([[1, 2, -1]]))
-    found = merged([one, other], torch.tensor([1, 2, 0, 3]), 3)
+    found = merged([one, other], index, 3)
     assert found.documents.tolist() == [[1, 2, 0]]
     assert found.scores.tolist() == [[0.75, 0.5, 0.5]]
-    assert merged([one, other], torch.tensor([1, 2, 0, 3]), 9).documents.tolist() == [
-        [1, 2, 0, 3, -1]
-    ]
+    assert merged([one, other], index, 9).documents.tolist() == [[1, 2, 0, 3, -1]]
 
 
 def test_the_order_does_not_depend_on_what_is_searched_beside():
     # Nearly equal scores: what a matrix product says of them changes with its shape.
-    generator = torch.Generator().manual_seed(2)
-    base = torch.nn.functional.normalize(torch.randn(256, generator=generator), dim=0)
-    spread = 3e-6 * torch.randn(4000, 256, generator=generator)
-    index = DocumentIndex([str(n) for n in range(4000)], base + spread)
-    queries = torch.nn.functional.normalize(base + 0.1 * torch.randn(9, 256), dim=1)
+    base = unit(256, seed=2)
+    index = DocumentIndex([str(n) for n in range(4000)], base + 3e-5 * unit(4000, 256, seed=3))
+    queries = torch.nn.functional.normalize(base + unit(9, 256, seed=4), dim=1)
     together = rank(index, queries, 50)
     assert together.documents.tolist() == by_definition(index, queries, 50).documents.tolist()
     for row in range(9):
@@ -125,18 +118,14 @@ def test_the_order_does_not_depend_on_what_is_searched_beside():
 
 
 def test_half_precision_is_searched_as_it_is_held():
-    generator = torch.Generator().manual_seed(3)
-    vectors = torch.nn.functional.normalize(torch.randn(500, 16, generator=generator), dim=1)
-    ids = [str(n) for n in range(500)]
-    half = DocumentIndex(ids, vectors.half())
-    full = DocumentIndex(ids, vectors.half().float())
-    queries = vectors[:20] * 1.0
-    assert rank(half, queries, 9).documents.equal(rank(full, queries, 9).documents)
-    assert rank(half, queries, 9).scores.equal(rank(full, queries, 9).scores)
+    vectors, ids = unit(500, 16), [str(n) for n in range(500)]
+    half = rank(DocumentIndex(ids, vectors.half()), vectors[:20], 9)
+    full = rank(DocumentIndex(ids, vectors.half().float()), vectors[:20], 9)
+    assert half.documents.equal(full.documents)
+    assert half.scores.equal(full.scores)
 
 
 def test_no_more_is_held_than_blocks(monkeypatch):
-    index = random_index(3000)
     largest = 0
     multiply = search.linear
 
@@ -147,10 +136,27 @@ def test_no_more_is_held_than_blocks(monkeypatch):
         return made
 
     monkeypatch.setattr(search, "linear", watched)
-    rank(index, torch.nn.functional.normalize(torch.randn(5000, 32), dim=1), 3)
+    rank(random_index(3000), unit(5000, 32), 3)
     assert largest == 1024 * 2048
 
 
-def test_a_part_without_documents_gives_an_empty_ranking():
-    index = random_index(10)
-    assert rank(index, torch.ones(2, 32), 3, part=slice(4, 4)).documents.shape == (2, 0)
+def test_bad_input_is_refused_and_no_queries_are_no_mistake():
+    index = DocumentIndex(["a", "b"], torch.eye(2))
+    with pytest.raises(ValueError, match="query embeddings must be finite"):
+        rank(index, torch.full((1, 2), torch.inf), 1)
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        rank(index, torch.eye(2), 0)
+    with pytest.raises(ValueError, match="1 lists of candidates for 2 queries"):
+        rank(index, torch.eye(2), 1, [np.array([0])])
+    assert rank(index, torch.zeros(0, 2), 2).documents.shape == (0, 2)
+    assert rank(index, torch.zeros(0, 2), 2, []).documents.shape == (0, 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_ranks_alike():
+    data = Lattice(6)
+    index = DocumentIndex(data.ids, torch.from_numpy(data.docs), "cuda")
+    queries = torch.from_numpy(data.queries[:, 0])
+    for lists in (None, data.lists):
+        found = rank(index, queries, 20, lists).documents.cpu()
+        assert torch.equal(found, rank(data.index, queries, 20, lists).documents)

@@ -42,7 +42,7 @@ from maw_gym.encoders.training.losses import (
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.files import content_key, fingerprint
 from maw_gym.retrieval.documents import DocumentIndex
-from maw_gym.retrieval.ranking import alignment_of_depths
+from maw_gym.retrieval.ranking import rankings_of_depths
 
 log = logging.getLogger(__name__)
 DOCUMENTS_CHECKED = 2500  # an epoch is judged by ranking at most this many documents
@@ -197,7 +197,8 @@ class Validation:
             index = DocumentIndex(self.doc_ids, embedder.encode_ids(self.documents))
         queries = embedder.encode_ids(self.query_tokens, depths)
         relevant = index.relevant(self.queries)
-        return alignment_of_depths(index, queries[:, None], relevant).ndcg[:, 0].cpu()
+        found = rankings_of_depths(index, queries[:, None], relevant, observe=False)
+        return found.ndcg[:, 0].cpu()
 
 
 def train_attention(

@@ -15,12 +15,14 @@ from pydantic import AfterValidator, Field
 from maw_gym.envs.bandit import DEFAULT_REWARD, Bandit
 from maw_gym.errors import InputError
 from maw_gym.files import write_json, written_whole
-from maw_gym.retrieval.significance import sign_flip_tests
+from maw_gym.retrieval.significance import sign_flip_test
 from maw_gym.settings import Count, Seed, checked
+from runners.experiments.analysis import MAIN
 from runners.experiments.command_line import Section, changed
 from runners.experiments.comparison import Fold, run_cell
-from runners.experiments.methods import Method, by_training
+from runners.experiments.methods import Method
 from runners.experiments.report import markdown, number, p_value
+from runners.experiments.result import by_training
 from runners.experiments.runs import Stopwatch, open_run, run_main, write_config
 from runners.experiments.settings import (
     CommonSpec,
@@ -84,22 +86,24 @@ class AblateSettings:
     timesteps: Count = OnlineSettings.timesteps
     """environment steps of every training"""
 
-    def method(self, name: str) -> Method:
-        """GRPO with one of `VARIANTS`."""
-        return Method(
-            "".join(c if c.isalnum() else "-" for c in name),
-            partial(by_training, train_grpo),
-            "learner",
-            name,
-            name,
-            lambda common, task: self.spec(VARIANTS[name], common.task.seed),
-            seeded=True,
-        )
-
     def spec(self, variant: Mapping[str, Any], seed: int) -> GRPOSpec:
         """What one training depends on."""
         online = OnlineSettings(timesteps=self.timesteps)
         return changed(GRPOSpec(replace(self.task, seed=seed), online), **variant)
+
+    def method(self, name: str) -> Method:
+        """GRPO with one of `VARIANTS`."""
+        run = partial(by_training, train_grpo)
+        # Labels of files keep one sign for each sign that a file name cannot have.
+        label = "".join(c if c.isalnum() else "-" for c in name)
+        return Method(
+            label,
+            "learner",
+            run,
+            name,
+            lambda common, task: self.spec(VARIANTS[name], common.task.seed),
+            seeded=True,
+        )
 
 
 def main(settings: AblateSettings) -> None:
@@ -110,57 +114,47 @@ def main(settings: AblateSettings) -> None:
     with watch.stage("encoder and depth tables"):
         task = open_task(defaults.task)
     write_config(folder, "ablation", settings, task.collection.provenance, task.encoder_provenance)
-    fold, ordinary = (
-        Fold(task, CommonSpec(defaults.task, defaults.online)),
-        Bandit(task.table("test"), reward=DEFAULT_REWARD),
-    )
+    fold = Fold(task, CommonSpec(defaults.task, defaults.online))
+    ordinary = Bandit(task.table("test"), reward=DEFAULT_REWARD)
     tried = {}
     for name, variant in VARIANTS.items():
-        if variant and settings.spec(variant, 0) == defaults:
+        spec = settings.spec(variant, 0)
+        if variant and spec == defaults:
             continue  # the default, said once more
-        own = Bandit(task.table("test"), reward=settings.spec(variant, 0).task.reward)
         with watch.stage(name):
             found = [run_cell(settings.method(name), fold, seed, folder) for seed in settings.seeds]
+        own = Bandit(task.table("test"), reward=spec.task.reward)
         depths = [one.depths for one in found if one.depths is not None]
         tried[name] = {
             "gap_closed": [own.gap_closed(one) for one in depths],
-            "default_reward": np.mean([ordinary.chosen(one) for one in depths], axis=0),
-            "ndcg": np.mean([one.measures["nDCG@10"] for one in found], axis=0),
+            "reward": np.mean([ordinary.chosen(one) for one in depths], axis=0),
+            MAIN: np.mean([one.measures[MAIN] for one in found], axis=0),
         }
     text = table(tried)
-    rows = {
-        name: {
-            "gap_closed": one["gap_closed"],
-            "reward": float(one["default_reward"].mean()),
-            "nDCG@10": float(one["ndcg"].mean()),
-        }
-        for name, one in tried.items()
-    }
     with written_whole(folder / "report.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-    write_json(folder / "metrics.json", {"variants": rows, "wall_seconds": watch.seconds})
+    variants = {
+        name: one | {score: float(one[score].mean()) for score in ("reward", MAIN)}
+        for name, one in tried.items()
+    }
+    write_json(folder / "metrics.json", {"variants": variants, "wall_seconds": watch.seconds})
     print(text)
     print(f"\n{len(task.table('test'))} test queries of {settings.task.dataset}; run: {folder}")
 
 
 def table(tried: Mapping[str, Mapping[str, Any]]) -> str:
     """Gap closed, reward and nDCG@10 of every variant, tested against the defaults."""
-    head = ["GRPO with", "gap closed", "reward", "p", "nDCG@10", "minus defaults", "p"]
-    base = tried["defaults"]
-    lines = []
+    base, lines = tried["defaults"], []
     for name, one in tried.items():
         gaps = [gap for gap in one["gap_closed"] if gap is not None]
+        difference = one[MAIN] - base[MAIN]
+        tested = [p_value(sign_flip_test(one["reward"] - base["reward"])), number(one[MAIN].mean())]
+        tested += [number(difference.mean(), sign=True), p_value(sign_flip_test(difference))]
+        if name == "defaults":
+            tested = ["-", tested[1], "-", "-"]
         gap = number(float(np.mean(gaps)) if gaps else None, 3)
-        tested = ["-", number(one["ndcg"].mean()), "-", "-"]
-        if name != "defaults":
-            difference = one["ndcg"] - base["ndcg"]
-            tested = [
-                p_value(sign_flip_tests([one["default_reward"] - base["default_reward"]])[0]),
-                number(one["ndcg"].mean()),
-                number(difference.mean(), 4, sign=True),
-                p_value(sign_flip_tests([difference])[0]),
-            ]
-        lines.append([name, gap, number(one["default_reward"].mean()), *tested])
+        lines.append([name, gap, number(one["reward"].mean()), *tested])
+    head = ["GRPO with", "gap closed", "reward", "p", MAIN, "minus defaults", "p"]
     return (
         markdown(head, lines)
         + "\n\nGap closed: of each variant's own reward, mean over seeds. Reward: that of the"

@@ -21,21 +21,9 @@ from maw_gym.encoders.text import padded
 from maw_gym.files import write_json
 from maw_gym.settings import Coefficient, Count, HomePath, HomeText, Index, checked
 from maw_gym.tables.task import resolve_device
-from runners.benchmarks.attention_rows import (
-    CPU_SHAPES,
-    CUDA_SHAPES,
-    QUICK_SHAPES,
-    Problem,
-    attention_rows,
-)
+from runners.benchmarks import attention_rows as attention
+from runners.benchmarks import search, stack
 from runners.benchmarks.measuring import Row, machine, tables
-from runners.benchmarks.search import faiss_rows, size_rows
-from runners.benchmarks.stack import (
-    environment_rows,
-    synthetic_queries,
-    table_rows,
-    training_rows,
-)
 from runners.experiments.runs import run_main, writable_output
 
 Part = Literal["attention", "table", "environment", "training", "search"]
@@ -49,16 +37,7 @@ QUICK_QUERIES, QUICK_DOCUMENTS, QUICK_TIMESTEPS = 100, 1000, 2048
 class BenchmarkSettings:
     """What is measured, and how often."""
 
-    main_flags: ClassVar = (
-        "parts",
-        "dataset",
-        "rounds",
-        "budget",
-        "device",
-        "out",
-        "quick",
-    )
-
+    main_flags: ClassVar = ("parts", "dataset", "rounds", "budget", "device", "out", "quick")
     parts: tuple[Part, ...] = PARTS
     """which of them; search indexes a million documents and is compared with FAISS"""
     dataset: HomeText = "pydocs"
@@ -82,48 +61,50 @@ class BenchmarkSettings:
 
 
 @torch.no_grad()
-def ragged_problem(embedder: Embedder, texts: tuple[str, ...]) -> Problem:
+def ragged_problem(embedder: Embedder, texts: tuple[str, ...]) -> attention.Problem:
     """The first 64 queries as the encoder sees them."""
     ids = [row for row in embedder.query_ids(texts[:RAGGED_QUERIES]) if row]
     batch, mask = (tensor.to(embedder.device) for tensor in padded(ids))
     inputs = embedder.maw.depth_inputs(batch, embedder.text.hidden(batch), mask)
-    return Problem(Inputs(*(tensor.detach() for tensor in inputs)), [len(row) for row in ids])
+    inputs = Inputs(*(tensor.detach() for tensor in inputs))
+    return attention.Problem(inputs, [len(row) for row in ids])
 
 
 def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
     """All rows that the settings ask for."""
-    quick, cuda = settings.quick, device.type == "cuda"
+    quick, parts = settings.quick, settings.parts
     rounds = 2 if quick else settings.rounds
     collection = load_collection(settings.dataset)
     embedder = untrained_embedder(collection.doc_texts).to(device)
     if quick:
-        collection = synthetic_queries(collection, embedder, QUICK_QUERIES, QUICK_DOCUMENTS)
+        collection = stack.synthetic_queries(collection, embedder, QUICK_QUERIES, QUICK_DOCUMENTS)
     rows: list[Row] = []
-    if "attention" in settings.parts:
-        shapes = QUICK_SHAPES if quick else CUDA_SHAPES if cuda else CPU_SHAPES
-        limits = (rounds, settings.budget)
-        for shape in shapes:
-            rows += attention_rows(str(shape), shape.problem(device), *limits)
+    if "attention" in parts:
+        shapes = attention.CUDA_SHAPES if device.type == "cuda" else attention.CPU_SHAPES
+        problems = {
+            str(one): one.problem(device) for one in (attention.QUICK_SHAPES if quick else shapes)
+        }
         texts = max((queries.texts for queries in collection.splits.values()), key=len)
-        ragged = ragged_problem(embedder, texts)
-        rows += attention_rows(f"queries of {collection.name}", ragged, *limits)
-    if {"table", "environment", "training"} & set(settings.parts):
-        found, table = table_rows(collection, embedder, device)
-        if "table" in settings.parts:
+        problems[f"queries of {collection.name}"] = ragged_problem(embedder, texts)
+        for case, problem in problems.items():
+            rows += attention.attention_rows(case, problem, rounds, settings.budget)
+    if {"table", "environment", "training"} & {*parts}:
+        found, table = stack.table_rows(collection, embedder, device)
+        if "table" in parts:
             rows += found
-        if "environment" in settings.parts:
-            rows += environment_rows(table, SIZES[:2] if quick else SIZES, rounds)
-        if "training" in settings.parts:
+        if "environment" in parts:
+            rows += stack.environment_rows(table, SIZES[:2] if quick else SIZES, rounds)
+        if "training" in parts:
             steps = min(settings.timesteps, QUICK_TIMESTEPS) if quick else settings.timesteps
-            rows += training_rows(table, settings.num_envs, steps, min(rounds, 5), device)
-    if "search" in settings.parts:
-        if quick:
-            rows += size_rows((500, 1000), 50, str(device)) + faiss_rows(1000, 50, rounds=rounds)
-        else:
-            rows += size_rows(device=str(device)) + faiss_rows(rounds=min(rounds, 3))
+            rows += stack.training_rows(table, settings.num_envs, steps, min(rounds, 5), device)
+    if "search" in parts and quick:
+        rows += search.size_rows((500, 1000), 50, str(device))
+        rows += search.faiss_rows(1000, 50, rounds=rounds)
+    elif "search" in parts:
+        rows += search.size_rows(device=str(device)) + search.faiss_rows(rounds=min(rounds, 3))
     if settings.synthetic:
-        large = synthetic_queries(collection, embedder, settings.synthetic)
-        rows += table_rows(large, embedder, device)[0]
+        large = stack.synthetic_queries(collection, embedder, settings.synthetic)
+        rows += stack.table_rows(large, embedder, device)[0]
     return rows
 
 
@@ -135,10 +116,9 @@ def main(settings: BenchmarkSettings) -> None:
     name += f", {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
     ceilings = machine(device, 2 if settings.quick else settings.rounds)
     rows = measure(settings, device)
-    print(
-        f"{name}: copies {ceilings['copy bytes/s'] / 1e9:,.0f} GB/s, matrix products"
-        f" {ceilings['matrix FLOP/s'] / 1e9:,.0f} GFLOP/s\n\n{tables(rows)}"
-    )
+    copies, products = (value / 1e9 for value in ceilings.values())
+    print(f"{name}: copies {copies:,.0f} GB/s, matrix products {products:,.0f} GFLOP/s\n")
+    print(tables(rows))
     if out is not None:
         content = {
             "device": name,

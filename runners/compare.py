@@ -46,7 +46,8 @@ class CompareSettings:
     datasets: Annotated[tuple[HomeText, ...], Field(min_length=1), Flag("dataset")] = ("pydocs",)
     """ir_datasets ids (pydocs, beir/scifact, cranfield, ...) or folders in BEIR's layout"""
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """names of methods; all unless given (--quick: those that train no encoder)"""
+    """names of methods, or module:name of your own learners; all unless given (--quick: those that
+    train no encoder)"""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     """of the learners; 0 1 2 unless given (--quick: 0)"""
     encoder_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
@@ -76,18 +77,18 @@ class CompareSettings:
 
     @property
     def method_names(self) -> tuple[str, ...]:
-        """All methods to run, the baseline among them, in the order of `METHODS`."""
+        """All methods to run, as they are given, the baseline among them."""
         # Late, here and below: a help that shows the settings need not wait for all methods.
         from runners.experiments.methods import METHODS
 
-        if self.methods not in (None, ("all",)):
-            names = set(self.methods or ())
-        elif self.verdict and self.methods is None:
-            names = METHODS.keys() - set(NOT_OF_THE_VERDICT)
+        if self.methods is not None:
+            every = METHODS if "all" in self.methods else ()
+            names = [*every, *(name for name in self.methods if name != "all")]
         else:
-            quick = self.quick and self.methods is None
-            names = {name for name, method in METHODS.items() if not (quick and method.slow)}
-        return tuple(name for name in METHODS if name in {*names, self.tested_against})
+            without = NOT_OF_THE_VERDICT if self.verdict else ()
+            names = [name for name, method in METHODS.items() if not (self.quick and method.slow)]
+            names = [name for name in names if name not in without]
+        return (*names, *({self.tested_against} - {*names}))
 
     @property
     def seeds_of_encoders(self) -> tuple[int, ...]:
@@ -116,7 +117,7 @@ class CompareSettings:
 
     @model_validator(mode="after")
     def _fit_the_comparison(self) -> Self:
-        from runners.experiments.methods import METHODS, check_methods
+        from runners.experiments.methods import chosen_methods
 
         for name in ("datasets", "seeds", "encoder_seeds"):
             given = getattr(self, name) or ()
@@ -133,10 +134,7 @@ class CompareSettings:
         for place in places:
             if places.count(place) > 1:
                 raise InputError(f"the dataset {place!r} is given twice; leave one out")
-        if self.methods not in (None, ("all",)):
-            check_methods(self.methods or ())
-        check_methods([self.tested_against])
-        if METHODS[self.tested_against].kind == "oracle":
+        if chosen_methods(self.method_names)[self.tested_against].kind == "oracle":
             raise InputError(f"the baseline cannot be {self.baseline!r}, which reads the answers")
         if self.seed_intervals and len(self.learner_seeds) < 2:
             raise InputError(
@@ -150,22 +148,21 @@ def compare_dataset(
     settings: CompareSettings, dataset: str, folds: tuple[int, ...], folder: Path
 ) -> "Comparison":
     """Every method on one dataset, over all its folds and with every encoder."""
-    from runners.experiments.comparison import compare, open_folds, run_fold, run_side_by_side
+    from runners.experiments.comparison import compare, open_fold, run_fold, run_side_by_side
 
-    names, seeds, specs = settings.method_names, settings.learner_seeds, settings.specs
-    every, ranked = specs(dataset, folds), 10 if settings.quick else 100
-    if settings.jobs > 1 and len(every) > 1:
-        calls = [(every, spec, names, seeds, folder, ranked) for spec in every]
+    specs = settings.specs(dataset, folds)
+    options = {
+        "methods": settings.method_names,
+        "seeds": settings.learner_seeds,
+        "baseline": settings.tested_against,
+        "folder": folder,
+        "ranked": 10 if settings.quick else 100,
+        "seed_intervals": settings.seed_intervals,
+    }
+    if settings.jobs > 1 and len(specs) > 1:
+        calls = [(spec, specs, options) for spec in specs]
         run_side_by_side(run_fold, calls, min(settings.jobs, len(calls)))
-    return compare(
-        names,
-        open_folds(every),
-        seeds,
-        baseline=settings.tested_against,
-        folder=folder,
-        ranked=ranked,
-        seed_intervals=settings.seed_intervals,
-    )
+    return compare(task=[open_fold(spec, specs) for spec in specs], **options)
 
 
 def main(settings: CompareSettings) -> None:
@@ -174,24 +171,24 @@ def main(settings: CompareSettings) -> None:
     from maw_gym.envs.rendering import check_matplotlib
     from maw_gym.tables.task import load_task, resolve_device
     from runners.experiments.comparison import checked_folds
-    from runners.experiments.report import difference_table, reading, write_comparisons
+    from runners.experiments.comparison_report import (
+        DIFFERENCE,
+        method_table,
+        reading,
+        write_comparisons,
+    )
 
     check_matplotlib()
-    resolve_device(settings.task.device)
+    task, start = settings.task, time.perf_counter()
+    resolve_device(task.device)
     folds = {dataset: checked_folds(dataset, settings.fold_count) for dataset in settings.datasets}
     # What is cheap to open is opened before anything is written.
-    text_encoders(settings.task.text_encoder)
-    if settings.task.encoder != "trained":
-        load_task(
-            settings.datasets[0],
-            settings.task.encoder,
-            settings.task.device,
-            text_encoder=settings.task.text_encoder,
-        )
+    text_encoders(task.text_encoder)
+    if task.encoder != "trained":
+        load_task(settings.datasets[0], task.encoder, task.device, text_encoder=task.text_encoder)
     folder = open_run(settings, f"compare-{'-'.join(settings.datasets)}")
     provenance = {dataset: found for dataset, (_, found) in folds.items()}
-    write_config(folder, "comparison", settings, provenance, {"encoder": settings.task.encoder})
-    start = time.perf_counter()
+    write_config(folder, "comparison", settings, provenance, {"encoder": task.encoder})
     made = [
         compare_dataset(settings, dataset, numbers, folder)
         for dataset, (numbers, _) in folds.items()
@@ -199,7 +196,7 @@ def main(settings: CompareSettings) -> None:
     write_comparisons(made, folder, command_of("compare", settings), settings.quick)
     for one in made:
         print(f"\n{one.dataset}\n")
-        print(difference_table(one), end="\n\n")
+        print(method_table(one, DIFFERENCE), end="\n\n")
         for sentence in reading(one):
             print(f"- {sentence}")
     print(f"\n{time.perf_counter() - start:.0f} s; report: {folder / 'report.md'}")

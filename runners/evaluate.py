@@ -72,8 +72,8 @@ def judged_task(settings: EvaluateSettings, config: Mapping[str, Any]) -> TaskSe
 def main(settings: EvaluateSettings) -> None:
     """Print the table of a training run for another collection."""
     from maw_gym.routers.routed_encoder import RoutedEncoder
-    from runners.experiments.methods import by_router
     from runners.experiments.report import metrics, ordered, row_of, rows_of, run_table
+    from runners.experiments.result import by_router
     from runners.experiments.training import task_of
 
     out = settings.out and writable_output(settings.out)

@@ -62,7 +62,7 @@ def main(settings: EncoderRunSettings) -> None:
             task.table(split)
     with watch.stage("evaluation on test queries"):
         spec = replace(given, seed=settings.training.seed % 2**32)
-        rows = rows_of(task, spec, ("mean-pooling", *BASELINES))
+        rows = rows_of(task, spec, {"mean-pooling": "mean pooling", **BASELINES})
     if folder is not None:
         test = task.table("test")
         profile = {

@@ -36,8 +36,8 @@ def train_ppo(task: "RetrievalTask", spec: PPOSpec, log: "Log") -> "Trained":
 
 def main(settings: PPORunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
-    from runners.experiments.methods import by_training
     from runners.experiments.report import report
+    from runners.experiments.result import by_training
     from runners.experiments.training import Log, open_task
 
     spec, run = settings.spec, settings.run

@@ -53,8 +53,8 @@ def train_classifier(task: "RetrievalTask", spec: SupervisedSpec, log: "Log") ->
 def main(settings: SupervisedRunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
     from agents.supervised import label_sentence
-    from runners.experiments.methods import by_training
     from runners.experiments.report import report
+    from runners.experiments.result import by_training
     from runners.experiments.training import Log, forget_training, open_task
 
     spec = settings.spec

@@ -18,6 +18,7 @@ REFERENCE: Final = {
     "training": "PPO",
     "search": "FAISS",
 }
+Functions = Mapping[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Row:
     per_second: float | None = None
     unit: str = ""
     memory: int | None = None
-    more: dict[str, float] = field(default_factory=dict)
+    more: Mapping[str, float] = field(default_factory=dict)
 
 
 def row(
@@ -51,19 +52,10 @@ def row(
     """The row of the `times` of all rounds; `count` is what one call does, for `per_second`."""
     seconds = statistics.median(times)
     ratios = [one / other for one, other in zip(times, reference or (), strict=False)]
-    return Row(
-        part,
-        case,
-        name,
-        seconds,
-        min(times),
-        max(times),
-        (statistics.median(ratios), min(ratios), max(ratios)) if ratios else None,
-        None if count is None else count / seconds,
-        unit,
-        memory,
-        dict(more or {}),
-    )
+    ratio = (statistics.median(ratios), min(ratios), max(ratios)) if ratios else None
+    rate = None if count is None else count / seconds
+    span = (seconds, min(times), max(times))
+    return Row(part, case, name, *span, ratio, rate, unit, memory, more or {})
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -73,25 +65,25 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def _table(part: str, rows: Sequence[Row]) -> str:
-    columns = {
-        "case": [row.case for row in rows],
-        "row": [row.name for row in rows],
-        "time": [_time(row) for row in rows],
-        f"times {REFERENCE.get(part, 'the reference')}": [
-            "" if row.ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio)
-            for row in rows
-        ],
-        "per second": [
-            "" if row.per_second is None else f"{row.per_second:,.0f} {row.unit.partition('/')[0]}"
-            for row in rows
-        ],
-        "peak MB": ["" if row.memory is None else f"{row.memory / 2**20:,.0f}" for row in rows],
-        "more": [", ".join(map(_quantity, row.more, row.more.values())) for row in rows],
-    }
-    titles = [title for title, cells in columns.items() if any(cells)]
+    ratio = f"times {REFERENCE.get(part, 'the reference')}"
+    lines = [
+        {
+            "case": row.case,
+            "row": row.name,
+            "time": _time(row),
+            ratio: "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio) if row.ratio else "",
+            "per second": f"{row.per_second:,.0f} {row.unit.partition('/')[0]}"
+            if row.per_second
+            else "",
+            "peak MB": "" if row.memory is None else f"{row.memory / 2**20:,.0f}",
+            "more": ", ".join(f"{value:,.1f} {name}" for name, value in row.more.items()),
+        }
+        for row in rows
+    ]
+    titles = [title for title in lines[0] if any(line[title] for line in lines)]
     rule = ["---" if title in ("case", "row") else "---:" for title in titles]
-    lines = zip(*(columns[title] for title in titles), strict=True)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *lines))
+    cells = [[line[title] for title in titles] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *cells))
 
 
 def _time(row: Row) -> str:
@@ -101,15 +93,8 @@ def _time(row: Row) -> str:
     return f"{middle:,.3g} {unit}{spread}" if middle < 1000 else f"{middle:,.0f} {unit}{spread}"
 
 
-def _quantity(name: str, value: float) -> str:
-    return f"{value / 1e9:,.0f} G{name}" if name.endswith("/s") else f"{value:,.1f} {name}"
-
-
 def interleaved(
-    functions: Mapping[str, Callable[[], object]],
-    device: torch.device,
-    rounds: int,
-    budget: float,
+    functions: Functions, device: torch.device, rounds: int, budget: float
 ) -> dict[str, list[float]]:
     """Seconds per call of every function, round by round, after one call to warm up."""
     calls, turns = {}, {}
@@ -127,17 +112,13 @@ def interleaved(
 
 
 def _seconds(function: Callable[[], object], device: torch.device, calls: int) -> float:
-    _synchronize(device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
+    wait(device)
     start = time.perf_counter()
     for _ in range(calls):
         function()
-    _synchronize(device)
+    wait(device)
     return (time.perf_counter() - start) / calls
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:
@@ -149,14 +130,10 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with (
-        _quiet_library(),
-        # acc_events: without it torch 2.11 warns that it might forget events.
-        torch.profiler.profile(
-            activities=activities, profile_memory=True, acc_events=True
-        ) as profile,
-    ):
+    # acc_events: without it torch 2.11 warns that it might forget events.
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    profiler = torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True)
+    with _quiet_library(), profiler as profile:
         function()
     held = peak = 0
     # The kernel events are in the order of their start; allocations and releases are among them.

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from maw_gym.encoders.embedder import Embedder, untrained_embedder
 from maw_gym.retrieval.documents import DocumentIndex, steps
@@ -46,24 +47,14 @@ def synthetic_texts(
             yield " ".join(text)
 
 
-def write_texts(path: Path, texts: Iterator[str]) -> None:
-    """Write texts, one a line."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{text}\n" for text in texts)
-
-
 def random_router(embedder: Embedder) -> DepthRouter:
     """A router of random weights: it costs what a learned one does."""
     generator = torch.Generator().manual_seed(0)
     depths, width = embedder.maw.depths, 64 * embedder.maw.heads
-    return DepthRouter(
-        [(torch.randn(depths, width, generator=generator), torch.zeros(depths))],
-        "relu",
-        torch.zeros(width),
-        torch.ones(width),
-        ("attention",),
-        {"encoder": embedder.fingerprint()},
-    )
+    layer = (torch.randn(depths, width, generator=generator), torch.zeros(depths))
+    settings = {"encoder": embedder.fingerprint()}
+    scale = (torch.zeros(width), torch.ones(width))
+    return DepthRouter([layer], "relu", *scale, ("attention",), settings)
 
 
 def size_rows(
@@ -74,40 +65,38 @@ def size_rows(
 ) -> list[Row]:
     """For every size the documents encoded and indexed, and the queries routed and searched."""
     rows = []
-    settings = {"hybrid": False} | index
     context = multiprocessing.get_context("spawn")  # a fork would begin with this process's memory
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        embedder = untrained_embedder(())
-        write_texts(place / "queries", synthetic_texts(embedder, queries, QUERY_WORDS, 1))
-        for size in sizes:
-            write_texts(place / "texts", synthetic_texts(embedder, size, DOCUMENT_WORDS, 0))
-            with context.Pool(1) as pool:
-                seconds, found, memory = pool.apply(
-                    _index_and_search, (place, size, device, settings)
-                )
-                pool.close()  # so that the process ends by itself, and tidies up what tqdm has made
-                pool.join()
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder, context.Pool(1) as pool:
+            given = (Path(folder), size, queries, device, {"hybrid": False} | index)
+            indexed, searched, memory = pool.apply(_index_and_search, given)
+            pool.close()  # so that the process ends by itself, and tidies up what tqdm has made
+            pool.join()
+        for name, seconds, count, unit in (
+            ("encode and index", indexed, size, "documents/s"),
+            (f"search of {queries:,}", searched, queries, "queries/s"),
+        ):
             case = f"{size:,} documents"
-            rows.append(_once(case, "encode and index", seconds, size, "documents/s", memory))
-            rows.append(_once(case, f"search of {queries:,}", found, queries, "queries/s", memory))
+            rows.append(row("search", case, name, [seconds], None, count, unit, memory))
     return rows
 
 
 def _index_and_search(
-    place: Path, size: int, device: str, settings: dict[str, Any]
+    folder: Path, size: int, queries: int, device: str, settings: dict[str, Any]
 ) -> tuple[float, float, int]:
     """Seconds to index and to search, and the most memory (bytes) that this process had."""
     embedder = untrained_embedder(())
     routed = RoutedEncoder(embedder, random_router(embedder), device=device)
-    with (place / "texts").open(encoding="utf-8") as texts:
+    with (folder / "texts").open("w+", encoding="utf-8") as texts:
+        # Written first, so that drawing them is not timed.
+        texts.writelines(f"{one}\n" for one in synthetic_texts(embedder, size, DOCUMENT_WORDS, 0))
+        texts.seek(0)
         start = time.perf_counter()
-        ids = (f"d{number}" for number in range(size))
-        routed.index(ids, texts, folder=place / f"index-{size}", **settings)
+        routed.index((f"d{number}" for number in range(size)), texts, folder / "index", **settings)
         indexed = time.perf_counter() - start
-    queries = (place / "queries").read_text(encoding="utf-8").splitlines()
+    asked = list(synthetic_texts(embedder, queries, QUERY_WORDS, 1))
     start = time.perf_counter()
-    routed.search(queries, K)
+    routed.search(asked, K)
     searched = time.perf_counter() - start
     # Kilobytes on Linux.
     return indexed, searched, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -124,14 +113,14 @@ def faiss_rows(
     import faiss
 
     generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
     # A low dimension inside, as texts have: in random directions alone nothing is near.
-    basis = torch.randn(32, width, generator=generator)
+    basis = normal(32, width)
     vectors, asked = (
-        torch.nn.functional.normalize(
-            torch.randn(count, 32, generator=generator) @ basis
-            + torch.randn(count, width, generator=generator),
-            dim=1,
-        )
+        normalize(normal(count, 32) @ basis + normal(count, width), dim=1)
         for count in (size, queries)
     )
     documents = DocumentIndex([str(number) for number in range(size)], vectors)
@@ -141,30 +130,19 @@ def faiss_rows(
         "search": partial(rank, documents, asked, K),
         "FAISS IndexFlatIP": partial(flat.search, asked.numpy(), K),
     }
-    device = torch.device("cpu")
-    times = interleaved(ways, device, rounds, budget=3600.0)
-    reference = times["FAISS IndexFlatIP"]
-    case = f"{size:,} vectors"
-    rows = [
-        row("search", case, name, own, reference, queries, "queries/s")
-        for name, own in times.items()
-    ]
     exact = rank(documents, asked, K).documents
+    more: dict[str, dict[str, float]] = {}
     for factory in approximate:
         start = time.perf_counter()
         index = SearchIndex.of(documents, "", kind=f"faiss:{factory}")
         built = time.perf_counter() - start
         found = index.rank(asked, K).documents
-        recall = (found[:, :, None] == exact[:, None, :]).any(1).double().mean()
-        search = partial(index.rank, asked, K)
-        own = interleaved({factory: search}, device, rounds, 3600.0)
-        more = {"s to build": built, "% recall": 100 * float(recall)}
-        name = f"faiss:{factory}"
-        rows.append(
-            row("search", case, name, own[factory], reference, queries, "queries/s", more=more)
-        )
-    return rows
-
-
-def _once(case: str, name: str, seconds: float, count: int, unit: str, memory: int) -> Row:
-    return row("search", case, name, [seconds], count=count, unit=unit, memory=memory)
+        recall = 100 * float((found[:, :, None] == exact[:, None, :]).any(1).double().mean())
+        more[f"faiss:{factory}"] = {"s to build": built, "% recall": recall}
+        ways[f"faiss:{factory}"] = partial(index.rank, asked, K)
+    times = interleaved(ways, torch.device("cpu"), rounds, budget=3600.0)
+    reference, case = times["FAISS IndexFlatIP"], f"{size:,} vectors"
+    return [
+        row("search", case, name, own, reference, queries, "queries/s", more=more.get(name))
+        for name, own in times.items()
+    ]

@@ -3,11 +3,9 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import cycle
-from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gymnasium as gym
 import numpy as np
@@ -25,24 +23,10 @@ from maw_gym.encoders.embedder import Embedder
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.tables.depth_table import TERMS, DepthTable
 from maw_gym.tables.task import RetrievalTask
-from runners.benchmarks.measuring import Row, interleaved, row
+from runners.benchmarks.measuring import Functions, Row, interleaved, row
 
 SYNTHETIC_TOKENS = 24
-
-
-@contextmanager
-def empty_cache() -> Iterator[Path]:
-    """A cache folder of its own, so that what is built is built."""
-    before = os.environ.get("MAW_GYM_HOME")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["MAW_GYM_HOME"] = folder
-        try:
-            yield Path(folder)
-        finally:
-            if before is None:
-                del os.environ["MAW_GYM_HOME"]
-            else:
-                os.environ["MAW_GYM_HOME"] = before
+CPU = torch.device("cpu")
 
 
 def table_rows(
@@ -50,21 +34,26 @@ def table_rows(
 ) -> tuple[list[Row], DepthTable]:
     """Depth tables of all queries, built and read again; and the largest of them, in memory."""
     splits = [name for name, queries in collection.splits.items() if queries.ids]
-    count = sum(len(collection.splits[name].ids) for name in splits)
+    queries = sum(len(collection.splits[name].ids) for name in splits)
     rows = []
-    with empty_cache():
-        task = RetrievalTask(collection, embedder, device)
-        start = time.perf_counter()
-        task.index  # noqa: B018  (encodes the documents)
-        rows.append(_once(collection, "documents", start, len(collection.doc_ids), "documents/s"))
-        start = time.perf_counter()
-        for name in splits:
-            task.table(name)
-        rows.append(_once(collection, "tables, cold", start, count, "queries/s"))
-        again = RetrievalTask(collection, embedder, device)
-        start = time.perf_counter()
-        tables = [again.table(name) for name in splits]
-        rows.append(_once(collection, "tables, cached", start, count, "queries/s"))
+
+    def timed(name: str, count: int, unit: str, start: float) -> None:
+        seconds = [time.perf_counter() - start]
+        case = f"{collection.name}, {count}"
+        rows.append(row("table", case, name, seconds, None, count, unit))
+
+    with (
+        tempfile.TemporaryDirectory() as empty,  # so that what is built is built
+        patch.dict(os.environ, MAW_GYM_HOME=empty),
+    ):
+        task, start = RetrievalTask(collection, embedder, device), time.perf_counter()
+        documents = len(task.index.doc_ids)
+        timed("documents", documents, "documents/s", start)
+        for name in ("tables, cold", "tables, cached"):
+            start = time.perf_counter()
+            tables = [task.table(split) for split in splits]
+            timed(name, queries, "queries/s", start)
+            task = RetrievalTask(collection, embedder, device)
         largest = max(tables, key=len)
         # The memory maps go with the folder.
         columns: dict[str, Any] = {name: np.array(getattr(largest, name)) for name in TERMS}
@@ -72,39 +61,32 @@ def table_rows(
     return rows, DepthTable(largest.query_ids, **columns, blocks=blocks)
 
 
-def _once(collection: Collection, name: str, start: float, count: int, unit: str) -> Row:
-    seconds = time.perf_counter() - start
-    return row("table", f"{collection.name}, {count}", name, [seconds], None, count, unit)
-
-
 def synthetic_queries(
     collection: Collection, embedder: Embedder, count: int, documents: int | None = None
 ) -> Collection:
     """The collection with `count` train queries of 24 tokens, of random words, and no others."""
-    collection = collection._replace(
-        doc_ids=collection.doc_ids[:documents], doc_texts=collection.doc_texts[:documents]
-    )
+    doc_ids, doc_texts = collection.doc_ids[:documents], collection.doc_texts[:documents]
     generator = np.random.default_rng(0)
     candidates = embedder.text.tokens(range(embedder.text.vocabulary))
     words = [word[1:] for word in candidates if word.startswith("▁") and word[1:].isalpha()]
-    single = [
-        word
-        for word, ids in zip(words, embedder.text.tokenize(words), strict=True)
-        if len(ids) == 1
-    ]
-    chosen = np.array(single)[generator.integers(len(single), size=(count, SYNTHETIC_TOKENS))]
-    relevant = generator.integers(len(collection.doc_ids), size=count)
+    ids = embedder.text.tokenize(words)
+    single = np.array([word for word, own in zip(words, ids, strict=True) if len(own) == 1])
+    chosen = single[generator.integers(len(single), size=(count, SYNTHETIC_TOKENS))]
+    relevant = generator.integers(len(doc_ids), size=count)
     queries = QuerySet(
         tuple(f"synthetic/{number}" for number in range(count)),
         tuple(" ".join(words) for words in chosen),
-        tuple({collection.doc_ids[document]: 1} for document in relevant),
+        tuple({doc_ids[document]: 1} for document in relevant),
     )
     nothing = QuerySet((), (), ())
-    splits = {name: queries if name == "train" else nothing for name in collection.splits}
-    name = f"{collection.name}, synthetic queries"
-    content = f"{count} synthetic queries, {len(collection.doc_ids)} documents"
-    provenance = {**collection.provenance, "content": content}
-    return collection._replace(name=name, splits=splits, provenance=provenance)
+    content = f"{count} synthetic queries, {len(doc_ids)} documents"
+    return collection._replace(
+        name=f"{collection.name}, synthetic queries",
+        doc_ids=doc_ids,
+        doc_texts=doc_texts,
+        splits={name: queries if name == "train" else nothing for name in collection.splits},
+        provenance={**collection.provenance, "content": content},
+    )
 
 
 def environment_rows(table: DepthTable, sizes: tuple[int, ...], rounds: int) -> list[Row]:
@@ -113,34 +95,26 @@ def environment_rows(table: DepthTable, sizes: tuple[int, ...], rounds: int) -> 
     generator = np.random.default_rng(0)
     observations = np.ascontiguousarray(table.block("attention"))
     for size in sizes:
-        ours = GRPOVectorEnvironment(size, table=table)
         cart = gym.make_vec("CartPole-v1", size, vectorization_mode="vector_entry_point")
+        envs = {"MAWDepth-v0": GRPOVectorEnvironment(size, table=table), "CartPole-v1": cart}
         # Other queries every time, as an environment shows them: the same rows would stay in cache.
         drawn = cycle(generator.integers(len(table), size=(64, size)))
-        functions: dict[str, Callable[[], object]] = {
-            "table[index]": lambda drawn=drawn: observations[next(drawn)],  # type: ignore[misc]
-            "MAWDepth-v0": _stepper(ours, generator),
-            "CartPole-v1": _stepper(cart, generator),
+        functions: dict[str, Any] = {
+            "table[index]": lambda drawn=drawn: observations[next(drawn)],
+            **{name: _stepper(env, generator) for name, env in envs.items()},
         }
-        times = interleaved(functions, torch.device("cpu"), rounds, budget=2.0)
+        times = interleaved(functions, CPU, rounds, budget=2.0)
         for name, found in times.items():
             width = 16 if name == "CartPole-v1" else observations.itemsize * observations.shape[1]
-            made = row(
-                "environment",
-                f"{size} sub-environments",
-                name,
-                found,
-                times["table[index]"],
-                size,
-                "steps/s",
-                more={"bytes per observation": width},
-            )
+            case, more = f"{size} sub-environments", {"bytes per observation": width}
+            reference = times["table[index]"]
+            made = row("environment", case, name, found, reference, size, "steps/s", more=more)
             rows.append(made)
         cart.close()
     return rows
 
 
-def _stepper(env: VectorEnv, generator: np.random.Generator) -> Callable[[], object]:
+def _stepper(env: VectorEnv, generator: np.random.Generator) -> Any:
     env.reset(seed=0)
     choices = int(env.single_action_space.n)  # type: ignore[attr-defined]
     actions = generator.integers(choices, size=env.num_envs)
@@ -152,25 +126,16 @@ def training_rows(
 ) -> list[Row]:
     """Training steps of GRPO and of SB3's PPO: same network, rollouts, one epoch of one batch."""
     steps = 8
-
-    def environment() -> VectorEnv:
-        return GRPOVectorEnvironment(num_envs, group_size=8, table=table)
-
     told = PPOSettings(n_steps=steps, batch_size=steps * num_envs, n_epochs=1)
+    first, second = (
+        to_sb3(GRPOVectorEnvironment(num_envs, group_size=8, table=table)) for _ in range(2)
+    )
+    same: dict[str, Any] = {"n_steps": steps, "n_epochs": 1, "seed": 0, "device": device}
     learners: dict[str, OnPolicyAlgorithm] = {
-        "PPO": make_ppo(to_sb3(environment()), told, seed=0, device=device),
-        "GRPO": GRPO(
-            "MlpPolicy",
-            to_sb3(environment()),
-            n_steps=steps,
-            n_epochs=1,
-            advantage="outcome",
-            group_size=8,
-            seed=0,
-            device=device,
-        ),
+        "PPO": make_ppo(first, told, seed=0, device=device),
+        "GRPO": GRPO("MlpPolicy", second, advantage="outcome", group_size=8, **same),
     }
-    functions: dict[str, Callable[[], object]] = {
+    functions: Functions = {
         name: lambda learner=learner: learner.learn(timesteps)  # type: ignore[misc]
         for name, learner in learners.items()
     }

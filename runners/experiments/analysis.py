@@ -5,12 +5,13 @@ Seeds of encoders are crossed with queries in intervals and margins; those of a 
 first.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -25,7 +26,8 @@ from maw_gym.retrieval.significance import (
     smallest_detectable_difference,
     wins_ties_losses,
 )
-from runners.experiments.methods import METHODS, Floats, Method, Result
+from runners.experiments.methods import METHODS, Method
+from runners.experiments.result import Floats, Result
 
 MAIN: Final = "nDCG@10"
 NAMES: Final = tuple(str(measure) for measure in MEASURES)
@@ -55,15 +57,27 @@ class Reference:
     encoder_seed: int
     query_ids: Sequence[str]
     levels: dict[str, Floats]
-    by_depth: dict[str, Floats] = field(default_factory=dict)
+    terms: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     validation: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     groups: Sequence[str] = ()
 
 
+def query_frame(result: Result, query_ids: Sequence[str], **about: Any) -> pd.DataFrame:
+    """A result query by query, as per_query.csv has it."""
+    depths = [pd.NA] * len(query_ids) if result.depths is None else result.depths
+    scores = {**(result.terms or dict.fromkeys(COLUMNS, np.nan)), **result.measures}
+    frame = pd.DataFrame({**about, "depth": pd.array(depths, dtype="Int64"), **scores})
+    frame.insert(2, "query_id", list(query_ids))
+    return frame
+
+
 @dataclass
 class Comparison:
-    """Every method's results on one dataset, and what follows from them."""
+    """Every method's results on one dataset, and what follows from them.
+
+    The results of a method are those of encoder by encoder, seed by seed, fold by fold.
+    """
 
     dataset: str
     baseline: str
@@ -89,15 +103,27 @@ class Comparison:
         """See `Method`."""
         return self.methods[method].kind
 
+    def has_depths(self, method: str) -> bool:
+        """Whether the method chooses depths."""
+        return self.results[method][0].depths is not None
+
+    @cached_property
+    def per_query(self) -> pd.DataFrame:
+        """Every score of every query, method, encoder and seed: what per_query.csv has."""
+        frames, folds = [], len(self.folds)
+        for name, results in self.results.items():
+            seeds = self.seeds if self.methods[name].seeded else (0,)
+            for at, result in enumerate(results):
+                of = self.references[at // (folds * len(seeds)) * folds + at % folds]
+                about = {"dataset": self.dataset, "fold": of.fold, "method": name}
+                about |= {"encoder_seed": of.encoder_seed, "seed": seeds[at // folds % len(seeds)]}
+                frames.append(query_frame(result, of.query_ids, **about))
+        return pd.concat(frames, ignore_index=True)
+
     def values(self, method: str, what: str) -> Floats:
-        """Values (E * S, N) of a retrieval measure, "reward", one of its terms, or "depths"."""
-        found = []
-        for one in self.results[method]:
-            columns = {**one.measures, **(one.terms or {}), "depths": one.depths}
-            found.append(np.asarray(columns[what]))
-        folds = len(self.folds)
-        starts = range(0, len(found), folds)
-        return np.array([np.concatenate(found[first : first + folds]) for first in starts])
+        """Values (E * S, N) of a retrieval measure, "reward", one of its terms, or "depth"."""
+        scores = self.per_query.loc[self.per_query["method"] == method, what]
+        return scores.to_numpy().reshape(-1, len(self.query_ids))
 
     def by_encoder(self, method: str, what: str) -> Floats:
         """The same (E, N), averaged over the seeds of the method."""
@@ -108,44 +134,36 @@ class Comparison:
         """The same (N,), averaged over encoders and seeds."""
         return np.asarray(self.by_encoder(method, what).mean(axis=0))
 
-    def has_depths(self, method: str) -> bool:
-        """Whether the method chooses depths."""
-        return self.results[method][0].depths is not None
+    def table(self) -> pd.DataFrame:
+        """The rows as a table with a line for each method."""
+        return pd.json_normalize(self.rows).set_index("method")
 
     @cached_property
     def rows(self) -> list[Row]:
         """One row of results.json for every method."""
-        names = [name for name in self.results if name != self.baseline]
-        tests = self.compared([n for n in names if self.kind(n) != "oracle"], self.baseline, MAIN)
+        tested = [n for n in self.results if n != self.baseline and self.kind(n) != "oracle"]
+        tests = dict(zip(tested, self.compared([(n, self.baseline) for n in tested]), strict=True))
         # All methods' intervals are over the very same resamples.
         drawn = bootstrap_means([self.by_encoder(n, what) for n in self.results for what in NAMES])
-        intervals = iter([interval(means)._asdict() for means in drawn])
-        means = {name: self.scores(name).mean() for name in self.results}
-        rows = []
-        for name in self.results:
-            row = self._row(name, {what: next(intervals) for what in NAMES})
-            row["test"] = tests.get(name)
-            row["relative"] = {
-                key: float(means[name] / means[other] - 1) if means.get(other) else None
-                for key, other in (
-                    ("zero_shot", "non-maw-zero-shot"),
-                    ("trained", "non-maw-trained"),
-                )
-            }
-            rows.append(row)
-        return rows
+        by_method = drawn.reshape(len(self.results), len(NAMES), -1)
+        return [
+            self._row(name, means) | {"test": tests.get(name)}
+            for name, means in zip(self.results, by_method, strict=True)
+        ]
 
-    def _row(self, name: str, intervals: Mapping[str, dict[str, float]]) -> Row:
-        method, results = self.methods[name], self.results[name]
-        retrieval: dict[str, dict[str, float]] = {}
-        for what in NAMES:
+    def _row(self, name: str, drawn: Floats) -> Row:
+        method, results, depths = self.methods[name], self.results[name], self.has_depths(name)
+        retrieval = {}
+        for what, means in zip(NAMES, drawn, strict=True):
             by_seed = self.values(name, what).mean(axis=1)
-            retrieval[what] = {"mean": float(self.scores(name, what).mean()), **intervals[what]}
+            found = {"mean": float(self.scores(name, what).mean()), **interval(means)._asdict()}
             if len(by_seed) > 1:
-                retrieval[what]["seed_deviation"] = float(by_seed.std(ddof=1))
-                if self.seed_intervals:
-                    low, high = t_interval(by_seed)
-                    retrieval[what] |= {"seed_low": low, "seed_high": high}
+                found["seed_deviation"] = float(by_seed.std(ddof=1))
+            if len(by_seed) > 1 and self.seed_intervals:
+                half = stats.t.ppf(0.975, len(by_seed) - 1) * stats.sem(by_seed)
+                found["seed_low"] = float(by_seed.mean() - half)
+                found["seed_high"] = float(by_seed.mean() + half)
+            retrieval[what] = found
         seconds = [one.training_seconds for one in results if one.training_seconds is not None]
         latencies = [one.latency_ms for one in results if one.latency_ms is not None]
         runs = len(results) / len(self.folds)
@@ -158,80 +176,68 @@ class Comparison:
             "params": results[0].parameters,
             "training_seconds": sum(seconds) / runs if seconds else None,  # of all folds together
             "latency_ms": float(np.median(latencies)) if latencies else None,
-            "reward": self._reward(name),
+            "reward": self._reward(name) if depths else None,
             "retrieval": retrieval,
-            "depths_used": len(np.unique(self.values(name, "depths")))
-            if self.has_depths(name)
-            else None,
+            "depths_used": len(np.unique(self.values(name, "depth"))) if depths else None,
+            "relative": {
+                "zero_shot": self._relative(name, "non-maw-zero-shot"),
+                "trained": self._relative(name, "non-maw-trained"),
+            },
         }
 
-    def _reward(self, method: str) -> dict[str, float | None] | None:
-        if not self.has_depths(method):
-            return None
+    def _reward(self, method: str) -> dict[str, float | None]:
         known = {  # each encoder has depths, and so rewards, of its own
             name: float(np.concatenate([fold.levels[name] for fold in self.references]).mean())
             for name in LEVELS
         }
         mean, *terms = (float(self.scores(method, name).mean()) for name in COLUMNS)
-        return {
-            "mean": mean,
-            **dict(zip(TERMS, terms, strict=True)),
-            **known,
-            "gap_closed": gap_closed(mean, known["random"], known["oracle"]),
-        }
+        closed = gap_closed(mean, known["random"], known["oracle"])
+        return {"mean": mean, **dict(zip(TERMS, terms, strict=True)), **known, "gap_closed": closed}
 
-    def compared(self, names: Iterable[str], baseline: str, score: str) -> dict[str, Row]:
-        """Paired tests over queries of methods against a baseline, with Holm's correction."""
-        names = list(names)
-        if not names:
-            return {}
-        against = self.by_encoder(baseline, score)
-        differences = np.array([self.by_encoder(name, score) - against for name in names])
+    def _relative(self, method: str, other: str) -> float | None:
+        mean = self.scores(other).mean() if other in self.results else 0
+        return float(self.scores(method).mean() / mean - 1) if mean else None
+
+    def compared(self, pairs: Sequence[tuple[str, str]], score: str = MAIN) -> list[Row]:
+        """Paired tests over queries, first minus second, with Holm's correction over all pairs."""
+        if not pairs:
+            return []
+        differences = np.array(
+            [self.by_encoder(one, score) - self.by_encoder(other, score) for one, other in pairs]
+        )
         p_values = sign_flip_tests(differences.mean(axis=1))
         adjusted, drawn = holm(p_values), bootstrap_means(differences)
-        return {
-            name: {
-                "baseline": baseline,
+        return [
+            {
+                "baseline": other,
                 "score": score,
                 "difference": float(differences[row].mean()),
                 **interval(drawn[row])._asdict(),
                 "equivalence_margin": margin(drawn[row]),
-                "baseline_mean": float(against.mean()),
+                "baseline_mean": float(self.by_encoder(other, score).mean()),
                 "p": p_values[row],
                 "p_holm": adjusted[row],
                 "smallest_detectable": smallest_detectable_difference(differences[row]),
                 **wins_ties_losses(differences[row].mean(axis=0))._asdict(),
             }
-            for row, name in enumerate(names)
-        }
+            for row, (_, other) in enumerate(pairs)
+        ]
 
     @cached_property
-    def duels(self) -> tuple[dict[str, Row], dict[str, Row]] | None:
-        """GRPO minus every other method that chooses depths: in reward and in nDCG@10."""
+    def duels(self) -> dict[tuple[str, str], tuple[Row | None, Row]]:
+        """GRPO and every other method that chooses depths, as `pairs`."""
         others = [name for name in self.results if name != "grpo" and self.has_depths(name)]
-        if "grpo" not in self.results or not others:
-            return None
-        reward, ndcg = (self.compared(others, "grpo", score) for score in ("reward", MAIN))
-        for test in (*reward.values(), *ndcg.values()):
-            test["difference"] = -test["difference"]
-            test["low"], test["high"] = -test["high"], -test["low"]
-            test["wins"], test["losses"] = test["losses"], test["wins"]
-        return reward, ndcg
+        return self._tested([("grpo", name) for name in others if "grpo" in self.results])
 
     @cached_property
     def pairs(self) -> dict[tuple[str, str], tuple[Row | None, Row]]:
         """Those of `PAIRS` that were run: tests of reward, where both have one, and of nDCG@10."""
-        found = {}
-        for first, second in PAIRS:
-            if first in self.results and second in self.results:
-                reward = None
-                if self.has_depths(first) and self.has_depths(second):
-                    reward = self.compared([first], second, "reward")[first]
-                found[first, second] = reward, self.compared([first], second, MAIN)[first]
-        return found
+        return self._tested([pair for pair in PAIRS if {*pair} <= self.results.keys()])
 
-
-def t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Interval of 95% of the mean of S >= 2 values, by Student's t with S - 1 degrees."""
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return float(values.mean() - half), float(values.mean() + half)
+    def _tested(self, pairs: Sequence[tuple[str, str]]) -> dict[Any, tuple[Row | None, Row]]:
+        paid = [pair for pair in pairs if all(map(self.has_depths, pair))]
+        rewards = dict(zip(paid, self.compared(paid, "reward"), strict=True))
+        return {
+            pair: (rewards.get(pair), ndcg)
+            for pair, ndcg in zip(pairs, self.compared(pairs), strict=True)
+        }

@@ -8,13 +8,15 @@ import multiprocessing
 import os
 import re
 import signal
+import statistics
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -24,7 +26,7 @@ import numpy as np
 import torch
 
 from agents.networks import is_shared
-from maw_gym.corpora import Collection, load_collection
+from maw_gym.corpora import load_collection
 from maw_gym.corpora.splits import FOLDS
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
@@ -33,7 +35,8 @@ from maw_gym.retrieval.evaluation import write_trec_run
 from maw_gym.routers.depth_router import save_router
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.analysis import Comparison, Reference
-from runners.experiments.methods import METHODS, Method, Result, added_latency, check_methods
+from runners.experiments.methods import Method, chosen_methods
+from runners.experiments.result import Encode, Learner, Result, standard_encode
 from runners.experiments.settings import AnySpec, CommonSpec, TaskSettings
 from runners.experiments.training import ROUTER, Log, forget_training, task_of
 
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 
 FORMAT: Final = 4  # raise when what a result holds changes
 LEAST: Final = 2  # test and training queries, so that a variance exists
+LATENCY_QUERIES: Final = 40
+WARM_UP: Final = 3
 
 
 class Fold(NamedTuple):
@@ -61,12 +66,12 @@ class Fold(NamedTuple):
 
     def label(self, method: Method, seed: int) -> str:
         """What the files of a method are called, whatever the fold."""
-        name = f"{slug(self.spec.task.dataset)}.{method.name}{self.encoder}"
+        name = f"{slug(self.spec.task.dataset)}.{slug(method.name)}{self.encoder}"
         return f"{name}.seed{seed}" if method.seeded else name
 
 
 def compare(
-    methods: Sequence[str | Method],
+    methods: Sequence[str | Method | Learner],
     task: RetrievalTask | Sequence[Fold],
     seeds: Sequence[int] = (0,),
     *,
@@ -79,7 +84,8 @@ def compare(
     """Run methods on the test queries of a task, or of several folds that are pooled.
 
     Args:
-        methods: names of `METHODS`, or a `Method` of one's own; the baseline joins them.
+        methods: names of `METHODS`, a `Method`, or a learner of one's own (see
+            `runners.experiments.methods.method_of`); the baseline joins them.
         task: with its encoder; or all folds of one dataset, encoder by encoder.
         seeds: of the methods that have some.
         baseline: the method that the others are tested against.
@@ -94,22 +100,15 @@ def compare(
     Raises:
         InputError: an unknown method, or one that is given twice.
     """
-    known = {**METHODS, **{one.name: one for one in methods if isinstance(one, Method)}}
-    names = [one.name if isinstance(one, Method) else one for one in methods]
-    check_methods([*names, *({baseline} - {*names})], known)
-    ordered = [name for name in known if name in (*names, baseline)]
+    chosen = chosen_methods(methods, baseline)
     if isinstance(task, RetrievalTask):
         task = [Fold(task, spec or CommonSpec(TaskSettings(dataset=task.collection.name)))]
-    dataset, encoders = (
-        task[0].spec.task.dataset,
-        list(dict.fromkeys(fold.encoder for fold in task)),
-    )
+    encoders = list(dict.fromkeys(fold.encoder for fold in task))
     results: dict[str, list[Result]] = {}
     skipped = {}
     with ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name in ordered:
-            method = known[name]
+        for name, method in chosen.items():
             reason = next(filter(None, (method.missing(fold.task) for fold in task)), None)
             if reason:
                 skipped[name] = reason
@@ -120,9 +119,16 @@ def compare(
                 for seed in seeds if method.seeded else (0,):
                     results[name] += [run_cell(method, fold, seed, place, ranked) for fold in folds]
                     _join_runs(place, method, seed, folds)
-    references = [reference(fold) for fold in task]
     return Comparison(
-        dataset, baseline, results, references, len(encoders), seeds, skipped, seed_intervals, known
+        task[0].spec.task.dataset,
+        baseline,
+        results,
+        [reference(fold) for fold in task],
+        len(encoders),
+        seeds,
+        skipped,
+        seed_intervals,
+        chosen,
     )
 
 
@@ -144,12 +150,25 @@ def run_cell(method: Method, fold: Fold, seed: int, folder: Path, ranked: int = 
     if method.kind == "learner" and result.router is not None:
         save_router(training / ROUTER, result.router)
         forget_training(training)
-    queries = task.collection.splits["test"]
     if result.encode is not None:
-        result.latency_ms = added_latency(result.encode, task, queries.texts)
+        result.latency_ms = added_latency(result.encode, task)
     write_run(trec, task, "test", result, method.name, ranked)
     result.save(path)
     return result
+
+
+def added_latency(encode: Encode, task: RetrievalTask) -> float:
+    """Median milliseconds that `encode` takes longer than standard attention for one query."""
+    standard = standard_encode(task)
+    texts = list(task.collection.splits["test"].texts[:LATENCY_QUERIES])
+    turns = []
+    for text in texts[:WARM_UP] + texts:
+        times = [time.perf_counter()]
+        for function in (encode, standard):
+            function([text])
+            times.append(time.perf_counter())
+        turns.append((times[1] - times[0]) - (times[2] - times[1]))
+    return 1000 * statistics.median(turns[min(WARM_UP, len(texts)) :])
 
 
 def result_key(method: str, task: RetrievalTask, spec: AnySpec) -> str:
@@ -196,14 +215,11 @@ def _join_runs(folder: Path, method: Method, seed: int, folds: Sequence[Fold]) -
 
 
 def slug(name: str) -> str:
-    """A dataset's name as part of a file name; different names have different ones."""
+    """A name as part of a file name; different names have different ones."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
     if plain == name:
         return name
     return f"{plain[-80:]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:6]}"
-
-
-# --- what results are seen against -----------------------------------------------------------
 
 
 def reference(fold: Fold) -> Reference:
@@ -212,51 +228,41 @@ def reference(fold: Fold) -> Reference:
     train, validation, test = (
         Bandit(task.table(split), reward=spec.reward) for split in ("train", "validation", "test")
     )
-    fixed, collection = train.best_fixed(), task.collection
-    best = test.best.astype(np.float64)
-    shared = is_shared(spec.network, spec.observation)
+    fixed, splits = train.best_fixed(), task.collection.splits
+    relevant = {
+        name: {document for one in split.relevance for document, grade in one.items() if grade > 0}
+        for name, split in splits.items()
+    }
+    seen = relevant["encoder"] | relevant["train"] | relevant["validation"]
     return Reference(
         spec.fold,
         spec.encoder_seed,
         list(test.query_ids),
-        {"random": test.random, "best_fixed": test.chosen(fixed), "oracle": best},
-        {name: values.astype(np.float64).mean(axis=0) for name, values in test.terms.items()},
+        {
+            "random": test.random,
+            "best_fixed": test.chosen(fixed),
+            "oracle": test.best.astype(np.float64),
+        },
+        test.terms,
         {
             "random": float(validation.random.mean()),
             "best_fixed": validation.mean(fixed),
             "oracle": validation.mean(validation.oracle),
         },
         {
-            "documents": len(collection.doc_ids),
-            "queries": {name: len(split.ids) for name, split in collection.splits.items()},
-            "ranked": "whole" if collection.small else "candidates",
+            "documents": len(task.collection.doc_ids),
+            "queries": {name: len(split.ids) for name, split in splits.items()},
+            "ranked": "whole" if task.collection.small else "candidates",
             "observation": list(spec.observation),
-            "network": "shared" if shared else "mlp",
+            "network": "shared" if is_shared(spec.network, spec.observation) else "mlp",
             "depths": test.num_depths,
             "timesteps": fold.spec.online.timesteps,
             "chosen encoder": str(task.encoder_provenance.get("chosen")),
-            **shared_documents(collection),
+            "test_relevant": len(relevant["test"]),
+            "test_relevant_seen": len(relevant["test"] & seen),
         },
         test.table.groups,
     )
-
-
-def shared_documents(collection: Collection) -> dict[str, int]:
-    """How many relevant documents of test queries were a relevant document in training too.
-
-    Returns:
-        ``test_relevant``: different documents relevant to a test query;
-        ``test_relevant_seen``: those of them relevant to a query of encoder, train or validation.
-    """
-    relevant = {
-        name: {document for one in split.relevance for document, grade in one.items() if grade > 0}
-        for name, split in collection.splits.items()
-    }
-    seen = relevant["encoder"] | relevant["train"] | relevant["validation"]
-    return {
-        "test_relevant": len(relevant["test"]),
-        "test_relevant_seen": len(relevant["test"] & seen),
-    }
 
 
 # --- folds and encoders of a dataset, one after the other or side by side --------------------
@@ -265,14 +271,7 @@ def shared_documents(collection: Collection) -> dict[str, int]:
 def checked_folds(
     dataset: str, number: int | None = None
 ) -> tuple[tuple[int, ...], dict[str, object]]:
-    """The folds of a dataset that can be compared on, and its provenance.
-
-    Args:
-        dataset: its name.
-        number: of folds, see `load_collection`.
-
-    Returns:
-        0 alone, or all folds where the dataset has no subsets of its own; and that of fold 0.
+    """The folds of a dataset, all where it has no subsets of its own, and the first's provenance.
 
     Raises:
         InputError: it does not exist, has no training queries, or too few queries for the folds.
@@ -299,40 +298,21 @@ def checked_folds(
     return folds, dict(collection.provenance)
 
 
-def open_folds(specs: Sequence[CommonSpec], only: Sequence[CommonSpec] | None = None) -> list[Fold]:
-    """The tasks of a dataset's folds and encoders, each with its own settings: all, or some."""
-    several_folds, several_encoders = (
-        len({getattr(spec.task, name) for spec in specs}) > 1 for name in ("fold", "encoder_seed")
-    )
-    opened = []
-    for spec in specs if only is None else only:
-        fold = f", fold {spec.task.fold}" if several_folds else ""
-        encoder = f", encoder {spec.task.encoder_seed}" if several_encoders else ""
-        print(
-            f"{spec.task.dataset}{fold}{encoder}: encoder and depth tables ...",
-            file=sys.stderr,
-            flush=True,
-        )
-        encoder = f".encoder{spec.task.encoder_seed}" if several_encoders else ""
-        fold = f".fold{spec.task.fold}" if several_folds else ""
-        opened.append(Fold(task_of(spec.task), spec, encoder, fold))
-    return opened
+def open_fold(spec: CommonSpec, specs: Sequence[CommonSpec]) -> Fold:
+    """The task of one of a dataset's folds and encoders, each with its own settings."""
+    names = {}
+    for name, field in (("encoder", "encoder_seed"), ("fold", "fold")):
+        several = len({getattr(one.task, field) for one in specs}) > 1
+        names[name] = f"{name}{getattr(spec.task, field)}" if several else ""
+    told = [spec.task.dataset, *filter(None, names.values())]
+    print(f"{', '.join(told)}: encoder and depth tables ...", file=sys.stderr, flush=True)
+    parts = (f".{one}" if one else "" for one in names.values())
+    return Fold(task_of(spec.task), spec, *parts)
 
 
-def run_fold(
-    specs: Sequence[CommonSpec],
-    spec: CommonSpec,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    folder: Path,
-    ranked: int,
-) -> None:
-    """Every method that can run on one of a dataset's folds; the results stay in the folder."""
-    (fold,) = open_folds(specs, [spec])
-    for method in map(METHODS.__getitem__, methods):
-        if method.missing(fold.task) is None:
-            for seed in seeds if method.seeded else (0,):
-                run_cell(method, fold, seed, folder, ranked)
+def run_fold(spec: CommonSpec, specs: Sequence[CommonSpec], options: Mapping[str, Any]) -> None:
+    """What `compare` does on one of a dataset's folds; the results stay in the folder."""
+    compare(task=[open_fold(spec, specs)], **options)
 
 
 def run_side_by_side(
@@ -353,7 +333,9 @@ def run_side_by_side(
     """
     context = multiprocessing.get_context("spawn")
     share = (max(1, torch.get_num_threads() // jobs), context.Value("i", 0))
-    with _no_bars(), ProcessPoolExecutor(jobs, context, _begin, share) as pool:
+    bars = os.environ.get("TQDM_DISABLE", "")
+    os.environ["TQDM_DISABLE"] = "1"  # several would write over each other; asked at tqdm's import
+    with ProcessPoolExecutor(jobs, context, _begin, share) as pool:
         try:
             for done in as_completed([pool.submit(function, *call) for call in calls]):
                 done.result()
@@ -367,19 +349,8 @@ def run_side_by_side(
                     " go on with --resume and fewer --jobs"
                 ) from None
             raise
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Bars of several processes would write over each other; tqdm asks when it is imported."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("TQDM_DISABLE")
-        if before is not None:
-            os.environ["TQDM_DISABLE"] = before
+        finally:
+            os.environ["TQDM_DISABLE"] = bars
 
 
 def _begin(threads: int, started: "Synchronized[int]") -> None:

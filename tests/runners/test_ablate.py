@@ -29,7 +29,7 @@ def test_leaves_a_report(
     some = ("defaults", "observation: profile", "kl: none")
     monkeypatch.setattr(ablate, "VARIANTS", {name: VARIANTS[name] for name in some})
     settings = made(AblateSettings,
-        dataset=str(tiny_folder), encoder="untrained", seeds=(0, 1), timesteps=2048, device="cpu",
+        dataset=str(tiny_folder), encoder="untrained", seeds=(0, 1), timesteps=512, device="cpu",
         logdir=tmp_path, run_name="one",
     )  # fmt: skip
     ablate.main(settings)
@@ -52,8 +52,8 @@ def test_leaves_a_report(
 
 
 def test_table() -> None:
-    base = {"gap_closed": [0.25, 0.75], "default_reward": np.full(4, 0.5), "ndcg": np.zeros(4)}
-    other = {"gap_closed": [None, 1.0], "default_reward": np.full(4, 0.5), "ndcg": np.full(4, 0.1)}
+    base = {"gap_closed": [0.25, 0.75], "reward": np.full(4, 0.5), "nDCG@10": np.zeros(4)}
+    other = {"gap_closed": [None, 1.0], "reward": np.full(4, 0.5), "nDCG@10": np.full(4, 0.1)}
     lines = ablate.table({"defaults": base, "other": other}).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:4]]
     assert cells[0] == ["defaults", "0.500", "0.5000", "-", "0.0000", "-", "-"]

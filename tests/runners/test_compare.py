@@ -5,51 +5,56 @@ import gzip
 import json
 import os
 import shutil
-import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import ir_measures
+import numpy as np
+import psutil
 import pytest
+from gymnasium.vector import AutoresetMode
 from tiny_collection import PAIRS
 
+from agents.sb3.vec_env import to_sb3
 from maw_gym.corpora import load_collection
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.tables.task import load_task
-from runners.compare import CompareSettings, main
-from runners.experiments.command_line import made
-from runners.experiments.methods import Result
+from maw_gym.tables.task import RetrievalTask, load_task
+from runners.compare import CompareSettings, compare_dataset, main
+from runners.experiments.command_line import changed, made
+from runners.experiments.comparison import checked_folds, compare, run_side_by_side
+from runners.experiments.methods import chosen_methods
+from runners.experiments.result import Result
+from runners.experiments.runs import run_main
 
 METHODS = [
     "bm25", "non-maw-zero-shot", "random", "best-fixed-reward",
-    "supervised-rule", "supervised-oracle", "full-ndcg", "ppo", "grpo", "oracle",
+    "supervised-rule", "full-ndcg", "ppo", "grpo", "oracle",
 ]  # fmt: skip
 FIGURES = {"reward_curves", "ndcg", "depth_usage", "reward_terms", "differences"}
 
 
-def compare(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "runners.compare", *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+def command(*arguments: object) -> None:
+    run_main(CompareSettings, main, [*map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison with two seeds."""
     logdir = tmp_path_factory.mktemp("runs")
-    done = compare(
+    command(
         "--dataset", tiny_folder, "--encoder", "untrained", "--methods", *METHODS,
-        "--baseline", "non-maw-zero-shot", "--seeds", 0, 1, "--timesteps", 2048,
+        "--baseline", "non-maw-zero-shot", "--seeds", 0, 1, "--timesteps", 512,
         "--seed-intervals", "--device", "cpu", "--logdir", logdir, "--run-name", "tiny",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "minus non-maw-zero-shot" in done.stdout
     return logdir / "tiny"
+
+
+def per_query(run: Path, method: str, seed: str = "0") -> list[dict[str, str]]:
+    with (run / "per_query.csv").open(newline="") as file:
+        return [r for r in csv.DictReader(file) if r["method"] == method and r["seed"] == seed]
 
 
 def test_leaves_the_files(finished: Path) -> None:
@@ -57,11 +62,15 @@ def test_leaves_the_files(finished: Path) -> None:
         "cells", "config.json", "figures", "per_query.csv", "report.md", "results.json", "runs",
         "training",
     }  # fmt: skip
-    assert {path.stem.rsplit("-", 1)[1] for path in (finished / "figures").iterdir()} == FIGURES
-    for path in (finished / "figures").iterdir():
+    pictures = list((finished / "figures").iterdir())
+    assert {path.stem.rsplit("-", 1)[1] for path in pictures} == FIGURES
+    report = (finished / "report.md").read_text()
+    for path in pictures:
         assert path.read_bytes().startswith(b"\x89PNG")
+        assert f"(figures/{path.name})" in report
     rows = json.loads((finished / "results.json").read_text())
     assert [row["method"] for row in rows] == METHODS
+    assert [row["seeds"] for row in rows if row["method"] in ("bm25", "grpo")] == [None, [0, 1]]
 
 
 def test_report_says_what_matters(finished: Path) -> None:
@@ -70,9 +79,11 @@ def test_report_says_what_matters(finished: Path) -> None:
     # Test query qI has dI and d(I-1): d16 to d23, of which d16 answers dev query q16.
     assert "1 of 8 relevant test documents (12.5%)" in report
     assert "the rule labels are a CONSTANT: depth 5 for every training query" in report
-    assert "95% over seeds" in report
-    for picture in (finished / "figures").iterdir():
-        assert f"(figures/{picture.name})" in report
+    for title in ("minus non-maw-zero-shot", "95% over seeds", "gap closed", "what it is "):
+        assert f"| {title}" in report.replace("|  ", "| ").replace("  ", " ")
+    # Seven queries: a third digit would be noise.
+    (line,) = (line for line in report.splitlines() if line.startswith("- Highest nDCG@10"))
+    assert len(line.rpartition(".")[0].rpartition(".")[2]) == 2
 
 
 def test_results_are_those_of_the_table(finished: Path, tiny_folder: Path) -> None:
@@ -82,53 +93,42 @@ def test_results_are_those_of_the_table(finished: Path, tiny_folder: Path) -> No
     for method, mean in (("random", reward.mean()), ("oracle", reward.max(axis=1).mean())):
         assert rows[method]["reward"]["mean"] == pytest.approx(mean, abs=1e-6)
     # The rule's label is depth 5 everywhere, and a classifier can learn nothing else.
-    found = list((finished / "cells").glob("*.supervised-rule.*.json"))
+    found = [Result.load(path) for path in (finished / "cells").glob("*.supervised-rule.*.json")]
     assert len(found) == 2
-    for path in found:
-        cell = Result.load(path)
-        assert cell.facts["label_constant"]
-        assert cell.facts["label_most_common"] == 5
+    for cell in found:
+        assert (cell.facts["label_constant"], cell.facts["label_most_common"]) == (True, 5)
         assert (cell.depths == 5).mean() > 0.5
-    assert rows["grpo"]["seeds"] == [0, 1]
-    assert rows["bm25"]["seeds"] is None
 
 
 def test_runs_can_be_judged_by_others(finished: Path, tiny_folder: Path) -> None:
     """ir_measures finds in every run file what per_query.csv says."""
     test = load_collection(str(tiny_folder)).splits["test"]
     judged = dict(zip(test.ids, map(dict, test.relevance), strict=True))
-    with (finished / "per_query.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
     runs = sorted((finished / "runs").iterdir())
-    # 4 methods without seeds and 6 with two.
-    assert len(runs) == 4 + 6 * 2
+    assert len(runs) == 4 + 5 * 2  # 4 methods without seeds and 5 with two
     for path in runs:
-        _, method, *seed = path.name.removesuffix(".trec.gz").rsplit(
-            ".", 2 if "seed" in path.name else 1
-        )
-        number = seed[0].removeprefix("seed") if seed else "0"
-        own = [row for row in rows if row["method"] == method and row["seed"] == number]
+        _, method, *seed = path.name.removesuffix(".trec.gz").split(".")
+        own = per_query(finished, method, seed[0].removeprefix("seed") if seed else "0")
         assert [row["query_id"] for row in own] == list(test.ids)
         run = list(ir_measures.read_trec_run(str(path)))
-        found = {
-            metric.query_id: metric.value
-            for metric in ir_measures.iter_calc([ir_measures.nDCG @ 10], judged, run)
-        }
+        measured = ir_measures.iter_calc([ir_measures.nDCG @ 10], judged, run)
+        found = {metric.query_id: metric.value for metric in measured}
         for row in own:
             assert float(row["nDCG@10"]) == pytest.approx(found.get(row["query_id"], 0), abs=1e-6)
 
 
-def test_resuming_runs_nothing_again(finished: Path) -> None:
+def test_resuming_runs_nothing_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = {path: path.stat().st_mtime_ns for path in (finished / "cells").iterdir()}
     report = (finished / "report.md").read_text()
     lost = next(path for path in cells if ".oracle." in path.name)
     lost.unlink()
     del cells[lost]
-    again = compare("--resume", finished)
-    assert again.returncode == 0, again.stderr
-    assert [
-        line for line in again.stderr.splitlines() if line.startswith("tiny.") or ".orac" in line
+    command("--resume", finished)
+    told = capsys.readouterr()
+    assert [line for line in told.err.splitlines() if ".oracle" in line or "seed" in line] == [
+        f"{lost.name.partition('.oracle')[0]}.oracle ..."
     ]
+    assert "minus non-maw-zero-shot" in told.out
     assert lost.exists()
     assert {path: path.stat().st_mtime_ns for path in cells} == cells
     assert (finished / "report.md").read_text() == report
@@ -137,75 +137,91 @@ def test_resuming_runs_nothing_again(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--timesteps", "4096"], "--timesteps 4096 conflicts with the run's own 2048"),
-        (["--seeds", "0", "1", "2"], "--seeds"),
+        (["--timesteps", 4096], "--timesteps 4096 conflicts with the run's own 512"),
+        (["--seeds", 0, 1, 2], "--seeds"),
     ],
 )
-def test_resuming_another_configuration(finished: Path, arguments: list[str], message: str) -> None:
-    done = compare("--resume", finished, *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_resuming_another_configuration(
+    finished: Path, arguments: list[object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command("--resume", finished, *arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert line.startswith("error: ")
+    assert message in line
 
 
-def whole_collection(folder: Path, tiny_folder: Path, queries: int) -> Path:
+# --- folds -----------------------------------------------------------------------------------
+
+
+def whole_collection(folder: Path, tiny_folder: Path, queries: int, name: str = "all") -> Path:
     """The tiny collection without subsets: some of its queries, judged in one file."""
     (folder / "qrels").mkdir(parents=True)
-    for name in ("corpus.jsonl", "queries.jsonl"):
-        shutil.copy(tiny_folder / name, folder / name)
+    for file in ("corpus.jsonl", "queries.jsonl"):
+        shutil.copy(tiny_folder / file, folder / file)
     lines = "".join(f"q{row}\td{row}\t1\n" for row in range(queries))
-    (folder / "qrels" / "all.tsv").write_text(lines)
+    (folder / "qrels" / f"{name}.tsv").write_text(lines)
     return folder
 
 
-def in_process(folder: Path, logdir: Path, **more: object) -> None:
-    main(
-        made(
-            CompareSettings,
-            datasets=(str(folder),),
-            methods=("non-maw-zero-shot", "best-fixed-reward"),
-            baseline="non-maw-zero-shot",
-            encoder="untrained",
-            device="cpu",
-            logdir=logdir,
-            run_name="folds",
-            **more,  # type: ignore[arg-type]
-        )
+def settings_of(folder: Path, **more: Any) -> CompareSettings:
+    """A comparison that trains nothing."""
+    given = {"methods": ("best-fixed-reward", "random"), "baseline": "standard-attention"} | more
+    return made(
+        CompareSettings, datasets=(str(folder),), encoder="untrained", device="cpu", **given
     )
 
 
-def test_collections_without_subsets_are_cross_validated(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_collections_without_subsets_are_cross_validated(tiny_folder: Path, tmp_path: Path) -> None:
     folder = whole_collection(tmp_path / "whole", tiny_folder, len(PAIRS))
-    in_process(folder, tmp_path)
+    main(settings_of(folder, logdir=tmp_path, run_name="folds"))
     run = tmp_path / "folds"
     assert "All queries are cross-validated in 5 folds" in (run / "report.md").read_text()
-    with (run / "per_query.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["method"] == "best-fixed-reward"]
+    rows = per_query(run, "best-fixed-reward")
     # Every query is tested exactly once, 24 in 5 folds: 4 of 5 and one of 4.
-    assert sorted(row["query_id"] for row in rows) == sorted(f"q{row}" for row in range(24))
+    asked = [f"q{row}" for row in range(24)]
+    assert sorted(row["query_id"] for row in rows) == sorted(asked)
     sizes = [sum(row["fold"] == str(fold) for row in rows) for fold in range(5)]
     assert sorted(sizes) == [4, 5, 5, 5, 5]
     (trec,) = (run / "runs").glob("*best-fixed-reward.trec.gz")
     with gzip.open(trec, "rt") as lines:
-        assert {line.split()[0] for line in lines} == {f"q{row}" for row in range(24)}
-    assert "best-fixed-reward" in capsys.readouterr().out
+        assert {line.split()[0] for line in lines} == {*asked}
 
 
-def test_too_few_queries_for_folds(tiny_folder: Path, tmp_path: Path) -> None:
-    folder = whole_collection(tmp_path / "few", tiny_folder, 9)
-    with pytest.raises(InputError, match="9 judged queries, too few for 5 folds of 2 or more"):
-        in_process(folder, tmp_path)
-    assert not (tmp_path / "folds").exists()
+def test_folds_side_by_side_have_the_results_of_one_after_the_other(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(tiny_folder, folds=2, quick=True)
+    given = str(tiny_folder), (0, 1)
+    one = compare_dataset(settings, *given, tmp_path / "one")
+    both = compare_dataset(changed(settings, jobs=2), *given, tmp_path / "both")
+    assert sorted(one.query_ids) == sorted(f"q{row}" for row in range(24))
+    scored = [name for name in one.per_query if name not in ("latency_ms", "training_seconds")]
+    assert one.per_query[scored].equals(both.per_query[scored])
+    names = {path.name for path in (tmp_path / "one").rglob("*.*")}
+    assert names == {path.name for path in (tmp_path / "both").rglob("*.*")}
 
 
-def test_no_training_queries(tiny_folder: Path, tmp_path: Path) -> None:
-    folder = whole_collection(tmp_path / "test-only", tiny_folder, 9)
-    (folder / "qrels" / "all.tsv").rename(folder / "qrels" / "test.tsv")
-    with pytest.raises(InputError, match="has 0 train queries; a comparison needs 2 or more"):
-        in_process(folder, tmp_path)
+@pytest.mark.parametrize(
+    ("queries", "subset", "folds", "message"),
+    [
+        (9, "all", None, "9 judged queries, too few for 5 folds of 2 or more"),
+        (24, "all", 13, "24 judged queries, too few for 13 folds of 2 or more"),
+        (9, "test", None, "has 0 train queries; a comparison needs 2 or more"),
+    ],
+)
+def test_too_few_queries(
+    queries: int,
+    subset: str,
+    folds: int | None,
+    message: str,
+    tiny_folder: Path,
+    tmp_path: Path,
+) -> None:
+    folder = whole_collection(tmp_path / "few", tiny_folder, queries, subset)
+    with pytest.raises(InputError, match=message):
+        checked_folds(str(folder), folds)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +233,94 @@ def test_no_training_queries(tiny_folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_found_before_any_work(
-    more: dict[str, object], message: str, tiny_folder: Path, tmp_path: Path
+    more: dict[str, Any], message: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    told: dict[str, object] = {"datasets": (str(tiny_folder),), "logdir": tmp_path} | more
     with pytest.raises(InputError, match=message):
-        main(made(CompareSettings, **told))  # type: ignore[arg-type]
+        main(changed(settings_of(tiny_folder, logdir=tmp_path), **more))
     assert list(tmp_path.iterdir()) == []
+
+
+# --- several processes -----------------------------------------------------------------------
+
+
+def test_processes_end_with_the_one_that_asked_for_them(tmp_path: Path) -> None:
+    program = tmp_path / "asks.py"
+    work = f"import time; open({str(tmp_path / 'begun')!r}, 'x'); time.sleep(600)"
+    program.write_text(
+        "from runners.experiments.comparison import run_side_by_side\n"
+        "if __name__ == '__main__':\n"
+        f"    run_side_by_side(exec, [({work!r},)], 1)\n"
+    )
+    asks = psutil.Popen([sys.executable, str(program)])
+    until = time.monotonic() + 120
+    while not (tmp_path / "begun").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    asked = asks.children()
+    assert len(asked) == 2  # one, and one that keeps count of what is shared
+    asks.kill()
+    asks.wait()
+    _, alive = psutil.wait_procs(asked, timeout=60)
+    assert alive == []
+
+
+def test_a_mistake_in_another_process_is_raised_here() -> None:
+    with pytest.raises(InputError, match="unknown method 'grp': did you mean 'grpo'"):
+        run_side_by_side(chosen_methods, [(["grp"],)], 1)
+
+
+def test_a_process_that_dies_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"^one of 1 processes was ended from outside, perhaps "):
+        run_side_by_side(os._exit, [(9,)], 1)
+
+
+# --- one's own learner -----------------------------------------------------------------------
+
+
+class Always:
+    """Depth 1, whatever it sees."""
+
+    def __init__(self, task: RetrievalTask, spec: Any, log: Any) -> None:
+        assert spec.online.timesteps == 100_000
+        assert log.folder.is_dir()
+
+    def predict(self, observation: np.ndarray, deterministic: bool) -> tuple[np.ndarray, None]:
+        assert observation.shape[1] == 2 * 4  # entropy and focus of every depth
+        return np.ones(len(observation), int), None
+
+
+def a2c(task: RetrievalTask, spec: Any, log: Any) -> Any:
+    """A2C of Stable-Baselines3."""
+    from stable_baselines3 import A2C
+
+    envs = GRPOVectorEnvironment(8, table=task.table("train"), observation=spec.task.observation)
+    assert envs.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    return A2C("MlpPolicy", to_sb3(envs), seed=spec.task.seed, device="cpu").learn(64)
+
+
+def test_learners_of_ones_own_enter_a_comparison(task: RetrievalTask, tmp_path: Path) -> None:
+    found = compare([Always, a2c, "best-fixed-reward"], task, seeds=(0, 1), folder=tmp_path)
+    assert [*found.results] == ["standard-attention", "best-fixed-reward", "Always", "a2c"]
+    assert found.results["Always"][1].depths.tolist() == [1] * len(found.query_ids)  # type: ignore[union-attr]
+    table = found.table()
+    assert table.loc["a2c", "about"] == "A2C of Stable-Baselines3."
+    assert table.loc["Always", "reward.mean"] == pytest.approx(
+        0.3 * task.table("test").entropy[:, 1].mean()
+        + 0.3 * task.table("test").focus[:, 1].mean()
+        + 0.4 * task.table("test").ndcg[:, 1].mean()
+    )
+
+
+def test_a_learner_by_the_path_of_its_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "somewhere.py").write_text("def learner(task, spec, log): ...\n")
+    names = made(CompareSettings, methods=("somewhere:learner", "grpo")).method_names
+    assert [*chosen_methods(names)] == ["non-maw-trained", "grpo", "learner"]
+    for path, message in (
+        ("nowhere:learner", r"cannot import nowhere:learner \(No module named 'nowhere'"),
+        ("somewhere:lerner", "cannot import somewhere:lerner .*has no attribute 'lerner'"),
+        ("somewhere:__name__", "a learner is a function or a class with a name of its own"),
+    ):
+        with pytest.raises(InputError, match=message):
+            made(CompareSettings, methods=(path,))

@@ -2,41 +2,63 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hand_made import TABLE
 
-from maw_gym.corpora import Collection, QuerySet
-from maw_gym.errors import InputError
+from agents.fitting import router_settings
+from maw_gym.corpora import QuerySet
+from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.retrieval.evaluation import MEASURES, Evaluation
+from maw_gym.retrieval.search import Ranking
+from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.tables.depth_table import DepthTable
+from maw_gym.tables.task import RetrievalTask
 from runners.compare import CompareSettings
-from runners.experiments.analysis import NAMES, Comparison, Reference, t_interval
-from runners.experiments.command_line import command_of, made
-from runners.experiments.comparison import shared_documents, slug
-from runners.experiments.methods import METHODS, Result
-from runners.experiments.report import markdown, p_value, pair_table, percent
+from runners.experiments.analysis import COLUMNS, NAMES, Comparison, Reference
+from runners.experiments.command_line import changed, command_of, flat, made
+from runners.experiments.comparison import Fold, reference, result_key, slug, write_run
+from runners.experiments.comparison_report import group_table, pair_table, percent
+from runners.experiments.methods import METHODS
+from runners.experiments.report import digits_for, markdown, p_value, row_of
+from runners.experiments.result import Result, by_depths, by_router, randomly
+from runners.experiments.settings import (
+    AnySpec,
+    CommonSpec,
+    GRPOSpec,
+    Spec,
+    SupervisedSpec,
+    TaskSettings,
+)
+from runners.experiments.training import task_of
+
+SPEC = TaskSettings()
+
+
+# --- results of all folds and seeds ----------------------------------------------------------
 
 
 def cell(ndcg: list[float], reward: list[float] | None = None) -> Result:
-    values = np.array(ndcg)
-    terms = reward and dict.fromkeys(("reward", "entropy", "focus", "alignment"), np.array(reward))
+    terms = reward and dict.fromkeys(COLUMNS, np.array(reward))
     depths = np.zeros(len(ndcg), np.int64) if reward else None
-    return Result(dict.fromkeys(NAMES, values), depths, terms or None)
+    return Result(dict.fromkeys(NAMES, np.array(ndcg)), depths, terms or None)
 
 
 def comparison(
     results: dict[str, list[Result]], sizes: tuple[int, ...] = (2, 1), **more: Any
 ) -> Comparison:
     """Of folds of these sizes, in which a random depth gets .4 and the best .8."""
+    levels = {"random": 0.4, "best_fixed": 0.4, "oracle": 0.8}
     references = [
         Reference(
             fold,
             encoder,
             [f"q{fold}-{row}" for row in range(size)],
-            {
-                name: np.full(size, level)
-                for name, level in (("random", 0.4), ("best_fixed", 0.4), ("oracle", 0.8))
-            },
+            {name: np.full(size, level) for name, level in levels.items()},
         )
         for encoder in range(more.get("encoders", 1))
         for fold, size in enumerate(sizes)
@@ -46,10 +68,14 @@ def comparison(
 
 def test_scores_are_pooled_over_folds_and_averaged_over_seeds() -> None:
     cells = [cell([0.0, 1.0]), cell([0.5]), cell([1.0, 1.0]), cell([0.0])]
-    made = comparison({"grpo": cells}, seeds=(0, 1))
+    made = comparison({"grpo": cells}, seeds=(0, 7))
     assert made.query_ids == ["q0-0", "q0-1", "q1-0"]
     assert made.values("grpo", "nDCG@10").tolist() == [[0.0, 1.0, 0.5], [1.0, 1.0, 0.0]]
     assert made.scores("grpo").tolist() == [0.5, 1.0, 0.25]
+    assert made.per_query[["fold", "query_id", "seed", "nDCG@10"]].to_numpy().tolist() == [
+        [0, "q0-0", 0, 0.0], [0, "q0-1", 0, 1.0], [1, "q1-0", 0, 0.5],
+        [0, "q0-0", 7, 1.0], [0, "q0-1", 7, 1.0], [1, "q1-0", 7, 0.0],
+    ]  # fmt: skip
 
 
 def test_every_encoder_has_scores_of_its_own_and_the_seeds_on_it_are_averaged() -> None:
@@ -57,12 +83,12 @@ def test_every_encoder_has_scores_of_its_own_and_the_seeds_on_it_are_averaged() 
     made = comparison({"grpo": cells}, (2,), encoders=2, seeds=(0, 1))
     assert made.by_encoder("grpo", "nDCG@10") == pytest.approx(np.array([[0.5, 1.0], [0.3, 0.2]]))
     assert made.scores("grpo") == pytest.approx([0.4, 0.6])
+    assert made.per_query["encoder_seed"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
 def test_a_constant_difference_has_itself_as_interval_and_margin() -> None:
     results = {"maw-single": [cell([0.2, 0.6])] * 2, "grpo": [cell([0.1, 0.5])] * 2}
-    made = comparison(results, (2,), encoders=2)
-    test = made.compared(["grpo"], "maw-single", "nDCG@10")["grpo"]
+    (test,) = comparison(results, (2,), encoders=2).compared([("grpo", "maw-single")])
     numbers = [test[name] for name in ("difference", "low", "high", "equivalence_margin")]
     assert numbers == pytest.approx([-0.1, -0.1, -0.1, 0.1])
     assert test["baseline_mean"] == pytest.approx(0.4)
@@ -76,7 +102,8 @@ def test_rows_by_hand() -> None:
         "ppo": ppo,
         "oracle": [cell([1.0, 1.0]), cell([1.0])],
     }
-    first, second, third = comparison(results, seeds=(0, 1), seed_intervals=True).rows
+    found = comparison(results, seeds=(0, 1), seed_intervals=True)
+    first, second, third = found.rows
 
     assert first["test"] is None  # the baseline
     assert third["test"] is None  # an oracle
@@ -96,73 +123,186 @@ def test_rows_by_hand() -> None:
     assert values["mean"] == pytest.approx(0.6)
     assert values["seed_deviation"] == pytest.approx(0.141421, abs=1e-6)
     assert values["seed_low"] == pytest.approx(0.6 - 1.27062, abs=1e-5)
+    assert values["seed_high"] == pytest.approx(0.6 + 1.27062, abs=1e-5)
     assert second["relative"] == {"zero_shot": None, "trained": None}
+    assert found.table().loc["ppo", "retrieval.nDCG@10.mean"] == pytest.approx(0.6)
 
 
 def test_relative_change() -> None:
     given = (("non-maw-trained", 0.5), ("non-maw-zero-shot", 0.4), ("bm25", 0.6))
     made = comparison({name: [cell([value, value])] for name, value in given}, (2,))
-    assert made.rows[2]["relative"]["zero_shot"] == pytest.approx(0.5)
-    assert made.rows[2]["relative"]["trained"] == pytest.approx(0.2)
+    assert made.rows[2]["relative"] == pytest.approx({"zero_shot": 0.5, "trained": 0.2})
 
 
-def test_holm_is_over_all_methods_tested() -> None:
+def test_holm_is_over_all_pairs_tested() -> None:
     given = (("bm25", 0.0), ("ppo", 0.1), ("grpo", 0.0))
     made = comparison({name: [cell([value] * 5)] for name, value in given}, (5,))
-    found = made.compared(["ppo", "grpo"], "bm25", "nDCG@10")
+    ppo, grpo = made.compared([("ppo", "bm25"), ("grpo", "bm25")])
     # Of 32 signs, all plus and all minus are as far out: 2 / 32, times 2 tests.
-    assert found["ppo"]["p"] == 0.0625
-    assert found["ppo"]["p_holm"] == 0.125
-    assert found["grpo"]["p_holm"] == 1.0
+    assert (ppo["p"], ppo["p_holm"], grpo["p_holm"]) == (0.0625, 0.125, 1.0)
 
 
-def test_t_interval() -> None:
-    # Student's t with 2 degrees: 4.30265; standard error 1 / sqrt 3.
-    low, high = t_interval(np.array([1.0, 2.0, 3.0]))
-    assert low == pytest.approx(2 - 2.48414, abs=1e-5)
-    assert high == pytest.approx(2 + 2.48414, abs=1e-5)
+def test_grpo_is_tested_against_all_that_choose_depths() -> None:
+    names = ("bm25", "random", "best-fixed-reward", "grpo")
+    results = {name: [cell([0.1 * at] * 2, [0.2] * 2 if at else None)] * 1
+               for at, name in enumerate(names)}  # fmt: skip
+    made = comparison(results, (2,))
+    assert [*made.duels] == [("grpo", "random"), ("grpo", "best-fixed-reward")]
+    reward, ndcg = made.duels["grpo", "random"]
+    assert reward is not None
+    assert (reward["difference"], ndcg["difference"]) == pytest.approx((0, 0.2))
+    assert [*made.pairs] == [("grpo", "best-fixed-reward")]
 
 
-def test_shared_documents() -> None:
-    def queries(*relevance: dict[str, int]) -> QuerySet:
-        ids = tuple(map(str, range(len(relevance))))
-        return QuerySet(ids, ids, relevance)
+# --- what results are seen against -----------------------------------------------------------
 
-    splits = {
-        "encoder": queries({"a": 1}),
-        "train": queries({"b": 0, "c": 2}),
-        "validation": queries(),
-        "test": queries({"a": 1, "b": 1}, {"c": 1, "d": 3, "e": 0}),
-    }
-    found = shared_documents(Collection("x", tuple("abcde"), tuple("abcde"), splits, {}))
-    # Relevant in test: a, b, c, d. Of these, a and c were relevant before; b only with grade 0.
-    assert found == {"test_relevant": 4, "test_relevant_seen": 2}
+
+def test_relevant_documents_of_test_queries_that_training_has_seen(task: RetrievalTask) -> None:
+    facts = reference(Fold(task, CommonSpec(SPEC))).facts
+    # 7 test queries have the documents d16 to d23, of which d16 answers the dev query q16.
+    assert (facts["test_relevant"], facts["test_relevant_seen"]) == (8, 1)
+    assert (facts["ranked"], facts["depths"], facts["network"]) == ("whole", 4, "shared")
+
+
+# --- one result ------------------------------------------------------------------------------
+
+
+class Task:
+    """Serves `TABLE` for training and test queries; a depth's nDCG@10 is the table's."""
+
+    def __init__(self) -> None:
+        ids = TABLE.query_ids
+        queries = QuerySet(ids, ids, ({"d0": 1}, {"d1": 1}, {"d0": 1}))
+        self.collection = SimpleNamespace(
+            splits={"test": queries}, doc_ids=("d0", "d1"), provenance={"content": "fruit"}
+        )
+        self.embedder = SimpleNamespace(
+            fingerprint=lambda: "an encoder", named_parameters=lambda: [("a", torch.zeros(7))]
+        )
+        self.device = torch.device("cpu")
+
+    def table(self, split: str) -> DepthTable:
+        return TABLE
+
+    def evaluate(self, split: str, depths: torch.Tensor) -> tuple[Evaluation, Ranking]:
+        ndcg = TABLE.ndcg[np.arange(3), depths.numpy()].astype(np.float64)
+        ranking = Ranking(torch.tensor([[0.5, 0.25]] * 3), torch.tensor([[0, 1], [1, 0], [1, 0]]))
+        return Evaluation({str(measure): ndcg for measure in MEASURES}), ranking
+
+
+def chosen(task: Any, depths: list[int]) -> Result:
+    return by_depths(task, SPEC, "test", np.array(depths))
+
+
+def test_a_row_by_hand() -> None:
+    """Rewards .3 .5 .7 .43 / .7 .5 .3 .33 / .3 .3 .3 .5 of three queries at four depths."""
+    task: Any = Task()
+    row = row_of(task, SPEC, chosen(task, [1, 1, 1]))
+    assert row.reward is not None
+    assert row.reward["mean"] == pytest.approx(1.3 / 3)
+    assert row.reward["random"] == pytest.approx((1.93 + 1.83 + 1.4) / 12)
+    assert row.reward["oracle"] == pytest.approx(1.9 / 3)
+    # (1.3 / 3 - .43) / (1.9 / 3 - .43) = .01 / .61
+    assert row.reward["gap_closed"] == pytest.approx(1 / 61, abs=1e-5)
+    assert row.retrieval["nDCG@10"] == pytest.approx(1 / 3)  # .5, .5 and 0
+    best = chosen(task, [2, 0, 3])
+    assert row_of(task, SPEC, best).reward["gap_closed"] == pytest.approx(1)  # type: ignore[index]
+    # The reward is nDCG@10 alone: 1, 1 and .5.
+    alone = replace(SPEC, reward_weights=(0.0, 0.0, 1.0))
+    assert row_of(task, alone, best).reward["mean"] == pytest.approx(2.5 / 3)  # type: ignore[index]
+
+
+def test_what_is_kept_of_a_method(tmp_path: Path) -> None:
+    task: Any = Task()
+    result = chosen(task, [2, 0, 0])
+    result.facts, result.history = {"a": np.int64(1)}, [(0, 0.5), (10, 1 / 3)]
+    path = tmp_path / "cells" / "one.json"
+    result.save(path)
+    kept = Result.load(path)
+    assert kept.terms is not None
+    assert kept.depths is not None
+    assert kept.terms["reward"] == pytest.approx([0.7, 0.7, 0.3])
+    assert kept.terms["alignment"].tolist() == [1.0, 1.0, 0.0]
+    assert (kept.depths.tolist(), kept.parameters, kept.facts) == ([2, 0, 0], 7, {"a": 1})
+    assert (kept.history, kept.latency_ms) == ([[0, 0.5], [10, 1 / 3]], None)
+    path.write_text(path.read_text().replace("0.333", "0.433"))
+    with pytest.raises(DamagedFileError):  # a number changed by hand is no result
+        Result.load(path)
+    write_run(tmp_path / "one.trec", task, "test", result, "mine", ranked=1)
+    assert (tmp_path / "one.trec").read_text().splitlines()[1:] == [
+        "fruit/berry Q0 d1 1 0.5 mine",
+        "fruit/cherry Q0 d1 1 0.5 mine",
+    ]
+    # Of drawn depths the expected terms are kept: the means of the table's rows.
+    drawn = randomly(task, Spec(replace(SPEC, seed=3)), "test", None)
+    assert drawn.terms is not None
+    assert drawn.terms["reward"] == pytest.approx([1.93 / 4, 1.83 / 4, 1.4 / 4])
+
+
+def test_a_router_that_looks_at_searches_is_given_the_documents(task: RetrievalTask) -> None:
+    """It prefers the depth whose best document is nearest, which only a search can tell."""
+    weight = torch.zeros(4, 44)
+    weight[:, :4] = torch.eye(4)
+    mean, scale = torch.zeros(44), torch.ones(44)
+    settings = router_settings(task, "nearest")
+    router = DepthRouter([(weight, torch.zeros(4))], "relu", mean, scale, ("retrieval",), settings)
+    found = by_router(task, SPEC, "test", router)
+    assert found.depths is not None
+    assert found.encode is not None
+    seen = task.table("test").observation(("retrieval",))
+    assert found.depths.tolist() == seen[:, :4].argmax(1).tolist()
+    texts = task.collection.splits["test"].texts
+    expected = task.embedder.encode_queries(texts, torch.from_numpy(found.depths))
+    np.testing.assert_allclose(found.encode(texts), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [Spec(), GRPOSpec(), SupervisedSpec()])
+def test_a_key_depends_on_every_setting(spec: AnySpec) -> None:
+    task: Any = Task()
+    changes: dict[str, Any] = {
+        "alignment": "listwise", "reward_weights": (0.0, 0.0, 1.0), "observation": ("content",),
+        "network": "mlp", "advantage": "critic", "ratio": "reference", "kl": "k3",
+        "clip_range": 0.3, "labels": "rule", "batch_size": 64, "reference_interval": None,
+        "balance": 0.5, "num_envs": 512, "group_size": 16, "seed": 5,
+        "fold": 1, "folds": 3,
+    }  # fmt: skip
+    keys = {result_key("grpo", task, spec), result_key("ppo", task, spec)}
+    names = flat(spec).keys() - {"dataset", "encoder", "device", "clip_range_high"}
+    for name in names:
+        value = flat(spec)[name]
+        other = changes.get(name, value * 2 if value else 0.5)
+        if isinstance(value, int) and isinstance(other, float):
+            other = 1
+        keys.add(result_key("grpo", task, changed(spec, **{name: other})))
+    assert len(keys) == 2 + len(names)
+    # The names of data and encoder are none of it, what they hold is.
+    assert result_key("grpo", task, changed(spec, dataset="x", encoder="y", device="auto")) in keys
+    task.collection.provenance["content"] = "vegetables"
+    assert result_key("grpo", task, spec) not in keys
+
+
+# --- settings --------------------------------------------------------------------------------
 
 
 def test_settings_fill_in_what_is_not_told() -> None:
-    quick = made(CompareSettings, quick=True)
-    assert quick.learner_seeds == (0,)
-    assert quick.tested_against == "standard-attention"
-    assert quick.specs("pydocs")[0].online.timesteps == 40_000
-    assert not {"non-maw-trained", "maw-single"} & set(quick.method_names)
-    whole = made(CompareSettings)
-    assert whole.learner_seeds == (0, 1, 2)
-    assert whole.tested_against == "non-maw-trained"
+    quick, whole = made(CompareSettings, quick=True), made(CompareSettings)
+    assert (quick.learner_seeds, quick.tested_against) == ((0,), "standard-attention")
+    assert (whole.learner_seeds, whole.tested_against) == ((0, 1, 2), "non-maw-trained")
+    assert quick.specs("pydocs")[0].online.timesteps < 100_000
     assert whole.specs("pydocs")[0].online.timesteps == 100_000
+    assert {*METHODS} - {*quick.method_names} == {"non-maw-trained", "maw-single"}
+    assert whole.method_names == tuple(METHODS)
+    assert made(CompareSettings, methods=("all",)).method_names == tuple(METHODS)
+    some = made(CompareSettings, methods=("grpo", "bm25"), baseline="ppo")
+    assert {*some.method_names} == {"bm25", "ppo", "grpo"}  # the baseline joins
     told = made(
         CompareSettings, text_encoder="minilm", train_text_encoder=True, balance=0.5, folds=3
     )
     told = replace(told, encoder_seeds=(3, 7))
-    assert [(one.task.encoder_seed, one.task.fold) for one in told.specs("x", (0, 2))] == [
-        (3, 0), (3, 2), (7, 0), (7, 2),
-    ]  # fmt: skip
-    common = told.specs("pydocs", (0, 2))[3].task
-    assert (common.text_encoder, common.train_text_encoder) == ("minilm", True)
-    assert (common.balance, common.folds, common.fold, common.encoder_seed) == (0.5, 3, 2, 7)
-    assert whole.method_names == tuple(METHODS)
-    assert made(CompareSettings, methods=("all",)).method_names == tuple(METHODS)
-    some = made(CompareSettings, methods=("grpo", "bm25"), baseline="ppo")
-    assert some.method_names == ("bm25", "ppo", "grpo")  # the baseline joins, in the table's order
+    tasks = [one.task for one in told.specs("x", (0, 2))]
+    assert [(one.encoder_seed, one.fold) for one in tasks] == [(3, 0), (3, 2), (7, 0), (7, 2)]
+    assert (tasks[0].text_encoder, tasks[0].train_text_encoder) == ("minilm", True)
+    assert (tasks[0].balance, tasks[0].folds) == (0.5, 3)
 
 
 def test_command_says_what_differs() -> None:
@@ -183,6 +323,7 @@ def test_command_says_what_differs() -> None:
         ({"methods": ()}, "methods: tuple should have at least 1 item"),
         ({"datasets": ()}, "datasets: tuple should have at least 1 item"),
         ({"datasets": ("a", "a")}, "datasets must differ, got a a"),
+        ({"datasets": (".", "./")}, "the dataset '.*' is given twice"),
         ({"seeds": (1, 1)}, "seeds must differ, got 1 1"),
         ({"seeds": (-1,)}, "seeds must be at least 0, got -1"),
         ({"baseline": "bm52"}, "unknown method 'bm52'"),
@@ -198,29 +339,43 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         made(CompareSettings, **settings)
 
 
+def test_balance_wants_groups_before_anything_is_trained(tiny_folder: Path) -> None:
+    settings = TaskSettings(dataset=str(tiny_folder), balance=0.5)
+    with pytest.raises(InputError, match=r"^balance 0\.5 needs queries in groups, and those of "):
+        task_of(settings)
+
+
+# --- words -----------------------------------------------------------------------------------
+
+
 def test_a_pair_of_methods_by_hand() -> None:
     test = {
-        "difference": 0.01, "low": -0.002, "high": 0.022, "p": 0.04, "baseline_mean": 0.4,
-        "smallest_detectable": 0.001, "equivalence_margin": 0.02,
+        "difference": 0.01, "low": -0.002, "high": 0.022, "p": 0.04, "p_holm": 0.08,
+        "baseline_mean": 0.4, "smallest_detectable": 0.001, "equivalence_margin": 0.02,
+        "wins": 3, "ties": 2, "losses": 1,
     }  # fmt: skip
-    (line,) = pair_table({("grpo", "random"): (None, test)}).splitlines()[2:]
+    table = pair_table({("grpo", "random"): (None, test)}, ("p", "detectable", "within"))
+    (line,) = table.splitlines()[2:]
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         "grpo minus random", "-", "-", "+0.01000 [-0.00200, +0.02200]", ".0400", "0.25%", "5.00%",
     ]  # fmt: skip
 
 
+def test_results_of_each_group_and_with_groups_alike() -> None:
+    scores = {"a": np.array([0.1, 0.3, 0.8]), "b": np.array([0.5, 0.5, 0.0])}
+    assert group_table(scores, ["numpy", "numpy", "torch"]).splitlines() == [
+        "| method | numpy (2) | torch (1) |  alike |",
+        "| ---    |      ---: |      ---: |   ---: |",
+        "| a      |    0.2000 |    0.8000 | 0.5000 |",
+        "| b      |    0.5000 |    0.0000 | 0.2500 |",
+    ]
+
+
 def test_words_for_numbers() -> None:
-    assert p_value(0.00001) == "<.0001"
-    assert p_value(0.0312) == ".0312"
-    assert p_value(1.0) == "1.0000"
-    assert percent(0.0325) == "+3.2%"
-    assert percent(None) == "-"
+    assert [p_value(p) for p in (0.00001, 0.0312, 1.0)] == ["<.0001", ".0312", "1.0000"]
+    assert [percent(one) for one in (0.0325, None)] == ["+3.2%", "-"]
+    assert [digits_for(count) for count in (20, 99, 100, 999, 1000)] == [2, 2, 3, 3, 4]
     assert slug("pydocs") == "pydocs"
     assert slug("/x/a/b").startswith("x-a-b-")
     assert len({slug(name) for name in ("/x/a/b", "/x/a-b", "x-a-b", "/x/a b")}) == 4
     assert markdown(["a", "b"], [["x", "10"]]) == "| a   |    b |\n| --- | ---: |\n| x   |   10 |"
-
-
-def test_a_folder_named_in_two_ways_is_given_twice(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"the dataset '{tmp_path}' is given twice"):
-        made(CompareSettings, datasets=(f"{tmp_path}", f"{tmp_path}/"))

@@ -20,8 +20,8 @@ from maw_gym.tables.task import load_task
 from runners import evaluate
 from runners.evaluate import EvaluateSettings
 from runners.experiments.command_line import made
-from runners.experiments.methods import by_router
 from runners.experiments.report import row_of
+from runners.experiments.result import by_router
 from runners.experiments.settings import GRPOSpec, PPOSpec
 from runners.experiments.training import Log
 from runners.train_grpo import train_grpo

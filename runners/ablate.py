@@ -1,29 +1,30 @@
 """Change one setting of GRPO at a time: network, observation, advantage, alignment, weights, KL.
 
-Finished trainings stay in the folder of the ablation: `--resume FOLDER` goes on where it was
-stopped.
+A comparison of its variants: what is finished stays in the folder of the ablation, and
+`--resume FOLDER` goes on where it was stopped. All are judged by the reward that was asked for,
+whatever reward a variant learns from.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Final
 
-import numpy as np
 from pydantic import AfterValidator, Field
 
-from maw_gym.envs.bandit import DEFAULT_REWARD, Bandit
 from maw_gym.errors import InputError
-from maw_gym.files import write_json, written_whole
-from maw_gym.retrieval.significance import sign_flip_test
 from maw_gym.settings import Count, Seed, checked
-from runners.experiments.analysis import MAIN
-from runners.experiments.command_line import Section, changed
-from runners.experiments.comparison import Fold, run_cell
+from maw_gym.tables.task import RetrievalTask
+from runners.experiments.command_line import Section, changed, command_of
+from runners.experiments.comparison import compare
+from runners.experiments.comparison_report import (
+    DIFFERENCE,
+    REWARD,
+    method_table,
+    write_comparisons,
+)
 from runners.experiments.methods import Method
-from runners.experiments.report import markdown, number, p_value
-from runners.experiments.result import by_training
-from runners.experiments.runs import Stopwatch, open_run, run_main, write_config
+from runners.experiments.result import Result, by_training
+from runners.experiments.runs import open_run, run_main, write_config
 from runners.experiments.settings import (
     CommonSpec,
     GRPOSpec,
@@ -31,7 +32,7 @@ from runners.experiments.settings import (
     RunSettings,
     TaskSettings,
 )
-from runners.experiments.training import open_task
+from runners.experiments.training import Log, open_task
 from runners.train_grpo import train_grpo
 
 VARIANTS: Final[dict[str, dict[str, Any]]] = {
@@ -86,83 +87,54 @@ class AblateSettings:
     timesteps: Count = OnlineSettings.timesteps
     """environment steps of every training"""
 
-    def spec(self, variant: Mapping[str, Any], seed: int) -> GRPOSpec:
-        """What one training depends on."""
+    def spec(self, name: str, seed: int = 0) -> GRPOSpec:
+        """What a training of one of `VARIANTS` depends on."""
         online = OnlineSettings(timesteps=self.timesteps)
-        return changed(GRPOSpec(replace(self.task, seed=seed), online), **variant)
+        return changed(GRPOSpec(replace(self.task, seed=seed), online), **VARIANTS[name])
 
     def method(self, name: str) -> Method:
         """GRPO with one of `VARIANTS`."""
-        run = partial(by_training, train_grpo)
-        # Labels of files keep one sign for each sign that a file name cannot have.
-        label = "".join(c if c.isalnum() else "-" for c in name)
-        return Method(
-            label,
-            "learner",
-            run,
-            name,
-            lambda common, task: self.spec(VARIANTS[name], common.task.seed),
-            seeded=True,
-        )
+
+        def specify(common: CommonSpec, task: RetrievalTask) -> GRPOSpec:
+            return self.spec(name, common.task.seed)
+
+        run = partial(judged_alike, self.task)
+        return Method(name, "learner", run, f"GRPO, {name}", specify, seeded=True, needs="train")
+
+
+def judged_alike(
+    asked: TaskSettings, task: RetrievalTask, spec: GRPOSpec, split: str, log: Log
+) -> Result:
+    """GRPO with these settings, seen through the reward that was asked for."""
+    judged = replace(spec.task, alignment=asked.alignment, reward_weights=asked.reward_weights)
+    result = by_training(
+        lambda task, _, log: train_grpo(task, spec, log), task, GRPOSpec(judged), split, log
+    )
+    if judged.reward != spec.task.reward:
+        result.history = None  # of another reward, which no chart can show beside this one
+    return result
 
 
 def main(settings: AblateSettings) -> None:
-    """Train every variant, print the table, and leave it in report.md."""
+    """Train every variant and leave the report of their comparison."""
     folder = open_run(settings, f"ablate-{settings.task.dataset}")
-    watch = Stopwatch()
-    defaults = settings.spec({}, 0)
-    with watch.stage("encoder and depth tables"):
-        task = open_task(defaults.task)
+    defaults = settings.spec("defaults")
+    # A variant that is the default is left out: it would be said twice.
+    names = [n for n in VARIANTS if n == "defaults" or settings.spec(n) != defaults]
+    task = open_task(defaults.task)
     write_config(folder, "ablation", settings, task.collection.provenance, task.encoder_provenance)
-    fold = Fold(task, CommonSpec(defaults.task, defaults.online))
-    ordinary = Bandit(task.table("test"), reward=DEFAULT_REWARD)
-    tried = {}
-    for name, variant in VARIANTS.items():
-        spec = settings.spec(variant, 0)
-        if variant and spec == defaults:
-            continue  # the default, said once more
-        with watch.stage(name):
-            found = [run_cell(settings.method(name), fold, seed, folder) for seed in settings.seeds]
-        own = Bandit(task.table("test"), reward=spec.task.reward)
-        depths = [one.depths for one in found if one.depths is not None]
-        tried[name] = {
-            "gap_closed": [own.gap_closed(one) for one in depths],
-            "reward": np.mean([ordinary.chosen(one) for one in depths], axis=0),
-            MAIN: np.mean([one.measures[MAIN] for one in found], axis=0),
-        }
-    text = table(tried)
-    with written_whole(folder / "report.md") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    variants = {
-        name: one | {score: float(one[score].mean()) for score in ("reward", MAIN)}
-        for name, one in tried.items()
-    }
-    write_json(folder / "metrics.json", {"variants": variants, "wall_seconds": watch.seconds})
-    print(text)
-    print(f"\n{len(task.table('test'))} test queries of {settings.task.dataset}; run: {folder}")
-
-
-def table(tried: Mapping[str, Mapping[str, Any]]) -> str:
-    """Gap closed, reward and nDCG@10 of every variant, tested against the defaults."""
-    base, lines = tried["defaults"], []
-    for name, one in tried.items():
-        gaps = [gap for gap in one["gap_closed"] if gap is not None]
-        difference = one[MAIN] - base[MAIN]
-        tested = [p_value(sign_flip_test(one["reward"] - base["reward"])), number(one[MAIN].mean())]
-        tested += [number(difference.mean(), sign=True), p_value(sign_flip_test(difference))]
-        if name == "defaults":
-            tested = ["-", tested[1], "-", "-"]
-        gap = number(float(np.mean(gaps)) if gaps else None, 3)
-        lines.append([name, gap, number(one["reward"].mean()), *tested])
-    head = ["GRPO with", "gap closed", "reward", "p", MAIN, "minus defaults", "p"]
-    return (
-        markdown(head, lines)
-        + "\n\nGap closed: of each variant's own reward, mean over seeds. Reward: that of the"
-        " default weights and alignment. p: paired sign-flip test over test queries against the"
-        " defaults, scores averaged over seeds, 10,000 draws, not corrected for the number of"
-        " variants. Blocks without numbers of every depth need the MLP: see `network: mlp` beside"
-        " them."
+    made = compare(
+        [settings.method(name) for name in names],
+        task,
+        settings.seeds,
+        baseline="defaults",
+        spec=CommonSpec(defaults.task, defaults.online),
+        folder=folder,
     )
+    write_comparisons([made], folder, command_of("ablate", settings))
+    for columns in (DIFFERENCE, REWARD):
+        print(method_table(made, columns), end="\n\n")
+    print(f"report: {folder / 'report.md'}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,7 @@ from runners.experiments.settings import CommonSpec, OnlineSettings, RunSettings
 if TYPE_CHECKING:
     from runners.experiments.analysis import Comparison
 
-QUICK_TIMESTEPS: Final = 40_000
+QUICK_TIMESTEPS: Final = 10_000
 QUICK_BASELINE: Final = "standard-attention"
 BASELINE: Final = "non-maw-trained"
 SINGLE: Final = "maw-single"  # one depth, trained as the depths are: the fair control of routing
@@ -54,7 +54,7 @@ class CompareSettings:
     """an encoder is trained with each of them, and all methods run on each encoder; that of
     --encoder-seed alone unless given (--verdict: 0 1 2)"""
     timesteps: Count | None = None
-    """training queries that each learner sees; as train_grpo.py (--quick: 40000)"""
+    """training queries that each learner sees; as train_grpo.py (--quick: 10000)"""
     baseline: str | None = None
     """what all are tested against; non-maw-trained (--quick: standard-attention)"""
     seed_intervals: bool = False
@@ -151,7 +151,7 @@ def compare_dataset(
     from runners.experiments.comparison import compare, open_fold, run_fold, run_side_by_side
 
     specs = settings.specs(dataset, folds)
-    options = {
+    options: dict[str, Any] = {
         "methods": settings.method_names,
         "seeds": settings.learner_seeds,
         "baseline": settings.tested_against,

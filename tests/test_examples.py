@@ -40,8 +40,8 @@ def shape(line: str) -> str:
 
 def test_every_example_is_tested() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
-        "environment_by_hand", "grpo_on_a_bandit", "own_collection", "own_text_encoder",
-        "ppo_on_mawdepth", "search_with_a_run",
+        "environment_by_hand", "grpo_on_a_bandit", "own_collection", "own_learner",
+        "own_text_encoder", "ppo_on_mawdepth", "search_with_a_run",
     }  # fmt: skip
 
 
@@ -71,6 +71,11 @@ def test_ppo_on_mawdepth(run: Run, tiny_folder: Path) -> None:
 
 def test_own_collection(run: Run, tmp_path: Path) -> None:
     assert run("own_collection", tmp_path / "mine") == promised("own_collection")
+
+
+def test_own_learner(run: Run, tiny_folder: Path) -> None:
+    lines = run("own_learner", tiny_folder, 64)
+    assert [shape(line) for line in lines] == [shape(line) for line in promised("own_learner")]
 
 
 def test_own_text_encoder(run: Run, tiny_folder: Path) -> None:

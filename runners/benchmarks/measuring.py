@@ -130,14 +130,12 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    # acc_events: without it torch 2.11 warns that it might forget events.
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    profiler = torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True)
-    with _quiet_library(), profiler as profile:
+    with _quiet_library(), torch.autograd.profiler.profile(profile_memory=True) as profile:
         function()
     held = peak = 0
-    # The kernel events are in the order of their start; allocations and releases are among them.
-    for event in profile.profiler.kineto_results.events():
+    # The events are in the order of their start; allocations and releases are among them. Read as
+    # they are: torch takes minutes to make objects of hundreds of thousands.
+    for event in profile.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)

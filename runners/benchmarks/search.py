@@ -92,7 +92,8 @@ def _index_and_search(
         texts.writelines(f"{one}\n" for one in synthetic_texts(embedder, size, DOCUMENT_WORDS, 0))
         texts.seek(0)
         start = time.perf_counter()
-        routed.index((f"d{number}" for number in range(size)), texts, folder / "index", **settings)
+        ids = (f"d{number}" for number in range(size))
+        routed.index(ids, texts, folder=folder / "index", **settings)
         indexed = time.perf_counter() - start
     asked = list(synthetic_texts(embedder, queries, QUERY_WORDS, 1))
     start = time.perf_counter()

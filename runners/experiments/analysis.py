@@ -47,6 +47,7 @@ PAIRS: Final = (
 )
 
 Row = dict[str, Any]
+Tests = dict[tuple[str, str], tuple[Row | None, Row]]
 
 
 @dataclass
@@ -66,7 +67,8 @@ class Reference:
 def query_frame(result: Result, query_ids: Sequence[str], **about: Any) -> pd.DataFrame:
     """A result query by query, as per_query.csv has it."""
     depths = [pd.NA] * len(query_ids) if result.depths is None else result.depths
-    scores = {**(result.terms or dict.fromkeys(COLUMNS, np.nan)), **result.measures}
+    none: dict[str, Any] = dict.fromkeys(COLUMNS, np.nan)
+    scores = {**(result.terms or none), **result.measures}
     frame = pd.DataFrame({**about, "depth": pd.array(depths, dtype="Int64"), **scores})
     frame.insert(2, "query_id", list(query_ids))
     return frame
@@ -123,7 +125,7 @@ class Comparison:
     def values(self, method: str, what: str) -> Floats:
         """Values (E * S, N) of a retrieval measure, "reward", one of its terms, or "depth"."""
         scores = self.per_query.loc[self.per_query["method"] == method, what]
-        return scores.to_numpy().reshape(-1, len(self.query_ids))
+        return np.asarray(scores).reshape(-1, len(self.query_ids))
 
     def by_encoder(self, method: str, what: str) -> Floats:
         """The same (E, N), averaged over the seeds of the method."""
@@ -224,17 +226,17 @@ class Comparison:
         ]
 
     @cached_property
-    def duels(self) -> dict[tuple[str, str], tuple[Row | None, Row]]:
+    def duels(self) -> Tests:
         """GRPO and every other method that chooses depths, as `pairs`."""
         others = [name for name in self.results if name != "grpo" and self.has_depths(name)]
         return self._tested([("grpo", name) for name in others if "grpo" in self.results])
 
     @cached_property
-    def pairs(self) -> dict[tuple[str, str], tuple[Row | None, Row]]:
+    def pairs(self) -> Tests:
         """Those of `PAIRS` that were run: tests of reward, where both have one, and of nDCG@10."""
         return self._tested([pair for pair in PAIRS if {*pair} <= self.results.keys()])
 
-    def _tested(self, pairs: Sequence[tuple[str, str]]) -> dict[Any, tuple[Row | None, Row]]:
+    def _tested(self, pairs: Sequence[tuple[str, str]]) -> Tests:
         paid = [pair for pair in pairs if all(map(self.has_depths, pair))]
         rewards = dict(zip(paid, self.compared(paid, "reward"), strict=True))
         return {

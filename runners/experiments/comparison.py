@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 FORMAT: Final = 4  # raise when what a result holds changes
 LEAST: Final = 2  # test and training queries, so that a variance exists
-LATENCY_QUERIES: Final = 40
+LATENCY_QUERIES: Final = 20
 WARM_UP: Final = 3
 
 

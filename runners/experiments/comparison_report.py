@@ -11,7 +11,7 @@ import pandas as pd
 from agents.supervised import label_sentence
 from maw_gym.files import write_json, written_whole
 from runners.experiments import figures
-from runners.experiments.analysis import COLUMNS, MAIN, NAMES, Comparison, Row
+from runners.experiments.analysis import COLUMNS, MAIN, NAMES, Comparison, Row, Tests
 from runners.experiments.comparison import slug
 from runners.experiments.report import digits_for, markdown, number, p_value, write_csv
 from runners.experiments.result import Floats
@@ -114,14 +114,17 @@ def group_table(scores: Mapping[str, Floats], groups: Sequence[str]) -> str:
     return markdown(["method", *titles, "alike"], lines)
 
 
-def pair_table(
-    tests: Mapping[tuple[str, str], tuple[Row | None, Row]], columns: Sequence[str]
-) -> str:
+def pair_table(tests: Tests, columns: Sequence[str]) -> str:
     """Pairs of methods, the first minus the second: reward and its p, nDCG@10 and more columns."""
     lines = []
     for (first, second), (reward, ndcg) in tests.items():
         paid, told = _tested(reward, 5), _tested(ndcg, 5, of_percent=2)
-        cells = [paid["difference"], paid[columns[0]], told["difference"], *map(told.get, columns)]
+        cells = [
+            paid["difference"],
+            paid[columns[0]],
+            told["difference"],
+            *(told[one] for one in columns),
+        ]
         lines.append([f"{first} minus {second}", *cells])
     return markdown(["", "reward", columns[0], MAIN, *columns], lines)
 
@@ -211,7 +214,7 @@ def _sections(made: Comparison) -> Iterator[str]:
     yield method_table(made, COST, left=2)
     yield (
         "Training is that of the method alone: of a router, without the encoder whose depths it"
-        " chooses. Latency is the median over 40 queries, one at a time, of what the method takes"
+        " chooses. Latency is the median over 20 queries, one at a time, of what the method takes"
         " longer than the MAW encoder's standard attention."
     )
     for figure, caption in FIGURES.items():
@@ -276,9 +279,8 @@ def reading(made: Comparison) -> Iterator[str]:
             margin = share(test["equivalence_margin"], test["baseline_mean"])
             yield f"The difference of {name} from {made.baseline} is less than {margin} at 95%."
     for at, what in enumerate(("reward", MAIN) if made.duels else ()):
-        beaten, lost, level = _sorted_tests(
-            {name: tests[at] for (_, name), tests in made.duels.items() if name in ordinary}
-        )
+        of = {name: tests[at] or {} for (_, name), tests in made.duels.items() if name in ordinary}
+        beaten, lost, level = _sorted_tests(of)
         yield (
             f"GRPO in {what}: significantly above {beaten}; below {lost}; no significant difference"
             f" from {level}."

@@ -6,7 +6,7 @@ library is in.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +96,7 @@ def learning_axes(levels: Mapping[str, float], title: str) -> "tuple[Figure, Axe
     axes.axhline(1, color="#D55E00", linewidth=1, label=f"oracle, {levels['oracle']:.4f}")
     label = f"best fixed depth, {levels['best_fixed']:.4f}"
     fixed = share(levels["best_fixed"], levels)
-    axes.axhline(fixed, color="#E69F00", linestyle=(0, (6, 2)), label=label)
+    axes.axhline(float(fixed), color="#E69F00", linestyle=(0, (6, 2)), label=label)
     label = f"random depth, {levels['random']:.4f}"
     axes.axhline(0, color="#4D4D4D", linestyle=(0, (1, 2)), label=label)
     axes.set_title(title)
@@ -208,10 +208,10 @@ def reward_curves(made: Comparison) -> "Figure":
         grid = np.linspace(
             max(steps[0] for steps, _ in histories), min(steps[-1] for steps, _ in histories), GRID
         )
-        curves = share([np.interp(grid, *history) for history in histories], levels)
+        curves = share(np.array([np.interp(grid, *history) for history in histories]), levels)
         curves = curves.reshape(-1, len(made.folds), GRID).mean(axis=1)
         colour, dash, marker = _looks(made, name)
-        look = {"color": colour, "linestyle": dash, "marker": marker}
+        look: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": marker}
         axes.plot(grid, curves.mean(axis=0), **look, markevery=10, markersize=4, label=name)
         if len(curves) > 1:
             low, high = curves.min(axis=0), curves.max(axis=0)

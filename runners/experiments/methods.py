@@ -10,6 +10,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -145,7 +146,7 @@ def _learner(name: str, train: Train, about: str, specify: Callable[..., Any]) -
 _BY_RULE = partial(_offline, SupervisedSpec, labels="rule")
 _BY_ORACLE = partial(_offline, SupervisedSpec, labels="oracle")
 _ALL_REWARDS = partial(_offline, FullInformationSpec)
-_SEES_RANKINGS = {"observation": ("profile", "retrieval")}
+_SEES_RANKINGS: Final[dict[str, Any]] = {"observation": ("profile", "retrieval")}
 _SEES = "that also sees what the ranking through each depth looks like, without judgments"
 
 _ALL: Final = (
@@ -282,16 +283,17 @@ def method_of(given: str | Method | Learner) -> Method:
             raise InputError(f"cannot import {module}:{name} ({problem})") from None
     if isinstance(given, Method):
         return given
-    name = getattr(given, "__name__", None)
-    if name is None or name in METHODS:
+    if not (inspect.isfunction(given) or inspect.isclass(given)) or given.__name__ in METHODS:
         raise InputError(
             f"a learner is a function or a class with a name of its own, got {given!r}"
         )
-    source = hashlib.sha256(inspect.getsource(given).encode()).hexdigest()
+    source = ""
+    with suppress(OSError):  # typed into an interpreter that keeps no text
+        source = hashlib.sha256(inspect.getsource(given).encode()).hexdigest()
 
     def specify(common: CommonSpec, task: RetrievalTask) -> OwnSpec:
         return OwnSpec(common.task, common.online, source)
 
-    about = (inspect.getdoc(given) or name).partition("\n")[0]
+    about = (inspect.getdoc(given) or given.__name__).partition("\n")[0].rstrip(".")
     run = partial(by_own, given)
-    return Method(name, "learner", run, about, specify, seeded=True, needs="train")
+    return Method(given.__name__, "learner", run, about, specify, seeded=True, needs="train")

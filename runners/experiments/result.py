@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -95,6 +96,9 @@ class Result:
             content["depths"] = np.array(content["depths"])
         return cls(**content)
 
+
+# Depths, measures and rankings that a task's queries have had.
+_EVALUATED: WeakKeyDictionary[RetrievalTask, dict[str, list[Any]]] = WeakKeyDictionary()
 
 KEPT: Final = [one.name for one in fields(Result)][:9]
 
@@ -251,12 +255,40 @@ def by_depths(
     terms = Bandit(task.table(split), reward=spec.reward).terms
     chosen, rows = torch.as_tensor(depths), np.arange(len(depths))
     return Result.of(
-        task.evaluate(split, chosen),
+        evaluated(task, split, depths),
         depths=depths,
         terms={name: values[rows, depths].astype(np.float64) for name, values in terms.items()},
         parameters=size(task.embedder),
         encode=lambda texts: task.embedder.encode_queries(texts, chosen[:1]).cpu(),
     )
+
+
+def evaluated(
+    task: RetrievalTask, split: str, depths: NDArray[np.int64]
+) -> tuple[Evaluation, Ranking]:
+    """As `task.evaluate`; what a query finds through a depth is looked for once for all methods."""
+    known, left = _EVALUATED.setdefault(task, {}).setdefault(split, []), np.arange(len(depths))
+    parts: list[tuple[NDArray[np.int64], dict[str, Floats], Ranking]] = []
+    for before, measures, ranking in known:
+        same = left[before[left] == depths[left]]
+        found = {name: values[same] for name, values in measures.items()}
+        parts.append((same, found, Ranking(ranking.scores[same], ranking.documents[same])))
+        left = np.setdiff1d(left, same, assume_unique=True)
+    if len(left):
+        queries, own = task.collection.splits[split].select(left), task.candidates(split)
+        embeddings = task.embedder.encode_queries(queries.texts, torch.as_tensor(depths[left]))
+        candidates = own and [own[row] for row in left]
+        evaluation, ranking = evaluate_embeddings(task.index, queries, embeddings, candidates)
+        parts.append((left, evaluation.per_query, ranking))
+    order = np.concatenate([rows for rows, _, _ in parts]).argsort()
+    whole = {
+        name: np.concatenate([found[name] for _, found, _ in parts])[order] for name in parts[-1][1]
+    }
+    scores = torch.cat([ranking.scores for *_, ranking in parts])[order]
+    documents = torch.cat([ranking.documents for *_, ranking in parts])[order]
+    ranking = Ranking(scores, documents)
+    known.append((depths, whole, ranking))
+    return Evaluation(whole), ranking
 
 
 def size(module: Embedder | Module, but: str = "-") -> int:

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from maw_gym.errors import InputError
+from maw_gym.tables.task import load_task
 from runners import ablate
 from runners.ablate import VARIANTS, AblateSettings
 from runners.experiments.command_line import changed, made
+from runners.experiments.result import Result
 from runners.experiments.settings import GRPOSpec
 
 
 def test_variants_are_settings_of_grpo() -> None:
-    for variant in VARIANTS.values():
-        made(AblateSettings).spec(variant, 0)
-    assert made(AblateSettings).spec({}, 0) == GRPOSpec()
+    specs = [made(AblateSettings).spec(name) for name in VARIANTS]
+    assert specs[0] == GRPOSpec()
+    assert len(set(map(str, specs))) == len(specs) - 1  # the profile is what GRPO observes anyway
 
 
 def test_leaves_a_report(
@@ -26,39 +28,37 @@ def test_leaves_a_report(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    some = ("defaults", "observation: profile", "kl: none")
+    some = ("defaults", "observation: profile", "reward: alignment alone")
     monkeypatch.setattr(ablate, "VARIANTS", {name: VARIANTS[name] for name in some})
     settings = made(AblateSettings,
-        dataset=str(tiny_folder), encoder="untrained", seeds=(0, 1), timesteps=512, device="cpu",
+        dataset=str(tiny_folder), encoder="untrained", seeds=(0, 1), timesteps=256, device="cpu",
         logdir=tmp_path, run_name="one",
     )  # fmt: skip
     ablate.main(settings)
-    variants = json.loads((tmp_path / "one" / "metrics.json").read_text())["variants"]
-    # The profile is what GRPO observes anyway.
-    assert list(variants) == ["defaults", "kl: none"]
-    assert len(variants["defaults"]["gap_closed"]) == 2
-    report = (tmp_path / "one" / "report.md").read_text()
-    assert report.splitlines()[0].startswith("| GRPO with")
-    assert report in capsys.readouterr().out
-    # Going on trains nothing again; a result that is lost, or of another default, is.
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "one" / "cells").iterdir()}
-    (lost,) = (path for path in kept if path.match("*.kl--none.seed1.*.json"))
+    run = tmp_path / "one"
+    rows = {row["method"]: row for row in json.loads((run / "results.json").read_text())}
+    assert list(rows) == ["defaults", "reward: alignment alone"]
+    assert "| minus defaults |" in capsys.readouterr().out.replace("  ", " ").replace("  ", " ")
+    report = (run / "report.md").read_text()
+    # Both are judged by the default reward, whatever they learned from.
+    table = load_task(str(tiny_folder), "untrained", "cpu").table("test")
+    reward = 0.3 * table.entropy + 0.3 * table.focus + 0.4 * table.ndcg  # (7, 32)
+    cells = [Result.load(path) for path in (run / "cells").glob("*.reward-*.json")]
+    depths = np.array([cell.depths for cell in cells])  # (2, 7)
+    assert rows["reward: alignment alone"]["reward"]["mean"] == pytest.approx(
+        np.take_along_axis(reward.T, depths, 0).mean(), abs=1e-6
+    )
+    assert {cell.history for cell in cells} == {None}
+    # Going on trains nothing again; a result that is lost is.
+    kept = {path: path.stat().st_mtime_ns for path in (run / "cells").iterdir()}
+    (lost,) = (path for path in kept if path.match("*.defaults.seed1.*.json"))
     lost.unlink()
-    ablate.main(changed(settings, resume=tmp_path / "one"))
-    now = {path: path.stat().st_mtime_ns for path in (tmp_path / "one" / "cells").iterdir()}
-    assert now.keys() == kept.keys()
-    assert {path for path in kept if now[path] != kept[path]} == {lost}
-    assert (tmp_path / "one" / "report.md").read_text() == report
-
-
-def test_table() -> None:
-    base = {"gap_closed": [0.25, 0.75], "reward": np.full(4, 0.5), "nDCG@10": np.zeros(4)}
-    other = {"gap_closed": [None, 1.0], "reward": np.full(4, 0.5), "nDCG@10": np.full(4, 0.1)}
-    lines = ablate.table({"defaults": base, "other": other}).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:4]]
-    assert cells[0] == ["defaults", "0.500", "0.5000", "-", "0.0000", "-", "-"]
-    # All four differences are .1: of 16 signs two are as far out.
-    assert cells[1] == ["other", "1.000", "0.5000", "1.0000", "0.1000", "+0.1000", ".1250"]
+    ablate.main(changed(settings, resume=run))
+    now = {path: path.stat().st_mtime_ns for path in (run / "cells").iterdir()}
+    assert {path for path in now if now[path] != kept[path]} == {lost}
+    assert (run / "report.md").read_text().partition("### Cost")[0] == (
+        report.partition("### Cost")[0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,10 @@ import ir_measures
 import numpy as np
 import psutil
 import pytest
-from gymnasium.vector import AutoresetMode
 from tiny_collection import PAIRS
 
-from agents.sb3.vec_env import to_sb3
 from maw_gym.corpora import load_collection
-from maw_gym.envs.vector_environment import GRPOVectorEnvironment
+from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.tables.task import RetrievalTask, load_task
 from runners.compare import CompareSettings, compare_dataset, main
@@ -28,6 +26,7 @@ from runners.experiments.comparison import checked_folds, compare, run_side_by_s
 from runners.experiments.methods import chosen_methods
 from runners.experiments.result import Result
 from runners.experiments.runs import run_main
+from runners.experiments.settings import CommonSpec, OnlineSettings
 
 METHODS = [
     "bm25", "non-maw-zero-shot", "random", "best-fixed-reward",
@@ -92,12 +91,9 @@ def test_results_are_those_of_the_table(finished: Path, tiny_folder: Path) -> No
     reward = 0.3 * table.entropy + 0.3 * table.focus + 0.4 * table.ndcg  # (7, 32)
     for method, mean in (("random", reward.mean()), ("oracle", reward.max(axis=1).mean())):
         assert rows[method]["reward"]["mean"] == pytest.approx(mean, abs=1e-6)
-    # The rule's label is depth 5 everywhere, and a classifier can learn nothing else.
+    # The rule's label is depth 5 everywhere.
     found = [Result.load(path) for path in (finished / "cells").glob("*.supervised-rule.*.json")]
-    assert len(found) == 2
-    for cell in found:
-        assert (cell.facts["label_constant"], cell.facts["label_most_common"]) == (True, 5)
-        assert (cell.depths == 5).mean() > 0.5
+    assert [cell.facts["label_most_common"] for cell in found] == [5, 5]
 
 
 def test_runs_can_be_judged_by_others(finished: Path, tiny_folder: Path) -> None:
@@ -280,7 +276,7 @@ class Always:
     """Depth 1, whatever it sees."""
 
     def __init__(self, task: RetrievalTask, spec: Any, log: Any) -> None:
-        assert spec.online.timesteps == 100_000
+        assert spec.online.timesteps == 64
         assert log.folder.is_dir()
 
     def predict(self, observation: np.ndarray, deterministic: bool) -> tuple[np.ndarray, None]:
@@ -288,39 +284,32 @@ class Always:
         return np.ones(len(observation), int), None
 
 
-def a2c(task: RetrievalTask, spec: Any, log: Any) -> Any:
-    """A2C of Stable-Baselines3."""
-    from stable_baselines3 import A2C
-
-    envs = GRPOVectorEnvironment(8, table=task.table("train"), observation=spec.task.observation)
-    assert envs.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
-    return A2C("MlpPolicy", to_sb3(envs), seed=spec.task.seed, device="cpu").learn(64)
-
-
-def test_learners_of_ones_own_enter_a_comparison(task: RetrievalTask, tmp_path: Path) -> None:
-    found = compare([Always, a2c, "best-fixed-reward"], task, seeds=(0, 1), folder=tmp_path)
-    assert [*found.results] == ["standard-attention", "best-fixed-reward", "Always", "a2c"]
-    assert found.results["Always"][1].depths.tolist() == [1] * len(found.query_ids)  # type: ignore[union-attr]
-    table = found.table()
-    assert table.loc["a2c", "about"] == "A2C of Stable-Baselines3."
-    assert table.loc["Always", "reward.mean"] == pytest.approx(
-        0.3 * task.table("test").entropy[:, 1].mean()
-        + 0.3 * task.table("test").focus[:, 1].mean()
-        + 0.4 * task.table("test").ndcg[:, 1].mean()
-    )
-
-
-def test_a_learner_by_the_path_of_its_class(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_learners_of_ones_own_enter_a_comparison(
+    task: RetrievalTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "somewhere.py").write_text("def learner(task, spec, log): ...\n")
-    names = made(CompareSettings, methods=("somewhere:learner", "grpo")).method_names
-    assert [*chosen_methods(names)] == ["non-maw-trained", "grpo", "learner"]
-    for path, message in (
+    monkeypatch.chdir(Path(__file__).parents[2])
+    spec, a2c = CommonSpec(online=OnlineSettings(64)), "examples.own_learner:a2c"
+    given = [Always, a2c, "best-fixed-reward"]
+    found = compare(given, task, seeds=(0, 1), spec=spec, folder=tmp_path)
+    assert [*found.results] == ["standard-attention", "best-fixed-reward", "Always", "a2c"]
+    always = found.results["Always"][1].depths
+    assert always is not None
+    assert always.tolist() == [1] * len(found.query_ids)
+    table, rewards = found.table(), Bandit(task.table("test")).rewards
+    assert table.loc["a2c", "about"] == "A2C of Stable-Baselines3"
+    assert table.loc["Always", "reward.mean"] == pytest.approx(rewards[:, 1].mean())
+    # What is kept is read again; another source is another learner.
+    assert compare(given, task, seeds=(0, 1), spec=spec, folder=tmp_path).table().equals(table)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
         ("nowhere:learner", r"cannot import nowhere:learner \(No module named 'nowhere'"),
-        ("somewhere:lerner", "cannot import somewhere:lerner .*has no attribute 'lerner'"),
-        ("somewhere:__name__", "a learner is a function or a class with a name of its own"),
-    ):
-        with pytest.raises(InputError, match=message):
-            made(CompareSettings, methods=(path,))
+        ("json:lerner", "cannot import json:lerner .*has no attribute 'lerner'"),
+        ("os:name", "a learner is a function or a class with a name of its own, got 'posix'"),
+    ],
+)
+def test_a_path_that_leads_to_no_learner(path: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        made(CompareSettings, methods=(path,))

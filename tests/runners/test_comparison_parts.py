@@ -11,12 +11,9 @@ import torch
 from hand_made import TABLE
 
 from agents.fitting import router_settings
-from maw_gym.corpora import QuerySet
+from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.retrieval.evaluation import MEASURES, Evaluation
-from maw_gym.retrieval.search import Ranking
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.tables.depth_table import DepthTable
 from maw_gym.tables.task import RetrievalTask
 from runners.compare import CompareSettings
 from runners.experiments.analysis import COLUMNS, NAMES, Comparison, Reference
@@ -167,37 +164,18 @@ def test_relevant_documents_of_test_queries_that_training_has_seen(task: Retriev
 # --- one result ------------------------------------------------------------------------------
 
 
-class Task:
-    """Serves `TABLE` for training and test queries; a depth's nDCG@10 is the table's."""
-
-    def __init__(self) -> None:
-        ids = TABLE.query_ids
-        queries = QuerySet(ids, ids, ({"d0": 1}, {"d1": 1}, {"d0": 1}))
-        self.collection = SimpleNamespace(
-            splits={"test": queries}, doc_ids=("d0", "d1"), provenance={"content": "fruit"}
-        )
-        self.embedder = SimpleNamespace(
-            fingerprint=lambda: "an encoder", named_parameters=lambda: [("a", torch.zeros(7))]
-        )
-        self.device = torch.device("cpu")
-
-    def table(self, split: str) -> DepthTable:
-        return TABLE
-
-    def evaluate(self, split: str, depths: torch.Tensor) -> tuple[Evaluation, Ranking]:
-        ndcg = TABLE.ndcg[np.arange(3), depths.numpy()].astype(np.float64)
-        ranking = Ranking(torch.tensor([[0.5, 0.25]] * 3), torch.tensor([[0, 1], [1, 0], [1, 0]]))
-        return Evaluation({str(measure): ndcg for measure in MEASURES}), ranking
-
-
-def chosen(task: Any, depths: list[int]) -> Result:
-    return by_depths(task, SPEC, "test", np.array(depths))
+def chosen(depths: list[int]) -> Result:
+    """Depths of the three queries of `TABLE`."""
+    rows = np.arange(3)
+    terms = {name: values[rows, depths] for name, values in Bandit(TABLE).terms.items()}
+    ndcg = TABLE.ndcg[rows, depths].astype(np.float64)
+    return Result(dict.fromkeys(NAMES, ndcg), np.array(depths), terms, parameters=7)
 
 
 def test_a_row_by_hand() -> None:
     """Rewards .3 .5 .7 .43 / .7 .5 .3 .33 / .3 .3 .3 .5 of three queries at four depths."""
-    task: Any = Task()
-    row = row_of(task, SPEC, chosen(task, [1, 1, 1]))
+    task: Any = SimpleNamespace(table=lambda split: TABLE)
+    row = row_of(task, SPEC, chosen([1, 1, 1]))
     assert row.reward is not None
     assert row.reward["mean"] == pytest.approx(1.3 / 3)
     assert row.reward["random"] == pytest.approx((1.93 + 1.83 + 1.4) / 12)
@@ -205,7 +183,7 @@ def test_a_row_by_hand() -> None:
     # (1.3 / 3 - .43) / (1.9 / 3 - .43) = .01 / .61
     assert row.reward["gap_closed"] == pytest.approx(1 / 61, abs=1e-5)
     assert row.retrieval["nDCG@10"] == pytest.approx(1 / 3)  # .5, .5 and 0
-    best = chosen(task, [2, 0, 3])
+    best = chosen([2, 0, 3])
     assert row_of(task, SPEC, best).reward["gap_closed"] == pytest.approx(1)  # type: ignore[index]
     # The reward is nDCG@10 alone: 1, 1 and .5.
     alone = replace(SPEC, reward_weights=(0.0, 0.0, 1.0))
@@ -213,8 +191,7 @@ def test_a_row_by_hand() -> None:
 
 
 def test_what_is_kept_of_a_method(tmp_path: Path) -> None:
-    task: Any = Task()
-    result = chosen(task, [2, 0, 0])
+    result = chosen([2, 0, 0])
     result.facts, result.history = {"a": np.int64(1)}, [(0, 0.5), (10, 1 / 3)]
     path = tmp_path / "cells" / "one.json"
     result.save(path)
@@ -228,15 +205,25 @@ def test_what_is_kept_of_a_method(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("0.333", "0.433"))
     with pytest.raises(DamagedFileError):  # a number changed by hand is no result
         Result.load(path)
-    write_run(tmp_path / "one.trec", task, "test", result, "mine", ranked=1)
-    assert (tmp_path / "one.trec").read_text().splitlines()[1:] == [
-        "fruit/berry Q0 d1 1 0.5 mine",
-        "fruit/cherry Q0 d1 1 0.5 mine",
-    ]
-    # Of drawn depths the expected terms are kept: the means of the table's rows.
-    drawn = randomly(task, Spec(replace(SPEC, seed=3)), "test", None)
+
+
+def test_depths_are_ranked_once_for_all_methods(task: RetrievalTask, tmp_path: Path) -> None:
+    spec, queries = Spec(replace(SPEC, seed=3)), len(task.table("test"))
+    drawn = randomly(task, spec, "test", None)
+    assert drawn.depths is not None
     assert drawn.terms is not None
-    assert drawn.terms["reward"] == pytest.approx([1.93 / 4, 1.83 / 4, 1.4 / 4])
+    # Of drawn depths the expected terms are kept: the means of the table's rows.
+    assert drawn.terms["reward"] == pytest.approx(Bandit(task.table("test")).random)
+    for depths in (np.full(queries, 2), drawn.depths):  # partly, and wholly, what is known
+        found = by_depths(task, SPEC, "test", depths)
+        expected, ranking = task.evaluate("test", torch.as_tensor(depths))
+        assert found.ranking is not None
+        assert found.measures["nDCG@10"].tolist() == expected.per_query["nDCG@10"].tolist()
+        assert found.ranking.documents.tolist() == ranking.documents.tolist()
+    write_run(tmp_path / "one.trec", task, "test", found, "mine", ranked=1)
+    lines = [line.split() for line in (tmp_path / "one.trec").read_text().splitlines()]
+    assert [line[0] for line in lines] == list(task.collection.splits["test"].ids)
+    assert {(line[3], line[5]) for line in lines} == {("1", "mine")}
 
 
 def test_a_router_that_looks_at_searches_is_given_the_documents(task: RetrievalTask) -> None:
@@ -258,7 +245,11 @@ def test_a_router_that_looks_at_searches_is_given_the_documents(task: RetrievalT
 
 @pytest.mark.parametrize("spec", [Spec(), GRPOSpec(), SupervisedSpec()])
 def test_a_key_depends_on_every_setting(spec: AnySpec) -> None:
-    task: Any = Task()
+    task: Any = SimpleNamespace(
+        collection=SimpleNamespace(provenance={"content": "fruit"}),
+        embedder=SimpleNamespace(fingerprint=lambda: "an encoder"),
+        device=torch.device("cpu"),
+    )
     changes: dict[str, Any] = {
         "alignment": "listwise", "reward_weights": (0.0, 0.0, 1.0), "observation": ("content",),
         "network": "mlp", "advantage": "critic", "ratio": "reference", "kl": "k3",

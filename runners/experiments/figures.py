@@ -35,9 +35,6 @@ LOOKS: Final[dict[str, tuple[str, str, str]]] = {
     "full-ndcg": ("#E69F00", "-", "X"),
     "full-ndcg-retrieval": ("#8C6D00", "--", "*"),
 }
-OTHER_LOOKS: Final = [
-    (colour, dash, "") for dash in ("-.", ":", "--") for colour, _, _ in LOOKS.values()
-]
 KINDS: Final = {
     "ranker": ("#56B4E9", "BM25, alone or fused"),
     "encoder": ("#999999", "encoder, nothing routed"),
@@ -224,7 +221,8 @@ def _looks(made: Comparison, name: str) -> tuple[str, str, str]:
     """Colour, dash and marker of a method: no two of a comparison look alike."""
     if name in LOOKS:
         return LOOKS[name]
-    return OTHER_LOOKS[[one for one in made.results if one not in LOOKS].index(name) % 24]
+    at = [one for one in made.results if one not in LOOKS].index(name)
+    return [*LOOKS.values()][at % len(LOOKS)][0], ("-.", ":", "--")[at // len(LOOKS) % 3], ""
 
 
 def ndcg_intervals(made: Comparison) -> "Figure":

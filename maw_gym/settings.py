@@ -59,6 +59,9 @@ def checked(kind: type[Kind]) -> type[Kind]:
 
     @wraps(init)
     def __init__(self: Any, *args: Any, **values: Any) -> None:
+        known = [one.name for one in fields(made)]
+        for name in values.keys() - known:  # pydantic takes them without a word
+            raise InputError(f"there is no setting {name!r}; choose among {', '.join(known)}")
         try:
             init(self, *args, **values)
         except ValidationError as error:

@@ -25,6 +25,7 @@ from maw_gym.corpora import load_collection
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.files import load_embedder, save_embedder
 from maw_gym.encoders.maw import EncoderSettings
+from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.envs.bandit import RewardSpec
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
@@ -354,6 +355,7 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "huge weights of queries": (lambda at: routed(at, huge).encode_query("honey"), "text embeddings must be finite; the encoder has probably diverged"),
     "huge weights": (lambda at: routed(at, huge).index(["a"], ["honey"]), "document embeddings must be finite; the encoder has probably diverged"),
     "query of a task": (lambda at: load_task(str(at.tiny), "untrained", "cpu").query_text("q99"), "no query 'q99' in .*"),
+    "setting of training": (lambda at: TrainingSettings(depths="layers"), "there is no setting 'depths'; choose among epochs, .*"),
     "weights as text": (lambda at: RewardSpec("abc"), "reward_weights must be three finite numbers .*; got 'abc'"),
 }  # fmt: skip
 

@@ -10,27 +10,25 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.encoders.embedder import Embedder, encoder_shape, untrained_embedder
-from maw_gym.encoders.files import load_embedder, save_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.text import TextEncoder, WordLlama
-from maw_gym.encoders.training.losses import pairs_of
 from maw_gym.encoders.training.selection import (
-    grouping,
+    Trained,
+    encoder_path,
+    kept_encoder,
     train_encoder,
     trained_attention,
-    with_states,
+    trained_in_place,
 )
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import Validation, train_attention
 from maw_gym.errors import InputError
-from maw_gym.files import cache_home, cached, content_key
 from maw_gym.retrieval.evaluation import DEPTH_OF_RANKING, Evaluation, evaluate_rankings
 from maw_gym.retrieval.search import Ranking
 from maw_gym.tables.task import RetrievalTask
@@ -39,8 +37,6 @@ log = logging.getLogger(__name__)
 
 UNTRAINED: Final = ("mean_pooling", "zero_shot")
 TRAINED: Final = ("non_maw", "single_depth")
-ENCODERS: Final = UNTRAINED + TRAINED
-FORMAT: Final = 2  # raise when training itself changes
 
 
 def baseline_encoder(
@@ -51,10 +47,12 @@ def baseline_encoder(
     settings: TrainingSettings | None = None,
     shape: EncoderSettings | None = None,
     text: TextEncoder | None = None,
-) -> tuple[Embedder, dict[str, Any]]:
-    """An encoder of `ENCODERS`; trained ones are kept in the cache folder."""
-    if name not in ENCODERS:
-        raise InputError(f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}")
+) -> Trained:
+    """An encoder of `UNTRAINED` or `TRAINED`; trained ones are kept in the cache folder.
+
+    ``non_maw`` trains the standard attention for as many steps as a MAW encoder has in both stages;
+    ``single_depth`` is a MAW encoder of one depth.
+    """
     text = text or WordLlama()
     settings = (settings or TrainingSettings()).suited(text, device)
     maw = shape or encoder_shape(text)
@@ -66,63 +64,34 @@ def baseline_encoder(
                 embedder.encoder.out_proj.weight.zero_()
                 embedder.encoder.token_weight.zero_()
         return embedder.to(device), {"baseline": name}
+    if name not in TRAINED:
+        names = ", ".join(UNTRAINED + TRAINED)
+        raise InputError(f"unknown encoder {name!r}; choose one of {names}")
     if not any(source.splits["encoder"].ids for source in sources):
         raise InputError(f"encoder {name!r} needs a collection with an `encoder` split to train on")
-    key = content_key(
-        {
-            "format": FORMAT,
-            "baseline": name,
-            "sources": [source.provenance["content"] for source in sources],
-            **grouping(sources, settings.to_json()),
-            "settings": settings.to_json(),
-            "shape": maw.to_json(),
-            "text": text.name,
-            "device": torch.device(device).type,
-        }
-    )
-    path = cache_home() / "encoders" / f"{name}-{key}.safetensors"
+    about = {"baseline": name, "settings": settings.to_json(), "shape": maw.to_json()}
 
-    def build() -> tuple[Embedder, dict[str, Any]]:
+    def build() -> Trained:
         log.info("training encoder %s", name)
         began = time.perf_counter()
         if name == "single_depth":
             one = replace(maw, depths=1)
             embedder, provenance = train_encoder(sources, device, settings, one, text=text)
         else:
-            embedder, provenance = train_without_depths(sources, device, settings, ordinary, text)
+            embedder, provenance = trained_attention(sources, device, settings, ordinary, text)
+            embedder.encoder.requires_grad_(True)
+            again = replace(settings, epochs=settings.depth_epochs, seed=settings.seed + 1)
+            pairs, best = trained_in_place(embedder, sources, again)
+            epochs = settings.epochs + settings.depth_epochs
+            provenance |= {
+                "settings": settings.to_json(),
+                "steps": epochs * math.ceil(pairs / settings.batch_size),
+                "continued": best,
+            }
         seconds = round(time.perf_counter() - began, 1)
-        provenance = {"baseline": name, "seconds": seconds, **provenance}
-        return embedder, provenance
+        return embedder, {"baseline": name, "seconds": seconds, **provenance}
 
-    embedder, provenance = cached(
-        path, build, lambda path, made: save_embedder(path, *made), load_embedder
-    )
-    return embedder.to(device), provenance
-
-
-def train_without_depths(
-    sources: Sequence[Collection],
-    device: torch.device | str,
-    settings: TrainingSettings,
-    shape: EncoderSettings,
-    text: TextEncoder | None = None,
-) -> tuple[Embedder, dict[str, Any]]:
-    """Train a NON-MAW encoder for as many steps as a MAW encoder has in both stages."""
-    embedder, provenance = trained_attention(sources, device, settings, shape, text)
-    embedder = with_states(embedder, sources, settings)
-    embedder.encoder.requires_grad_(True)
-    again = replace(settings, epochs=settings.depth_epochs, seed=settings.seed + 1)
-    pairs = pairs_of(sources, embedder)
-    validation = Validation(sources[0], embedder, settings.document_tokens)
-    best = train_attention(embedder, pairs, validation, again)
-    embedder.encoder.eval().requires_grad_(False)
-    epochs = settings.epochs + settings.depth_epochs
-    return embedder, {
-        **provenance,
-        "settings": settings.to_json(),
-        "steps": epochs * math.ceil(len(pairs.queries) / settings.batch_size),
-        "continued": {"epoch": best.epoch, "validation nDCG@10": best.score},
-    }
+    return kept_encoder(encoder_path(name, sources, device, about, text), device, build)
 
 
 def training_sources(task: RetrievalTask) -> list[Collection]:
@@ -141,14 +110,13 @@ def evaluate_encoder(
     collection: Collection,
     split: str,
     device: torch.device | str = "cpu",
-    k: int = DEPTH_OF_RANKING,
 ) -> tuple[Evaluation, Ranking]:
     """Retrieval of an encoder that routes nothing."""
     count = embedder.encoder.settings.depths
     if count > 1:
         raise InputError(f"an encoder of {count} depths needs a router; this is for one without")
     depths = torch.zeros(len(collection.splits[split].ids), dtype=torch.long) if count else None
-    return RetrievalTask(collection, embedder, device).evaluate(split, depths, k)
+    return RetrievalTask(collection, embedder, device).evaluate(split, depths)
 
 
 @torch.no_grad()
@@ -156,7 +124,7 @@ def ensemble_queries(embedder: Embedder, texts: Sequence[str]) -> Tensor:
     """Embeddings (N, h) of queries: the mean of all depths' embeddings, of unit length."""
     ids = embedder.query_ids(texts)
     result = torch.zeros(len(ids), embedder.text.width, device=embedder.device)
-    for rows, statistics, _ in embedder.query_statistics(ids):
+    for rows, statistics in embedder.query_statistics(ids):
         result[rows] = nn.functional.normalize(statistics.embeddings.mean(1), dim=-1)
     return result
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from agents.settings import FitSettings
 from maw_gym.checkpoints import Best, EpochCheckpoints, Progress
-from maw_gym.encoders.training.losses import epoch_rows
+from maw_gym.encoders.training.stages import epoch_rows
 from maw_gym.envs.bandit import Bandit, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.files import fingerprint

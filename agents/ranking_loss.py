@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from maw_gym.encoders.training.losses import listwise_loss
+from maw_gym.encoders.training.stages import listwise_loss
 from maw_gym.retrieval.ranking import TEMPERATURE
 from maw_gym.tables.task import RetrievalTask
 
@@ -90,6 +90,6 @@ def depth_embeddings(task: RetrievalTask, texts: list[str]) -> Tensor:
     shape = (len(texts), embedder.maw.depths, embedder.text.width)
     result = torch.zeros(shape, device=task.device)
     label = "embeddings of all depths"
-    for rows, statistics, _ in embedder.query_statistics(embedder.query_ids(texts), progress=label):
+    for rows, statistics in embedder.query_statistics(embedder.query_ids(texts), progress=label):
         result[rows] = statistics.embeddings.float()
     return result

@@ -18,10 +18,14 @@ from maw_gym.corpora import load_collection, splits
 from maw_gym.encoders import embedder as embedder_module
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings
-from maw_gym.encoders.training.losses import batch_loss, depth_loss, judged_queries, pairs_of
 from maw_gym.encoders.training.selection import train_encoder, trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import Validation
+from maw_gym.encoders.training.stages import (
+    Validation,
+    batch_loss,
+    depth_loss,
+    pairs_of,
+)
 from maw_gym.errors import InputError
 from maw_gym.retrieval.bm25 import Words
 from maw_gym.retrieval.documents import DocumentIndex
@@ -201,11 +205,10 @@ def in_double(folder: Path, stage: str) -> tuple[float, dict[str, Any]]:
         else:
             with torch.no_grad():
                 vectors = embedder.encode_ids(pairs.documents).double()
-            judged = judged_queries(pairs.queries, vectors, pairs)
             generator = torch.Generator().manual_seed(0)
             depth = rows % 3
             more = (rows.tolist(), depth, settings, generator)
-            loss = averaged(partial(depth_loss, embedder, judged, *more))
+            loss = averaged(partial(depth_loss, embedder, pairs, vectors, *more))
         loss.backward()
         return loss.item(), {name: one.grad.cpu().numpy() for name, one in trained.items()}
     finally:

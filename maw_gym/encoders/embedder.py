@@ -1,6 +1,5 @@
 """Embedder: a text encoder and an attention encoder together, texts to embeddings in batches."""
 
-import gc
 import hashlib
 import logging
 import time
@@ -10,30 +9,16 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from maw_gym.attention.reference import DepthStatistics
 from maw_gym.distributed import check_same, from_all, is_first, process, processes
-from maw_gym.encoders.maw import (
-    EncoderSettings,
-    MAWEncoder,
-    NonMAWEncoder,
-    attention_encoder,
-    mean_content,
-)
-from maw_gym.encoders.text import (
-    TextEncoder,
-    WordLlama,
-    length_batches,
-    on_device,
-    padded,
-)
+from maw_gym.encoders.maw import EncoderSettings, MAWEncoder, NonMAWEncoder, attention_encoder
+from maw_gym.encoders.text import TextEncoder, WordLlama, length_batches, on_device, padded
 from maw_gym.errors import InputError, checked_texts, shown
 from maw_gym.files import canonical, content_key, fingerprint
-from maw_gym.retrieval.documents import first_of_same
 
 log = logging.getLogger(__name__)
 progress_log = logging.getLogger("maw_gym.progress")  # runners show it
@@ -49,10 +34,12 @@ CONTEXTUAL_OUTPUT = 0.1
 class ProgressBar:
     """A bar on a terminal, where a stage lasts over two seconds; elsewhere lines of the log."""
 
-    def __init__(self, total: int | None, label: str | None, shown: bool = True) -> None:
-        self._shown = is_first() and shown
-        hidden = None if self._shown else True
-        self.bar = tqdm(total=total, desc=label, delay=2, leave=False, disable=hidden)
+    def __init__(self, total: int | None, label: str | None) -> None:
+        silent = label is None or not is_first()
+        self.bar = tqdm(
+            total=total, desc=label, delay=2, leave=False, disable=True if silent else None
+        )
+        self._logged = self.bar.disable and not silent
         self._total, self._label, self._done = total, label, 0
         self._next = time.monotonic() + LOGGED_SECONDS
 
@@ -66,7 +53,7 @@ class ProgressBar:
         """Go on by `count`."""
         self.bar.update(count)
         self._done += count
-        if self._shown and self.bar.disable and time.monotonic() > self._next:
+        if self._logged and time.monotonic() > self._next:
             self._next = time.monotonic() + LOGGED_SECONDS
             progress_log.info("%s: %d of %s", self._label, self._done, self._total or "many")
 
@@ -88,11 +75,6 @@ class Embedder:
     def device(self) -> torch.device:
         """Where the encoder lies."""
         return self.encoder.token_weight.device
-
-    @property
-    def batch_tokens(self) -> int:
-        """Padded tokens encoded at once: launches rule on a GPU, the cache on a CPU."""
-        return BATCH_TOKENS if self.device.type == "cpu" else 8 * BATCH_TOKENS
 
     @property
     def statistics_tokens(self) -> int:
@@ -130,33 +112,42 @@ class Embedder:
 
     def query_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of queries, truncated; how many were is logged."""
-        return truncated(self.text, texts, self.query_tokens, "queries")
+        return self._ids(texts, self.query_tokens, "queries")
 
     def document_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of documents, truncated; how many were is logged."""
-        return truncated(self.text, texts, self.document_tokens, "documents")
+        return self._ids(texts, self.document_tokens, "documents")
 
-    @torch.no_grad()
-    def encode_documents(self, texts: Sequence[str], *, progress: bool = False) -> Tensor:
+    def _ids(self, texts: Sequence[str], limit: int, what: str) -> list[list[int]]:
+        ids = self.text.tokenize(checked_texts(texts))
+        longer = sum(len(row) > limit for row in ids)
+        if longer:
+            log.info("%d of %d %s truncated at %d tokens", longer, len(ids), what, limit)
+        return [row if len(row) <= limit else self.text.cut(row, limit) for row in ids]
+
+    def encode_documents(self, texts: Sequence[str]) -> Tensor:
         """Embeddings (N, h) of documents, through the standard attention, on the encoder's
         device.
         """
-        return self.encode_ids(self.document_ids(texts), None, "documents" if progress else None)
+        return self.encode_ids(self.document_ids(texts))
 
-    @torch.no_grad()
     def encode_queries(self, texts: Sequence[str], depths: Tensor | None = None) -> Tensor:
-        """Embeddings (N, h) of queries through one chosen depth each."""
+        """Embeddings (N, h) of queries through one chosen depth each; None is the standard path."""
         return self.encode_ids(self.query_ids(texts), depths)
 
     @torch.no_grad()
-    def encode_ids(
-        self, ids: list[list[int]], depths: Tensor | None = None, progress: str | None = None
-    ) -> Tensor:
-        """Embeddings (N, h) of texts given as token ids; see `encode_queries`."""
+    def encode_ids(self, ids: list[list[int]], depths: Tensor | None = None) -> Tensor:
+        """Embeddings (N, h) of texts given as token ids; see `encode_queries`.
+
+        Raises:
+            InputError: not one depth in [0, D) for each text.
+        """
         if depths is not None:
-            check_depths(depths, len(ids), self.maw.depths)
+            _check_depths(depths, len(ids), self.maw.depths)
         result = torch.zeros(len(ids), self.text.width, device=self.device)
-        for rows, batch, mask in self.batches(ids, self.batch_tokens, progress):
+        # Launches rule on a GPU, the cache on a CPU.
+        tokens = BATCH_TOKENS if self.device.type == "cpu" else 8 * BATCH_TOKENS
+        for rows, batch, mask in self.batches(ids, tokens):
             chosen = None if depths is None else depths.to(self.device)[rows]
             result[rows] = self.embed(batch, mask, chosen)
         return result
@@ -169,42 +160,30 @@ class Embedder:
             hidden = self.text.hidden(tokens)
         else:
             hidden = self.text.hidden(ids, mask)
-        if depth is None:
-            return self.encoder.embed(ids, hidden, mask, place)
-        return self.maw.embed(ids, hidden, mask, place, depth)
+        return self.encoder.embed(ids, hidden, mask, place, depth)
 
     @torch.no_grad()
     def query_statistics(
-        self, ids: list[list[int]], batch_tokens: int | None = None, progress: str | None = None
-    ) -> Iterator[tuple[Tensor, DepthStatistics, Tensor]]:
-        """Every depth's statistics in batches of similar length."""
-        for rows, batch, mask in self.batches(
-            ids, batch_tokens or self.statistics_tokens, progress
-        ):
-            yield rows, *self.statistics(batch, mask)
-
-    @torch.no_grad()
-    def statistics(self, batch: Tensor, mask: Tensor) -> tuple[DepthStatistics, Tensor]:
-        """Every depth's statistics of token ids (B, S) under mask (B, S), and `content` (B, h)."""
-        hidden = self.text.hidden(batch, mask)
-        # Exact: what a table says of a depth must hold when the query is encoded through it.
-        statistics = self.maw.depth_statistics(batch, hidden, mask, kernel="exact")
-        return statistics, mean_content(hidden, mask)
+        self, ids: list[list[int]], progress: str | None = None
+    ) -> Iterator[tuple[Tensor, DepthStatistics]]:
+        """Rows and every depth's statistics of queries, in batches of similar length."""
+        for rows, batch, mask in self.batches(ids, self.statistics_tokens, progress):
+            hidden = self.text.hidden(batch, mask)
+            # Exact, as in a table.
+            yield rows, self.maw.depth_statistics(batch, hidden, mask, kernel="exact")
 
     def batches(
         self, ids: list[list[int]], batch_tokens: int, progress: str | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches of similar length on the encoder's device: rows (B,), ids (B, S), mask (B, S)."""
-        groups = length_batches([len(row) for row in ids], batch_tokens)
-        with ProgressBar(len(ids), progress, progress is not None) as bar:
-            for rows in groups:
+        with ProgressBar(len(ids), progress) as bar:
+            for rows in length_batches([len(row) for row in ids], batch_tokens):
                 where = on_device(torch.tensor(rows), self.device)
                 yield where, *padded([ids[row] for row in rows], self.device)
                 bar.update(len(rows))
 
 
-def check_depths(chosen: Tensor, texts: int, depths: int) -> None:
-    """Refuse a choice that is not one depth in [0, `depths`) for each of `texts` texts."""
+def _check_depths(chosen: Tensor, texts: int, depths: int) -> None:
     if not isinstance(chosen, Tensor) or chosen.dtype.is_floating_point or chosen.is_complex():
         raise InputError(f"depths must be a tensor of whole numbers, not {shown(chosen)}")
     if chosen.shape != (texts,):
@@ -224,15 +203,6 @@ def check_positions(text: TextEncoder, setting: str, tokens: int) -> None:
         )
 
 
-def truncated(text: TextEncoder, texts: Sequence[str], limit: int, what: str) -> list[list[int]]:
-    """Token ids of each text, cut to `limit`; logs how many texts were longer."""
-    ids = text.tokenize(checked_texts(texts))
-    longer = sum(len(row) > limit for row in ids)
-    if longer:
-        log.info("%d of %d %s truncated at %d tokens", longer, len(ids), what, limit)
-    return [row if len(row) <= limit else text.cut(row, limit) for row in ids]
-
-
 def encoded_documents(
     embedder: Embedder,
     doc_ids: Iterable[str],
@@ -243,7 +213,8 @@ def encoded_documents(
     """Ids, and vectors (N, h) on the CPU, of documents that are read once, as a stream."""
     found_ids: list[str] = []
     vectors: list[Tensor] = []
-    digests: list[Tensor] = []
+    first: dict[bytes, int] = {}  # row of the first text of these tokens
+    rows: list[int] = []
     total = len(doc_ids) if isinstance(doc_ids, Sized) else None
     portions = _portions(doc_ids, texts)
     with ProgressBar(total, "documents") as bar:
@@ -255,19 +226,19 @@ def encoded_documents(
             check_same("stream of documents", content)
             if not some:
                 break
-            for one, digest in from_all(found):
+            for one, digests in from_all(found):
                 vectors.append(one)
-                digests.append(digest)
+                for digest in digests:
+                    rows.append(first.setdefault(digest, len(rows)))
             for ids, read in some:
                 found_ids += ids
                 if see is not None:
                     see(read)
                 bar.update(len(ids))
     whole = torch.cat([torch.zeros(0, embedder.text.width, dtype=dtype), *vectors])
-    if digests:
-        first = first_of_same(torch.cat(digests).view(torch.int64).T)
-        copies = np.flatnonzero(first != np.arange(len(first)))
-        whole[torch.from_numpy(copies)] = whole[torch.from_numpy(first[copies])]
+    # Equal texts of two portions may be a rounding apart, and have to tie.
+    copies = torch.tensor([row for row, lead in enumerate(rows) if lead < row], dtype=torch.long)
+    whole[copies] = whole[torch.tensor(rows, dtype=torch.long)[copies]]
     return found_ids, whole
 
 
@@ -293,24 +264,16 @@ def _portions(
         before += len(some)
 
 
-@torch.no_grad()
-def _encoded(embedder: Embedder, texts: list[str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Vectors (n, h) of texts on the CPU, and digests (n, 16) uint8 of their tokens."""
-    collecting = gc.isenabled()
-    gc.disable()  # it would look through thousands of lists of ids again and again
-    try:
-        ids = embedder.document_ids(texts)
-        digests = [hashlib.blake2b(array("i", row).tobytes(), digest_size=16) for row in ids]
-        names = [digest.digest() for digest in digests]
-        place: dict[bytes, int] = {}
-        rows = [place.setdefault(name, len(place)) for name in names]
-        different = list(dict(zip(rows, ids, strict=True)).values())
-    finally:
-        if collecting:
-            gc.enable()
-    vectors = embedder.encode_ids(different).to(dtype)[torch.tensor(rows, dtype=torch.long)].cpu()
-    as_bytes = torch.frombuffer(bytearray(b"".join(names) or 16), dtype=torch.uint8).view(-1, 16)
-    return vectors, as_bytes[: len(names)]
+def _encoded(
+    embedder: Embedder, texts: list[str], dtype: torch.dtype
+) -> tuple[Tensor, list[bytes]]:
+    """Vectors (n, h) of texts on the CPU, equal ones encoded once, and digests of their tokens."""
+    ids = embedder.document_ids(texts)
+    digests = [hashlib.blake2b(array("i", row), digest_size=16).digest() for row in ids]
+    different = dict(zip(digests, ids, strict=True))
+    place = {digest: row for row, digest in enumerate(different)}
+    rows = torch.tensor([place[digest] for digest in digests], dtype=torch.long)
+    return embedder.encode_ids(list(different.values())).to(dtype)[rows].cpu(), digests
 
 
 def encoder_shape(text: TextEncoder, depths: int = 32) -> EncoderSettings:
@@ -323,27 +286,24 @@ def untrained_embedder(
     settings: EncoderSettings | None = None,
     text: TextEncoder | None = None,
 ) -> Embedder:
-    """An embedder without any training on a collection's queries."""
+    """An embedder without any training on a collection's queries.
+
+    Args:
+        doc_texts: its documents, of which each token's pooling weight is log max(idf, 0.5).
+        settings: the shape of the encoder; None is 32 depths of the text encoder's width.
+        text: what the encoder stands on; None is WordLlama.
+    """
     text = text or WordLlama()
     settings = settings or encoder_shape(text)
     encoder = attention_encoder(settings)
-    longest = text.positions or DOCUMENT_TOKENS
-    embedder = Embedder(
-        text, encoder.eval(), min(QUERY_TOKENS, longest), min(DOCUMENT_TOKENS, longest)
-    )
+    counts = torch.zeros(settings.vocabulary)
+    ids = text.tokenize(doc_texts)
+    for row in ids:
+        counts[sorted(set(row))] += 1
+    idf = torch.log((len(ids) + 1) / (counts + 0.5))
     with torch.no_grad():
-        ids = text.tokenize(doc_texts)
-        encoder.token_weight.copy_(idf_token_weights(ids, settings.vocabulary))
+        encoder.token_weight.copy_(idf.clamp(min=0.5).log())
         if not text.static:
             encoder.out_proj.weight.mul_(CONTEXTUAL_OUTPUT)
-    return embedder
-
-
-def idf_token_weights(token_ids: list[list[int]], vocabulary: int) -> Tensor:
-    """Start of the pooling weights: log max(idf, 0.5) of every token id."""
-    counts = torch.zeros(vocabulary)
-    for ids in token_ids:
-        if ids:
-            counts[torch.tensor(sorted(set(ids)))] += 1
-    idf = torch.log((len(token_ids) + 1) / (counts + 0.5))
-    return idf.clamp(min=0.5).log()
+    longest = text.positions or DOCUMENT_TOKENS
+    return Embedder(text, encoder.eval(), min(QUERY_TOKENS, longest), min(DOCUMENT_TOKENS, longest))

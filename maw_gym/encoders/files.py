@@ -2,11 +2,11 @@
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -29,11 +29,11 @@ from maw_gym.encoders.text import (
 )
 from maw_gym.encoders.transformer import Transformer, free_memory, load_transformer
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files import cache_home, cached, check_tensors, content_key, expanded, fingerprint
+from maw_gym.files import MANIFEST, cache_home, cached, check_tensors, content_key, expanded
 
 log = logging.getLogger(__name__)
 
-TEXT: Final = "text."  # of the names of a text encoder's weights in a file
+TABLE: Final = "text.embedding"  # of WordLlama, where it was trained along
 # Attention takes memory with the square of it: 512 MB for each text of that length.
 MOST_TOKENS: Final = 4096
 DOCUMENTS_FORMAT: Final = 1  # raise when the meaning of the numbers changes
@@ -49,7 +49,7 @@ def save_embedder(path: Path, embedder: Embedder, provenance: Mapping[str, Any])
     """Write an embedder: weights, shapes, and where it came from.
 
     A transformer that no installed package has is written beside it, to a folder
-    ``transformer-KEY`` as `save_pretrained` makes it; the file has the checksums of what is in it.
+    ``transformer-KEY`` as `save_pretrained` makes it, with a manifest.
 
     Args:
         path: the file, by custom ``encoder.safetensors``.
@@ -68,41 +68,15 @@ def save_embedder(path: Path, embedder: Embedder, provenance: Mapping[str, Any])
         "provenance": dict(provenance),
     }
     if isinstance(text, Transformer) and text.own_weights():
-        settings["transformer"] = {"files": _save_transformer(path, text), "tuned": text.tuned}
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(TEXT)}
+        # Named by its content: encoders in one folder share it, and none replaces another.
+        key = content_key({"text": text.name, "weights": files.fingerprint(text.own_weights())})
+        folder = path.with_name(f"transformer-{key}")
+        with files.written_folder(folder, MANIFEST) as temporary:
+            text.save(temporary)
+            files.write_manifest(temporary, "transformer", {"tuned": text.tuned})
+        settings["transformer"] = folder.name
+        tensors = dict(embedder.encoder.state_dict())
     files.write(path, tensors, "encoder", settings)
-
-
-def _save_transformer(path: Path, text: Transformer) -> dict[str, str]:
-    """The sha256 (hex) of each file of the transformer's folder beside `path`."""
-    temporary = path.with_name(f".{path.name}.transformer")
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        text.save(temporary)
-        checksums = _checksums(temporary)
-        folder = _transformer_folder(path, checksums)
-        if folder.is_dir():  # of other content only where it is damaged
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path.parent} cannot be written: {reason}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return checksums
-
-
-def _transformer_folder(path: Path, checksums: Mapping[str, str]) -> Path:
-    """Named by its content, so that encoders in one folder share it and none replaces another."""
-    return path.with_name(f"transformer-{content_key(checksums)}")
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
 
 
 def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
@@ -132,65 +106,53 @@ def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
         problem = str(error).splitlines()[0]
         raise InputError(f"{path}: impossible encoder settings ({problem})") from None
     expected = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-    table = f"{TEXT}embedding"  # of WordLlama, trained along
-    if table in tensors:
-        expected[table] = (encoder_settings.vocabulary, encoder_settings.hidden)
+    if TABLE in tensors:
+        expected[TABLE] = (encoder_settings.vocabulary, encoder_settings.hidden)
     check_tensors(path, tensors, expected)
-    trained = tensors.pop(table, None)
+    trained = tensors.pop(TABLE, None)
     encoder.load_state_dict(tensors, assign=True)
-    text = _stored_text(path, settings, trained)
-    if encoder_settings.hidden != text.width or encoder_settings.vocabulary != text.vocabulary:
-        raise InputError(
-            f"{path}: hidden width {encoder_settings.hidden} and vocabulary"
-            f" {encoder_settings.vocabulary} do not fit {text.name}'s {text.width} and"
-            f" {text.vocabulary}"
-        )
     try:
+        text = _stored_text(path, settings, trained)
+        if (encoder_settings.hidden, encoder_settings.vocabulary) != (text.width, text.vocabulary):
+            raise InputError(
+                f"hidden width {encoder_settings.hidden} and vocabulary"
+                f" {encoder_settings.vocabulary} do not fit {text.name}'s {text.width} and"
+                f" {text.vocabulary}"
+            )
         return Embedder(text, encoder.eval(), *limits), provenance
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
 
 
 def _stored_text(path: Path, settings: Mapping[str, Any], trained: Tensor | None) -> TextEncoder:
     """The text encoder that an encoder file names: in a package, or in a folder beside it."""
-    name, stored = settings.get("text"), settings.get("transformer")
-    try:
-        if stored is not None:
-            return _stored_transformer(path, str(name), stored)
-        if name == WORDLLAMA:
-            return WordLlama(trained)
-        if not isinstance(name, str) or not name.startswith(f"{MINILM}-") or trained is not None:
-            raise InputError(f"unknown text encoder {name!r}")
-        text = load_text_encoder(MINILM)
-    except DamagedFileError:
-        raise
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if text.name != name:
+    name, folder = settings.get("text"), settings.get("transformer")
+    if folder is not None:
+        try:
+            place = path.with_name(folder)
+            about, names = files.read_manifest(place, "transformer")
+            extra = {file.name for file in place.iterdir()} - {MANIFEST, *names}
+            tuned = bool(about["tuned"])
+        except (InputError, LookupError, TypeError, ValueError, AttributeError) as problem:
+            raise DamagedFileError(f"no text encoder {folder!r} beside it ({problem})") from None
+        if extra:  # transformers would take it up
+            raise DamagedFileError(
+                f"text encoder {folder!r} beside it has a file too many, {extra}"
+            )
+        text = load_transformer(str(name), place)
+        text.tuned = tuned
+        return text
+    if name == WORDLLAMA:
+        return WordLlama(trained)
+    if not isinstance(name, str) or not name.startswith(f"{MINILM}-") or trained is not None:
+        raise InputError(f"unknown text encoder {name!r}")
+    packaged = load_text_encoder(MINILM)
+    if packaged.name != name:
         raise InputError(
-            f"{path} stands on text encoder {name!r}, and {text.name!r} is installed; install the"
+            f"it stands on text encoder {name!r}, and {packaged.name!r} is installed; install the"
             " version that it was trained with"
         )
-    return text
-
-
-def _stored_transformer(path: Path, name: str, stored: Any) -> Transformer:
-    try:
-        checksums, tuned = dict(stored["files"]), bool(stored["tuned"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"wrong settings of a transformer ({error})") from None
-    folder = _transformer_folder(path, checksums)
-    if not folder.is_dir():
-        raise DamagedFileError(f"{path}: its text encoder {folder.name} is not beside it")
-    try:
-        found = _checksums(folder)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
-    if found != checksums:
-        raise DamagedFileError(f"{path}: {folder.name} beside it is damaged")
-    text = load_transformer(name, folder)
-    text.tuned = tuned
-    return text
+    return packaged
 
 
 def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
@@ -211,7 +173,7 @@ def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
             "format": DOCUMENTS_FORMAT,
             "collection": collection.provenance["content"],
             "text": embedder.text.name,
-            "tensors": fingerprint(tensors),
+            "tensors": files.fingerprint(tensors),
             "heads": embedder.encoder.heads,
             "document_tokens": embedder.document_tokens,
             "device": embedder.device.type,  # devices round differently
@@ -237,13 +199,6 @@ def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
     return cached(path, build, save, load, together=True).to(embedder.device)
 
 
-class _States(NamedTuple):
-    """States (T, h) float16, text after text, and of each text by digest its rows."""
-
-    states: Tensor
-    rows: dict[bytes, slice]
-
-
 class StoredStates:
     """Hidden states of some texts in one cached file, computed at the first look at one of them.
 
@@ -264,25 +219,20 @@ class StoredStates:
         label: str,
     ) -> None:
         self.text = text.knowing()
-        self.about = dict(about)
-        self.ids = ids
-        self.device = device
-        self.label = label
-        self._opened: _States | None = None
+        self.about, self.ids, self.device, self.label = dict(about), ids, device, label
 
     def find(self, ids: NDArray[np.int64]) -> Tensor | None:
         """States (n, h) of a text's n token ids, or None where the text is not known."""
-        if self._opened is None:
-            self._opened = self._open()
-        rows = self._opened.rows.get(_digest(ids))
-        return None if rows is None else self._opened.states[rows]
+        return self._states.get(_digest(ids))
 
-    def _open(self) -> _States:
+    @cached_property
+    def _states(self) -> Mapping[bytes, Tensor]:
+        """States (n, h) float16 of each text, by the digest of its ids."""
         key = content_key(
             {
                 "format": STATES_FORMAT,
                 "text": self.text.name,
-                "weights": fingerprint(self.text.own_weights()),
+                "weights": files.fingerprint(self.text.own_weights()),
                 "device": self.device.type,
                 "about": self.about,
             }
@@ -293,45 +243,41 @@ class StoredStates:
             # The file is made in memory.
             if size > min(LARGEST_STATES, free_memory(torch.device("cpu")) / 4):
                 log.info("%s would take %d MB and are not cached", self.label, size >> 20)
-                return _States(torch.empty(0), {})
-        return cached(path, self._build, self._save, self._load)
+                return {}
+        return cached(
+            path,
+            self._build,
+            lambda path, tensors: files.write(path, tensors, "hidden states", {}),
+            self._load,
+        )
 
     def _different(self) -> list[Sequence[int]]:
         """The texts with tokens, each once, the shortest first."""
         return sorted({_digest(row): row for row in self.ids() if len(row)}.values(), key=len)
 
-    def _load(self, path: Path) -> _States:
+    def _load(self, path: Path) -> dict[bytes, Tensor]:
         tensors = files.read(path, "hidden states").tensors
         try:
-            states = tensors["states"]
-            lengths = tensors["lengths"].tolist()
-            digests = [digest.tobytes() for digest in tensors["digests"].numpy()]
-            ends = np.cumsum([0, *lengths]).tolist()
-            if states.dtype != torch.float16 or states.shape != (ends[-1], self.text.width):
+            states, digests = tensors["states"], tensors["digests"].numpy()
+            parts = states.split(tensors["lengths"].tolist())
+            if states.dtype != torch.float16 or states.shape[1] != self.text.width:
                 raise ValueError(f"{states.dtype} of shape {tuple(states.shape)}")
-            rows = map(slice, ends, ends[1:])
-            return _States(states, dict(zip(digests, rows, strict=True)))
-        except (KeyError, TypeError, ValueError) as error:
+            return dict(zip((digest.tobytes() for digest in digests), parts, strict=True))
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DamagedFileError(f"{path} does not hold hidden states ({error})") from None
 
     @torch.no_grad()
     def _build(self) -> dict[str, Tensor]:
         texts = self._different()
-        lengths = [len(text) for text in texts]
-        ends = np.cumsum([0, *lengths]).tolist()
-        states = torch.empty(ends[-1], self.text.width, dtype=torch.float16)
-        with ProgressBar(ends[-1], f"{self.label}, in tokens") as bar:
-            for batch in length_batches(lengths, STATES_TOKENS):
+        lengths = torch.tensor([len(text) for text in texts], dtype=torch.long)
+        parts = [torch.empty(0, self.text.width, dtype=torch.float16)]
+        with ProgressBar(int(lengths.sum()), f"{self.label}, in tokens") as bar:
+            for batch in length_batches(lengths.tolist(), STATES_TOKENS):
                 ids, mask = padded([texts[row] for row in batch], self.device)
-                found = self.text.hidden(ids, mask)[mask].half().cpu()
-                states[ends[batch[0]] : ends[batch[-1] + 1]] = found
-                bar.update(len(found))
+                parts.append(self.text.hidden(ids, mask)[mask].half().cpu())
+                bar.update(len(parts[-1]))
         digests = np.frombuffer(b"".join(map(_digest, texts)), np.uint8).reshape(-1, 16)
-        lengths_of = torch.tensor(lengths, dtype=torch.long)
-        return {"states": states, "lengths": lengths_of, "digests": torch.tensor(digests)}
-
-    def _save(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        files.write(path, tensors, "hidden states", {})
+        return {"states": torch.cat(parts), "lengths": lengths, "digests": torch.tensor(digests)}
 
 
 def _digest(ids: Sequence[int] | NDArray[np.int64]) -> bytes:
@@ -342,9 +288,8 @@ def with_query_states(embedder: Embedder, collection: Collection) -> Embedder:
     """The same embedder, which has the states of all queries of a collection in the cache."""
 
     def ids() -> Ids:
-        return embedder.query_ids(
-            [query for split in collection.splits.values() for query in split.texts]
-        )
+        splits = collection.splits.values()
+        return embedder.query_ids([query for split in splits for query in split.texts])
 
     return with_token_states(embedder, collection, "queries", embedder.query_tokens, ids)
 
@@ -366,17 +311,10 @@ def with_document_states(embedder: Embedder, collection: Collection) -> Embedder
 def with_token_states(
     embedder: Embedder, collection: Collection, kind: str, limit: int, ids: Callable[[], Ids]
 ) -> Embedder:
-    """The same embedder, which has the states of some texts of a collection in the cache.
+    """The same embedder, which has the states of some texts, of `limit` tokens, in the cache.
 
     Static token embeddings are looked up anyway, and weights in training change: their embedders
     come back as they are.
-
-    Args:
-        embedder: over any text encoder.
-        collection: has the texts.
-        kind: which of its texts these are.
-        limit: tokens that they are cut at.
-        ids: gives their token ids; called only where the states are not on disk.
     """
     text = embedder.text
     if not isinstance(text, Transformer) or text.trained:

@@ -4,7 +4,7 @@ Both add one attention to the residual stream and pool the tokens. LayerNorm act
 input only: the norms of static token embeddings carry meaning, which a normalised residual loses.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,36 +20,27 @@ from maw_gym.attention.reference import (
     split_heads,
 )
 from maw_gym.errors import InputError, shown
+from maw_gym.settings import Count, Index, checked
 
 UNTRAINED_SCALE = -0.6  # untrained tokens attend to what they are not; positive is worse
 UNTRAINED_NOISE = 0.01
 TEMPERATURE_RANGE = 8.0  # depths run from temperature 1/8 to 8
 
 
-@dataclass(frozen=True)
+@checked
 class EncoderSettings:
-    """The shape of an encoder; stored in its file.
+    """The shape of an encoder; stored in its file."""
 
-    Attributes:
-        hidden: h, width of the hidden states.
-        heads: H, number of attention heads, a divisor of h.
-        depths: D, number of alternative attention matrices per head; 0 is a NON-MAW encoder.
-        vocabulary: number of token ids, each with a pooling weight.
-    """
-
-    hidden: int = 256
-    heads: int = 8
-    depths: int = 32
-    vocabulary: int = 32_000
+    hidden: Count = 256
+    """h, width of the hidden states"""
+    heads: Count = 8
+    """H, number of attention heads, a divisor of h"""
+    depths: Index = 32
+    """D, number of alternative attention matrices per head; 0 is a NON-MAW encoder"""
+    vocabulary: Count = 32_000
+    """number of token ids, each with a pooling weight"""
 
     def __post_init__(self) -> None:
-        least = {"hidden": 1, "heads": 1, "depths": 0, "vocabulary": 1}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if type(value) is not int or value < smallest:
-                raise InputError(
-                    f"{name} must be a whole number of at least {smallest}, got {value!r}"
-                )
         if self.hidden % self.heads:
             raise InputError(f"hidden width {self.hidden} is not divisible by {self.heads} heads")
 
@@ -86,33 +77,28 @@ class NonMAWEncoder(nn.Module):
                 nn.init.eye_(projection.weight)
             self.query_proj.weight.mul_(UNTRAINED_SCALE)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Contextual states (B, S, h) of hidden states (B, S, h) under mask (B, S)."""
-        x = self.norm(hidden)
-        heads = self._heads_output(self.query_proj(x), self.key_proj(x), self.value_proj(x), mask)
-        return self._contextual(hidden, mask, heads)
+    def forward(self, hidden: Tensor, mask: Tensor, depth: Tensor | None = None) -> Tensor:
+        """Contextual states (B, S, h) of hidden states (B, S, h).
 
-    def _contextual(self, hidden: Tensor, mask: Tensor, heads: Tensor) -> Tensor:
-        """The states (B, S, h) plus what the heads (B, H, S, e) add, nothing without tokens."""
+        Args:
+            hidden: (B, S, h).
+            mask: (B, S) bool.
+            depth: (B,) int64 in [0, D), one per text, of a `MAWEncoder`; None is the standard path.
+                One attention is computed either way.
+        """
+        heads = self._heads_output(hidden, mask, None, depth)
         added: Tensor = self.out_proj(merge_heads(heads))
         return hidden + added * mask.any(-1)[:, None, None]
 
-    def _heads_output(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """Softmax(Q K^T / sqrt(e)) V (B, H, S, e) of Q, K and V (B, S, H e)."""
-        # A row without any key is 0 / 0 in some of torch's kernels: such texts attend to padding.
-        keys = (mask | ~mask.any(-1, keepdim=True))[:, None, None]
-        query, key, value = (split_heads(y, self.heads) for y in (query, key, value))
-        return scaled_dot_product_attention(query, key, value, attn_mask=keys)
-
-    def pooling(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Weights (B, S) of the tokens in the embedding: they sum to 1, or are 0 without tokens."""
-        logits = self.token_weight[ids].masked_fill(~mask, torch.finfo(torch.float32).min)
-        return logits.softmax(-1) * mask
-
     def embed(
-        self, ids: Tensor, hidden: Tensor, mask: Tensor, place: Tensor | None = None
+        self,
+        ids: Tensor,
+        hidden: Tensor,
+        mask: Tensor,
+        place: Tensor | None = None,
+        depth: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings (B, h) of unit length through the standard attention.
+        """Embeddings (B, h) of unit length.
 
         Args:
             ids: (B, S) int64.
@@ -121,24 +107,38 @@ class NonMAWEncoder(nn.Module):
                 per token, not once per occurrence.
             mask: (B, S) bool.
             place: (B, S) int64, the row of each token in a `hidden` of shape (U, h).
+            depth: see `forward`.
         """
-        x = self.norm(hidden)
-        query, key, value = (
-            placed(projection(x), place)
-            for projection in (self.query_proj, self.key_proj, self.value_proj)
-        )
-        heads = self._heads_output(query, key, value, mask)
-        return self._pooled(ids, hidden, mask, place, heads)
-
-    def _pooled(
-        self, ids: Tensor, hidden: Tensor, mask: Tensor, place: Tensor | None, heads: Tensor
-    ) -> Tensor:
-        """The pooled states of unit length, from the heads' output (B, H, S, e)."""
+        heads = self._heads_output(hidden, mask, place, depth)
         pooling = self.pooling(ids, mask)[:, None]  # (B, 1, S)
         # Pooling and projection are linear, so one row per text is projected, not every token's.
         attended = self.out_proj((pooling[:, None] @ heads).flatten(1))  # (B, H, 1, e) -> (B, h)
         residual = (pooling @ placed(hidden, place)).squeeze(1)
         return nn.functional.normalize(residual + attended, dim=-1)
+
+    def _heads_output(
+        self, hidden: Tensor, mask: Tensor, place: Tensor | None, depth: Tensor | None
+    ) -> Tensor:
+        """Softmax(Q K^T / sqrt(e)) V (B, H, S, e); arguments as in `embed`."""
+        x = self.norm(hidden)
+        query, key = self._query_and_key(x, mask, place, depth)
+        value = placed(self.value_proj(x), place)
+        # A row without any key is 0 / 0 in some of torch's kernels: such texts attend to padding.
+        keys = (mask | ~mask.any(-1, keepdim=True))[:, None, None]
+        query, key, value = (split_heads(y, self.heads) for y in (query, key, value))
+        return scaled_dot_product_attention(query, key, value, attn_mask=keys)
+
+    def _query_and_key(
+        self, x: Tensor, mask: Tensor, place: Tensor | None, depth: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Q and K (B, S, h) of x, which is (B, S, h) or (U, h)."""
+        assert depth is None
+        return placed(self.query_proj(x), place), placed(self.key_proj(x), place)
+
+    def pooling(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Weights (B, S) of the tokens in the embedding: they sum to 1, or are 0 without tokens."""
+        logits = self.token_weight[ids].masked_fill(~mask, torch.finfo(torch.float32).min)
+        return logits.softmax(-1) * mask
 
 
 def placed(rows: Tensor, place: Tensor | None) -> Tensor:
@@ -152,8 +152,7 @@ def temperatures(depths: int, device: torch.device | None = None) -> Tensor:
     A single depth has temperature 1, as the standard attention.
     """
     ends = (-1, 1) if depths > 1 else (0, 0)
-    exponent = torch.linspace(*ends, depths, device=device)
-    return TEMPERATURE_RANGE**exponent
+    return TEMPERATURE_RANGE ** torch.linspace(*ends, depths, device=device)
 
 
 class MAWEncoder(NonMAWEncoder):
@@ -175,46 +174,32 @@ class MAWEncoder(NonMAWEncoder):
         hidden, depths = settings.hidden, settings.depths
         self.depth_query_proj = nn.Linear(hidden, hidden * depths, bias=False)
         self.depth_key_proj = nn.Linear(hidden, hidden * depths, bias=False)
+        self.depths_from_standard()
         generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            # transformers takes linspace out of what `with torch.device(...)` governs.
-            scale = temperatures(depths, self.norm.weight.device).rsqrt()[:, None, None]
-            for projection, standard in self._depth_and_standard():
-                shape = (depths, hidden, hidden)
-                noise = torch.randn(shape, generator=generator) * UNTRAINED_NOISE
-                projection.weight.copy_((standard.weight * scale + noise).flatten(0, 1))
+        for projection in (self.depth_query_proj, self.depth_key_proj):
+            noise = torch.randn(depths, hidden, hidden, generator=generator) * UNTRAINED_NOISE
+            with torch.no_grad():
+                projection.weight.add_(noise.flatten(0, 1))
 
-    def _depth_and_standard(self) -> tuple[tuple[nn.Linear, nn.Linear], ...]:
-        return (
-            (self.depth_query_proj, self.query_proj),
-            (self.depth_key_proj, self.key_proj),
-        )
+    @torch.no_grad()
+    def depths_from_standard(self) -> None:
+        """Make every depth the standard attention at its own temperature, as training begins."""
+        # transformers takes linspace out of what `with torch.device(...)` governs.
+        temperature = temperatures(self.depths, self.norm.weight.device)
+        scale = temperature.rsqrt()[:, None, None]
+        self.depth_query_proj.weight.copy_((self.query_proj.weight * scale).flatten(0, 1))
+        self.depth_key_proj.weight.copy_((self.key_proj.weight * scale).flatten(0, 1))
 
     @property
     def depths(self) -> int:
         """D, the number of depths."""
         return self.settings.depths
 
-    def forward(self, hidden: Tensor, mask: Tensor, depth: Tensor | None = None) -> Tensor:
-        """Contextual states (B, S, h) of hidden states (B, S, h).
-
-        Args:
-            hidden: (B, S, h).
-            mask: (B, S) bool.
-            depth: (B,) int64 in [0, D), one per text; None is the standard path. One attention is
-                computed either way.
-        """
-        if depth is None:
-            return super().forward(hidden, mask)
-        x = self.norm(hidden)
-        query, key = self._depth_projections(x, mask, None, depth)
-        heads = self._heads_output(query, key, self.value_proj(x), mask)
-        return self._contextual(hidden, mask, heads)
-
-    def _depth_projections(
-        self, x: Tensor, mask: Tensor, place: Tensor | None, depth: Tensor
+    def _query_and_key(
+        self, x: Tensor, mask: Tensor, place: Tensor | None, depth: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Q and K (B, S, h) of x (B, S, h) or (U, h), each text through its own depth (B,)."""
+        if depth is None:
+            return super()._query_and_key(x, mask, place, None)
         if place is None:
             place = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
         # Real tokens alone, those of one depth side by side: one product per depth.
@@ -233,22 +218,6 @@ class MAWEncoder(NonMAWEncoder):
             found.append(placed(rows, back))
         query, key = found
         return query, key
-
-    def embed(
-        self,
-        ids: Tensor,
-        hidden: Tensor,
-        mask: Tensor,
-        place: Tensor | None = None,
-        depth: Tensor | None = None,
-    ) -> Tensor:
-        """Embeddings (B, h) of unit length; `depth` as in `forward`, the rest as in NON-MAW."""
-        if depth is None:
-            return super().embed(ids, hidden, mask, place)
-        x = self.norm(hidden)
-        query, key = self._depth_projections(x, mask, place, depth)
-        heads = self._heads_output(query, key, placed(self.value_proj(x), place), mask)
-        return self._pooled(ids, hidden, mask, place, heads)
 
     def depth_attention(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """The 5D tensor (B, H, S, S, D) of hidden states (B, S, h) under mask (B, S)."""
@@ -278,17 +247,6 @@ class MAWEncoder(NonMAWEncoder):
         residual = inputs.pooling[:, None] @ hidden  # (B, 1, h)
         embeddings = nn.functional.normalize(residual + self.out_proj(found.pooled), dim=-1)
         return DepthStatistics(found.state, found.entropy, found.focus, embeddings)
-
-    @torch.no_grad()
-    def depths_from_standard(self, temperature: Tensor) -> None:
-        """Make every depth the standard attention at its own temperature, as training begins.
-
-        Args:
-            temperature: (D,), what each depth divides the scores by.
-        """
-        scale = temperature.to(self.query_proj.weight.device).rsqrt()[:, None, None]
-        for projection, standard in self._depth_and_standard():
-            projection.weight.copy_((standard.weight * scale).flatten(0, 1))
 
 
 def mean_content(hidden: Tensor, mask: Tensor) -> Tensor:

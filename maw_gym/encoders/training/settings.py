@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from maw_gym.encoders.text import TextEncoder
 
-NEUTRAL: Final = ("balance", 1.0)
 # Of a transformer that is trained along.
 TUNED: Final = {
     "learning_rate": 5e-4,
@@ -86,29 +85,27 @@ class TrainingSettings:
         # Late: settings are checked, and shown in a help, where torch is not needed.
         from maw_gym.encoders.embedder import DOCUMENT_TOKENS, QUERY_TOKENS, check_positions
 
-        longest = text.positions or DOCUMENT_TOKENS
+        lengths = ("query_tokens", "document_tokens")
         values: dict[str, Any] = {}
-        if self.train_text_encoder and not text.static:
-            values = TUNED | {"epochs": 1 if str(device).partition(":")[0] == "cpu" else 4}
-        elif not text.static:
+        if not text.static:
             values = {"query_tokens": QUERY_TOKENS, "document_tokens": DOCUMENT_TOKENS}
-        for name in ("query_tokens", "document_tokens"):
-            if name in values:
-                values[name] = min(values[name], longest)
+            if self.train_text_encoder:
+                values |= TUNED | {"epochs": 1 if str(device).startswith("cpu") else 4}
+            longest = text.positions or DOCUMENT_TOKENS
+            values |= {name: min(values[name], longest) for name in lengths}
         default = TrainingSettings()
-        given = {name for name in values if getattr(self, name) != getattr(default, name)}
-        settings = replace(self, **{k: value for k, value in values.items() if k not in given})
-        for name in ("query_tokens", "document_tokens"):
+        left = {name for name in values if getattr(self, name) == getattr(default, name)}
+        settings = replace(self, **{name: values[name] for name in left})
+        for name in lengths:
             check_positions(text, name, getattr(settings, name))
         return settings
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values.
-
-        Where all queries are learned from alike nothing is said of balance, so that encoders from
-        before it could be otherwise keep their key.
-        """
-        return {name: value for name, value in asdict(self).items() if (name, value) != NEUTRAL}
+        """The settings as JSON values; nothing of `balance` where all queries count alike."""
+        told = asdict(self)
+        if self.balance == 1:
+            del told["balance"]
+        return told
 
     def of_attention(self) -> dict[str, Any]:
         """Those that the first stage depends on, as JSON values."""

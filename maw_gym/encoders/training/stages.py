@@ -1,88 +1,271 @@
-"""The two stages of training, and the loop over epochs that they share.
+"""The two stages of training: what they learn from, their losses, and the loop that they share.
 
 The first trains the standard attention on (query, relevant document) pairs by the symmetric
 cross-entropy over in-batch negatives. The second trains the projections of the depths and nothing
 else: documents are embedded once, a query goes through one depth and is ranked among the documents
 relevant to any training query.
+
+Notation: B queries of a batch, h hidden width, D depths, M documents to rank.
 """
 
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from maw_gym.checkpoints import Best, EpochCheckpoints, Progress, stage_folder
 from maw_gym.corpora import Collection, QuerySet
+from maw_gym.corpora.splits import balanced_shares
 from maw_gym.distributed import (
     check_same,
     from_first,
+    gathered,
     is_first,
     others,
+    share,
     with_mean_gradients,
 )
 from maw_gym.encoders.embedder import Embedder, ProgressBar
 from maw_gym.encoders.maw import temperatures
-from maw_gym.encoders.training.losses import (
-    DepthWeights,
-    Judged,
-    Pairs,
-    batch_loss,
-    batches,
-    depth_loss,
-    epoch_rows,
-    judged_queries,
-)
+from maw_gym.encoders.text import on_device, padded
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.files import content_key, fingerprint
 from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.ranking import rankings_of_depths
 
 log = logging.getLogger(__name__)
+
+GROUPS: Final = 4  # documents of a batch are encoded in this many groups of similar length
+# A GPU wants few launches: groups are fewer where they would have fewer padded tokens than these.
+GROUP_TOKENS: Final = 2**17
 DOCUMENTS_CHECKED = 2500  # an epoch is judged by ranking at most this many documents
 
 
+# --- what is learned from ------------------------------------------------------------------------
+
+
+class Pairs(NamedTuple):
+    """Training queries and documents, as token ids."""
+
+    queries: list[list[int]]
+    documents: list[list[int]]
+    relevant: list[list[int]]  # of each query the positions of its documents, at least one
+    groups: list[str]  # of each query, see `Collection.query_groups`; else its collection
+
+
+def pairs_of(collections: Sequence[Collection], embedder: Embedder) -> Pairs:
+    """The `encoder` splits of the collections, as one set of pairs."""
+    pairs = Pairs([], [], [], [])
+    for collection in collections:
+        split, start = collection.splits["encoder"], len(pairs.documents)
+        position = {name: start + row for row, name in enumerate(collection.doc_ids)}
+        pairs.documents.extend(embedder.text.tokenize(collection.doc_texts))
+        queries = embedder.text.tokenize(split.texts)
+        groups = collection.query_groups("encoder")
+        for ids, grades, group in zip(queries, split.relevance, groups, strict=True):
+            places = [position[name] for name, grade in grades.items() if grade > 0]
+            # A text without tokens teaches nothing, and its gradient would be of a zero vector.
+            relevant = [place for place in places if pairs.documents[place]]
+            if ids and relevant:
+                pairs.queries.append(ids)
+                pairs.relevant.append(relevant)
+                pairs.groups.append(group or collection.name)
+    return pairs
+
+
+def epoch_rows(groups: Sequence[str], balance: float, generator: torch.Generator) -> Tensor:
+    """Rows (N,) of the queries of one epoch, in the order in which they are learned from."""
+    if balance == 1:
+        return torch.randperm(len(groups), generator=generator)
+    shares = torch.from_numpy(balanced_shares(groups, balance))
+    return torch.multinomial(shares, len(groups), replacement=True, generator=generator)
+
+
+class Validation:
+    """nDCG@10 of validation queries over the collection's documents."""
+
+    def __init__(
+        self,
+        collection: Collection,
+        embedder: Embedder,
+        document_tokens: int,
+        queries: QuerySet | None = None,
+    ) -> None:
+        self.queries = collection.splits["validation"] if queries is None else queries
+        needed = {name for grades in self.queries.relevance for name in grades}
+        rows = [row for row, name in enumerate(collection.doc_ids) if name in needed]
+        rest = (row for row, name in enumerate(collection.doc_ids) if name not in needed)
+        rows += [row for row, _ in zip(rest, range(DOCUMENTS_CHECKED - len(rows)), strict=False)]
+        self.rows = sorted(rows)
+        self.doc_ids = [collection.doc_ids[row] for row in self.rows]
+        tokens = embedder.text.tokenize([collection.doc_texts[row] for row in self.rows])
+        self.documents = [embedder.text.cut(ids, document_tokens) for ids in tokens]
+        self.query_tokens = embedder.query_ids(self.queries.texts)
+
+    def index(self, documents: Tensor) -> DocumentIndex:
+        """What is ranked, of the embeddings (documents of the collection, h)."""
+        return DocumentIndex(self.doc_ids, documents[self.rows])
+
+    @torch.no_grad()
+    def scores(
+        self,
+        embedder: Embedder,
+        depths: Tensor | None = None,
+        index: DocumentIndex | None = None,
+    ) -> Tensor:
+        """NDCG@10 (N,) of each query, through its depth (N,) or the standard attention."""
+        if not self.queries.ids:
+            return torch.zeros(0)
+        if index is None:
+            index = DocumentIndex(self.doc_ids, embedder.encode_ids(self.documents))
+        queries = embedder.encode_ids(self.query_tokens, depths)
+        relevant = index.relevant(self.queries)
+        found = rankings_of_depths(index, queries[:, None], relevant, observe=False)
+        return found.ndcg[:, 0].cpu()
+
+    def score(self, embedder: Embedder, *given: Any) -> float:
+        """Mean of `scores`, 0 without queries."""
+        scores = self.scores(embedder, *given)
+        return float(scores.mean()) if len(scores) else 0.0
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+def contrastive_loss(
+    queries: Tensor, documents: Tensor, which: Tensor, temperature: float
+) -> Tensor:
+    """Symmetric InfoNCE over a batch of pairs (B, h); a document is no negative of its twins."""
+    scores = queries @ documents.T / temperature
+    twin = (which[:, None] == which) & ~torch.eye(len(which), dtype=torch.bool, device=which.device)
+    scores = scores.masked_fill(twin, torch.finfo(scores.dtype).min)
+    target = torch.arange(len(scores), device=scores.device)
+    by_query = nn.functional.cross_entropy(scores, target)
+    return (by_query + nn.functional.cross_entropy(scores.T, target)) / 2
+
+
+def listwise_loss(
+    queries: Tensor, documents: Tensor, relevant: Tensor, temperature: float
+) -> Tensor:
+    """Minus the log of the softmax mass on relevant documents (B, M), mean over queries."""
+    scores = queries @ documents.T / temperature
+    found = scores.masked_fill(~relevant, -math.inf).logsumexp(-1)
+    return (scores.logsumexp(-1) - found).mean()
+
+
+def batch_loss(
+    embedder: Embedder,
+    pairs: Pairs,
+    rows: Tensor,
+    documents: list[int],
+    settings: TrainingSettings,
+) -> Tensor:
+    """First stage: loss of queries (B,) and a document of each; processes encode shares."""
+    device, cut, own = embedder.device, embedder.text.cut, share(len(rows))
+    asked = [cut(pairs.queries[row], settings.query_tokens) for row in rows[own].tolist()]
+    texts = [cut(pairs.documents[row], settings.document_tokens) for row in documents[own]]
+    queries = embedder.embed(*padded(asked, device))
+    groups = GROUPS
+    # What is computed again for the backward pass is held for one group at a time.
+    if device.type != "cpu" and not getattr(embedder.text, "recompute", False):
+        padded_tokens = len(texts) * max(map(len, texts))
+        groups = min(max(padded_tokens // GROUP_TOKENS, 1), GROUPS)
+    order = torch.tensor(sorted(range(len(texts)), key=lambda row: len(texts[row])))
+    encoded = [
+        embedder.embed(*padded([texts[row] for row in group.tolist()], device))
+        for group in order.chunk(groups)
+    ]
+    vectors = torch.cat(encoded)[on_device(order.argsort(), device)]
+    which = on_device(torch.tensor(documents), device)
+    queries, vectors = gathered(queries, len(rows)), gathered(vectors, len(rows))
+    return contrastive_loss(queries, vectors, which, settings.temperature)
+
+
+def depth_loss(
+    embedder: Embedder,
+    pairs: Pairs,
+    vectors: Tensor,
+    rows: list[int],
+    depth: Tensor,
+    settings: TrainingSettings,
+    generator: torch.Generator,
+) -> Tensor:
+    """Second stage: loss of queries, each through its depth (B,), among vectors (M, h)."""
+    device, own = embedder.device, share(len(rows))
+    asked = [embedder.text.cut(pairs.queries[row], settings.query_tokens) for row in rows[own]]
+    queries = gathered(embedder.embed(*padded(asked, device), depth[own].to(device)), len(rows))
+    relevant = [pairs.relevant[row] for row in rows]
+    total = len(vectors)
+    column = torch.arange(total)
+    if total > settings.depth_negatives:
+        drawn = torch.randperm(total, generator=generator)[: settings.depth_negatives].tolist()
+        ranked = torch.tensor(sorted({*drawn, *chain.from_iterable(relevant)}))
+        vectors, total = vectors[ranked], len(ranked)
+        column[ranked] = torch.arange(total)
+    right = torch.zeros(len(rows), total, dtype=torch.bool)
+    for place, documents in enumerate(relevant):
+        right[place, column[documents]] = True
+    return listwise_loss(queries, vectors, right.to(device), settings.temperature)
+
+
+class DepthWeights(nn.Module):
+    """A depth projection while it is trained: depth d is ``(common + own_d) / sqrt(T_d)``."""
+
+    scale: Tensor
+
+    def __init__(self, temperature: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", temperature.rsqrt()[:, None, None])
+
+    def forward(self, common: Tensor, own: Tensor) -> Tensor:
+        """The projection's weight (D h, h), of (h, h) and (D, h, h)."""
+        return ((common + own) * self.scale).flatten(0, 1)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The two parts of a weight (D h, h): depth 0, and what the others differ from it by."""
+        blocks = weight.view(len(self.scale), -1, weight.shape[1]) / self.scale
+        return blocks[0].clone(), blocks - blocks[0]
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
 class Stage(NamedTuple):
-    """One stage of a training.
+    """One stage of a training."""
 
-    Attributes:
-        name: of its checkpoints and messages.
-        epochs: passes over the queries.
-        steps: per epoch.
-        queries: per epoch, by all steps together.
-        groups: parameter groups of AdamW with their peak learning rates.
-        weights: everything that changes; the best epoch's are left in them.
-        losses: functions that give one epoch's losses, a step each, with gradients; all that is
-            random comes from the generator.
-        score: of the weights as they are, the larger the better.
-        seed: of the generator.
-        about: JSON values that the stage depends on, beside the weights it starts from.
-    """
-
-    name: str
+    name: str  # of its checkpoints and messages
     epochs: int
-    steps: int
-    queries: int
-    groups: list[dict[str, Any]]
-    weights: Mapping[str, Tensor]
+    steps: int  # per epoch
+    groups: list[dict[str, Any]]  # of AdamW's parameters, with their peak learning rates
+    weights: Mapping[str, Tensor]  # all that changes; the best epoch's are left in them
+    # One epoch's losses, a step each, with gradients; all that is random is the generator's.
     losses: Callable[[torch.Generator], Iterator[Callable[[], Tensor]]]
-    score: Callable[[], float]
+    score: Callable[[], float]  # of the weights as they are, the larger the better
     seed: int
-    about: Mapping[str, Any]
+    about: Mapping[str, Any]  # JSON values that it depends on, beside the weights
 
 
 def run(stage: Stage, checkpoint: Path | None = None) -> Best:
     """Train a stage in place; epoch 0, before the first step, is judged with the others."""
+
+    def score() -> float:
+        # What the first process finds: a rounding apart, others might keep another epoch.
+        return from_first(stage.score() if is_first() else 0.0)
+
+    def copied() -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in stage.weights.items()}
+
     about = {"stage": stage.name, **stage.about}
     start = content_key({"about": about, "weights": fingerprint(stage.weights)})
     check_same(f"start of training {stage.name}", start)
-    best = Best(_score(stage), 0, _copied(stage.weights))
+    best = Best(score(), 0, copied())
     steps = stage.epochs * stage.steps
     if steps == 0:
         return best
@@ -103,7 +286,6 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
     with ProgressBar(steps, f"training {stage.name}, in steps") as bar:
         bar.update(done * stage.steps)
         for epoch in range(done + 1, stage.epochs + 1):
-            began = time.perf_counter()
             before: Tensor | None = None
             for of_batch in stage.losses(generator):
                 optimizer.zero_grad(set_to_none=True)
@@ -113,17 +295,15 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
                 optimizer.step()
                 schedule.step()
                 # A step late: a GPU would else stand still until the next step is launched.
-                _check_finite(before, stage, epoch)
+                _check_finite(before, stage.name, epoch)
                 before = loss.detach()
                 bar.update()
-            _check_finite(before, stage, epoch)
-            rate = stage.queries / (time.perf_counter() - began)
-            score = _score(stage)
-            bar.bar.set_postfix({"validation nDCG@10": f"{score:.4f}"}, refresh=False)
-            message = "%s, epoch %d: %.0f queries/s, validation nDCG@10 %.4f"
-            log.info(message, stage.name, epoch, rate, score)
-            if score > best.score:
-                best = Best(score, epoch, _copied(stage.weights))
+            _check_finite(before, stage.name, epoch)
+            found = score()
+            bar.bar.set_postfix({"validation nDCG@10": f"{found:.4f}"}, refresh=False)
+            log.info("%s, epoch %d: validation nDCG@10 %.4f", stage.name, epoch, found)
+            if found > best.score:
+                best = Best(found, epoch, copied())
             if is_first():
                 kept.write_epoch(Progress(epoch, best, []))
     with torch.no_grad():
@@ -132,73 +312,11 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
     return best
 
 
-def _check_finite(loss: Tensor | None, stage: Stage, epoch: int) -> None:
+def _check_finite(loss: Tensor | None, stage: str, epoch: int) -> None:
     if loss is not None and not math.isfinite(value := loss.item()):
         raise FloatingPointError(
-            f"loss {value} in epoch {epoch} of training {stage.name}; lower the learning rates"
+            f"loss {value} in epoch {epoch} of training {stage}; lower the learning rates"
         )
-
-
-def _score(stage: Stage) -> float:
-    """What the first process finds: a rounding apart, others might keep another epoch."""
-    return from_first(stage.score() if is_first() else 0.0)
-
-
-def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in weights.items()}
-
-
-class Validation:
-    """nDCG@10 of validation queries over the collection's documents."""
-
-    def __init__(
-        self,
-        collection: Collection,
-        embedder: Embedder,
-        document_tokens: int,
-        queries: QuerySet | None = None,
-    ) -> None:
-        self.queries = collection.splits["validation"] if queries is None else queries
-        needed = {name for grades in self.queries.relevance for name in grades}
-        rows = [row for row, name in enumerate(collection.doc_ids) if name in needed]
-        others = (row for row, name in enumerate(collection.doc_ids) if name not in needed)
-        rows += [row for row, _ in zip(others, range(DOCUMENTS_CHECKED - len(rows)), strict=False)]
-        self.rows = sorted(rows)
-        self.doc_ids = [collection.doc_ids[row] for row in self.rows]
-        tokens = embedder.text.tokenize([collection.doc_texts[row] for row in self.rows])
-        self.documents = [embedder.text.cut(ids, document_tokens) for ids in tokens]
-        self.query_tokens = embedder.query_ids(self.queries.texts)
-
-    def index(self, documents: Tensor) -> DocumentIndex:
-        """What is ranked, of the embeddings (documents of the collection, h)."""
-        return DocumentIndex(self.doc_ids, documents[self.rows])
-
-    def score(
-        self,
-        embedder: Embedder,
-        depths: Tensor | None = None,
-        index: DocumentIndex | None = None,
-    ) -> float:
-        """Mean of `scores`, 0 without queries."""
-        scores = self.scores(embedder, depths, index)
-        return float(scores.mean()) if len(scores) else 0.0
-
-    @torch.no_grad()
-    def scores(
-        self,
-        embedder: Embedder,
-        depths: Tensor | None = None,
-        index: DocumentIndex | None = None,
-    ) -> Tensor:
-        """NDCG@10 (N,) of each query."""
-        if not self.queries.ids:
-            return torch.zeros(0)
-        if index is None:
-            index = DocumentIndex(self.doc_ids, embedder.encode_ids(self.documents))
-        queries = embedder.encode_ids(self.query_tokens, depths)
-        relevant = index.relevant(self.queries)
-        found = rankings_of_depths(index, queries[:, None], relevant, observe=False)
-        return found.ndcg[:, 0].cpu()
 
 
 def train_attention(
@@ -209,61 +327,52 @@ def train_attention(
     checkpoint: Path | None = None,
 ) -> Best:
     """Train the standard attention in place and leave the best epoch's weights in the embedder."""
-    stage = Stage(
-        name="attention",
-        epochs=settings.epochs,
-        steps=math.ceil(len(pairs.queries) / settings.batch_size),
-        queries=len(pairs.queries),
-        groups=_groups(embedder, settings),
-        weights=embedder.tensors(),
-        losses=partial(_attention_losses, embedder, pairs, settings),
-        score=lambda: validation.score(embedder),
-        seed=settings.seed,
-        about={
-            "settings": settings.of_attention(),
-            "pairs": [len(pairs.queries), len(pairs.documents)],
-        },
-    )
-    return run(stage, checkpoint)
-
-
-def _groups(embedder: Embedder, settings: TrainingSettings) -> list[dict[str, Any]]:
-    encoder = embedder.encoder
-    trained = [
+    encoder, text = embedder.encoder, embedder.text
+    of_encoder = [
         parameter
         for name, parameter in encoder.named_parameters()
         # Depths have no part in this stage's loss.
         if name != "token_weight" and not name.startswith("depth_")
     ]
-    groups: list[dict[str, Any]] = [
-        {
-            "params": trained,
-            "lr": settings.learning_rate,
-            "weight_decay": settings.weight_decay,
-        },
-        {
-            "params": [encoder.token_weight],
-            "lr": settings.token_learning_rate,
-            "weight_decay": 0.0,
-        },
-    ]
     of_text = [
         weight
-        for name, weight in embedder.text.own_weights().items()
+        for name, weight in text.own_weights().items()
         # States do not pass through the pooler.
         if weight.requires_grad and not name.startswith("pooler.")
     ]
-    if of_text:
-        decay = 0.0 if embedder.text.static else settings.weight_decay
-        groups.append({"params": of_text, "lr": settings.text_learning_rate, "weight_decay": decay})
-    return groups
+    text_decay = 0.0 if text.static else settings.weight_decay
+    groups = [
+        _group(of_encoder, settings.learning_rate, settings.weight_decay),
+        _group([encoder.token_weight], settings.token_learning_rate, 0.0),
+        *([_group(of_text, settings.text_learning_rate, text_decay)] if of_text else []),
+    ]
+
+    def losses(generator: torch.Generator) -> Iterator[Callable[[], Tensor]]:
+        order = epoch_rows(pairs.groups, settings.balance, generator)
+        for rows in order.split(settings.batch_size):
+            # Of each query one relevant document, drawn uniformly.
+            draws = torch.rand(len(rows), generator=generator).tolist()
+            options = [pairs.relevant[row] for row in rows.tolist()]
+            documents = [some[int(x * len(some))] for some, x in zip(options, draws, strict=True)]
+            yield partial(batch_loss, embedder, pairs, rows, documents, settings)
+
+    counts = [len(pairs.queries), len(pairs.documents)]
+    stage = Stage(
+        name="attention",
+        epochs=settings.epochs,
+        steps=math.ceil(len(pairs.queries) / settings.batch_size),
+        groups=groups,
+        weights=embedder.tensors(),
+        losses=losses,
+        score=lambda: validation.score(embedder),
+        seed=settings.seed,
+        about={"settings": settings.of_attention(), "pairs": counts},
+    )
+    return run(stage, checkpoint)
 
 
-def _attention_losses(
-    embedder: Embedder, pairs: Pairs, settings: TrainingSettings, generator: torch.Generator
-) -> Iterator[Callable[[], Tensor]]:
-    for rows, documents in batches(pairs, settings.batch_size, settings.balance, generator):
-        yield partial(batch_loss, embedder, pairs, rows, documents, settings)
+def _group(weights: list[Tensor], rate: float, decay: float) -> dict[str, Any]:
+    return {"params": weights, "lr": rate, "weight_decay": decay}
 
 
 def train_depths(
@@ -275,26 +384,38 @@ def train_depths(
     settings: TrainingSettings,
     checkpoint: Path | None = None,
 ) -> Best:
-    """Train the depths in place and leave the best epoch's weights in the embedder."""
+    """Train the depths in place and leave the best epoch's weights in the embedder.
+
+    Queries are ranked among those of the documents' embeddings (documents of the pairs, h) that are
+    relevant to any of them, and validation queries among the documents of the index.
+    """
     encoder = embedder.maw
-    queries = [embedder.text.cut(ids, settings.query_tokens) for ids in pairs.queries]
-    scale = temperatures(encoder.depths, embedder.device)
+    needed = sorted(set(chain.from_iterable(pairs.relevant)))
+    position = {row: place for place, row in enumerate(needed)}
+    pairs = pairs._replace(relevant=[[position[row] for row in rows] for rows in pairs.relevant])
+    ranked = documents[needed]
     judged_through = torch.arange(len(validation.queries.ids)) % encoder.depths
-    encoder.depths_from_standard(scale)
+    encoder.depths_from_standard()
     encoder.eval().requires_grad_(False)
     for weight in embedder.text.own_weights().values():
         weight.requires_grad_(False)
     projections = {"query": encoder.depth_query_proj, "key": encoder.depth_key_proj}
-    for projection in projections.values():
+    weights: dict[str, Tensor] = {}
+    for name, projection in projections.items():
         projection.weight.requires_grad_(True)
-        part = DepthWeights(scale)
+        part = DepthWeights(temperatures(encoder.depths, embedder.device))
         parametrize.register_parametrization(projection, "weight", part)
-    weights = {
-        f"{name}.{part}": weight
-        for name, projection in projections.items()
-        for part, weight in zip(("common", "own"), projection.parameters(), strict=True)
-    }
-    judged = judged_queries(queries, documents, pairs)
+        weights[f"{name}.common"], weights[f"{name}.own"] = projection.parameters()
+    common, own = (
+        [weights[f"{name}.{part}"] for name in projections] for part in ("common", "own")
+    )
+
+    def losses(generator: torch.Generator) -> Iterator[Callable[[], Tensor]]:
+        order = epoch_rows(pairs.groups, settings.balance, generator)
+        for rows in order.split(settings.batch_size):
+            depth = torch.randint(encoder.depths, (len(rows),), generator=generator)
+            more = (rows.tolist(), depth, settings, generator)
+            yield partial(depth_loss, embedder, pairs, ranked, *more)
 
     def score() -> float:
         with parametrize.cached():
@@ -303,27 +424,19 @@ def train_depths(
     stage = Stage(
         name="depths",
         epochs=settings.depth_epochs,
-        steps=math.ceil(len(queries) / settings.batch_size),
-        queries=len(queries),
+        steps=math.ceil(len(pairs.queries) / settings.batch_size),
         groups=[
-            {
-                "params": [weight for name, weight in weights.items() if name.endswith(part)],
-                "lr": rate,
-                "weight_decay": settings.weight_decay,
-            }
-            for part, rate in (
-                ("common", settings.depth_learning_rate),
-                ("own", settings.depth_own_learning_rate),
-            )
+            _group(common, settings.depth_learning_rate, settings.weight_decay),
+            _group(own, settings.depth_own_learning_rate, settings.weight_decay),
         ],
         weights=weights,
-        losses=lambda generator: _depth_losses(embedder, judged, settings, generator),
+        losses=losses,
         score=score,
         seed=settings.seed + 1,
         about={
             "settings": settings.to_json(),
-            "pairs": [len(queries), len(judged.documents)],
-            "frozen": fingerprint({"documents": judged.documents}),
+            "pairs": [len(pairs.queries), len(ranked)],
+            "frozen": fingerprint({"documents": ranked}),
         },
     )
     best = run(stage, checkpoint)
@@ -331,16 +444,3 @@ def train_depths(
         parametrize.remove_parametrizations(projection, "weight")
     encoder.requires_grad_(False)
     return best
-
-
-def _depth_losses(
-    embedder: Embedder,
-    judged: Judged,
-    settings: TrainingSettings,
-    generator: torch.Generator,
-) -> Iterator[Callable[[], Tensor]]:
-    depths = embedder.maw.depths
-    order = epoch_rows(judged.groups, settings.balance, generator)
-    for rows in order.split(settings.batch_size):
-        depth = torch.randint(depths, (len(rows),), generator=generator)
-        yield partial(depth_loss, embedder, judged, rows.tolist(), depth, settings, generator)

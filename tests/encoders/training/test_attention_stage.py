@@ -13,9 +13,14 @@ from maw_gym.encoders.embedder import Embedder, untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.text import WordLlama
 from maw_gym.encoders.training import losses, stages
-from maw_gym.encoders.training.losses import batches, contrastive_loss, pairs_of
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import Validation, train_attention
+from maw_gym.encoders.training.stages import (
+    Validation,
+    batches,
+    contrastive_loss,
+    pairs_of,
+    train_attention,
+)
 
 SHAPE = EncoderSettings(depths=3)
 QUICK = TrainingSettings(epochs=2, batch_size=12)

@@ -8,15 +8,16 @@ from tiny_collection import PAIRS
 from maw_gym.corpora.collection import QuerySet
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings, temperatures
-from maw_gym.encoders.training.losses import (
+from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.stages import (
     DepthWeights,
+    Validation,
     depth_loss,
     judged_queries,
     listwise_loss,
     pairs_of,
+    train_depths,
 )
-from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import Validation, train_depths
 from maw_gym.errors import InputError
 
 SHAPE = EncoderSettings(depths=3)

@@ -4,9 +4,9 @@ import torch
 from maw_gym.corpora import Collection
 from maw_gym.corpora.collection import Groups
 from maw_gym.encoders.embedder import untrained_embedder
-from maw_gym.encoders.training.losses import epoch_rows, pairs_of
 from maw_gym.encoders.training.selection import grouping
 from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.stages import epoch_rows, pairs_of
 from maw_gym.errors import InputError
 
 

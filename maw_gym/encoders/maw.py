@@ -4,7 +4,7 @@ Both add one attention to the residual stream and pool the tokens. LayerNorm act
 input only: the norms of static token embeddings carry meaning, which a normalised residual loses.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,28 +19,33 @@ from maw_gym.attention.reference import (
     merge_heads,
     split_heads,
 )
-from maw_gym.errors import InputError, shown
-from maw_gym.settings import Count, Index, checked
+from maw_gym.errors import InputError, checked_int, shown
 
 UNTRAINED_SCALE = -0.6  # untrained tokens attend to what they are not; positive is worse
 UNTRAINED_NOISE = 0.01
 TEMPERATURE_RANGE = 8.0  # depths run from temperature 1/8 to 8
+LARGEST = 2**24  # of any number of a shape: a file may claim what it likes
 
 
-@checked
+@dataclass(frozen=True)
 class EncoderSettings:
-    """The shape of an encoder; stored in its file."""
+    """The shape of an encoder; stored in its file.
 
-    hidden: Count = 256
-    """h, width of the hidden states"""
-    heads: Count = 8
-    """H, number of attention heads, a divisor of h"""
-    depths: Index = 32
-    """D, number of alternative attention matrices per head; 0 is a NON-MAW encoder"""
-    vocabulary: Count = 32_000
-    """number of token ids, each with a pooling weight"""
+    Attributes:
+        hidden: h, width of the hidden states.
+        heads: H, number of attention heads, a divisor of h.
+        depths: D, number of alternative attention matrices per head; 0 is a NON-MAW encoder.
+        vocabulary: number of token ids, each with a pooling weight.
+    """
+
+    hidden: int = 256
+    heads: int = 8
+    depths: int = 32
+    vocabulary: int = 32_000
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            checked_int(value, name, 0 if name == "depths" else 1, LARGEST)
         if self.hidden % self.heads:
             raise InputError(f"hidden width {self.hidden} is not divisible by {self.heads} heads")
 

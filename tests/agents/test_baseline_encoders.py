@@ -11,7 +11,6 @@ from agents.baseline_encoders import (
     ensemble_queries,
     evaluate_bm25,
     evaluate_encoder,
-    train_without_depths,
     training_sources,
 )
 from maw_gym.corpora import Collection
@@ -105,13 +104,10 @@ def test_the_second_stage_goes_on_for_as_many_epochs_as_the_depths_have(
         return train_attention(embedder, pairs, validation, settings, *rest)
 
     monkeypatch.setattr("maw_gym.encoders.training.selection.train_attention", watched)
-    monkeypatch.setattr("agents.baseline_encoders.train_attention", watched)
-    shape = replace(SHAPE, depths=0)
-    embedder, about = train_without_depths([tiny], "cpu", BRIEF, shape)
+    _, about = baseline_encoder("non_maw", tiny, [tiny], "cpu", BRIEF, SHAPE)
     assert [(s.epochs, s.learning_rate, s.seed) for s in seen] == [(2, 2e-3, 0), (1, 2e-3, 1)]
     assert about["steps"] == 3 * math.ceil(about["pairs"] / 4)
     assert about["continued"]["validation nDCG@10"] >= about["attention"]["validation nDCG@10"]
-    assert not any(weight.requires_grad for weight in embedder.encoder.parameters())
 
 
 def test_single_depth_is_evaluated_through_its_depth(tiny: Collection) -> None:

@@ -1,20 +1,29 @@
-import math
+"""Encoders on disk: what was written comes back, and what was not is refused in one line.
+
+Damage to the bytes of an encoder's file is in tests/files/test_every_kind.py.
+"""
+
+import json
 import os
 import pickle
+import shutil
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from maw_gym import files
-from maw_gym.encoders.embedder import Embedder, untrained_embedder
+from maw_gym.encoders.embedder import Embedder, encoder_shape, untrained_embedder
 from maw_gym.encoders.files import load_embedder, save_embedder
 from maw_gym.encoders.maw import EncoderSettings, MAWEncoder, NonMAWEncoder
-from maw_gym.encoders.text import WordLlama
-from maw_gym.errors import InputError
+from maw_gym.encoders.text import WordLlama, load_text_encoder
+from maw_gym.encoders.transformer import Transformer
+from maw_gym.errors import DamagedFileError, InputError
 
 SMALL = EncoderSettings(depths=2)
 TEXTS = ["how bees make honey", "", "bread"]
+CHOSEN = torch.tensor([0, 1, 1])
 PROVENANCE = {"names": ["tiny"], "seed": 0}
 
 
@@ -24,103 +33,128 @@ def embedder():
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory, embedder):
-    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
-    save_embedder(path, embedder, PROVENANCE)
-    return path
+def contextual(tiny_transformer):
+    text = load_text_encoder(str(tiny_transformer))
+    return untrained_embedder([], encoder_shape(text, depths=2), text)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory, embedder, contextual):
+    """Folders with an encoder's file: over WordLlama, and over a transformer."""
+    folders = {}
+    for name, one in (("static", embedder), ("contextual", contextual)):
+        folders[name] = tmp_path_factory.mktemp(name)
+        save_embedder(folders[name] / "encoder.safetensors", one, PROVENANCE)
+    return folders
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "encoder.safetensors"
+def copied(originals, tmp_path):
+    """Copies an original; its file."""
+    return lambda name: shutil.copytree(originals[name], tmp_path / "copy") / "encoder.safetensors"
 
 
-def refused(path):
+def refused(path, kind=InputError):
     """The message: one line that begins with the file."""
     with pytest.raises(InputError) as caught:
         load_embedder(path)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message
-    return message
+    assert isinstance(caught.value, kind)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
 
 
-def test_an_untrained_embedder_knows_how_rare_tokens_are(embedder):
-    assert isinstance(embedder.encoder, MAWEncoder)
-    assert not embedder.encoder.training
-    weights = embedder.encoder.token_weight
-    bees, bread = (ids[-1] for ids in embedder.text.tokenize(["bees", "bread"]))
-    # Of 2 documents a token is in both, in one, in none: log(3 / 2.5) is cut at .5.
-    assert weights[bees].item() == pytest.approx(math.log(0.5))
-    assert weights[bread].item() == pytest.approx(math.log(math.log(3 / 1.5)))
-    assert weights[1234].item() == pytest.approx(math.log(math.log(3 / 0.5)))
+def rewritten(path, tensors=lambda found: None, settings=lambda found: None):
+    """The file with other tensors or settings, still well-formed."""
+    told, found = files.read(path, "encoder")
+    tensors(found)
+    settings(told)
+    files.write(path, found, "encoder", told)
+    return path
 
 
-def test_an_untrained_embedder_of_no_depths_is_non_maw():
-    embedder = untrained_embedder([], EncoderSettings(depths=0))
-    assert type(embedder.encoder) is NonMAWEncoder
-    assert untrained_embedder([]).encoder.settings == EncoderSettings()
+# --- round trips -----------------------------------------------------------------------------
 
 
-def test_round_trip(original, embedder):
-    found, provenance = load_embedder(original)
+@pytest.mark.parametrize("name", ["static", "contextual"])
+def test_round_trip(request, originals, name, monkeypatch):
+    made = request.getfixturevalue("embedder" if name == "static" else name)
+    monkeypatch.setattr("maw_gym.encoders.files.load_text_encoder", lambda name: pytest.fail(name))
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    found, provenance = load_embedder(originals[name] / "encoder.safetensors")
+    assert torch.equal(torch.rand(1), expected)  # the global generator is left alone
     assert provenance == PROVENANCE
     assert isinstance(found.encoder, MAWEncoder)
-    assert found.encoder.settings == SMALL
-    assert (found.query_tokens, found.document_tokens) == (64, 256)
+    assert found.encoder.settings == made.encoder.settings
+    assert (found.query_tokens, found.document_tokens) == (64, made.document_tokens)
     assert not found.encoder.training
-    assert all(tensor.device.type == "cpu" for tensor in found.tensors().values())
-    assert set(found.tensors()) == set(embedder.tensors())
-    for name, tensor in embedder.tensors().items():
-        assert torch.equal(found.tensors()[name], tensor)
-    chosen = torch.tensor([0, 1, 1])
-    assert torch.equal(found.encode_documents(TEXTS), embedder.encode_documents(TEXTS))
-    expected = embedder.encode_queries(TEXTS, chosen)
-    assert torch.equal(found.encode_queries(TEXTS, chosen), expected)
-
-
-def test_a_loaded_encoder_can_be_trained(original):
-    found, _ = load_embedder(original)
     assert all(parameter.requires_grad for parameter in found.encoder.parameters())
+    assert all(tensor.device.type == "cpu" for tensor in found.tensors().values())
+    assert found.text.tokenize(TEXTS) == made.text.tokenize(TEXTS)
+    assert torch.equal(found.encode_documents(TEXTS), made.encode_documents(TEXTS))
+    expected = made.encode_queries(TEXTS, CHOSEN)
+    assert torch.equal(found.encode_queries(TEXTS, CHOSEN), expected)
+    assert found.fingerprint() == made.fingerprint()
 
 
-def test_round_trip_of_a_non_maw_encoder_and_its_limits(path):
+def test_round_trip_of_a_non_maw_encoder_and_its_limits(tmp_path):
     settings = EncoderSettings(depths=0, heads=4)
     made = untrained_embedder([], settings)
+    path = tmp_path / "encoder.safetensors"
     save_embedder(path, Embedder(made.text, made.encoder, 5, 6), {})
     found, provenance = load_embedder(path)
     assert (found.query_tokens, found.document_tokens, provenance) == (5, 6, {})
     assert type(found.encoder) is NonMAWEncoder
     assert found.encoder.settings == settings
-    assert torch.equal(found.encode_documents(TEXTS), made.encode_documents(TEXTS))
 
 
-def test_trained_token_embeddings_travel_along(path, embedder):
+def test_trained_token_embeddings_travel_along(tmp_path, embedder, originals):
     table = torch.nn.Parameter(WordLlama().embedding * 2)
+    path = tmp_path / "encoder.safetensors"
     save_embedder(path, Embedder(WordLlama(table), embedder.encoder), {})
     found, _ = load_embedder(path)
-    assert found.text.trained
-    assert torch.equal(found.text.embedding, table)
-    assert set(found.text.own_weights()) == {"embedding"}
-    assert WordLlama().trained is False
+    assert torch.equal(found.text.own_weights()["embedding"], table)
+    # Packaged ones stay at home.
+    packaged = load_file(originals["static"] / "encoder.safetensors")
+    assert set(packaged) == set(embedder.encoder.state_dict())
 
 
-def test_packaged_token_embeddings_stay_at_home(original):
-    assert not any(name.startswith("text.") for name in load_file(original))
+def test_a_trained_transformer_travels_along(tmp_path, contextual):
+    trained = contextual.text.trainable(1, torch.device("cpu"))
+    with torch.no_grad():
+        for weight in trained.weights().values():
+            weight.mul_(1.1)
+    made = untrained_embedder([], encoder_shape(trained, depths=2), trained)
+    # Beside another one, in the same folder.
+    for name, one in (("before", contextual), ("after", made), ("again", made)):
+        save_embedder(tmp_path / name, one, {})
+    names = sorted(path.name.partition("-")[0] for path in tmp_path.iterdir())
+    assert names == ["after", "again", "before", "transformer", "transformer"]
+    found = load_embedder(tmp_path / "after")[0]
+    assert found.text.tuned
+    assert not found.text.trained
+    assert found.fingerprint() == made.fingerprint()
+    assert torch.equal(found.encode_queries(TEXTS), made.encode_queries(TEXTS))
+    assert load_embedder(tmp_path / "before")[0].fingerprint() == contextual.fingerprint()
 
 
-def changed(original, path, tensors=lambda found: None, settings=lambda found: None):
-    """The file with other tensors or settings, still well-formed."""
-    told, found = files.read(original, "encoder")
-    tensors(found)
-    settings(told)
-    files.write(path, found, "encoder", told)
+def test_a_transformer_that_a_package_has_stays_there(tmp_path, contextual, monkeypatch):
+    text = contextual.text
+    packaged = Transformer("minilm-0123", text.model, text.fast_tokenizer, packaged=True)
+    path = tmp_path / "encoder.safetensors"
+    save_embedder(path, untrained_embedder([], encoder_shape(text, depths=2), packaged), {})
+    assert [one.name for one in tmp_path.iterdir()] == ["encoder.safetensors"]
+    monkeypatch.setattr("maw_gym.encoders.files.load_text_encoder", {"minilm": packaged}.get)
+    assert load_embedder(path)[0].text is packaged
+    packaged.name = "minilm-4567"
+    assert "stands on text encoder 'minilm-0123', and 'minilm-4567' is installed; install the" in (
+        refused(path)
+    )
 
 
-def test_an_unchanged_copy_loads(original, path):
-    changed(original, path)
-    assert load_embedder(path)[1] == PROVENANCE
-
+# --- other contents --------------------------------------------------------------------------
 
 TENSORS = {
     "gone": (
@@ -151,64 +185,38 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("change", TENSORS)
-def test_other_tensors_than_the_settings_say(original, path, change):
+def test_other_tensors_than_the_settings_say(copied, change):
     tensors, message = TENSORS[change]
-    changed(original, path, tensors)
-    assert refused(path).endswith(message)
+    assert refused(rewritten(copied("static"), tensors)).endswith(message)
 
 
-SETTINGS = {
-    "no shape": lambda found: found.pop("encoder"),
-    "shape is a number": lambda found: found.update(encoder=3),
-    "shape is a list": lambda found: found.update(encoder=[256]),
-    "hidden": lambda found: found["encoder"].update(hidden=10**9),
-    "hidden is small": lambda found: found["encoder"].update(hidden=8),
-    "hidden is text": lambda found: found["encoder"].update(hidden="256"),
-    "hidden is no whole number": lambda found: found["encoder"].update(hidden=256.0),
-    "hidden is nothing": lambda found: found["encoder"].update(hidden=None),
-    "vocabulary": lambda found: found["encoder"].update(vocabulary=10**12),
-    "depths": lambda found: found["encoder"].update(depths=3),
-    "depths are many": lambda found: found["encoder"].update(depths=10**9),
-    "depths are too many to count": lambda found: found["encoder"].update(depths=10**18),
-    "depths are beyond numbers": lambda found: found["encoder"].update(depths=10**400),
-    "no depths": lambda found: found["encoder"].update(depths=0),
-    "depths are negative": lambda found: found["encoder"].update(depths=-1),
-    "heads": lambda found: found["encoder"].update(heads=3),
-    "heads are none": lambda found: found["encoder"].update(heads=0),
-    "text encoder": lambda found: found.update(text="bert"),
-    "text encoder is a list": lambda found: found.update(text=["wordllama"]),
-    "no limit": lambda found: found.pop("query_tokens"),
-    "limit is negative": lambda found: found.update(query_tokens=-1),
-    "limit is zero": lambda found: found.update(document_tokens=0),
-    "limit is text": lambda found: found.update(document_tokens="all"),
-    "limit is nothing": lambda found: found.update(document_tokens=None),
-    "provenance": lambda found: found.update(provenance=3),
-    "no provenance": lambda found: found.pop("provenance"),
-}
+NOTHING = object()
+SETTINGS = [
+    *(("encoder", value) for value in (NOTHING, 3, [256])),
+    *(("hidden", value) for value in (10**9, 8, "256", 256.0, None)),
+    ("vocabulary", 10**12),
+    *(("depths", value) for value in (3, 10**9, 10**18, 10**400, 0, -1)),
+    *(("heads", value) for value in (3, 0)),
+    *(("text", value) for value in ("bert", "minilm", ["wordllama"])),
+    *(("query_tokens", value) for value in (NOTHING, -1)),
+    *(("document_tokens", value) for value in (0, "all", None)),
+    *(("provenance", value) for value in (3, NOTHING)),
+    *(("transformer", value) for value in (3, "", "transformer-0", "../../x", {"files": {}})),
+]
 
 
-@pytest.mark.parametrize("change", SETTINGS)
-def test_wrong_settings(original, path, change):
-    changed(original, path, settings=SETTINGS[change])
-    refused(path)
+@pytest.mark.parametrize(("name", "value"), SETTINGS)
+def test_other_settings(copied, name, value):
+    def change(told):
+        place = told["encoder"] if name in told["encoder"] else told
+        place.pop(name) if value is NOTHING else place.update({name: value})
+
+    refused(rewritten(copied("static"), settings=change))
 
 
-def test_settings_of_a_later_version_are_left_out(original, path):
-    changed(original, path, settings=lambda found: found["encoder"].update(colour="red"))
+def test_settings_of_a_later_version_are_left_out(copied):
+    path = rewritten(copied("static"), settings=lambda told: told["encoder"].update(colour="red"))
     assert load_embedder(path)[0].encoder.settings == SMALL
-
-
-def test_a_file_cut_short(original, path):
-    content = original.read_bytes()
-    for length in (0, 4, 100, len(content) // 2, len(content) - 1):
-        path.write_bytes(content[:length])
-        refused(path)
-
-
-def test_foreign_files(path, tmp_path):
-    refused(path)  # none there
-    save_file({"weight": torch.ones(3)}, path)
-    assert refused(path).endswith("was not written by maw_gym; give another encoder file")
 
 
 class Bomb:
@@ -219,10 +227,78 @@ class Bomb:
         return os.mkdir, (self.target,)
 
 
-def test_nothing_in_a_file_is_run(path, tmp_path):
-    target = tmp_path / "exploded"
+def test_foreign_files_are_refused_and_nothing_in_them_is_run(tmp_path):
+    path, target = tmp_path / "encoder.safetensors", tmp_path / "exploded"
+    refused(path)  # none there
+    save_file({"weight": torch.ones(3)}, path)
+    assert refused(path).endswith("was not written by maw_gym; give another encoder file")
     for dump in (pickle.dump, torch.save):
         with path.open("wb") as file:
             dump(Bomb(str(target)), file)
         refused(path)
     assert not target.exists()
+
+
+# --- the transformer's folder ----------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(copied):
+    """The file of an encoder over a transformer, and the folder beside it."""
+    path = copied("contextual")
+    (folder,) = path.parent.glob("transformer-*")
+    return path, folder
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", files.MANIFEST]
+)
+def test_one_flipped_bit_or_a_missing_file_is_noticed(beside, name):
+    path, folder = beside
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    refused(path, DamagedFileError)
+    (folder / name).unlink()
+    refused(path, DamagedFileError)
+
+
+def test_no_other_file_is_read_and_no_other_folder(beside):
+    path, folder = beside
+    (folder / "adapter_config.json").write_text("{}")
+    assert "adapter_config.json" in refused(path, DamagedFileError)
+    shutil.rmtree(folder)
+    assert f"no text encoder {folder.name!r} beside it" in refused(path, DamagedFileError)
+
+
+def configured(folder, **changes):
+    """The folder after a stranger has changed its configuration, checksums and all."""
+    settings, _ = files.read_manifest(folder, "transformer")
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    files.write_manifest(folder, "transformer", settings)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "vit"},
+        {"num_labels": 10**12},
+        {"max_position_embeddings": 10**8},
+        {"max_position_embeddings": 95},
+        {"hidden_size": 48},
+    ],
+)
+def test_a_strangers_configuration_is_refused(beside, changes):
+    path, folder = beside
+    configured(folder, **changes)
+    refused(path)
+
+
+def test_what_would_run_code_is_not_run(beside, monkeypatch):
+    path, folder = beside
+    hostile = {"auto_map": {"AutoModel": "some/where--code.Model"}}
+    configured(folder, **hostile, attn_implementation="some/kernel")
+    assert load_embedder(path)[0].text.config._attn_implementation == "sdpa"
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert refused(path).endswith("pip install 'maw_gym[transformers]'")

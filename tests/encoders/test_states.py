@@ -16,30 +16,24 @@ CPU = torch.device("cpu")
 TEXTS = ["how bees make honey", "bread", "", "the moon", "bread", "a tide of honey"]
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path))
-    return tmp_path / "states"
-
-
 @pytest.fixture(scope="module")
 def text(tiny_transformer):
     return load_text_encoder(str(tiny_transformer))
 
 
-class Noted:
-    """The computations of states, noted."""
+@pytest.fixture
+def computed(monkeypatch):
+    """The lengths of texts whose states were computed, batch by batch."""
+    rows = []
+    hidden = Transformer.hidden
 
-    def __init__(self, monkeypatch):
-        self.rows = []
-        hidden = Transformer.hidden
+    def noted(text, ids, mask=None):
+        if not text.states and mask is not None:
+            rows.append(mask.sum(1).tolist())
+        return hidden(text, ids, mask)
 
-        def noted(text, ids, mask=None):
-            if not text.states and mask is not None:
-                self.rows.append(mask.sum(1).tolist())
-            return hidden(text, ids, mask)
-
-        monkeypatch.setattr(Transformer, "hidden", noted)
+    monkeypatch.setattr(Transformer, "hidden", noted)
+    return rows
 
 
 def stored(text, texts=TEXTS, about="some"):
@@ -51,44 +45,38 @@ def find(known, one):
     return known.find(np.array(ids))
 
 
-def test_states_are_the_computed_ones_in_half_precision(home, text):
-    known = stored(text)
-    for one in filter(None, TEXTS):
-        expected = text.hidden(torch.tensor(text.tokenize([one])))[0]
-        found = find(known, one)
-        assert found.dtype == torch.float16
-        assert (found - expected).abs().max() < 2e-3  # 11 bits of numbers below 4
-    assert find(known, "honey") is None
-
-
-def test_each_text_is_computed_once_in_batches_of_similar_length(home, text, monkeypatch):
-    noted = Noted(monkeypatch)
+def test_each_text_is_computed_once_in_batches_of_similar_length(home, text, computed, monkeypatch):
     monkeypatch.setattr(files, "STATES_TOKENS", 12)
-    find(stored(text), "bread")
+    known = stored(text)
+    found = {one: find(known, one) for one in filter(None, TEXTS)}
     # Of the equal texts only one, and none of the empty text.
-    assert noted.rows == [[3, 4], [6, 6]]
-    assert len(list(home.glob("*.safetensors"))) == 1
+    assert computed == [[3, 4], [6, 6]]
+    assert len(list((home / "states").glob("*.safetensors"))) == 1
+    for one, states in found.items():
+        expected = text.hidden(torch.tensor(text.tokenize([one])))[0]
+        assert states.dtype == torch.float16
+        assert (states - expected).abs().max() < 2e-3  # 11 bits of numbers below 4
+    assert find(known, "honey") is None
+    assert find(stored(text, [""], "none"), "bread") is None
 
 
-def test_another_process_reads_the_file(home, text, monkeypatch):
+def test_another_process_reads_the_file(home, text, computed):
     first = find(stored(text), "bread").clone()
-    noted = Noted(monkeypatch)
     again = StoredStates(text, {"texts": "some"}, pytest.fail, CPU, "states")
     assert (find(again, "bread") == first).all()
-    assert noted.rows == []
+    assert len(computed) == 1
     # Other texts, other weights: other files.
     find(stored(text, about="others"), "bread")
-    assert len(noted.rows) == 1
     changed = text.trainable(1, CPU)
     changed.model.requires_grad_(False)
     changed.weights()["encoder.layer.1.output.dense.bias"][0] += 1
     assert (find(stored(changed), "bread") != first).any()
-    assert len(noted.rows) == 2
+    assert len(computed) == 3
 
 
 def test_a_damaged_file_is_made_anew(home, text, caplog):
     before = find(stored(text), "bread").clone()
-    (path,) = home.glob("*.safetensors")
+    (path,) = (home / "states").glob("*.safetensors")
     data = bytearray(path.read_bytes())
     data[-1] ^= 64
     path.write_bytes(data)
@@ -101,41 +89,30 @@ def test_states_that_would_take_too_much_are_not_kept(home, text, monkeypatch, c
     monkeypatch.setattr(files, "LARGEST_STATES", 2 * 24 * 18)
     assert find(stored(text), "bread") is None
     assert "states would take 0 MB and are not cached" in caplog.messages
-    assert not list(home.glob("*"))
-
-
-def test_no_text(home, text):
-    assert find(stored(text, [""]), "bread") is None
-    assert find(stored(text, [""]), "bread") is None
+    assert not list(home.rglob("*.safetensors"))
 
 
 # --- behind an embedder ----------------------------------------------------------------------
 
 
-def test_an_embedder_reads_the_states_of_a_collection(home, text, tiny, monkeypatch):
+def test_an_embedder_reads_the_states_of_a_collection(home, text, tiny, computed, monkeypatch):
     plain = untrained_embedder(tiny.doc_texts, encoder_shape(text, depths=3), text)
     embedder = with_document_states(with_query_states(plain, tiny), tiny)
     queries = tiny.splits["test"].texts
     depths = torch.arange(len(queries)) % 3
     for encode in (
-        lambda with_states: with_states.encode_documents(tiny.doc_texts),
-        lambda with_states: with_states.encode_queries(queries, depths),
+        lambda one: one.encode_documents(tiny.doc_texts),
+        lambda one: one.encode_queries(queries, depths),
+        lambda one: one.encode_queries([queries[0], "a bread of moon"]),  # one is computed
     ):
         assert torch.allclose(encode(embedder), encode(plain), atol=1e-3)
-    noted = Noted(monkeypatch)
+    ids, mask = padded(text.tokenize(["a bread of moon"]))
+    assert torch.equal(embedder.text.hidden(ids, mask), text.hidden(ids, mask))
+    del computed[:]
     monkeypatch.setattr(text.model, "forward", lambda **_: pytest.fail("computed"))
     again = with_query_states(with_document_states(plain, tiny), tiny)
     assert again.encode_documents([*tiny.doc_texts, "", *queries]).shape == (38, 24)
-    assert noted.rows == []
-
-
-def test_unknown_texts_are_computed(home, text, tiny):
-    plain = untrained_embedder([], None, text)
-    embedder = with_query_states(plain, tiny)
-    texts = [*tiny.splits["test"].texts[:2], "a bread of moon"]
-    assert torch.allclose(embedder.encode_queries(texts), plain.encode_queries(texts), atol=1e-6)
-    ids, mask = padded(text.tokenize(["a bread of moon"]))
-    assert torch.equal(embedder.text.hidden(ids, mask), text.hidden(ids, mask))
+    assert computed == []
 
 
 def test_nothing_is_kept_of_static_states_and_of_weights_in_training(text, tiny):

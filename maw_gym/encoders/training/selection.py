@@ -215,9 +215,11 @@ def judges(collection: Collection, learned_from: bool) -> QuerySet:
     """
     splits = ("validation", "train") if learned_from else ("validation", "train", "encoder")
     parts = [collection.splits[split] for split in splits]
-    columns = ([value for part in parts for value in part[at]][:JUDGES] for at in range(3))
-    ids, texts, relevance = map(tuple, columns)
-    return QuerySet(ids, texts, relevance)
+    return QuerySet(
+        tuple(query for part in parts for query in part.ids)[:JUDGES],
+        tuple(text for part in parts for text in part.texts)[:JUDGES],
+        tuple(grades for part in parts for grades in part.relevance)[:JUDGES],
+    )
 
 
 def choose(scores: Mapping[str, NDArray[np.floating]]) -> dict[str, Any]:
@@ -323,8 +325,11 @@ def _untrained(
             torch.nn.init.eye_(embedder.encoder.out_proj.weight).mul_(CONTEXTUAL_OUTPUT)
         return embedder
 
-    found = {UNTRAINED: partial(make, text), "mean pooling": mean_pooling}
-    return found | {f"untrained {other.name}": partial(make, other) for other in others}
+    return {
+        UNTRAINED: partial(make, text),
+        "mean pooling": mean_pooling,
+        **{f"untrained {other.name}": partial(make, other) for other in others},
+    }
 
 
 def _candidates(collection: Collection) -> dict[str, list[Collection]]:

@@ -371,8 +371,8 @@ def train_attention(
     return run(stage, checkpoint)
 
 
-def _group(weights: list[Tensor], rate: float, decay: float) -> dict[str, Any]:
-    return {"params": weights, "lr": rate, "weight_decay": decay}
+def _group(weights: Sequence[Tensor], rate: float, decay: float) -> dict[str, Any]:
+    return {"params": list(weights), "lr": rate, "weight_decay": decay}
 
 
 def train_depths(

@@ -1,3 +1,5 @@
+"""Which encoder a collection gets, over static token embeddings and over a transformer."""
+
 import itertools
 import math
 from dataclasses import replace
@@ -6,21 +8,36 @@ import numpy as np
 import pytest
 import torch
 
-from maw_gym.corpora.collection import NO_QUERIES
-from maw_gym.encoders.embedder import untrained_embedder
-from maw_gym.encoders.files import document_embeddings
-from maw_gym.encoders.maw import EncoderSettings, MAWEncoder, NonMAWEncoder
+from maw_gym.corpora.collection import NO_QUERIES, Groups
+from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings, NonMAWEncoder
 from maw_gym.encoders.text import WordLlama, load_text_encoder
 from maw_gym.encoders.training import selection, stages
 from maw_gym.encoders.training.selection import (
+    choose,
+    judges,
     train_encoder,
     trained_attention,
     trained_embedder,
-    with_depths,
 )
 from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.stages import Validation
+from maw_gym.errors import InputError
+from maw_gym.tables.task import RetrievalTask
 
 QUICK = TrainingSettings(epochs=1, depth_epochs=1, batch_size=4)
+SETTINGS = TrainingSettings(
+    epochs=2, depth_epochs=1, batch_size=6, query_tokens=64, document_tokens=96
+)
+TUNED = replace(SETTINGS, train_text_encoder=True, text_learning_rate=1e-3)
+QUERY = "encoder.layer.0.attention.self.query.weight"
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture(scope="module")
+def text(tiny_transformer):
+    return load_text_encoder(str(tiny_transformer))
 
 
 @pytest.fixture
@@ -32,114 +49,188 @@ def steps(monkeypatch):
     return done
 
 
+@pytest.fixture
+def rising(monkeypatch):
+    """Every epoch is better than the one before."""
+    scores = itertools.count()
+    monkeypatch.setattr(Validation, "score", lambda *_: float(next(scores)))
+
+
+@pytest.fixture
+def own_pairs(monkeypatch):
+    """Candidates without pydocs, which takes long to train on."""
+    monkeypatch.setattr(selection, "_candidates", lambda collection: {"own pairs": [collection]})
+
+
+def preferring(monkeypatch, name):
+    """One candidate finds everything and the others nothing."""
+
+    def scores(collection, untrained, candidates, *given):
+        return {one: np.full(2, float(one == name)) for one in (*untrained, *candidates)}
+
+    monkeypatch.setattr(selection, "_scores", scores)
+
+
 def files(home, kind):
     return sorted(path.name for path in (home / "encoders").glob(f"{kind}-*.safetensors"))
 
 
-def own_pairs(collection):
-    """Candidates without pydocs, which takes long to train on."""
-    return {"own pairs": [collection]}
+# --- settings --------------------------------------------------------------------------------
+
+WRONG = {
+    "batch_size": (0, 2.5),
+    "query_tokens": (0,),
+    "document_tokens": (-1,),
+    "depth_negatives": (0,),
+    "epochs": (-1, True),
+    "depth_epochs": (-1,),
+    "learning_rate": (0.0, math.nan, "fast"),
+    "token_learning_rate": (math.inf,),
+    "depth_learning_rate": (-1.0,),
+    "depth_own_learning_rate": (0.0,),
+    "text_learning_rate": (-0.5,),
+    "balance": (-0.1, 1.5, math.nan),
+    "temperature": (0.0,),
+    "weight_decay": (-0.1, math.inf),
+    "seed": (-1, 2**63),
+}
 
 
-def same(some, other):
-    return set(some) == set(other) and all(torch.equal(some[name], other[name]) for name in some)
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name in WRONG for value in WRONG[name]]
+)
+def test_wrong_settings_are_refused_in_one_line_that_shows_the_value(name, value):
+    with pytest.raises(InputError) as caught:
+        TrainingSettings(**{name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name} must be ")
+    assert message.endswith(f"got {value!r}")
+    assert "\n" not in message
 
 
-def test_depths_are_added_to_the_standard_attention(tiny):
-    plain = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0))
-    with torch.no_grad():
-        plain.encoder.out_proj.weight.mul_(0.5)
-    embedder = with_depths(plain, 5)
-    assert embedder.maw.depths == 5
-    assert plain.encoder.settings.depths == 0
-    assert torch.equal(
-        embedder.encode_documents(tiny.doc_texts), plain.encode_documents(tiny.doc_texts)
-    )
-    embedder.encoder.token_weight.zero_()
-    assert plain.encoder.token_weight.abs().sum() > 0
+def test_settings_and_what_depends_on_them():
+    settings = TrainingSettings(weight_decay=0.0, seed=2**63 - 1, epochs=0, depth_epochs=0)
+    assert settings.seed == 9223372036854775807
+    whole, first = TrainingSettings().to_json(), TrainingSettings().of_attention()
+    depths = ("depth_epochs", "depth_learning_rate", "depth_own_learning_rate", "depth_negatives")
+    assert set(whole) - set(first) == set(depths)
+    # Encoders from before there was a balance keep their key.
+    assert "balance" not in whole
+    assert TrainingSettings(**whole) == TrainingSettings()
+    assert TrainingSettings(balance=0.5).of_attention()["balance"] == 0.5
 
 
-def test_encoders_of_any_depths_share_the_first_stage_and_the_index(tiny, home, steps):
-    embedders = [
-        train_encoder([tiny], "cpu", settings, EncoderSettings(depths=depths))[0]
-        for settings, depths in (
-            (QUICK, 4),
-            (QUICK, 1),
-            (TrainingSettings(epochs=1, depth_epochs=1, batch_size=4, depth_learning_rate=1e-4), 2),
-        )
-    ]
-    assert len(steps) == math.ceil(10 / 4)
-    assert [embedder.maw.depths for embedder in embedders] == [4, 1, 2]
-    assert len(files(home, "attention")) == 1
-    standard = trained_attention([tiny], "cpu", QUICK)[0]
-    assert type(standard.encoder) is NonMAWEncoder
-    for embedder in embedders:
-        assert torch.equal(embedder.encoder.query_proj.weight, standard.encoder.query_proj.weight)
-        assert torch.equal(document_embeddings(tiny, embedder), document_embeddings(tiny, standard))
-    assert len(list((home / "documents").glob("*.safetensors"))) == 1
+@pytest.mark.parametrize(
+    ("given", "device", "expected"),
+    [
+        ({}, "cpu", (5, 512, 64, 96, 1e-2)),  # the states of texts as long as they are searched
+        ({"document_tokens": 50}, "cpu", (5, 512, 64, 50, 1e-2)),
+        ({"train_text_encoder": True}, "cpu", (1, 256, 40, 96, 1e-4)),
+        ({"train_text_encoder": True}, "cuda", (4, 256, 40, 96, 1e-4)),
+        ({"train_text_encoder": True, "epochs": 2, "batch_size": 9}, "cuda", (2, 9, 40, 96, 1e-4)),
+    ],
+)
+def test_what_is_left_open_suits_the_transformer(text, given, device, expected):
+    settings = TrainingSettings(**given).suited(text, device)
+    names = ("epochs", "batch_size", "query_tokens", "document_tokens", "text_learning_rate")
+    assert tuple(getattr(settings, name) for name in names) == expected
+    assert settings.suited(text, device) == settings
+    # Static token embeddings keep the defaults.
+    assert TrainingSettings(**given).suited(WordLlama(), device) == TrainingSettings(**given)
 
 
-def test_other_settings_are_other_files(tiny, home, monkeypatch):
-    monkeypatch.setattr(selection, "_candidates", own_pairs)
-    scores = {"untrained": np.zeros(2), "own pairs": np.ones(2)}
-    monkeypatch.setattr(selection, "_scores", lambda *given: scores)
-    later = itertools.count()  # the later an epoch, the better
-    monkeypatch.setattr(selection.Validation, "score", lambda self, *given: next(later))
-    settings = (
-        QUICK,
-        replace(QUICK, seed=1),
-        replace(QUICK, depth_learning_rate=1e-4),
-    )
-    encoders = [trained_embedder(tiny, "cpu", one)[0] for one in settings]
-    assert len(files(home, "trained")) == 3
-    assert len(files(home, "attention")) == 2  # the seeds'
-    one, seed, rate = (encoder.tensors() for encoder in encoders)
-    assert not torch.equal(one["query_proj.weight"], seed["query_proj.weight"])
-    assert torch.equal(one["query_proj.weight"], rate["query_proj.weight"])
-    assert not torch.equal(one["depth_key_proj.weight"], rate["depth_key_proj.weight"])
+def test_texts_longer_than_the_model_reads_are_refused(tiny, text):
+    settings = TrainingSettings(document_tokens=97)
+    with pytest.raises(InputError, match=r"^document_tokens 97 is more than the 96 tokens that"):
+        trained_embedder(tiny, "cpu", settings, text)
 
 
-def test_the_best_candidate_is_trained_once_and_then_read(tiny, home, monkeypatch, steps):
-    monkeypatch.setattr(selection, "_candidates", own_pairs)
-    # The untrained encoder finds less than any trained one.
-    monkeypatch.setattr(
-        selection.Validation,
-        "scores",
-        lambda self, *given: torch.full((len(self.queries.ids),), 0.25 + len(steps) / 100),
-    )
-    embedder, provenance = trained_embedder(tiny, "cpu", QUICK)
-    assert provenance["chosen"] == "own pairs"
-    assert provenance["queries"] == sum(len(tiny.splits[s].ids) for s in ("validation", "train"))
-    means = {name: one["nDCG@10"] for name, one in provenance["candidates"].items()}
-    assert means == pytest.approx({"untrained": 0.25, "mean pooling": 0.25, "own pairs": 0.28})
-    assert provenance["candidates"]["own pairs"]["advantage"] == pytest.approx(0.03)
-    training = provenance["training"]
-    for stage, epoch in (("attention", 1), ("depths", 0)):
-        assert training[stage]["epoch"] == epoch
-        assert training[stage]["validation nDCG@10"] == pytest.approx(0.28)
-    assert training["names"] == [tiny.name]
-    assert training["pairs"] == 10
-    assert TrainingSettings(**training["settings"]) == QUICK
-    assert isinstance(embedder.encoder, MAWEncoder)
-    assert embedder.maw.depths == 32
-    again, told = trained_embedder(tiny, "cpu", QUICK)
-    assert len(steps) == 3
-    assert told == provenance
-    assert same(again.tensors(), embedder.tensors())
+# --- the choice, by hand ---------------------------------------------------------------------
 
 
-def test_of_equal_scores_the_untrained_encoder_wins(tiny, home, monkeypatch):
-    monkeypatch.setattr(selection, "_candidates", own_pairs)
-    monkeypatch.setattr(
-        selection.Validation, "scores", lambda self, *given: torch.ones(len(self.queries.ids))
-    )
-    embedder, provenance = trained_embedder(tiny, "cpu", QUICK)
-    assert provenance["chosen"] == "untrained"
-    assert provenance["training"] == {}
-    assert same(embedder.tensors(), untrained_embedder(tiny.doc_texts).tensors())
+def test_a_clear_advantage_wins():
+    before, after = np.array([0.0, 0.2, 0.1, 0.3]), np.array([0.5, 0.6, 0.7, 0.6])
+    choice = choose({"untrained": before, "a": after})
+    # Differences .5, .4, .6, .3: mean .45, standard deviation .129099, of 4 queries.
+    assert (choice["chosen"], choice["queries"]) == ("a", 4)
+    assert choice["candidates"] == {
+        "a": pytest.approx({"nDCG@10": 0.6, "advantage": 0.45, "standard error": 0.0645497}),
+        "untrained": pytest.approx({"nDCG@10": 0.15, "advantage": 0.0, "standard error": 0.0}),
+    }
 
 
-def test_without_queries_outside_test_the_untrained_encoder_is_taken(tiny, home, steps):
+@pytest.mark.parametrize(
+    ("others", "chosen"),
+    [
+        ({"lucky": [1.0, 0.0, 0.0, 0.0]}, "untrained"),  # mean .25, standard error .25
+        ({"a": [1.0, 1.0, 0.0, 0.0]}, "a"),  # mean .5, standard error .288675
+        # Mean .3 and standard error .3; .2 and 0; .25 and .028868.
+        ({"lucky": [1.2, 0, 0, 0], "steady": [0.2] * 4, "better": [0.3, 0.2, 0.3, 0.2]}, "better"),
+        ({"first": [0.3, 0.2, 0.3, 0.2], "equal": [0.3, 0.2, 0.3, 0.2]}, "first"),
+        ({"same": [0.0] * 4}, "untrained"),
+    ],
+)
+def test_of_those_beyond_their_standard_error_the_largest_mean_wins(others, chosen):
+    scores = {name: np.array(values) for name, values in others.items()}
+    assert choose({"untrained": np.zeros(4), **scores})["chosen"] == chosen
+
+
+@pytest.mark.parametrize("scores", [[], [1.0]], ids=["no query", "one query"])
+def test_too_few_queries_choose_nothing(scores):
+    choice = choose({"untrained": np.zeros(len(scores)), "a": np.array(scores)})
+    assert (choice["chosen"], choice["queries"]) == ("untrained", len(scores))
+    assert choice["candidates"]["a"]["standard error"] is None
+
+
+def test_judges_have_been_learned_from_by_nobody(tiny, monkeypatch):
+    ids = {name: queries.ids for name, queries in tiny.splits.items()}
+    assert judges(tiny, True).ids == (*ids["validation"], *ids["train"])
+    everyone = judges(tiny, False)
+    assert everyone.ids == (*ids["validation"], *ids["train"], *ids["encoder"])
+    assert len(everyone.texts) == len(everyone.relevance) == len(everyone.ids)
+    monkeypatch.setattr(selection, "JUDGES", 3)
+    assert judges(tiny, True).ids == (*ids["validation"], *ids["train"])[:3]
+
+
+# --- candidates ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pydocs(tiny, monkeypatch):
+    """Stands for pydocs."""
+    about = {**tiny.provenance, "collection": {"versions": {}}, "content": "pydocs"}
+    found = tiny._replace(name="pydocs", provenance=about)
+    monkeypatch.setattr(selection, "load_collection", {"pydocs": found}.get)
+    return found
+
+
+def unlearned(tiny, content):
+    """The tiny collection without queries to train encoders on."""
+    provenance = {**tiny.provenance, "content": content}
+    return tiny._replace(splits={**tiny.splits, "encoder": NO_QUERIES}, provenance=provenance)
+
+
+def candidates(collection, **more):
+    provenance = trained_embedder(collection, "cpu", replace(QUICK, depth_epochs=0), **more)[1]
+    return set(provenance["candidates"]) - {"untrained", "mean pooling"}, provenance["queries"]
+
+
+def test_candidates_and_their_judges(tiny, pydocs):
+    count = {split: len(queries.ids) for split, queries in tiny.splits.items()}
+    judging = count["train"] + count["validation"]
+    assert candidates(tiny) == ({"own pairs", "own pairs and pydocs"}, judging)
+    assert candidates(unlearned(tiny, "small")) == ({"pydocs"}, judging)
+    assert candidates(pydocs) == ({"own pairs"}, judging)
+
+
+def test_few_queries_train_no_transformer_on_pydocs(tiny, pydocs, text, steps, monkeypatch):
+    assert candidates(unlearned(tiny, "a"), text=text)[0] == set()
+    assert steps == []
+    monkeypatch.setattr(selection, "JUDGES_OF_TRANSFORMERS", 7)
+    assert candidates(unlearned(tiny, "b"), text=text)[0] == {"pydocs"}
+
+
+def test_without_queries_outside_test_the_untrained_encoder_is_taken(tiny, steps):
     nothing = dict.fromkeys(("encoder", "train", "validation"), NO_QUERIES)
     _, provenance = trained_embedder(tiny._replace(splits=tiny.splits | nothing), "cpu", QUICK)
     assert (provenance["chosen"], provenance["queries"]) == ("untrained", 0)
@@ -147,40 +238,22 @@ def test_without_queries_outside_test_the_untrained_encoder_is_taken(tiny, home,
     assert steps == []
 
 
-def test_queries_that_no_candidate_has_learned_from_judge(tiny, home, monkeypatch):
-    pydocs = tiny._replace(name="pydocs")
-    monkeypatch.setattr(selection, "load_collection", lambda name: pydocs)
-    count = {split: len(queries.ids) for split, queries in tiny.splits.items()}
-    unseen = tiny._replace(splits={**tiny.splits, "encoder": NO_QUERIES})
-    _, provenance = trained_embedder(unseen, "cpu", QUICK)
-    assert set(provenance["candidates"]) == {"untrained", "mean pooling", "pydocs"}
-    assert provenance["queries"] == count["train"] + count["validation"]
-
-
-def test_other_text_encoders_are_candidates_without_training(
-    tiny, home, monkeypatch, tiny_transformer
-):
-    monkeypatch.setattr(selection, "_candidates", own_pairs)
-    other = load_text_encoder(str(tiny_transformer))
-
-    def scores(self, embedder, *given):
-        return torch.full((len(self.queries.ids),), float(embedder.text.width == 24))
-
-    monkeypatch.setattr(selection.Validation, "scores", scores)
-    embedder, provenance = trained_embedder(tiny, "cpu", QUICK, others=[other])
-    assert provenance["chosen"] == f"untrained {other.name}"
+@pytest.mark.usefixtures("own_pairs")
+def test_other_text_encoders_are_candidates_without_training(tiny, text, monkeypatch):
+    preferring(monkeypatch, f"untrained {text.name}")
+    embedder, provenance = trained_embedder(tiny, "cpu", QUICK, others=[text])
+    assert provenance["chosen"] == f"untrained {text.name}"
     assert provenance["training"] == {}
-    assert embedder.text.name == other.name
+    assert embedder.text.name == text.name
     assert embedder.maw.depths == 32
-    again, _ = trained_embedder(tiny, "cpu", QUICK, others=[other])
+    again, _ = trained_embedder(tiny, "cpu", QUICK, others=[text])
     assert again.fingerprint() == embedder.fingerprint()
     assert trained_embedder(tiny, "cpu", QUICK)[0].text.name == "wordllama"
 
 
-def test_mean_pooling_is_a_candidate_whose_depths_differ(tiny, home, monkeypatch):
-    monkeypatch.setattr(selection, "_candidates", lambda collection: {})
-    scores = {"untrained": np.zeros(2), "mean pooling": np.ones(2)}
-    monkeypatch.setattr(selection, "_scores", lambda *given: scores)
+@pytest.mark.usefixtures("own_pairs")
+def test_mean_pooling_is_a_candidate_whose_depths_differ(tiny, monkeypatch):
+    preferring(monkeypatch, "mean pooling")
     embedder, provenance = trained_embedder(tiny, "cpu", QUICK)
     assert provenance["chosen"] == "mean pooling"
     assert embedder.encoder.token_weight.abs().sum() == 0
@@ -189,23 +262,140 @@ def test_mean_pooling_is_a_candidate_whose_depths_differ(tiny, home, monkeypatch
     assert (first - last).norm() > 1e-3
 
 
-def test_candidates(tiny, monkeypatch):
-    about = {**tiny.provenance, "collection": {"versions": {}}}
-    pydocs = tiny._replace(name="pydocs", provenance=about)
-    monkeypatch.setattr(selection, "load_collection", lambda name: {"pydocs": pydocs}[name])
-    assert selection._candidates(tiny) == {
-        "own pairs": [tiny],
-        "own pairs and pydocs": [tiny, pydocs],
+# --- training and the cache ------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("rising")
+def test_encoders_of_any_depths_share_the_first_stage_and_the_index(tiny, home, steps):
+    def trained(depths, **changes):
+        shape = EncoderSettings(depths=depths)
+        return train_encoder([tiny], "cpu", replace(QUICK, **changes), shape)[0].tensors()
+
+    one, slow, single = trained(3), trained(3, depth_learning_rate=1e-4), trained(1)
+    assert len(steps) == math.ceil(10 / 4)
+    standard = trained_attention([tiny], "cpu", QUICK)[0]
+    assert type(standard.encoder) is NonMAWEncoder
+    for found in (one, slow, single):
+        for name, tensor in standard.tensors().items():
+            assert torch.equal(found[name], tensor)
+    assert len(single["depth_key_proj.weight"]) == len(one["depth_key_proj.weight"]) // 3
+    assert not torch.equal(one["depth_key_proj.weight"], slow["depth_key_proj.weight"])
+    assert len(files(home, "attention")) == 1
+    assert len(list((home / "documents").glob("*.safetensors"))) == 1
+    other = trained(1, seed=1)
+    assert not torch.equal(one["query_proj.weight"], other["query_proj.weight"])
+    assert len(files(home, "attention")) == 2
+
+
+@pytest.mark.usefixtures("own_pairs")
+def test_other_settings_are_other_files(tiny, home, monkeypatch):
+    preferring(monkeypatch, "untrained")
+    grouped = tiny._replace(groups=Groups(dict.fromkeys(tiny.splits["encoder"].ids, "one"), {}))
+    for collection in (tiny, grouped):  # groups matter where they are asked for alone
+        trained_embedder(collection, "cpu", QUICK)
+    assert len(files(home, "trained")) == 1
+    for collection in (tiny, grouped):
+        trained_embedder(collection, "cpu", replace(QUICK, balance=0.0))
+    trained_embedder(tiny, "cpu", replace(QUICK, depth_learning_rate=1e-4))
+    assert len(files(home, "trained")) == 4
+
+
+@pytest.mark.usefixtures("own_pairs")
+def test_the_best_candidate_is_trained_once_and_then_read(tiny, monkeypatch, steps):
+    # The untrained encoder finds less than any trained one.
+    monkeypatch.setattr(
+        Validation,
+        "scores",
+        lambda self, *given: torch.full((len(self.queries.ids),), 0.25 + len(steps) / 100),
+    )
+    embedder, provenance = trained_embedder(tiny, "cpu", QUICK)
+    assert provenance["chosen"] == "own pairs"
+    means = {name: one["nDCG@10"] for name, one in provenance["candidates"].items()}
+    assert means == pytest.approx({"untrained": 0.25, "mean pooling": 0.25, "own pairs": 0.28})
+    training = provenance["training"]
+    for stage, epoch in (("attention", 1), ("depths", 0)):
+        assert training[stage] == {"epoch": epoch, "validation nDCG@10": pytest.approx(0.28)}
+    assert (training["names"], training["pairs"]) == ([tiny.name], 10)
+    assert TrainingSettings(**training["settings"]) == QUICK
+    assert embedder.maw.depths == 32
+    again, told = trained_embedder(tiny, "cpu", QUICK)
+    assert len(steps) == 3
+    assert told == provenance
+    assert again.fingerprint() == embedder.fingerprint()
+
+
+# --- over a transformer ----------------------------------------------------------------------
+
+
+def test_the_states_of_a_frozen_transformer_are_computed_once(tiny, text, home, monkeypatch):
+    shape = encoder_shape(text, depths=3)
+    embedder, provenance = train_encoder(
+        [tiny], "cpu", replace(SETTINGS, epochs=8), shape, text=text
+    )
+    assert provenance["attention"]["epoch"] > 0  # it learns
+    assert embedder.encoder.settings == shape
+    assert embedder.text.name == text.name
+    for name, weight in embedder.text.weights().items():
+        assert torch.equal(weight, text.weights()[name])
+    # The queries of all splits and the documents: whoever asks again computes nothing.
+    assert len(list((home / "states").glob("*.safetensors"))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(text.model, "forward", lambda **_: pytest.fail("computed again"))
+        plain = untrained_embedder(tiny.doc_texts, encoder_shape(text, depths=2), text)
+        RetrievalTask(tiny, plain).table("test")
+        train_encoder([tiny], "cpu", replace(SETTINGS, seed=1), shape, text=text)
+    short = replace(SETTINGS, epochs=1, query_tokens=4, document_tokens=8)
+    embedder, _ = trained_attention([tiny], "cpu", short, text=text)
+    assert (embedder.query_tokens, embedder.document_tokens) == (64, 96)
+    # Pairs are cut at 4 and 8, queries of validation at 64.
+    assert len(list((home / "states").glob("*.safetensors"))) == 4
+
+
+@pytest.mark.usefixtures("own_pairs", "rising")
+def test_a_transformer_trained_along_comes_back_from_the_cache_with_its_depths(
+    tiny, text, home, monkeypatch
+):
+    preferring(monkeypatch, "own pairs")
+    first, provenance = trained_embedder(tiny, "cpu", TUNED, text)
+    again, same = trained_embedder(tiny, "cpu", TUNED, text)
+    assert provenance == same
+    assert provenance["training"]["settings"]["train_text_encoder"]
+    assert first.fingerprint() == again.fingerprint()
+    assert again.text.tuned
+    assert not again.text.trained
+    before = text.weights()
+    moved = {
+        name for name, one in again.text.weights().items() if not torch.equal(one, before[name])
     }
-    small = tiny._replace(splits={**tiny.splits, "encoder": NO_QUERIES})
-    assert selection._candidates(small) == {"pydocs": [pydocs]}
-    assert selection._candidates(pydocs) == {"own pairs": [pydocs]}
+    assert QUERY in moved
+    assert not any(name.startswith("pooler.") for name in moved)
+    # Documents are read once, for their index; of queries the states are kept for the depths.
+    assert len(list((home / "states").glob("*.safetensors"))) == 1
+    # The one that it was made from is as it was.
+    assert text.name == again.text.name
+    assert not text.tuned
 
 
-def test_few_queries_train_no_transformer_on_pydocs(tiny, tiny_transformer, monkeypatch):
-    over, pydocs = load_text_encoder(str(tiny_transformer)), {"pydocs": [tiny]}
-    assert selection._worth_training(pydocs, tiny, over) == {}
-    assert selection._worth_training(pydocs, tiny, WordLlama()) == pydocs
-    assert selection._worth_training({"own pairs": [tiny]}, tiny, over) == {"own pairs": [tiny]}
-    monkeypatch.setattr(selection, "JUDGES_OF_TRANSFORMERS", 10)
-    assert selection._worth_training(pydocs, tiny, over) == pydocs
+def test_a_stopped_training_of_the_transformer_goes_on(tiny, text, home, monkeypatch):
+    """And the same where activations are computed again."""
+    calls = []
+
+    def rising(_, embedder):
+        # The further a weight has moved, the better.
+        calls.append(1)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return (embedder.text.weights()[QUERY] - text.weights()[QUERY]).abs().sum().item()
+
+    stop_at = None
+    monkeypatch.setattr(Validation, "score", rising)
+    whole, provenance = trained_attention([tiny], "cpu", TUNED, text=text)
+    assert provenance["attention"]["epoch"] == 2
+    monkeypatch.setenv("MAW_GYM_HOME", str(home / "other"))
+    monkeypatch.setattr("maw_gym.encoders.transformer.free_memory", lambda device: 1)
+    stop_at = len(calls) + 3
+    with pytest.raises(KeyboardInterrupt):
+        trained_attention([tiny], "cpu", TUNED, text=text)
+    resumed, _ = trained_attention([tiny], "cpu", TUNED, text=text)
+    assert len(calls) == 3 + 3 + 2
+    assert resumed.fingerprint() == whole.fingerprint()

@@ -1,0 +1,467 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_collection import PAIRS
+
+from maw_gym.corpora.collection import NO_QUERIES, Groups, QuerySet
+from maw_gym.encoders.embedder import Embedder, untrained_embedder
+from maw_gym.encoders.maw import EncoderSettings
+from maw_gym.encoders.text import WordLlama
+from maw_gym.encoders.training import stages
+from maw_gym.encoders.training.settings import TrainingSettings
+from maw_gym.encoders.training.stages import (
+    DepthWeights,
+    Validation,
+    contrastive_loss,
+    depth_loss,
+    epoch_rows,
+    listwise_loss,
+    pairs_of,
+    train_attention,
+    train_depths,
+)
+from maw_gym.errors import InputError
+from maw_gym.tables.task import RetrievalTask
+
+SHAPE = EncoderSettings(depths=3)
+QUICK = TrainingSettings(epochs=2, depth_epochs=2, batch_size=12)
+DEPTHS = {"depth_query_proj.weight", "depth_key_proj.weight"}
+STAGES = ["attention", "depths"]
+
+
+@pytest.fixture(scope="module")
+def puzzle(tiny):
+    """The tiny collection with pairs that only training can know: query i belongs to document
+    i + 7. Training and validation queries are the same 24."""
+    queries = QuerySet(
+        tuple(f"q{i}" for i in range(24)),
+        tuple(query for query, _ in PAIRS),
+        tuple({f"d{(i + 7) % 24}": 1} for i in range(24)),
+    )
+    return tiny._replace(splits={**tiny.splits, "encoder": queries, "validation": queries})
+
+
+def strong(collection, depths=3):
+    """An untrained embedder of strong attention, whose depths differ in what they find."""
+    embedder = untrained_embedder(collection.doc_texts, replace(SHAPE, depths=depths))
+    with torch.no_grad():
+        embedder.encoder.value_proj.weight.mul_(-20)
+    return embedder
+
+
+@pytest.fixture
+def embedder(tiny):
+    return strong(tiny)
+
+
+class Told(Validation):
+    """A validation of scores told in advance; remembers weights and depths it was asked with."""
+
+    def __init__(self, collection, embedder, *scores):
+        super().__init__(collection, embedder, 64)
+        self.told = list(scores)
+        self.seen, self.depths = [], []
+
+    def score(self, embedder, depths=None, index=None):
+        self.depths.append(None if depths is None else depths.tolist())
+        weights = dict(embedder.tensors())
+        for name in DEPTHS:
+            weights[name] = getattr(embedder.maw, name.partition(".")[0]).weight
+        self.seen.append({name: weight.detach().clone() for name, weight in weights.items()})
+        return self.told.pop(0)
+
+
+def train(stage, collection, embedder, settings=QUICK, validation=None):
+    """Train a stage in place; the best epoch."""
+    validation = validation or Validation(collection, embedder, 64)
+    pairs = pairs_of([collection], embedder)
+    if stage == "attention":
+        return train_attention(embedder, pairs, validation, settings)
+    documents = embedder.encode_documents(collection.doc_texts)
+    index = validation.index(documents)
+    return train_depths(embedder, pairs, documents, validation, index, settings)
+
+
+def copies(embedder):
+    return {name: tensor.detach().clone() for name, tensor in embedder.tensors().items()}
+
+
+def changed(before, embedder):
+    tensors = embedder.tensors()
+    return {name for name in before if not torch.equal(before[name], tensors[name])}
+
+
+def blocks(weight):
+    return weight.view(-1, 256, 256)
+
+
+# --- what is learned from --------------------------------------------------------------------
+
+
+def test_pairs_of_two_collections(tiny, embedder):
+    queries = QuerySet(
+        ("a", "b", "c", "d"),
+        ("bread", "", "honey", "bees"),
+        ({"x": 1, "y": 2, "z": 1}, {"x": 1}, {"y": 0, "z": 1}, {"z": 1, "x": 3}),
+    )
+    other = tiny._replace(
+        name="other",
+        doc_ids=("x", "y", "z"),
+        doc_texts=("one", "two", " "),
+        splits={**tiny.splits, "encoder": queries},
+        groups=Groups({"a": "left", "b": "left"}, {}),
+    )
+    pairs = pairs_of([tiny, other], embedder)
+    own = tiny.splits["encoder"].ids
+    # z has no token, query b neither; c has no other relevant document. x is document 30, y 31.
+    assert pairs.relevant == [*([int(query_id[1:])] for query_id in own), [30, 31], [30]]
+    assert pairs.documents[30:] == [*embedder.text.tokenize(["one", "two"]), []]
+    assert pairs.queries[len(own) :] == embedder.text.tokenize(["bread", "bees"])
+    assert pairs.groups == [*[tiny.name] * len(own), "left", "other"]
+    empty = tiny._replace(splits={**tiny.splits, "encoder": NO_QUERIES})
+    assert pairs_of([empty], embedder)._replace(documents=[]) == ([], [], [], [])
+
+
+def test_an_epoch_takes_every_query_once_unless_groups_are_to_be_balanced():
+    groups = ["a"] * 90 + ["b"] * 10
+    once = epoch_rows(groups, 1, torch.Generator().manual_seed(5))
+    assert torch.equal(once, torch.randperm(100, generator=torch.Generator().manual_seed(5)))
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.cat([epoch_rows(groups, 0, generator) for _ in range(200)])
+    assert len(rows) == 20_000
+    assert (rows >= 90).double().mean().item() == pytest.approx(0.5, abs=0.02)
+    drawn = torch.bincount(rows, minlength=100)[90:]
+    assert drawn.double().numpy() == pytest.approx([1000] * 10, abs=150)
+
+
+def test_every_query_is_learned_from_with_one_of_its_documents(tiny, embedder, monkeypatch):
+    seen = []
+    loss = stages.batch_loss
+
+    def noted(embedder, pairs, rows, documents, settings):
+        seen.append((rows.tolist(), documents))
+        return loss(embedder, pairs, rows, documents, settings)
+
+    monkeypatch.setattr(stages, "batch_loss", noted)
+    pairs = pairs_of([tiny], embedder)
+    pairs = pairs._replace(relevant=[[row, row + 1, row + 2] for row in range(10)])
+    told = Told(tiny, embedder, *range(9))
+    train_attention(embedder, pairs, told, TrainingSettings(epochs=8, batch_size=4))
+    assert [len(rows) for rows, _ in seen] == [4, 4, 2] * 8
+    for epoch in range(8):
+        batches = seen[3 * epoch : 3 * epoch + 3]
+        assert sorted(row for rows, _ in batches for row in rows) == list(range(10))
+    drawn = {d - row for rows, documents in seen for row, d in zip(rows, documents, strict=True)}
+    assert drawn == {0, 1, 2}
+
+
+# --- validation ------------------------------------------------------------------------------
+
+
+def test_the_score_is_the_mean_of_the_evaluation(tiny, embedder):
+    evaluate = RetrievalTask(tiny, embedder).evaluate
+    scores = set()
+    for depths in (None, torch.tensor([1, 1, 0, 0, 1]), torch.tensor([0, 2, 1, 1, 0])):
+        evaluation, _ = evaluate("validation", depths)
+        score = Validation(tiny, embedder, 256).score(embedder, depths)
+        assert score == pytest.approx(evaluation.mean["nDCG@10"], abs=1e-6)
+        scores.add(round(score, 3))
+    assert len(scores) == 3
+
+
+def test_of_a_large_collection_the_relevant_documents_and_some_others_are_ranked(
+    tiny, embedder, monkeypatch
+):
+    monkeypatch.setattr(stages, "DOCUMENTS_CHECKED", 8)
+    validation = Validation(tiny, embedder, 7)
+    # The validation queries q12 to q16 need d12 to d16; the first others are d0, d1 and d2.
+    expected = ["d0", "d1", "d2", "d12", "d13", "d14", "d15", "d16"]
+    assert validation.doc_ids == expected
+    assert max(map(len, validation.documents)) == 7
+    # Embedded before, and the other way round: every query finds its document last of the eight.
+    validation = Validation(tiny, embedder, 256)
+    everything = embedder.encode_documents(tiny.doc_texts)
+    index = validation.index(everything)
+    assert index.doc_ids == tuple(expected)
+    assert validation.score(embedder, None, index) == validation.score(embedder)
+    monkeypatch.setattr(stages, "DOCUMENTS_CHECKED", 3)
+    assert Validation(tiny, embedder, 256).doc_ids == expected[3:]
+
+
+def test_no_validation_query_and_queries_that_are_their_documents(tiny, embedder):
+    same = QuerySet(("a", "b"), tiny.doc_texts[3:5], ({"d3": 1}, {"d4": 2, "d5": 0}))
+    for queries, expected in ((NO_QUERIES, 0.0), (same, 1.0)):
+        assert Validation(tiny, embedder, 256, queries).score(embedder) == expected
+
+
+# --- losses ----------------------------------------------------------------------------------
+
+EYE = torch.eye(2)
+EQUAL = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("documents", "which", "temperature", "expected"),
+    [
+        (EYE, [5, 6], 1.0, 0.313262),  # right answers score 1, wrong ones 0: log(1 + e^-1)
+        (EYE, [5, 6], 0.5, 0.126928),  # the same divided by .5: log(1 + e^-2)
+        (EYE.flip(0), [5, 6], 1.0, 1.313262),  # the wrong way round: log(1 + e)
+        # Both documents are [1, 0]. Rows tie at log 2; of the columns (1, 0) the first has
+        # log(1 + e^-1) and the second log(1 + e): ((.693147) + (.813262)) / 2.
+        (EQUAL, [5, 6], 1.0, 0.753204),
+        # But where they are the same document, it is not its own negative.
+        (EQUAL, [5, 5], 1.0, 0.0),
+    ],
+)
+def test_contrastive_loss_by_hand(documents, which, temperature, expected):
+    queries = EYE.clone().requires_grad_()
+    loss = contrastive_loss(queries, documents, torch.tensor(which), temperature)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    loss.backward()
+    assert queries.grad.isfinite().all()
+
+
+def test_twins_are_left_out_of_each_others_negatives_only():
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    # Rows 0 and 2 see themselves and row 1: log(1 + e^-1) = .313262. Row 1 sees all three:
+    # log(1 + 2 e^-1) = .551445.
+    loss = contrastive_loss(vectors, vectors, torch.tensor([8, 9, 8]), 1.0)
+    assert loss.item() == pytest.approx((0.313262 * 2 + 0.551445) / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("relevant", "temperature", "expected"),
+    [
+        # Scores 1, 0 and 0 of the first query, 0, 1 and 0 of the second: log(1 + 2 / e).
+        ([[1, 0, 0], [0, 1, 0]], 1.0, 0.551445),
+        # The same divided by .5: log(1 + 2 / e^2).
+        ([[1, 0, 0], [0, 1, 0]], 0.5, 0.239545),
+        # Wrong ones are relevant: log(e + 2).
+        ([[0, 1, 0], [1, 0, 0]], 1.0, 1.551445),
+        # Two relevant documents: the mass of both, log((e + 2) / (e + 1)) = .238183, and all of it.
+        ([[1, 1, 0], [1, 1, 1]], 1.0, 0.119091),
+    ],
+)
+def test_listwise_loss_by_hand(relevant, temperature, expected):
+    queries, documents = torch.eye(3)[:2], torch.eye(3)
+    loss = listwise_loss(queries, documents, torch.tensor(relevant).bool(), temperature)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_of_too_many_documents_some_are_drawn_and_the_relevant_ones_kept(tiny, embedder):
+    pairs = pairs_of([tiny], embedder)._replace(relevant=[[row] for row in range(10)])
+    documents = embedder.encode_documents(tiny.doc_texts)[:10]
+    depth = torch.tensor([0, 2])
+
+    @torch.no_grad()
+    def loss(most, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        settings = TrainingSettings(depth_negatives=most)
+        return depth_loss(embedder, pairs, documents, [3, 8], depth, settings, generator).item()
+
+    queries = embedder.encode_ids([pairs.queries[3], pairs.queries[8]], depth)
+    scores = queries @ documents.T / 0.05
+    expected = -scores.log_softmax(1)[[0, 1], [3, 8]].mean().item()
+    assert loss(10) == loss(10**6) == pytest.approx(expected, abs=1e-5)
+    # One document drawn and two relevant ones: at least two are ranked, at most three.
+    few = {loss(1, seed) for seed in range(20)}
+    assert len(few) > 5
+    assert max(few) < expected
+
+
+def test_weights_of_depths_by_hand():
+    # Temperatures 1/4 and 4: what both have in common counts twice and half.
+    weights = DepthWeights(torch.tensor([0.25, 4.0]))
+    common, own = torch.tensor([[3.0]]), torch.tensor([[[1.0]], [[-1.0]]])
+    assert weights(common, own).tolist() == [[8.0], [1.0]]
+    common, own = weights.right_inverse(torch.tensor([[8.0], [1.0]]))
+    assert (common.tolist(), own.tolist()) == ([[4.0]], [[[0.0]], [[-2.0]]])
+
+
+# --- both stages -----------------------------------------------------------------------------
+
+
+def test_the_first_stage_learns_arbitrary_pairs(puzzle):
+    embedder = untrained_embedder(puzzle.doc_texts, SHAPE)
+    before, validation = copies(embedder), Validation(puzzle, embedder, 64)
+    assert validation.score(embedder) < 0.3
+    settings = TrainingSettings(epochs=6, batch_size=12)
+    best = train("attention", puzzle, embedder, settings)
+    assert best.score > 0.9
+    assert validation.score(embedder) == best.score
+    assert 1 <= best.epoch <= 6
+    # The depths and the packaged token embeddings have no part in it.
+    assert changed(before, embedder) == set(before) - DEPTHS
+
+
+@pytest.mark.parametrize("depths", [3, 1])
+def test_the_second_stage_learns_arbitrary_pairs_and_keeps_the_order(puzzle, depths):
+    embedder = strong(puzzle, depths)
+    documents = embedder.encode_documents(puzzle.doc_texts)
+    pairs = pairs_of([puzzle], embedder)
+    before = copies(embedder)
+
+    @torch.no_grad()
+    def losses():
+        draw = torch.Generator()
+        chosen = [torch.full((24,), depth) for depth in range(depths)]
+        return [
+            depth_loss(embedder, pairs, documents, list(range(24)), d, QUICK, draw).item()
+            for d in chosen
+        ]
+
+    embedder.maw.depths_from_standard()
+    untrained = losses()
+    best = train("depths", puzzle, embedder, TrainingSettings(depth_epochs=8, batch_size=6))
+    assert best.epoch > 0
+    assert all(a < b - 0.1 for a, b in zip(losses(), untrained, strict=True))
+    assert changed(before, embedder) == DEPTHS  # and nothing but them
+    assert not any(weight.requires_grad for weight in embedder.encoder.parameters())
+    assert type(embedder.maw.depth_query_proj) is torch.nn.Linear
+    batches = embedder.query_statistics(pairs.queries)
+    entropy = torch.cat([statistics.entropy for _, statistics in batches]).mean(0).tolist()
+    assert entropy == sorted(entropy)
+    assert depths == 1 or entropy[2] - entropy[0] > 0.5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("scores", "epoch"),
+    [
+        ((0.5, 0.4, 0.3), 0),
+        ((0.5, 0.6, 0.3), 1),
+        ((0.5, 0.4, 0.6), 2),
+        ((0.5, 0.5, 0.5), 0),  # of equal ones the earliest
+    ],
+)
+def test_the_best_epoch_is_restored(tiny, embedder, stage, scores, epoch):
+    told = Told(tiny, embedder, *scores)
+    best = train(stage, tiny, embedder, validation=told)
+    assert (best.score, best.epoch) == (scores[epoch], epoch)
+    assert told.told == []
+    compared = DEPTHS if stage == "depths" else set(embedder.tensors())
+    for name in compared:
+        assert torch.equal(told.seen[epoch][name], embedder.tensors()[name])
+    moving = "depth_key_proj.weight" if stage == "depths" else "query_proj.weight"
+    for other in {0, 1, 2} - {epoch}:
+        assert not torch.equal(told.seen[other][moving], embedder.tensors()[moving])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 64), (5, 5)])
+def test_any_number_of_steps(tiny, embedder, stage, epochs, batch_size):
+    """1 and 10 steps: OneCycleLR divides by zero where a tenth of them is one."""
+    settings = TrainingSettings(epochs=epochs, depth_epochs=epochs, batch_size=batch_size)
+    told = Told(tiny, embedder, *range(epochs + 1))
+    assert train(stage, tiny, embedder, settings, told).epoch == epochs
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_epoch_and_no_pair_train_nothing(tiny, embedder, stage):
+    empty = tiny._replace(splits={**tiny.splits, "encoder": NO_QUERIES})
+    before = copies(embedder)
+    for collection, epochs in ((tiny, 0), (empty, 2)):
+        settings = replace(QUICK, epochs=epochs, depth_epochs=epochs)
+        best = train(stage, collection, embedder, settings, Told(tiny, embedder, 0.25))
+        assert (best.score, best.epoch) == (0.25, 0)
+        # Depths are put at their temperatures, without the noise.
+        assert changed(before, embedder) == (DEPTHS if stage == "depths" else set())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_seed_decides(tiny, stage):
+    def trained(seed):
+        embedder = strong(tiny)
+        settings = TrainingSettings(epochs=1, depth_epochs=1, batch_size=4, seed=seed)
+        train(stage, tiny, embedder, settings, Told(tiny, embedder, 0, 1))
+        return copies(embedder), embedder
+
+    torch.manual_seed(1)
+    first, _ = trained(0)
+    torch.manual_seed(2)
+    assert changed(first, trained(0)[1]) == set()
+    learned = DEPTHS if stage == "depths" else {"query_proj.weight", "out_proj.weight"}
+    assert changed(first, trained(1)[1]) >= learned
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_loss_that_is_not_finite_stops_training_a_step_later(tiny, embedder, stage, monkeypatch):
+    steps = []
+
+    def loss(embedder, *given):
+        steps.append(1)
+        weight = next(w for w in embedder.encoder.parameters() if w.requires_grad)
+        return weight.sum() * (math.nan if len(steps) == 2 else 1.0)
+
+    monkeypatch.setattr(stages, "batch_loss" if stage == "attention" else "depth_loss", loss)
+    settings = TrainingSettings(batch_size=2)  # 5 steps an epoch
+    message = rf"^loss nan in epoch 1 of training {stage}; lower the learning rates"
+    with pytest.raises(FloatingPointError, match=message):
+        train(stage, tiny, embedder, settings, Told(tiny, embedder, 0.0))
+    assert len(steps) == 3
+
+
+# --- the first stage -------------------------------------------------------------------------
+
+
+def test_texts_are_cut_in_training_and_documents_encoded_in_groups(tiny, embedder):
+    shapes = []
+    embed = embedder.encoder.embed
+
+    def noted(ids, *rest):
+        shapes.append(tuple(ids.shape))
+        return embed(ids, *rest)
+
+    embedder.encoder.embed = noted
+    settings = TrainingSettings(epochs=1, batch_size=64, query_tokens=3, document_tokens=9)
+    train("attention", tiny, embedder, settings, Told(tiny, embedder, 0.0, 1.0))
+    assert shapes == [(10, 3), (3, 9), (3, 9), (3, 9), (1, 9)]
+
+
+def test_token_embeddings_are_trained_where_they_are_asked_for(tiny, embedder):
+    table = torch.nn.Parameter(WordLlama().embedding.clone())
+    embedder = Embedder(WordLlama(table), embedder.encoder)
+    told = Told(tiny, embedder, 0.1, 0.3, 0.2)
+    assert train("attention", tiny, embedder, validation=told).epoch == 1
+    assert torch.equal(embedder.text.embedding, told.seen[1]["text.embedding"])
+    moved = (embedder.text.embedding != WordLlama().embedding).any(1).nonzero()[:, 0].tolist()
+    pairs = pairs_of([tiny], embedder)
+    used = {token for ids in pairs.queries for token in ids}
+    assert set(moved) == used | {t for (at,) in pairs.relevant for t in pairs.documents[at]}
+
+
+# --- the second stage ------------------------------------------------------------------------
+
+
+def test_depths_start_from_the_standard_attention_and_are_judged_in_turn(tiny, embedder):
+    told = Told(tiny, embedder, 0.5, 0.4, 0.3)
+    train("depths", tiny, embedder, validation=told)
+    assert told.depths == [[0, 1, 2, 0, 1]] * 3
+    for name in ("query_proj.weight", "key_proj.weight"):
+        standard = embedder.tensors()[name]
+        found = blocks(told.seen[0][f"depth_{name}"])
+        for block, temperature in zip(found, (0.125, 1.0, 8.0), strict=True):
+            assert torch.allclose(block, standard / math.sqrt(temperature), atol=1e-6)
+
+
+def test_a_depth_learns_what_all_have_in_common_and_its_own(tiny, embedder):
+    two = tiny._replace(splits={**tiny.splits, "encoder": tiny.splits["encoder"].select(range(2))})
+    settings = TrainingSettings(depth_epochs=1, batch_size=2, weight_decay=0.0)
+    told = Told(tiny, embedder, 0.0, 1.0)
+    train("depths", two, embedder, settings, told)
+    # Two queries meet two of three depths at most. AdamW's first step is as long as the learning
+    # rate: of a tenth in what is a depth's own, beside what the depths have in common.
+    scale = torch.tensor([0.125, 1.0, 8.0]).sqrt()[:, None, None]
+    for name in DEPTHS:
+        moves = (blocks(told.seen[1][name]) - blocks(told.seen[0][name])) * scale
+        sizes = sorted(moves.abs().amax((1, 2)).tolist())
+        assert 1e-3 < sizes[0] < 1e-2
+        assert sizes[2] == pytest.approx(1.1 * sizes[0], rel=0.01)
+
+
+def test_depths_need_a_maw_encoder(tiny):
+    plain = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0))
+    with pytest.raises(InputError, match="NON-MAW"):
+        train("depths", tiny, plain)

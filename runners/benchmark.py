@@ -21,8 +21,7 @@ from maw_gym.encoders.text import padded
 from maw_gym.files import write_json
 from maw_gym.settings import Coefficient, Count, HomePath, HomeText, Index, checked
 from maw_gym.tables.task import resolve_device
-from runners.benchmarks import attention_rows as attention
-from runners.benchmarks import search, stack
+from runners.benchmarks import attention, search, stack
 from runners.benchmarks.measuring import Row, machine, tables
 from runners.experiments.runs import run_main, writable_output
 

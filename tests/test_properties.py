@@ -80,8 +80,8 @@ def test_padding_changes_no_depth(lengths, padding, scale, seed):
     hidden = torch.randn(batch, size, 16, generator=generator) * scale
     cut = mask.shape[1]
     with torch.no_grad():
-        narrow = encoder.depth_statistics(ids[:, :cut], hidden[:, :cut], mask, kernel="exact")
-        padded = encoder.depth_statistics(ids, hidden, wide, kernel="exact")
+        narrow = encoder.depth_statistics(ids[:, :cut], hidden[:, :cut], mask, exact=True)
+        padded = encoder.depth_statistics(ids, hidden, wide, exact=True)
     for name, few, many in zip(narrow._fields, narrow, padded, strict=True):
         assert many.isfinite().all(), name
         torch.testing.assert_close(many, few, atol=1e-5, rtol=0)

@@ -27,24 +27,82 @@ REPEATED = 0.6  # where at most so many of the tokens differ, each different one
 def packed_statistics(inputs: Inputs) -> Statistics:
     """The statistics of `maw_gym.attention.reference.depth_statistics`, forward only."""
     x, mask, _, _, value, pooling = inputs
-    heads, depths = value.shape[1], inputs.depths
+    (batch, heads, size, head_width), depths = value.shape, inputs.depths
     lengths, order = mask.sum(-1).sort(stable=True)
     tokens, place = distinct_rows(x[order][mask[order]])  # (U, h); (T,), or None and U = T
-    groups = _Groups(lengths.tolist(), value[order], pooling[order], depths)
-    block = max(1, min(depths, PROJECTED // max(1, tokens.numel())))
-    for start in range(0, depths, block):
-        some = inputs.of_depths(start, block)
-        query, key = (
-            Projected(tokens, weight, heads, place)
-            for weight in (some.query_weight, some.key_weight)
-        )
-        groups.add(start, query, key)
+    value = value[order]
+    state = value.new_zeros(batch, heads, POOLED, POOLED)
+    entropy, focus = value.new_zeros(2, batch, depths, heads)
+    pooled = value.new_zeros(batch, depths, heads, head_width)
+    packed = torch.arange(size) < lengths[:, None]
+    # (B, 9, S): the 8 cells of the state, and the text's pooling weights
+    reduce = torch.cat([pooling_matrix(packed, value.dtype), pooling[order][:, None]], 1)
+    blocks = _texts_of_equal_length(lengths.tolist(), heads)
+    largest = max((count * n * n for _, count, _, n in blocks), default=0)
+    # One head of one text is the least that a block can be.
+    room = value.new_empty(2, max(largest, min(largest * heads * depths, SCORES)))
+    at_once = max(1, min(depths, PROJECTED // max(1, tokens.numel())))
+    for start in range(0, depths, at_once):
+        weights = inputs.of_depths(start, at_once)[2:4]
+        query, key = (_Projected(tokens, weight, heads, place) for weight in weights)
+        for text, count, token, n in blocks:
+            matrices = max(1, room.shape[1] // (count * n * n))  # attention matrices per text
+            some_depths, some_heads = max(1, matrices // heads), min(heads, matrices)
+            texts = slice(text, text + count)
+            for d in range(0, query.depths, some_depths):
+                for h in range(0, heads, some_heads):
+                    part = slice(d, d + some_depths), slice(h, h + some_heads)
+                    where = texts, slice(start + d, start + min(d + some_depths, query.depths))
+                    q, k = (one.of(*part, token, count, n) for one in (query, key))
+                    many, left = len(q) // count, reduce[texts, :, :n]
+                    shape = (count, where[1].stop - where[1].start, -1)
+                    p, entropies, focuses = _attention(q, k, room, count, many)
+                    entropy[(*where, part[1])] = entropies.view(shape)
+                    focus[(*where, part[1])] = focuses.view(shape)
+                    # (g, 1, 9, n) @ (g, d H, n, n) -> (g, d, H, 9, n)
+                    reduced = (left[:, None] @ p).view(*shape, POOLED + 1, n)
+                    cells = reduced[..., :POOLED, :].sum(1)  # (g, H, 8, n)
+                    state[texts, part[1]] += cells @ left[:, None, :POOLED].transpose(-1, -2)
+                    row = reduced[..., POOLED, :].transpose(1, 2)  # (g, H, d, n)
+                    pooled[(*where, part[1])] = (row @ value[texts, part[1], :n]).transpose(1, 2)
     back = order.argsort()
-    state = normalize(groups.state.flatten(1), dim=-1)
     scale = lengths.clamp(min=2).log().reciprocal()[:, None]  # a single token has entropy 0
-    entropy = (groups.entropy.mean(-1) * scale).clamp(0, 1)
-    focus = groups.focus.mean(-1).clamp(0, 1)
-    return Statistics(state[back], entropy[back], focus[back], groups.pooled.flatten(2)[back])
+    return Statistics(
+        normalize(state.flatten(1), dim=-1)[back],
+        (entropy.mean(-1) * scale).clamp(0, 1)[back],
+        focus.mean(-1).clamp(0, 1)[back],
+        pooled.flatten(2)[back],
+    )
+
+
+def _texts_of_equal_length(lengths: list[int], heads: int) -> list[tuple[int, int, int, int]]:
+    """Blocks of texts sorted by length: (first text, texts, first token, length)."""
+    blocks = []
+    text = token = 0
+    while text < len(lengths):
+        n = lengths[text]
+        most = max(1, SCORES // max(1, heads * n * n))
+        count = min(most, sum(length == n for length in lengths[text : text + most]))
+        if n:
+            blocks.append((text, count, token, n))
+        text, token = text + count, token + count * n
+    return blocks
+
+
+def _attention(
+    query: Tensor, key: Tensor, room: Tensor, count: int, many: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of queries and keys (g d H, e, n) weights (g, d H, n, n), entropy and focus (g, d H)."""
+    matrices, head_width, n = query.shape
+    flat, weights = (buffer[: matrices * n * n].view(matrices, n, n) for buffer in room)
+    torch.baddbmm(flat, query.mT, key, beta=0, alpha=1 / math.sqrt(head_width), out=flat)
+    scores, weights = flat.view(count, many, n, n), weights.view(count, many, n, n)
+    torch.softmax(scores, -1, out=weights)
+    largest, top = weights.amax(-1), scores.amax(-1)  # (g, d H, n)
+    # Row entropy is the log of the normaliser less the mean score, sum(p s). The normaliser
+    # follows from the largest score and its weight: no logarithm per element.
+    mean_score = scores.mul_(weights).sum(-1)
+    return weights, (top - largest.log() - mean_score).mean(-1), largest.mean(-1)
 
 
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -60,12 +118,10 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:
     first[place] = torch.arange(len(rows))
     different = rows[first]
     # Equal sums need not be equal rows.
-    if not torch.equal(different[place], rows):
-        return rows, None
-    return different, place
+    return (different, place) if torch.equal(different[place], rows) else (rows, None)
 
 
-class Projected:
+class _Projected:
     """Queries or keys of d depths for all tokens of a batch, head by head."""
 
     def __init__(self, tokens: Tensor, weight: Tensor, heads: int, place: Tensor | None) -> None:
@@ -92,77 +148,3 @@ class Projected:
         which = every[depths, heads].reshape(1, -1, 1)  # (1, d H, 1)
         rows = self.place[tokens].view(count, 1, n) * every.numel() + which
         return embedding(rows.flatten(0, 1), self.numbers).transpose(1, 2)
-
-
-class _Groups:
-    """Running statistics of texts sorted by length, B of them."""
-
-    def __init__(self, lengths: list[int], value: Tensor, pooling: Tensor, depths: int) -> None:
-        batch, heads, size, head_width = value.shape
-        self.value = value
-        self.state = value.new_zeros(batch, heads, POOLED, POOLED)
-        self.entropy = value.new_zeros(batch, depths, heads)
-        self.focus = value.new_zeros(batch, depths, heads)
-        self.pooled = value.new_zeros(batch, depths, heads, head_width)
-        mask = torch.arange(size) < torch.tensor(lengths)[:, None]
-        # (B, 9, S): the 8 cells of the state, and the text's pooling weights
-        self.reduce = torch.cat([pooling_matrix(mask, value.dtype), pooling[:, None]], 1)
-        # (first text, texts, first token, length) of the texts of equal length, in blocks
-        self.blocks: list[tuple[int, int, int, int]] = []
-        text = token = 0
-        while text < batch:
-            n = lengths[text]
-            most = max(1, SCORES // max(1, heads * n * n))
-            count = min(most, sum(length == n for length in lengths[text : text + most]))
-            if n:
-                self.blocks.append((text, count, token, n))
-            text, token = text + count, token + count * n
-        largest = max((count * n * n for _, count, _, n in self.blocks), default=0)
-        # One head of one text is the least that a block can be.
-        room = max(largest, min(largest * heads * depths, SCORES))
-        self.scores, self.weights = value.new_empty(2, room)
-
-    def add(self, start: int, query: Projected, key: Projected) -> None:
-        """Take in the depths from `start` on."""
-        depths, heads = query.depths, query.heads
-        for text, count, token, n in self.blocks:
-            at_once = max(1, len(self.scores) // (count * n * n))  # attention matrices per text
-            some_depths = max(1, at_once // heads)
-            some_heads = min(heads, at_once)
-            for d in range(0, depths, some_depths):
-                for head in range(0, heads, some_heads):
-                    part = (slice(d, d + some_depths), slice(head, head + some_heads))
-                    q, k = (made.of(*part, token, count, n) for made in (query, key))
-                    self._add_block(
-                        start + d, head, min(some_depths, depths - d), q, k, text, count
-                    )
-
-    def _add_block(
-        self, depth: int, head: int, depths: int, query: Tensor, key: Tensor, text: int, count: int
-    ) -> None:
-        """`depths` from `depth` on, some heads from `head` on, of `count` texts from `text` on."""
-        matrices, head_width, n = query.shape
-        many = matrices // count
-        heads = many // depths
-        flat = self.scores[: matrices * n * n].view(matrices, n, n)
-        scores = flat.view(count, many, n, n)
-        weights = self.weights[: matrices * n * n].view(count, many, n, n)
-        scale = 1 / math.sqrt(head_width)
-        torch.baddbmm(flat, query.transpose(1, 2), key, beta=0, alpha=scale, out=flat)
-        torch.softmax(scores, -1, out=weights)
-        largest, top = weights.amax(-1), scores.amax(-1)  # (g, d H, n)
-        # Row entropy is the log of the normaliser less the mean score, sum(p s). The normaliser
-        # follows from the largest score and its weight: no logarithm per element.
-        mean_score = scores.mul_(weights).sum(-1)
-        entropy = (top - largest.log() - mean_score).mean(-1)  # (g, d H)
-        texts, where = slice(text, text + count), slice(depth, depth + depths)
-        some = slice(head, head + heads)
-        self.entropy[texts, where, some] = entropy.view(count, depths, heads)
-        self.focus[texts, where, some] = largest.mean(-1).view(count, depths, heads)
-        reduce = self.reduce[texts, :, :n]
-        # (g, 1, 9, n) @ (g, d H, n, n) -> (g, d, H, 9, n)
-        reduced = (reduce[:, None] @ weights).view(count, depths, heads, POOLED + 1, n)
-        cells = reduced[..., :POOLED, :].sum(1)  # (g, H, 8, n)
-        self.state[texts, some] += cells @ reduce[:, None, :POOLED].transpose(-1, -2)
-        row = reduced[..., POOLED, :].transpose(1, 2)  # (g, H, d, n)
-        self.pooled[texts, where, some] = (row @ self.value[texts, some, :n]).transpose(1, 2)

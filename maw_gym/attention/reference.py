@@ -11,9 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from maw_gym.errors import InputError
-
-KERNELS = ("auto", "exact", "torch", "triton")
 POOLED = 8  # the state pools each head's n x n attention to POOLED x POOLED
 CELLS = POOLED**2  # numbers of one head in the state
 
@@ -50,14 +47,7 @@ class Inputs(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Of the attention of every depth.
-
-    Attributes:
-        state: (B, 64 H), mean attention over depth, pooled to 8 x 8 per head, of unit length.
-        entropy: (B, D) in [0, 1], see `row_entropy`.
-        focus: (B, D) in [0, 1], see `row_focus`.
-        pooled: (B, D, H e), the pooled attention output before the output projection.
-    """
+    """`DepthStatistics` before the output projection: `pooled` is (B, D, H e)."""
 
     state: Tensor
     entropy: Tensor
@@ -104,24 +94,22 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         (B, ..., S, S). Rows sum to 1 over the real keys; a text without tokens has rows of 0.
     """
     weights = softmax_over_keys(query, key, mask)
-    return weights * _keys(mask, weights.ndim)
+    return weights * _broadcast(mask, weights.ndim)
 
 
 def softmax_over_keys(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """`attention_weights` in fewer passes over the scores.
-
-    It differs in texts without tokens alone, whose rows are uniform: enough where what follows
-    gives such texts no weight.
+    """`attention_weights` in fewer passes, where texts without tokens, of uniform rows, get no
+    weight by what follows.
     """
     # In place, since no gradient needs the scores; that of a filled score is 0 with its weight.
     scores = (query @ key.transpose(-1, -2)).div_(math.sqrt(query.shape[-1]))
     with torch.no_grad():
         # A finite floor: rows of a text without tokens are 0 / 0 with -inf, and poison gradients.
-        scores.masked_fill_(~_keys(mask, scores.ndim), torch.finfo(scores.dtype).min)
+        scores.masked_fill_(~_broadcast(mask, scores.ndim), torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1)
 
 
-def _keys(mask: Tensor, dimensions: int) -> Tensor:
+def _broadcast(mask: Tensor, dimensions: int) -> Tensor:
     """(B, S) to (B, 1, ..., S)."""
     return mask.view(mask.shape[0], *(1,) * (dimensions - 2), mask.shape[1])
 
@@ -141,14 +129,20 @@ def depth_attention(
     Returns:
         (B, H, S, S, D): query token, key token, depth. The reference for everything faster.
     """
+    # (B, H, D, S, S) -> (B, H, S, S, D)
+    return _by_depth(x, mask, query_weight, key_weight, heads).permute(0, 1, 3, 4, 2)
+
+
+def _by_depth(
+    x: Tensor, mask: Tensor, query_weight: Tensor, key_weight: Tensor, heads: int
+) -> Tensor:
+    """`depth_attention` as it lies in memory, (B, H, D, S, S)."""
     batch, length, width = x.shape
-    depths = query_weight.shape[0] // width
     # (B, S, D h) -> (B, S, D, H, e) -> (B, H, D, S, e)
-    shape = (batch, length, depths, heads, width // heads)
+    shape = (batch, length, -1, heads, width // heads)
     query = (x @ query_weight.T).view(shape).permute(0, 3, 2, 1, 4)
     key = (x @ key_weight.T).view(shape).permute(0, 3, 2, 1, 4)
-    # (B, H, D, S, S) -> (B, H, S, S, D)
-    return attention_weights(query, key, mask).permute(0, 1, 3, 4, 2)
+    return attention_weights(query, key, mask)
 
 
 def row_entropy(weights: Tensor, mask: Tensor) -> Tensor:
@@ -187,7 +181,7 @@ def row_focus(weights: Tensor, mask: Tensor) -> Tensor:
 
 def _mean_of_rows(values: Tensor, mask: Tensor) -> Tensor:
     """(B, H, ..., S) to (B, ...): mean over heads and real rows; 0 where there is no real row."""
-    rows = mask.view(mask.shape[0], *(1,) * (values.ndim - 2), mask.shape[1])
+    rows = _broadcast(mask, values.ndim)
     count = mask.sum(-1).clamp(min=1).view(-1, *(1,) * (values.ndim - 3))
     return (values * rows).sum(-1).mean(1) / count
 
@@ -221,68 +215,42 @@ def pooled_state(mean_attention: Tensor, mask: Tensor) -> Tensor:
     return torch.nn.functional.normalize(state, dim=-1)
 
 
-def depth_statistics(inputs: Inputs, kernel: str = "auto") -> Statistics:
+def depth_statistics(inputs: Inputs, *, exact: bool = False) -> Statistics:
     """The statistics of every depth's attention; the 5D tensor is never held.
 
     An embedding is a pooled sum over tokens, so of the product with V only its pooled row is ever
     needed: ``pooling^T A_d V`` is a vector times V, not a matrix. Three ways compute the same:
     where gradients are wanted, blocks of depths that are computed again in the backward pass;
-    on the CPU, blocks that stay in its cache; on CUDA, a fused Triton kernel with bfloat16
-    operands.
+    on the CPU, blocks that stay in its cache; on CUDA, a fused Triton kernel.
 
     Args:
         inputs: texts and projections.
-        kernel: "auto" chooses as above; "exact" too, but as exact as float32 on CUDA; "torch"
-            leaves the fast paths out; "triton" insists on the fused kernel.
-
-    Raises:
-        InputError: `kernel` is unknown, or is "triton" where gradients are wanted.
+        exact: as exact as float32 on CUDA too, where operands are bfloat16 otherwise.
     """
-    if kernel not in KERNELS:
-        raise InputError(f"unknown kernel {kernel!r}; choose one of {', '.join(KERNELS)}")
     gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    if gradients and kernel == "triton":
-        raise InputError("the Triton kernel has no gradients; use kernel='auto' or torch.no_grad()")
-    fast = kernel in ("auto", "exact") and not gradients
-    if kernel == "triton" or (fast and inputs.x.is_cuda):
+    if inputs.x.is_cuda and not gradients:
         from maw_gym.attention.gpu import fused_statistics  # CPU torch does not bring triton
 
-        return fused_statistics(inputs, exact=kernel == "exact")
-    if fast and inputs.x.device.type == "cpu":
+        return fused_statistics(inputs, exact)
+    if inputs.x.device.type == "cpu" and not gradients:
         from maw_gym.attention.cpu import packed_statistics  # which imports this module
 
         return packed_statistics(inputs)
-    return blocked_statistics(inputs, recompute=gradients)
-
-
-def blocked_statistics(inputs: Inputs, *, recompute: bool) -> Statistics:
-    """The statistics in plain torch, one block of depths at a time; see `depth_statistics`.
-
-    Args:
-        inputs: texts and projections.
-        recompute: compute each block again in the backward pass instead of storing its scores.
-    """
     batch, heads, length, _ = inputs.value.shape
     # Blocks of depths bound the scores to some 2^22 numbers (16 MB), whatever D is.
     block = max(1, min(inputs.depths, (1 << 22) // max(1, batch * heads * length * length)))
-    total = inputs.x.new_zeros(batch, heads, POOLED, POOLED)
-    parts = []
-    for start in range(0, inputs.depths, block):
-        some = inputs.of_depths(start, block)
-        if recompute:
-            result = checkpoint(
-                block_statistics, *some, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            result = block_statistics(*some)
-        total = total + result[0]
-        parts.append(result[1:])
-    entropy, focus, pooled = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-    state = torch.nn.functional.normalize(total.flatten(1), dim=-1)
-    return Statistics(state, entropy, focus, pooled)
+    parts = [
+        checkpoint(
+            _block, *inputs.of_depths(start, block), use_reentrant=False, preserve_rng_state=False
+        )
+        for start in range(0, inputs.depths, block)
+    ]
+    totals, entropy, focus, pooled = zip(*parts, strict=True)
+    state = torch.nn.functional.normalize(torch.stack(totals).sum(0).flatten(1), dim=-1)
+    return Statistics(state, *(torch.cat(part, 1) for part in (entropy, focus, pooled)))
 
 
-def block_statistics(
+def _block(
     x: Tensor,
     mask: Tensor,
     query_weight: Tensor,
@@ -291,15 +259,9 @@ def block_statistics(
     pooling: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Pooled attention summed over the d depths of `Inputs`, (B, H, 8, 8), and the other three."""
-    batch, heads, length, _ = value.shape
-    width = x.shape[-1]
     x = x.masked_fill(~mask[..., None], 0)
     value = value.masked_fill(~mask[:, None, :, None], 0)
-    shape = (batch, length, -1, heads, width // heads)
-    # (B, S, d h) -> (B, S, d, H, e) -> (B, H, d, S, e)
-    query = (x @ query_weight.T).view(shape).permute(0, 3, 2, 1, 4)
-    key = (x @ key_weight.T).view(shape).permute(0, 3, 2, 1, 4)
-    weights = attention_weights(query, key, mask)  # (B, H, d, S, S)
+    weights = _by_depth(x, mask, query_weight, key_weight, value.shape[1])  # (B, H, d, S, S)
     pool = pooling_matrix(mask, x.dtype)[:, None]  # (B, 1, 8, S)
     total = pool @ weights.sum(2) @ pool.transpose(-1, -2)  # (B, H, 8, 8)
     # (B, 1, 1, 1, S) @ (B, H, d, S, S) -> (B, H, d, S) @ (B, H, S, e) -> (B, d, H e)

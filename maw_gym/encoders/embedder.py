@@ -170,7 +170,7 @@ class Embedder:
         for rows, batch, mask in self.batches(ids, self.statistics_tokens, progress):
             hidden = self.text.hidden(batch, mask)
             # Exact, as in a table.
-            yield rows, self.maw.depth_statistics(batch, hidden, mask, kernel="exact")
+            yield rows, self.maw.depth_statistics(batch, hidden, mask, exact=True)
 
     def batches(
         self, ids: list[list[int]], batch_tokens: int, progress: str | None = None

@@ -237,7 +237,7 @@ class MAWEncoder(NonMAWEncoder):
         return Inputs(x, mask, *weights, value, self.pooling(ids, mask))
 
     def depth_statistics(
-        self, ids: Tensor, hidden: Tensor, mask: Tensor, kernel: str = "auto"
+        self, ids: Tensor, hidden: Tensor, mask: Tensor, exact: bool = False
     ) -> DepthStatistics:
         """State, entropy, focus and embedding of every depth, without the 5D tensor.
 
@@ -245,10 +245,10 @@ class MAWEncoder(NonMAWEncoder):
             ids: (B, S) int64, for the pooling weights.
             hidden: (B, S, h).
             mask: (B, S) bool.
-            kernel: see `maw_gym.attention.reference.depth_statistics`.
+            exact: see `maw_gym.attention.reference.depth_statistics`.
         """
         inputs = self.depth_inputs(ids, hidden, mask)
-        found = depth_statistics(inputs, kernel)
+        found = depth_statistics(inputs, exact=exact)
         residual = inputs.pooling[:, None] @ hidden  # (B, 1, h)
         embeddings = nn.functional.normalize(residual + self.out_proj(found.pooled), dim=-1)
         return DepthStatistics(found.state, found.entropy, found.focus, embeddings)

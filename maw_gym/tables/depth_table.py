@@ -69,7 +69,7 @@ class Seen:
     @cached_property
     def statistics(self) -> "DepthStatistics":
         """Every depth's statistics, exact: a depth must do what the table says when it is used."""
-        return self.embedder.maw.depth_statistics(self.ids, self.hidden, self.mask, kernel="exact")
+        return self.embedder.maw.depth_statistics(self.ids, self.hidden, self.mask, exact=True)
 
     @cached_property
     def rankings(self) -> "Tensor":

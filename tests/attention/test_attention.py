@@ -1,10 +1,12 @@
 """The 5D attention and its statistics against hand-made numbers, torch's pooling and float64."""
 
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
 from random_inputs import random_inputs, real_tokens, reference
+from torch import Tensor
 
 from maw_gym.attention import cpu
 from maw_gym.attention.cpu import distinct_rows
@@ -21,53 +23,52 @@ from maw_gym.attention.reference import (
 )
 from maw_gym.encoders.maw import EncoderSettings, MAWEncoder
 
-LN3 = math.log(3)
-
-
 # Two tokens, one head, two depths. With x the identity the scores of depth 0 are
 # diag(sqrt(2) ln 3) / sqrt(2) = diag(ln 3), so its rows are (3/4, 1/4) and (1/4, 3/4); depth 1 has
 # no query and is uniform. Mean over depth: .625 and .375.
-HAND_X = torch.eye(2)[None]
-HAND_QUERY = torch.cat([math.sqrt(2) * LN3 * torch.eye(2), torch.zeros(2, 2)])
-HAND_KEY = torch.eye(2).repeat(2, 1)
+BY_HAND = Inputs(
+    torch.eye(2)[None],
+    real_tokens(2),
+    torch.cat([math.sqrt(2) * math.log(3) * torch.eye(2), torch.zeros(2, 2)]),
+    torch.eye(2).repeat(2, 1),
+    value=torch.eye(2)[None, None],
+    pooling=torch.tensor([[1.0, 0.0]]),
+)
+
+
+def assert_near(found: Iterable[Tensor], wanted: Iterable[Tensor], absolute: float = 1e-6) -> None:
+    """Every tensor, to `absolute`, whatever the types of numbers."""
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got.double(), want.double(), atol=absolute, rtol=1e-5)
+
+
+def in_float64(inputs: Inputs) -> Inputs:
+    return Inputs(*(t.double() if t.is_floating_point() else t for t in inputs))
 
 
 def test_depth_attention_of_two_tokens() -> None:
-    weights = depth_attention(HAND_X, real_tokens(2), HAND_QUERY, HAND_KEY, heads=1)
+    weights = depth_attention(*BY_HAND[:4], heads=1)
     assert weights.shape == (1, 1, 2, 2, 2)
-    expected_0 = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
-    torch.testing.assert_close(weights[0, 0, :, :, 0], expected_0)
-    torch.testing.assert_close(weights[0, 0, :, :, 1], torch.full((2, 2), 0.5))
-
-
-def test_the_softmax_is_over_keys_and_not_over_depth() -> None:
-    weights = depth_attention(HAND_X, real_tokens(2), HAND_QUERY, HAND_KEY, heads=1)
-    mean = torch.tensor([[0.625, 0.375], [0.375, 0.625]])  # 1/2 everywhere, were it over depth
-    torch.testing.assert_close(weights.mean(-1)[0, 0], mean)
-    assert weights.sum(-1).std() > 0.1
+    torch.testing.assert_close(weights[0, 0, ..., 0], torch.tensor([[0.75, 0.25], [0.25, 0.75]]))
+    torch.testing.assert_close(weights[0, 0, ..., 1], torch.full((2, 2), 0.5))
 
 
 def test_depth_statistics_of_two_tokens() -> None:
-    value = torch.eye(2)[None, None]
-    pooling = torch.tensor([[1.0, 0.0]])
-    state, entropy, focus, pooled = depth_statistics(
-        Inputs(HAND_X, real_tokens(2), HAND_QUERY, HAND_KEY, value, pooling)
-    )
-    # -3/4 ln 3/4 - 1/4 ln 1/4 over ln 2
-    torch.testing.assert_close(entropy, torch.tensor([[0.8112781, 1.0]]))
-    torch.testing.assert_close(focus, torch.tensor([[0.75, 0.5]]))
-    torch.testing.assert_close(pooled, torch.tensor([[[0.75, 0.25], [0.5, 0.5]]]))
     # Each weight fills a 4 x 4 block of the 8 x 8 state; its length is sqrt(32 (.625^2 + .375^2)),
-    # the square root of 17.
+    # the square root of 17. Were the softmax over depth, all would be 1/2.
     high, low = 0.625 / math.sqrt(17), 0.375 / math.sqrt(17)
-    expected = torch.tensor([[high, low], [low, high]])
-    expected = expected.repeat_interleave(4, 0).repeat_interleave(4, 1)
-    torch.testing.assert_close(state, expected.reshape(1, 64))
+    state = torch.tensor([[high, low], [low, high]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    expected = (
+        state.reshape(1, 64),
+        torch.tensor([[0.8112781, 1.0]]),  # -3/4 ln 3/4 - 1/4 ln 1/4 over ln 2
+        torch.tensor([[0.75, 0.5]]),
+        torch.tensor([[[0.75, 0.25], [0.5, 0.5]]]),
+    )
+    assert_near(depth_statistics(BY_HAND), expected)
 
 
 def test_rows_sum_to_one_over_the_real_keys() -> None:
-    problem = random_inputs((5, 2, 0), depths=3, heads=2, width=8, seed=0)
-    weights = depth_attention(*problem[:4], heads=2)
+    weights = depth_attention(*random_inputs((5, 2, 0), 3, 2, 8, seed=0)[:4], heads=2)
     sums = weights.sum(3)  # (B, H, S, D)
     torch.testing.assert_close(sums[:2], torch.ones(2, 2, 5, 3))
     assert sums[2].eq(0).all()  # a text without tokens
@@ -83,13 +84,10 @@ def test_a_large_score_does_not_overflow() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 24, 65])
 def test_pooling_equals_torchs_adaptive_average_pooling(n: int) -> None:
-    generator = torch.Generator().manual_seed(n)
-    attention = torch.rand(1, 3, 70, 70, generator=generator)
-    mask = real_tokens(n, padded_to=70)
+    attention = torch.rand(1, 3, 70, 70, generator=torch.Generator().manual_seed(n))
     expected = torch.nn.functional.adaptive_avg_pool2d(attention[:, :, :n, :n], 8).flatten(1)
     expected = torch.nn.functional.normalize(expected, dim=-1)
-    torch.testing.assert_close(pooled_state(attention, mask), expected)
-    torch.testing.assert_close(pooled_state(attention, mask).norm(), torch.tensor(1.0))
+    torch.testing.assert_close(pooled_state(attention, real_tokens(n, padded_to=70)), expected)
 
 
 def test_pooling_matrix_of_nine_tokens_and_of_none() -> None:
@@ -99,33 +97,29 @@ def test_pooling_matrix_of_nine_tokens_and_of_none() -> None:
     assert pool[1].eq(0).all()
 
 
-def test_entropy_and_focus_of_uniform_and_one_hot_rows() -> None:
-    mask = real_tokens(3, 3, padded_to=4)
-    uniform = torch.full((4, 4), 1 / 3)
-    one_hot = torch.eye(4)
-    weights = torch.stack([uniform, one_hot])[:, None]  # (2, 1, 4, 4)
-    weights[:, :, :, 3] = 0
-    torch.testing.assert_close(row_entropy(weights, mask), torch.tensor([1.0, 0.0]))
-    torch.testing.assert_close(row_focus(weights, mask), torch.tensor([1 / 3, 1.0]))
-
-
-def test_padded_rows_do_not_count() -> None:
-    weights = torch.tensor([[0.5, 0.5, 0], [0.75, 0.25, 0], [9.0, 9.0, 9.0]])[None, None]
-    mask = real_tokens(2, padded_to=3)
-    torch.testing.assert_close(row_focus(weights, mask), torch.tensor([0.625]))
-    torch.testing.assert_close(row_entropy(weights, mask), torch.tensor([(1 + 0.8112781) / 2]))
+def test_entropy_and_focus_by_hand() -> None:
+    mask = real_tokens(3, 3, 2)
+    weights = torch.stack(
+        [
+            torch.full((3, 3), 1 / 3),
+            torch.eye(3),
+            torch.tensor([[0.5, 0.5, 0], [0.75, 0.25, 0], [9.0, 9.0, 9.0]]),  # the last is padding
+        ]
+    )[:, None]  # (3, 1, 3, 3)
+    entropies = torch.tensor([1.0, 0.0, (1 + 0.8112781) / 2])
+    torch.testing.assert_close(row_entropy(weights, mask), entropies)
+    torch.testing.assert_close(row_focus(weights, mask), torch.tensor([1 / 3, 1.0, 0.625]))
 
 
 def test_texts_of_one_and_of_no_token() -> None:
-    problem = random_inputs((1, 0), depths=3, heads=2, width=8, seed=1)
+    problem = random_inputs((1, 0), 3, 2, 8, seed=1)
     state, entropy, focus, pooled = depth_statistics(problem)
     assert entropy.tolist() == [[0, 0, 0], [0, 0, 0]]
     torch.testing.assert_close(focus, torch.tensor([[1.0, 1, 1], [0, 0, 0]]))
     torch.testing.assert_close(state[0], torch.full((128,), 1 / math.sqrt(128)))
     assert state[1].eq(0).all()
     assert pooled[1].eq(0).all()
-    token = problem.value[0, :, 0].flatten()
-    torch.testing.assert_close(pooled[0], token.expand(3, -1))
+    torch.testing.assert_close(pooled[0], problem.value[0, :, 0].flatten().expand(3, -1))
 
 
 @pytest.mark.parametrize(
@@ -147,26 +141,30 @@ def test_statistics_equal_the_float64_reference(
     lengths: tuple[int, ...], depths: int, heads: int, width: int
 ) -> None:
     problem = random_inputs(lengths, depths, heads, width, seed=depths)
-    expected = reference(problem)
-    for got, want in zip(depth_statistics(problem), expected, strict=True):
-        assert got.dtype == torch.float32
-        torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+    found = depth_statistics(problem)
+    assert {one.dtype for one in found} == {torch.float32}
+    assert_near(found, reference(problem), 1e-5)
+
+
+def test_statistics_of_sharp_attention_and_in_float64() -> None:
+    problem = random_inputs((12, 6), 3, 2, 16, seed=3)
+    problem.query_weight.mul_(100)  # scores of several hundred
+    assert_near(depth_statistics(problem), reference(problem), 1e-4)
+    found = depth_statistics(in_float64(problem))
+    assert {one.dtype for one in found} == {torch.float64}
+    assert_near(found, reference(problem), 1e-11)
 
 
 def test_repeated_tokens_are_projected_once_with_the_same_results() -> None:
-    problem = random_inputs((9, 9, 4, 0, 1), depths=5, heads=2, width=8, seed=11)
+    problem = random_inputs((9, 9, 4, 0, 1), 5, 2, 8, seed=11)
     generator = torch.Generator().manual_seed(12)
-    vocabulary = torch.randn(3, 8, generator=generator)
-    problem = problem._replace(
-        x=vocabulary[torch.randint(3, problem.mask.shape, generator=generator)]
-    )
+    tokens = torch.randn(3, 8, generator=generator)
+    drawn = torch.randint(3, problem.mask.shape, generator=generator)
+    problem = problem._replace(x=tokens[drawn])
     different, place = distinct_rows(problem.x[problem.mask])
     assert different.shape == (3, 8)
-    assert place is not None
     assert torch.equal(different[place], problem.x[problem.mask])
-    expected = reference(problem)
-    for got, want in zip(depth_statistics(problem), expected, strict=True):
-        torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+    assert_near(depth_statistics(problem), reference(problem), 1e-5)
 
 
 def test_rows_that_seldom_repeat_are_left_alone() -> None:
@@ -180,81 +178,47 @@ def test_rows_that_seldom_repeat_are_left_alone() -> None:
 
 @pytest.mark.parametrize("limit", ["SCORES", "PROJECTED"])
 def test_small_blocks_give_the_same_results(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    problem = random_inputs((9, 9, 4, 0, 1, 9), depths=5, heads=4, width=16, seed=13)
+    problem = random_inputs((9, 9, 4, 0, 1, 9), 5, 4, 16, seed=13)
     expected = depth_statistics(problem)
     monkeypatch.setattr(cpu, limit, 200)
-    for got, want in zip(depth_statistics(problem), expected, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+    assert_near(depth_statistics(problem), expected)
 
 
-def test_statistics_of_sharp_attention_equal_the_reference() -> None:
-    problem = random_inputs((12, 6), depths=3, heads=2, width=16, seed=3)
-    problem.query_weight.mul_(100)  # scores of several hundred
-    expected = reference(problem)
-    for got, want in zip(depth_statistics(problem), expected, strict=True):
-        torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=0)
-
-
-def test_statistics_in_float64_stay_in_float64() -> None:
-    problem = random_inputs((6, 4), depths=3, heads=2, width=8, seed=4)
-    inputs = Inputs(*(t.double() if t.is_floating_point() else t for t in problem))
-    for got, want in zip(depth_statistics(inputs), reference(inputs), strict=True):
-        torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
-
-
-def test_padding_changes_nothing() -> None:
-    problem = random_inputs((9, 4), depths=3, heads=2, width=8, seed=5)
+def test_padding_and_what_stands_in_it_change_nothing() -> None:
+    problem = random_inputs((9, 4), 3, 2, 8, seed=5)
     together = depth_statistics(problem)
     for text, n in enumerate((9, 4)):
         one = slice(text, text + 1)
-        alone = depth_statistics(
-            Inputs(
-                problem.x[one, :n],
-                problem.mask[one, :n],
-                problem.query_weight,
-                problem.key_weight,
-                problem.value[one, :, :n],
-                problem.pooling[one, :n],
-            )
+        alone = problem._replace(
+            x=problem.x[one, :n],
+            mask=problem.mask[one, :n],
+            value=problem.value[one, :, :n],
+            pooling=problem.pooling[one, :n],
         )
-        for padded, bare in zip(together, alone, strict=True):
-            torch.testing.assert_close(padded[one], bare, atol=1e-6, rtol=1e-5)
-
-
-def test_garbage_on_padding_is_never_read() -> None:
-    problem = random_inputs((9, 4), depths=3, heads=2, width=8, seed=6)
-    clean = depth_statistics(problem)
+        assert_near((part[one] for part in together), depth_statistics(alone))
     problem.x[1, 4:] = 1e6
     problem.value[1, :, 4:] = 1e6
-    for before, after in zip(clean, depth_statistics(problem), strict=True):
-        torch.testing.assert_close(before, after, atol=1e-6, rtol=1e-5)
+    assert_near(depth_statistics(problem), together)
 
 
-def test_gradients_equal_those_of_the_reference() -> None:
-    problem = random_inputs((9, 4, 0), depths=3, heads=2, width=8, seed=7)
-    x, mask, *rest = (t.double() if t.is_floating_point() else t for t in problem)
+def test_statistics_and_gradients_where_they_are_wanted() -> None:
+    problem = random_inputs((9, 4, 0), 3, 2, 8, seed=7)
+    without = depth_statistics(problem)
+    x, mask, *rest = in_float64(problem)
     gradients = []
     for function in (depth_statistics, reference):
         leaves = [t.clone().requires_grad_() for t in (x, *rest)]
         # Weights of padding are 0 by contract, and so is their gradient.
         outputs = function(Inputs(leaves[0], mask, *leaves[1:-1], leaves[-1] * mask))
+        assert_near((one.detach() for one in outputs), without, 1e-5)
         generator = torch.Generator().manual_seed(8)
         weighted = [
             (o * torch.rand(o.shape, generator=generator, dtype=o.dtype)).sum() for o in outputs
         ]
         gradients.append(torch.autograd.grad(torch.stack(weighted).sum(), leaves))
-    for got, want in zip(*gradients, strict=True):
-        assert want.abs().max() > 0
-        torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-7)
-
-
-def test_the_path_with_gradients_gives_the_same_numbers() -> None:
-    problem = random_inputs((9, 4, 0), depths=5, heads=2, width=8, seed=9)
-    without = depth_statistics(problem)
-    problem.query_weight.requires_grad_()
-    for plain, tracked in zip(without, depth_statistics(problem), strict=True):
-        assert not plain.requires_grad
-        torch.testing.assert_close(tracked.detach(), plain, atol=1e-6, rtol=1e-5)
+    assert all(one.abs().max() > 0 for one in gradients[1])
+    assert_near(*gradients, 1e-9)
+    assert not any(one.requires_grad for one in without)
 
 
 def test_one_depth_of_the_encoder_is_its_slice_of_the_tensor_applied_to_v() -> None:
@@ -275,8 +239,7 @@ def test_one_depth_of_the_encoder_is_its_slice_of_the_tensor_applied_to_v() -> N
             actual = encoder(hidden, mask, depth)[text]
             real = mask[text]
             torch.testing.assert_close(actual[real], expected[real], atol=1e-5, rtol=1e-5)
-        statistics = encoder.depth_statistics(ids, hidden, mask)
-        chosen = statistics.embeddings[torch.arange(4), depth]
+        chosen = encoder.depth_statistics(ids, hidden, mask).embeddings[torch.arange(4), depth]
         embedded = encoder.embed(ids, hidden, mask, depth=depth)
         torch.testing.assert_close(chosen, embedded, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(4))
@@ -287,7 +250,7 @@ def test_softmax_over_keys_and_its_gradients_are_those_of_the_plain_formula() ->
     query, key, value = (
         torch.randn(3, 2, 5, 4, generator=generator).requires_grad_() for _ in range(3)
     )
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    mask = real_tokens(5, 2, 0)
     # As in an embedding: a text without tokens has no weight.
     pooling = torch.rand(3, 1, 1, 5, generator=generator) * mask[:, None, None]
     scores = (query @ key.mT / 2)[:2].masked_fill(~mask[:2, None, None], -torch.inf)

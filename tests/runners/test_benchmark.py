@@ -12,7 +12,7 @@ from maw_gym.corpora import Collection
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.errors import InputError
 from runners.benchmark import BenchmarkSettings, main
-from runners.benchmarks.attention_rows import (
+from runners.benchmarks.attention import (
     BY_DEPTH,
     COPIES,
     FLOOR,

@@ -24,10 +24,7 @@ DEPTHS = 32
 
 
 class Shape(NamedTuple):
-    """A batch of texts of equal length, and the width and heads of their hidden states.
-
-    The default is that of static embeddings; `MINILM` is that of MiniLM and its like.
-    """
+    """Texts of equal length; width and heads as of static embeddings, or `MINILM`'s."""
 
     texts: int
     tokens: int
@@ -44,20 +41,10 @@ class Shape(NamedTuple):
 
 
 MINILM = {"heads": 12, "width": 384}
-CPU_SHAPES = (
-    Shape(4, 128),
-    Shape(4, 128, **MINILM),
-    Shape(64, 24),
-    Shape(64, 32, **MINILM),
-    Shape(8, 512),
-)
-CUDA_SHAPES = (
-    *CPU_SHAPES[:-1],
-    Shape(1024, 32, **MINILM),
-    Shape(256, 128),
-    Shape(256, 128, **MINILM),
-    Shape(64, 512),
-)
+SHAPES = (Shape(4, 128), Shape(4, 128, **MINILM), Shape(64, 24), Shape(64, 32, **MINILM))
+CPU_SHAPES = (*SHAPES, Shape(8, 512))
+LARGE = (Shape(1024, 32, **MINILM), Shape(256, 128), Shape(256, 128, **MINILM), Shape(64, 512))
+CUDA_SHAPES = (*SHAPES, *LARGE)
 QUICK_SHAPES = (Shape(2, 9),)
 
 
@@ -95,7 +82,7 @@ def depth_by_depth(problem: Problem) -> tuple[Tensor, list[list[tuple[float, flo
     """A loop over depths into a zeroed 5D tensor, then one text at a time."""
     x, mask, query_weight, key_weight, value, pooling = problem.inputs
     batch, heads, size, head_width = value.shape
-    depths = query_weight.shape[0] // x.shape[-1]
+    depths = problem.inputs.depths
     shape = (batch, size, depths, heads, head_width)
     query = (x @ query_weight.T).view(shape).permute(0, 3, 1, 4, 2)  # (B, H, S, e, D)
     key = (x @ key_weight.T).view(shape).permute(0, 3, 1, 4, 2)
@@ -134,20 +121,19 @@ def tensor_way(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def floor(problem: Problem, *, copies: bool = False) -> Callable[[], Tensor]:
     """What no way can do without: the depth projections and torch's own attention."""
-    x, mask, query_weight, key_weight, value, _ = problem.inputs
+    x, mask, *weights, value, _ = problem.inputs
     batch, heads, size, head_width = value.shape
-    depths = query_weight.shape[0] // x.shape[-1]
+    depths = problem.inputs.depths
     if x.is_cuda:
-        x, query_weight, key_weight, value = (
-            tensor.bfloat16() for tensor in (x, query_weight, key_weight, value)
-        )
+        x, value = x.bfloat16(), value.bfloat16()
+        weights = [weight.bfloat16() for weight in weights]
     repeated = value[:, None].expand(-1, depths, -1, -1, -1).flatten(1, 2).contiguous()
     keys = None if bool(mask.all()) else mask[:, None, None]
 
     def run() -> Tensor:
         query, key = (
             (x @ weight.T).view(batch, size, depths * heads, head_width).transpose(1, 2)
-            for weight in (query_weight, key_weight)
+            for weight in weights
         )
         if copies:
             query, key = query.contiguous(), key.contiguous()
@@ -164,7 +150,7 @@ def attention_rows(case: str, problem: Problem, rounds: int, budget: float) -> l
         BY_DEPTH: lambda: depth_by_depth(problem),
         TENSOR: lambda: tensor_way(problem),
         OURS: lambda: depth_statistics(problem.inputs),
-        EXACT: lambda: depth_statistics(problem.inputs, kernel="exact"),
+        EXACT: lambda: depth_statistics(problem.inputs, exact=True),
         FLOOR: floor(problem),
         COPIES: floor(problem, copies=True),
     }
@@ -174,7 +160,7 @@ def attention_rows(case: str, problem: Problem, rounds: int, budget: float) -> l
     for name, function in list(functions.items()):
         try:
             if device.type == "cuda":
-                function()  # tuning and compiling allocate too
+                function()  # compiling allocates too
             memory[name] = peak_memory(function, device)
         except torch.OutOfMemoryError:
             del functions[name]

@@ -42,16 +42,6 @@ class Evaluation:
         """Mean of each measure over all queries, those without a retrieved document included."""
         return {name: float(values.mean()) for name, values in self.per_query.items()}
 
-    def by_group(self, groups: Sequence[str]) -> dict[str, "Evaluation"]:
-        """The same for the queries of each of N groups alone, see `Collection.query_groups`."""
-        of = np.asarray(groups)
-        return {
-            group: Evaluation(
-                {name: values[of == group] for name, values in self.per_query.items()}
-            )
-            for group in sorted(set(groups))
-        }
-
 
 def evaluate_rankings(
     queries: QuerySet, doc_ids: Sequence[str], documents: ArrayLike

@@ -25,10 +25,8 @@ from runners.experiments.command_line import changed
 from runners.experiments.result import (
     Learner,
     Result,
-    Train,
     bm25,
     by_hindsight,
-    by_own,
     by_rule,
     by_training,
     ensemble,
@@ -138,7 +136,7 @@ def _rule(name: str, rule: str, about: str) -> Method:
     return Method(name, "static", partial(by_rule, rule), about, needs="train")
 
 
-def _learner(name: str, train: Train, about: str, specify: Callable[..., Any]) -> Method:
+def _learner(name: str, train: Learner, about: str, specify: Callable[..., Any]) -> Method:
     run = partial(by_training, train)
     return Method(name, "learner", run, about, specify, seeded=True, needs="train")
 
@@ -295,5 +293,5 @@ def method_of(given: str | Method | Learner) -> Method:
         return OwnSpec(common.task, common.online, source)
 
     about = (inspect.getdoc(given) or given.__name__).partition("\n")[0].rstrip(".")
-    run = partial(by_own, given)
+    run = partial(by_training, given)
     return Method(given.__name__, "learner", run, about, specify, seeded=True, needs="train")

@@ -5,8 +5,9 @@ Each takes a task, the method's specification, a split and, where something is t
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -14,7 +15,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import Module
 
 from agents.baseline_encoders import (
@@ -45,8 +45,8 @@ from runners.experiments.training import Log, Trained
 RESULT: Final = "result"  # kind of a result's file
 
 Encode = Callable[[list[str]], Any]  # a query alone in a list to what is ranked with
-Train = Callable[[RetrievalTask, Any, Log], Trained]
-Learner = Callable[[RetrievalTask, Any, Log], Any]  # gives what has Stable-Baselines3's `predict`
+# Gives a `Trained`, or anything that has Stable-Baselines3's `predict`.
+Learner = Callable[[RetrievalTask, Any, Any], Any]
 Floats = NDArray[np.float64]
 
 
@@ -124,11 +124,7 @@ def standard_encode(task: RetrievalTask) -> Encode:
 
 def ensemble(task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
     """The mean of all depths' embeddings."""
-
-    def encode(texts: Sequence[str]) -> Tensor:
-        return ensemble_queries(task.embedder, texts)
-
-    queries = task.collection.splits[split]
+    encode, queries = partial(ensemble_queries, task.embedder), task.collection.splits[split]
     found = evaluate_embeddings(task.index, queries, encode(queries.texts), task.candidates(split))
     parameters = size(task.embedder)
     return Result.of(found, parameters=parameters, encode=lambda texts: encode(texts).cpu())
@@ -202,29 +198,16 @@ def by_hindsight(by: str, task: RetrievalTask, spec: Any, split: str, log: Log |
 
 
 def by_training(
-    train: Train, task: RetrievalTask, spec: Any, split: str, log: Log | None
+    train: Learner, task: RetrievalTask, spec: Any, split: str, log: Log | None
 ) -> Result:
-    """The depths of a learner's router."""
-    assert log is not None
+    """The depths of what a learner has trained: a router, or whatever else predicts."""
     start = time.perf_counter()
-    trained = train(task, spec, log)
+    made = train(task, spec, log)
     seconds = time.perf_counter() - start
-    result = by_router(task, spec.task, split, trained.router)
-    assert result.parameters is not None
-    result.parameters += size(trained.router)
-    result.training_seconds, result.facts, result.trained = seconds, trained.facts, trained
-    result.history, result.chosen_at = trained.history, trained.chosen_at
-    return result
-
-
-def by_own(learner: Learner, task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
-    """The depths that a learner from outside predicts."""
-    assert log is not None
-    start = time.perf_counter()
-    model = learner(task, spec, log)
-    seconds = time.perf_counter() - start
+    model = made.router if isinstance(made, Trained) else made
     if isinstance(model, DepthRouter):
         result = by_router(task, spec.task, split, model)
+        result.parameters = size(task.embedder) + size(model)
     else:
         bandit = Bandit(task.table(split), spec.task.observation)
         depths, _ = model.predict(bandit.observations, deterministic=True)
@@ -232,6 +215,9 @@ def by_own(learner: Learner, task: RetrievalTask, spec: Any, split: str, log: Lo
         result = by_depths(task, spec.task, split, depths)
         result.encode = None
     result.training_seconds = seconds
+    if isinstance(made, Trained):
+        result.trained, result.facts = made, made.facts
+        result.history, result.chosen_at = made.history, made.chosen_at
     return result
 
 

@@ -11,7 +11,6 @@ from ir_measures import AP, RR, nDCG
 from maw_gym.corpora.collection import QuerySet
 from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.evaluation import (
-    Evaluation,
     evaluate_embeddings,
     evaluate_rankings,
     trec_name,
@@ -173,10 +172,3 @@ def test_a_measure_that_cannot_be_ends_the_evaluation(name, value, monkeypatch):
         f"{name} of query 'q1' came out as {value or 0.0}: what computes it has failed, perhaps for"
         " want of memory"
     )
-
-
-def test_measures_of_each_group_alone():
-    found = Evaluation({"AP": np.array([0.1, 0.2, 0.9, 0.4])}).by_group(["b", "a", "b", "a"])
-    assert list(found) == ["a", "b"]
-    assert found["a"].per_query["AP"].tolist() == [0.2, 0.4]
-    assert found["b"].mean == {"AP": pytest.approx(0.5)}

@@ -68,13 +68,8 @@ class AblateSettings:
     """Where GRPO's settings are tried out."""
 
     main_flags: ClassVar = (
-        "dataset",
-        "text_encoder",
-        "timesteps",
-        "seeds",
-        "device",
-        "run_name",
-        "resume",
+        *("dataset", "text_encoder", "timesteps", "seeds"),
+        *("device", "run_name", "resume"),
     )
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_different)] = (0, 1, 2)

@@ -33,14 +33,8 @@ class CompareSettings:
     """Which methods meet on which datasets; None is filled in as documented."""
 
     main_flags: ClassVar = (
-        "datasets",
-        "methods",
-        "seeds",
-        "text_encoder",
-        "verdict",
-        "quick",
-        "device",
-        "resume",
+        *("datasets", "methods", "seeds", "text_encoder"),
+        *("verdict", "quick", "device", "resume"),
     )
 
     datasets: Annotated[tuple[HomeText, ...], Field(min_length=1), Flag("dataset")] = ("pydocs",)

@@ -101,10 +101,6 @@ class Comparison:
         """Ids (N,) of all test queries, fold by fold."""
         return [name for fold in self.folds for name in fold.query_ids]
 
-    def kind(self, method: str) -> str:
-        """See `Method`."""
-        return self.methods[method].kind
-
     def has_depths(self, method: str) -> bool:
         """Whether the method chooses depths."""
         return self.results[method][0].depths is not None
@@ -143,7 +139,8 @@ class Comparison:
     @cached_property
     def rows(self) -> list[Row]:
         """One row of results.json for every method."""
-        tested = [n for n in self.results if n != self.baseline and self.kind(n) != "oracle"]
+        ordinary = [name for name in self.results if self.methods[name].kind != "oracle"]
+        tested = [name for name in ordinary if name != self.baseline]
         tests = dict(zip(tested, self.compared([(n, self.baseline) for n in tested]), strict=True))
         # All methods' intervals are over the very same resamples.
         drawn = bootstrap_means([self.by_encoder(n, what) for n in self.results for what in NAMES])

@@ -284,7 +284,7 @@ def differences(made: Comparison) -> "Figure":
     against = made.scores(made.baseline)
     others = [name for name in made.results if name != made.baseline]
     places = np.linspace(0, 100, len(against))
-    for name in [name for name in others if made.kind(name) == "learner"] or others:
+    for name in [name for name in others if made.methods[name].kind == "learner"] or others:
         ordered = np.sort(made.scores(name) - against)[::-1]
         colour, dash, _ = _looks(made, name)
         wins, losses = (ordered > 1e-9).mean(), (ordered < -1e-9).mean()

@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from maw_gym.envs.registration import register_environments
+import gymnasium as gym
+
 from maw_gym.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,7 +97,12 @@ class _PydocsWithIrDatasets(MetaPathFinder):
         return spec
 
 
-register_environments()
+if "MAWDepth-v0" not in gym.registry:
+    gym.register(
+        id="MAWDepth-v0",
+        entry_point="maw_gym.envs.environment:GRPOEnvironment",
+        vector_entry_point="maw_gym.envs.vector_environment:GRPOVectorEnvironment",
+    )
 if "ir_datasets" in sys.modules:
     _register_pydocs()
 else:

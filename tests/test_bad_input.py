@@ -107,7 +107,7 @@ def grpo_run(at: Place, finished: bool = False, **changes: Any) -> Path:
 
 COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "alignment": ("train_grpo", "--alignment bm25", "alignment must be 'ndcg' or 'listwise', got 'bm25'"),
-    "block": ("train_grpo", "--observation pixels", "unknown observation block 'pixels'; choose from attention, profile, retrieval, content"),
+    "block": ("train_grpo", "--observation pixels", "unknown observation block 'pixels'; choose one of attention, profile, retrieval, content"),
     "block twice": ("train_ppo", "--observation profile profile", r"observation must name one or more different blocks of .*; got \('profile', 'profile'\)"),
     "network": ("train_grpo", "--network deep", "network must be 'auto', 'shared' or 'mlp', got 'deep'"),
     "shared attention": ("compare", "--network shared --observation attention", "a shared network wants numbers of every depth, and observation block 'attention' has none; leave it out or take network mlp"),
@@ -328,7 +328,7 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "environments": (lambda at: vector(0), "num_envs must be an integer from 1 to 1,048,576; got 0"),
     "environments in groups": (lambda at: vector(3, group_size=2), "group_size must divide num_envs; 2 does not divide 3"),
     "frames of many": (lambda at: vector(render_mode="ansi"), "the batched form draws no frames, got render_mode 'ansi'; .*"),
-    "state of others": (lambda at: vector(3).set_state(vector(2).get_state() | {"queries": [0, 1]}), "the state is of 2 rows, not of 3; give equal settings"),
+    "state of others": (lambda at: vector(3).set_state(vector(2).get_state() | {"queries": [0, 1]}), r"the state must be what get_state\(\) has given, got {.*: it is of 2 rows, not of 3"),
     "made of nothing": (lambda at: gym.make("MAWDepth-v0", dataset="nope", disable_env_checker=True), "unknown dataset 'nope': .*"),
     "document twice": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "d1", "text": "x"}\n'), ".*corpus.jsonl, line 31: _id 'd1' was there before; make ids unique"),
     "document not UTF-8": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "x", "text": "\xff"}'), r".*corpus.jsonl, line 31: not JSON \(.*"),

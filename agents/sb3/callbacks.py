@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from agents.sb3.training_state import aliases, first_not_finite, training_state
 from maw_gym.checkpoints import Checkpoints
-from maw_gym.envs.bandit import NDCG, TERMS, Bandit, Outcome, gap_closed
-from maw_gym.envs.rendering import Scene, attention_frame
+from maw_gym.envs.bandit import NDCG, TERMS, Bandit, gap_closed
+from maw_gym.envs.rendering import attention_frame
 from maw_gym.tables.task import RetrievalTask
 
 MEASURES: Final = (*TERMS, "regret", "random")  # of each episode, in its info
@@ -134,7 +134,7 @@ class ValidationCallback(BaseCallback):
             if isinstance(output, TensorBoardOutputFormat):
                 given = values | {"policy/depths": torch.from_numpy(depths)}
                 if better:
-                    # Of the policies that were best so far: drawing takes half a second.
+                    # Of the policies that were best so far.
                     given["attention/depth"] = self._picture(int(depths[0]))
             if isinstance(output, KVWriter):
                 output.write(given, dict.fromkeys(given, ()), self.num_timesteps)
@@ -144,9 +144,9 @@ class ValidationCallback(BaseCallback):
         """The attention of the first validation query at the depth chosen for it."""
         query = self.bandit.query_ids[0]
         weights, tokens = self.task.attention(query, depth)
-        outcome: Outcome = self.bandit.outcome(0, depth)
-        scene = Scene(query, weights, tokens, depth, self.bandit.num_depths, outcome)
-        return Image(attention_frame(scene), "HWC")
+        outcome = self.bandit.outcome(0, depth)
+        frame = attention_frame(query, weights, tokens, depth, self.bandit.num_depths, outcome)
+        return Image(frame, "HWC")
 
 
 class CheckpointCallback(BaseCallback):

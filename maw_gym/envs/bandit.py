@@ -12,32 +12,14 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from maw_gym.errors import InputError, shown
+from maw_gym.errors import InputError, one_of, shown
 from maw_gym.tables.depth_table import ALIGNMENTS, DepthTable
 
-RECORD: Final = 8  # numbers in a record of `Bandit.outcomes`
 TERMS: Final = ("entropy", "focus", "alignment")
 DEFAULT_WEIGHTS: Final = (0.3, 0.3, 0.4)  # of entropy, focus and alignment
 LARGEST_WEIGHT: Final = (1e-6, 1e6)
 """Range of the largest of them: squares of rewards, and sums over tables, are float32 numbers."""
 SMALLEST_GAP: Final = 1e-6  # below it, a share of the random-to-oracle gap means nothing
-
-
-def _checked(weights: Sequence[float]) -> tuple[float, ...]:
-    """`weights` as floats, if they can be weights."""
-    try:
-        values = tuple(float(weight) for weight in weights)
-    except (TypeError, ValueError, OverflowError):
-        values = ()
-    low, high = LARGEST_WEIGHT
-    finite = len(values) == 3 and all(math.isfinite(value) and value >= 0 for value in values)
-    if not finite or not low <= max(values) <= high:
-        raise InputError(
-            "reward_weights must be three finite numbers >= 0, not all 0 (entropy, focus,"
-            f" alignment), the largest from {low:g} to {high:g}, such as {DEFAULT_WEIGHTS};"
-            f" got {weights!r}"
-        )
-    return values
 
 
 @dataclass(frozen=True)
@@ -58,31 +40,33 @@ class RewardSpec:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        object.__setattr__(self, "weights", _checked(self.weights))
-        if self.alignment not in ALIGNMENTS:
+        low, high = LARGEST_WEIGHT
+        try:
+            weights = tuple(float(weight) for weight in self.weights)
+        except (TypeError, ValueError, OverflowError):
+            weights = ()
+        usable = len(weights) == 3 and all(math.isfinite(one) and one >= 0 for one in weights)
+        if not usable or not low <= max(weights) <= high:
             raise InputError(
-                f"unknown alignment {self.alignment!r}; choose one of {', '.join(ALIGNMENTS)}"
+                "reward_weights must be three finite numbers >= 0, not all 0 (entropy, focus,"
+                f" alignment), the largest from {low:g} to {high:g}, such as {DEFAULT_WEIGHTS};"
+                f" got {self.weights!r}"
             )
+        object.__setattr__(self, "weights", weights)
+        one_of("alignment", self.alignment, ALIGNMENTS)
 
     def blend(self, entropy: Any, focus: Any, alignment: Any) -> Any:
-        """Reward ``w0 * entropy + w1 * focus + w2 * alignment``, in the precision of the terms.
+        """The reward of its three terms, arrays in [0, 1] that broadcast, in their precision.
 
-        With the default weights the reward is in [0, 1], as each term is.
-
-        Args:
-            entropy: array of any shape, in [0, 1].
-            focus: one that broadcasts with it, in [0, 1].
-            alignment: likewise.
+        With the default weights it is in [0, 1], as each term is.
         """
-        first, second, third = self.weights
-        return first * entropy + second * focus + third * alignment
+        w_entropy, w_focus, w_alignment = self.weights
+        return w_entropy * entropy + w_focus * focus + w_alignment * alignment
 
     def of(self, table: DepthTable) -> NDArray[np.float32]:
         """Reward (N, D) of every query and depth of a table."""
-        reward: NDArray[np.float32] = self.blend(
-            table.entropy, table.focus, table.alignment(self.alignment)
-        )
-        return reward
+        alignment = table.alignment(self.alignment)
+        return np.asarray(self.blend(table.entropy, table.focus, alignment))
 
 
 DEFAULT_REWARD: Final = RewardSpec()
@@ -106,7 +90,7 @@ def gap_closed(mean: float, random: float, oracle: float) -> float | None:
 
 
 class Outcome(NamedTuple):
-    """What the choice of a depth brought; floats, or float64 arrays of one shape.
+    """What the choice of a depth brought; floats, or float64 arrays (B,).
 
     Attributes:
         reward: weighted sum of the next three.
@@ -187,16 +171,12 @@ class Bandit:
     @cached_property
     def observations(self) -> NDArray[np.float32]:
         """Observations (N, O) in `observation_space`, read-only."""
-        # A view: the flag must not reach an array that belongs to the table.
-        observed = np.asarray(self.table.observation(self.blocks)).view()
-        observed.flags.writeable = False
-        return observed
+        return _read_only(self.table.observation(self.blocks))
 
-    # "clip" below spares a check of each query; those an environment shows all exist.
-
-    def observations_of(self, queries: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Observations (B, O) of queries (B,), a copy."""
-        return self.observations.take(queries, axis=0, mode="clip")
+    @cached_property
+    def rewards(self) -> NDArray[np.float32]:
+        """Reward (N, D) of every query and depth."""
+        return _read_only(self.reward.of(self.table))
 
     @cached_property
     def terms(self) -> dict[str, NDArray[np.float32]]:
@@ -204,27 +184,6 @@ class Bandit:
         table = self.table
         columns = (table.entropy, table.focus, table.alignment(self.reward.alignment))
         return {"reward": self.rewards, **dict(zip(TERMS, columns, strict=True))}
-
-    @cached_property
-    def rewards(self) -> NDArray[np.float32]:
-        """Reward (N, D) of every query and depth."""
-        rewards = np.ascontiguousarray(self.reward.of(self.table))
-        rewards.flags.writeable = False
-        return rewards
-
-    @cached_property
-    def outcomes(self) -> NDArray[np.float32]:
-        """The numbers of each `Outcome` side by side, (N * D, 8) of which the last two are 0.
-
-        A choice is one record of 32 bytes, so that it is read from one cache line or two.
-        """
-        regret = self.best[:, None] - self.rewards
-        random = np.broadcast_to(self.random[:, None], regret.shape)
-        columns = [*self.terms.values(), regret, random]
-        outcomes = np.zeros((self.rewards.size, RECORD), np.float32)
-        outcomes[:, : len(columns)] = np.stack(columns, axis=-1).reshape(-1, len(columns))
-        outcomes.flags.writeable = False
-        return outcomes
 
     @cached_property
     def best(self) -> NDArray[np.float32]:
@@ -259,19 +218,13 @@ class Bandit:
         Raises:
             InputError: depths of another shape or type, or outside [0, D).
         """
-        chosen = np.asarray(depths)
-        if chosen.ndim == 0:
-            chosen = np.full(len(self), chosen)
-        depths = self.checked_actions(chosen, len(self))
-        return self.rewards[np.arange(len(self)), depths].astype(np.float64)
+        given = np.asarray(depths)
+        given = np.full(len(self), given) if given.ndim == 0 else given
+        return self.rewards.ravel()[self._places(np.arange(len(self)), given)].astype(np.float64)
 
     def mean(self, depths: ArrayLike) -> float:
         """Mean reward of `chosen` depths."""
         return float(self.chosen(depths).mean())
-
-    def gap_closed(self, depths: ArrayLike) -> float | None:
-        """Share of the gap that depths (N,) close; see `gap_closed`."""
-        return self.summary(depths).gap_closed
 
     def summary(self, depths: ArrayLike, best_fixed_depth: int | None = None) -> RewardSummary:
         """What depths (N,) get, and what they are measured by.
@@ -292,8 +245,68 @@ class Bandit:
         return np.asarray(self.table.block("attention")[query]).reshape(-1, POOLED, POOLED)
 
     @cached_property
-    def _index(self) -> dict[str, int]:
-        return {query_id: index for index, query_id in enumerate(self.query_ids)}
+    def _outcomes(self) -> NDArray[np.float32]:
+        """The numbers of every `Outcome` side by side, (N * D, 8) of which the last two are 0.
+
+        A choice is one record of 32 bytes, so that it is read from one cache line or two.
+        """
+        columns = [*self.terms.values(), self.best[:, None] - self.rewards, self.random[:, None]]
+        outcomes = np.zeros((*self.rewards.shape, 8), np.float32)
+        for place, column in enumerate(columns):
+            outcomes[..., place] = column
+        return outcomes.reshape(-1, 8)
+
+    def outcome(self, query: int, depth: Any) -> Outcome:
+        """Outcome of one depth for one query, as floats.
+
+        Raises:
+            InputError: `depth` is not an integer in [0, D). A bool is not taken for a number.
+        """
+        try:
+            number = -1 if isinstance(depth, (bool, np.bool_)) else operator.index(depth)
+        except TypeError:
+            number = -1
+        if not 0 <= number < self.num_depths:
+            raise InputError(
+                f"action must be an integer from 0 to {self.num_depths - 1};"
+                f" got {shown(depth)} of type {type(depth).__name__}"
+            )
+        numbers = self._outcomes[query * self.num_depths + number].tolist()
+        return Outcome(*numbers[:6])
+
+    def outcome_of(self, queries: NDArray[np.int64], depths: Any) -> Outcome:
+        """What depths (B,) bring for queries (B,): contiguous float64 arrays (B,).
+
+        Raises:
+            InputError: depths of another shape or type, or outside [0, D).
+        """
+        records = self._outcomes.take(self._places(queries, depths), axis=0, mode="clip")
+        return Outcome(*records.T[:6].astype(np.float64, order="C"))
+
+    def _places(self, queries: NDArray[np.int64], depths: Any) -> NDArray[np.int64]:
+        """Places (B,) of depths (B,) for queries (B,) in a flat array of all choices."""
+        try:
+            given = np.asarray(depths)
+        except ValueError:  # a ragged list
+            given = np.asarray(None)
+        most = self.num_depths - 1
+        if given.shape != queries.shape or given.dtype.kind not in "iu":
+            raise InputError(
+                f"actions must be {len(queries)} integers from 0 to {most};"
+                f" got {shown(depths)} of shape {given.shape} and type {given.dtype}"
+            )
+        try:
+            return np.ravel_multi_index((queries, given), self.rewards.shape)
+        except ValueError:
+            place = int(((given < 0) | (given > most)).argmax())
+            raise InputError(
+                f"actions must be integers from 0 to {most}; sub-environment {place} got"
+                f" {given[place]}"
+            ) from None
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {query_id: row for row, query_id in enumerate(self.query_ids)}
 
     def query_index(self, query_id: str) -> int:
         """Row of the query called `query_id`.
@@ -302,64 +315,19 @@ class Bandit:
             InputError: there is none; the message names similar ones.
         """
         try:
-            return self._index[query_id]
+            return self._rows[query_id]
         except (KeyError, TypeError):
             known: list[str] = self.query_ids.tolist()
             # Comparing with every id takes seconds where there are a million.
             close = difflib.get_close_matches(str(query_id), known[:20_000], n=3) or known[:1]
-            hint = " or ".join(repr(name) for name in close)
+            hint = " or ".join(map(repr, close))
             raise InputError(
                 f"no query {shown(query_id)} among the {len(self)} of this environment; try {hint}"
             ) from None
 
-    def outcome(self, query: int, depth: int) -> Outcome:
-        """Outcome of one depth for one query, as floats."""
-        numbers = self.outcomes[query * self.num_depths + depth].tolist()
-        return Outcome(*numbers[: len(Outcome._fields)])
 
-    def outcome_of(self, queries: NDArray[np.int64], depths: NDArray[np.int64]) -> Outcome:
-        """What depths (B,) bring for queries (B,): contiguous float64 arrays (B,)."""
-        records = self.outcomes.take(queries * self.num_depths + depths, axis=0, mode="clip")
-        return Outcome(*records.T[: len(Outcome._fields)].astype(np.float64, order="C"))
-
-    def checked_action(self, action: Any) -> int:
-        """`action` as an int in [0, D).
-
-        Raises:
-            InputError: it is none. A bool is not taken for a number.
-        """
-        try:
-            depth = -1 if isinstance(action, (bool, np.bool_)) else operator.index(action)
-        except TypeError:
-            depth = -1
-        if not 0 <= depth < self.num_depths:
-            raise InputError(
-                f"action must be an integer from 0 to {self.num_depths - 1};"
-                f" got {shown(action)} of type {type(action).__name__}"
-            )
-        return depth
-
-    def checked_actions(self, actions: Any, count: int) -> NDArray[np.int64]:
-        """`actions` as `count` numbers (count,) int64 in [0, D).
-
-        Raises:
-            InputError: another shape or type, or a number out of range.
-        """
-        try:
-            given = np.asarray(actions)
-        except ValueError:  # a ragged list
-            given = np.asarray(None)
-        if given.shape != (count,) or given.dtype.kind not in "iu":
-            raise InputError(
-                f"actions must be {count} integers from 0 to {self.num_depths - 1};"
-                f" got {shown(actions)} of shape {given.shape} and type {given.dtype}"
-            )
-        depths = given.astype(np.int64, copy=False)
-        # Seen as unsigned, a negative number is a huge one: one pass checks both ends.
-        if np.maximum.reduce(depths.view(np.uint64)) >= self.num_depths:
-            place = int(((depths < 0) | (depths >= self.num_depths)).argmax())
-            raise InputError(
-                f"actions must be integers from 0 to {self.num_depths - 1};"
-                f" sub-environment {place} got {given[place]}"
-            )
-        return depths
+def _read_only(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A view: the flag must not reach an array that belongs to the table."""
+    view = np.ascontiguousarray(values).view()
+    view.flags.writeable = False
+    return view

@@ -1,19 +1,18 @@
 """GRPOEnvironment: choosing an attention depth for one query at a time."""
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Final
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from maw_gym.envs.bandit import Outcome
-from maw_gym.envs.queries import QuerySettings, checked_options, load_bandit
-from maw_gym.envs.rendering import Scene, attention_frame, attention_text
-from maw_gym.errors import InputError
+from maw_gym.envs.queries import checked_options, load_bandit
+from maw_gym.envs.rendering import attention_frame, attention_text
+from maw_gym.errors import InputError, one_of
 from maw_gym.tables.depth_table import numbers_per_depth
 
-RENDER_MODES = ("rgb_array", "ansi")
+RENDER_MODES: Final = ("rgb_array", "ansi")
 
 
 class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
@@ -137,22 +136,15 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         "render_fps": 1,
     }
 
-    def __init__(
-        self,
-        *,
-        render_mode: str | None = None,
-        **settings: Unpack[QuerySettings],
-    ) -> None:
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise InputError(
-                f"unknown render_mode {render_mode!r}; choose one of {', '.join(RENDER_MODES)}"
-            )
+    def __init__(self, *, render_mode: str | None = None, **settings: Any) -> None:
+        if render_mode is not None:
+            one_of("render_mode", render_mode, RENDER_MODES)
         self.bandit, self._order, self._task = load_bandit(**settings)
         self.render_mode = render_mode
         self.observation_space = self.bandit.observation_space
         self.action_space = self.bandit.action_space
-        self._query: int | None = None
-        self._depth: int | None = None
+        self._query: int | None = None  # the row that is shown
+        self._depth: int | None = None  # the depth that was chosen for it
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -170,13 +162,14 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
             InputError: an unknown option or query.
         """
         asked = checked_options(options, ("query_id",)).get("query_id")
-        chosen = None if asked is None else self.bandit.query_index(asked)
+        query = None if asked is None else self.bandit.query_index(asked)
         super().reset(seed=seed)
         if seed is not None:
-            self._order.restart()
-        self._query = int(self._order.take(1, self.np_random)[0]) if chosen is None else chosen
-        self._depth = None
-        return self._observed(self._query), {"query": self._query}
+            self._order.position = 0
+        if query is None:
+            query = int(self._order.take(1, self.np_random)[0])
+        self._query, self._depth = query, None
+        return self.bandit.observations[query].copy(), {"query": query}
 
     def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Choose the depth `action` for the query shown, which ends the episode.
@@ -191,19 +184,20 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         """
         if self._query is None or self._depth is not None:
             raise ResetNeeded("an episode is one step long: call reset() before each step()")
-        self._depth = self.bandit.checked_action(action)
-        # Of three terms the reward is w0 * entropy + w1 * focus + w2 * alignment: see
+        query = self._query
+        # Of its three terms the reward is w0 * entropy + w1 * focus + w2 * alignment: see
         # `maw_gym.envs.bandit.RewardSpec.blend`, which was applied to every depth in advance.
-        outcome = self.bandit.outcome(self._query, self._depth)
+        outcome = self.bandit.outcome(query, action)
+        self._depth = int(action)
         info = {
-            "query": self._query,
+            "query": query,
             "entropy": outcome.entropy,
             "focus": outcome.focus,
             "alignment": outcome.alignment,
             "regret": outcome.regret,
             "random": outcome.random,
         }
-        return self._observed(self._query), outcome.reward, True, False, info
+        return self.bandit.observations[query].copy(), outcome.reward, True, False, info
 
     @property
     def query_ids(self) -> NDArray[np.object_]:
@@ -219,8 +213,8 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         """The chosen depth's attention and reward terms; before the step, what is observed.
 
         Returns:
-            (height, width, 3) uint8 for ``"rgb_array"``, a str for ``"ansi"``, None without a
-            render mode.
+            (600, 1100, 3) uint8 for ``"rgb_array"``, a str for ``"ansi"``, None without a render
+            mode.
 
         Raises:
             gymnasium.error.ResetNeeded: no query is shown.
@@ -234,22 +228,14 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
             return None
         if self._query is None:
             raise ResetNeeded("there is no query to draw yet: call reset() before render()")
-        scene = self._scene(self._query, self._depth)
-        if self.render_mode == "ansi":
-            return attention_text(scene)
-        return attention_frame(scene)
-
-    def _observed(self, query: int) -> NDArray[np.float32]:
-        return np.array(self.bandit.observations[query])
-
-    def _scene(self, query: int, depth: int | None) -> Scene:
-        query_id = self.bandit.query_ids[query]
-        if depth is None:
-            return Scene(query_id, self.bandit.pooled_attention(query))
+        draw = attention_text if self.render_mode == "ansi" else attention_frame
+        bandit, query_id = self.bandit, self.bandit.query_ids[self._query]
+        if self._depth is None:
+            return draw(query_id, bandit.pooled_attention(self._query))
         if self._task is None:
             raise InputError(
                 "an environment made from a table has no texts to draw; make it from a dataset"
             )
-        weights, tokens = self._task().attention(query_id, depth)
-        outcome: Outcome = self.bandit.outcome(query, depth)
-        return Scene(query_id, weights, tokens, depth, self.bandit.num_depths, outcome)
+        weights, tokens = self._task().attention(query_id, self._depth)
+        outcome = bandit.outcome(self._query, self._depth)
+        return draw(query_id, weights, tokens, self._depth, bandit.num_depths, outcome)

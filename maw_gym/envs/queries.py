@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -21,7 +21,7 @@ QUERY_ORDERS: Final = ("random", "sequential")
 
 
 class QueryOrder:
-    """The order in which queries come."""
+    """The order in which `size` queries come; a sequential one goes on from `position`."""
 
     def __init__(self, kind: str, size: int, shares: NDArray[np.float64] | None = None) -> None:
         self.kind = kind
@@ -29,39 +29,19 @@ class QueryOrder:
         self.position = 0
         self._ends = None if shares is None else shares.cumsum() / shares.sum()
 
-    def restart(self) -> None:
-        """Begin the walk anew; a random order has nothing to restart but its generator."""
-        self.position = 0
-
     def take(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
         """The next `count` queries (count,)."""
-        if self.kind == "random" and self._ends is not None:
+        if self.kind == "sequential":
+            start, self.position = self.position, (self.position + count) % self.size
+            return (start + np.arange(count)) % self.size
+        if self._ends is not None:
             return np.searchsorted(self._ends[:-1], generator.random(count), side="right")
-        if self.kind == "random":
-            # Half the time of generator.integers, and 2^53 is far above any number of queries; a
-            # product of a double below 1 and an integer rounds to below that integer.
-            return (generator.random(count) * self.size).astype(np.int64)
-        start = self.position
-        self.position = (start + count) % self.size
-        return (start + np.arange(count)) % self.size
+        # Half the time of generator.integers, and 2^53 is far above any number of queries; a
+        # product of a double below 1 and an integer rounds to below that integer.
+        return (generator.random(count) * self.size).astype(np.int64)
 
 
-class QuerySettings(TypedDict, total=False):
-    """What both environments take, see `GRPOEnvironment`; defaults are those of `load_bandit`."""
-
-    dataset: str
-    encoder: str
-    split: str
-    observation: Sequence[str] | str
-    alignment: str
-    reward_weights: Sequence[float]
-    query_order: str
-    balance: float
-    device: str
-    text_encoder: str
-    table: DepthTable | None
-
-
+# Environments of equal settings share their arrays.
 _bandits: WeakValueDictionary[tuple[Any, ...], Bandit] = WeakValueDictionary()
 
 
@@ -79,7 +59,7 @@ def load_bandit(
     text_encoder: str = "wordllama",
     table: DepthTable | None = None,
 ) -> tuple[Bandit, QueryOrder, Callable[[], RetrievalTask] | None]:
-    """Check the settings of an environment, then load what it reads."""
+    """Check the settings of an environment, see `GRPOEnvironment`, then load what it reads."""
     blocks = checked_blocks(observation)
     reward = RewardSpec(reward_weights, alignment)
     one_of("query_order", query_order, QUERY_ORDERS)
@@ -93,20 +73,22 @@ def load_bandit(
     if table is None:
         load = partial(load_task, dataset, encoder, device, text_encoder=text_encoder)
         task = load()
-        queries = task.collection.splits
-        if not queries[split].ids:
-            counts = ", ".join(f"{name} {len(queries[name].ids)}" for name in SPLITS)
-            raise InputError(f"split {split!r} of {dataset!r} has no query; there are: {counts}")
-        _tell_of_building(task, split)
+        counts = {name: len(task.collection.splits[name].ids) for name in SPLITS}
+        if not counts[split]:
+            there = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise InputError(f"split {split!r} of {dataset!r} has no query; there are: {there}")
+        path = task.table_path(split)
+        if not path.exists():  # a warning, since others are shown by nobody
+            log.warning(
+                "computing the depth table of %s: %d %s queries, %d documents; once, kept in %s",
+                *(task.collection.name, counts[split], split),
+                *(len(task.collection.doc_ids), path.parent),
+            )
         table = task.table(split)
     if not isinstance(table, DepthTable):
         raise InputError(f"table must be a DepthTable, not {shown(table)}")
     if len(table) == 0:
         raise InputError("the depth table has no query; give one with at least one row")
-    key = (id(table), blocks, reward)
-    bandit = _bandits.get(key)
-    if bandit is None:
-        bandit = _bandits[key] = Bandit(table, blocks, reward)
     shares = None
     if balance != 1:
         if not any(table.groups):
@@ -114,22 +96,13 @@ def load_bandit(
                 f"balance {balance} needs queries in groups, and these have none; leave it at 1"
             )
         shares = balanced_shares(table.groups, balance)
+    key = (id(table), blocks, reward)
+    bandit = _bandits.get(key) or _bandits.setdefault(key, Bandit(table, blocks, reward))
     return bandit, QueryOrder(query_order, len(bandit), shares), load
 
 
-def _tell_of_building(task: RetrievalTask, split: str) -> None:
-    """One line for who waits for a table: a warning, since others are shown by nobody."""
-    path = task.table_path(split)
-    if not path.exists():
-        log.warning(
-            "computing the depth table of %s: %d %s queries, %d documents; once, kept in %s",
-            *(task.collection.name, len(task.collection.splits[split].ids), split),
-            *(len(task.collection.doc_ids), path.parent),
-        )
-
-
-def checked_options(options: dict[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
-    """Options of a reset."""
+def checked_options(options: Any, known: Sequence[str]) -> Mapping[str, Any]:
+    """The options of a reset; None are none."""
     if options is not None and not isinstance(options, Mapping):
         raise InputError(f"the options of a reset are a dictionary, not {shown(options)}")
     for name in options or {}:

@@ -1,13 +1,22 @@
-"""Frames of the environment: a depth's attention over a query's tokens beside its reward terms."""
+"""Frames of the environment: a depth's attention over a query's tokens beside its reward terms.
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final, NamedTuple, Protocol
+Frames are painted by Pillow, some hundred a second, in the font that comes with matplotlib.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
+from maw_gym.envs.bandit import Outcome
 from maw_gym.errors import InputError
+
+Attention = NDArray[np.floating]
 
 MAX_TOKENS: Final = 40
 MAX_LABEL: Final = 12
@@ -21,51 +30,17 @@ COLOURS: Final = {
     "reward": "#4D4D4D",
     "regret": "#D55E00",
 }
+CIVIDIS: Final = bytes.fromhex(
+    "00224e 003170 2a3f6d 434e6c 575d6d 6a6c71 7d7c78 918b78 a59c74 bbad6d d1bf61 e9d34e fee838"
+)
 SHADES: Final = " ░▒▓█"
+WEIGHT_TICKS: Final = {0.0: "0", 0.01: ".01", 0.1: ".1", 0.25: ".25", 0.5: ".5", 1.0: "1"}
 
 
-class Terms(Protocol):
-    """The numbers of one choice; `maw_gym.envs.bandit.Outcome` is one."""
-
-    @property
-    def entropy(self) -> float: ...  # noqa: D102
-    @property
-    def focus(self) -> float: ...  # noqa: D102
-    @property
-    def alignment(self) -> float: ...  # noqa: D102
-    @property
-    def reward(self) -> float: ...  # noqa: D102
-    @property
-    def regret(self) -> float: ...  # noqa: D102
-
-
-class Scene(NamedTuple):
-    """What one frame shows.
-
-    Attributes:
-        query_id: names the query.
-        weights: (H, n, n) attention; before a choice the pooled state (H, 8, 8).
-        tokens: n tokens; None before a choice.
-        depth: the chosen depth; None before a choice.
-        num_depths: D.
-        outcome: reward and terms of the choice; None before a choice.
-    """
-
-    query_id: str
-    weights: NDArray[np.floating]
-    tokens: Sequence[str] | None = None
-    depth: int | None = None
-    num_depths: int = 0
-    outcome: Terms | None = None
-
-
-@contextmanager
-def importing_matplotlib() -> Iterator[None]:
-    """Import what draws in here, late: who draws nothing needs no matplotlib that can be
-    imported.
-    """
+def check_matplotlib() -> None:
+    """Refuse before the work what could not be drawn after it: a broken matplotlibrc, say."""
     try:
-        yield
+        import matplotlib.figure  # noqa: F401
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -73,70 +48,234 @@ def importing_matplotlib() -> Iterator[None]:
         ) from None
 
 
-def check_matplotlib() -> None:
-    """Refuse before the work what could not be drawn after it."""
-    with importing_matplotlib():
-        import matplotlib.figure  # noqa: F401
+def attention_text(
+    query_id: str,
+    weights: Attention,
+    tokens: Sequence[str] | None = None,
+    depth: int | None = None,
+    num_depths: int = 0,
+    outcome: Outcome | None = None,
+) -> str:
+    """For each token what it attends to most, then the reward and its terms.
 
-
-def attention_frame(scene: Scene) -> NDArray[np.uint8]:
-    """The pixels of `maw_gym.envs.drawing.attention_figure`, (600, 1100, 3)."""
-    with importing_matplotlib():
-        from maw_gym.envs.drawing import attention_figure, figure_rgb
-    return figure_rgb(attention_figure(scene))
-
-
-def attention_text(scene: Scene) -> str:
-    """The same in plain text: for each token what it attends to most, then the reward terms."""
-    mean = mean_over_heads(scene.weights)
-    lines = [shortened(f"Query {scene.query_id}", MAX_TITLE)]
-    if scene.tokens is None:
-        lines += ["No depth chosen yet. Observed attention, pooled to 8 x 8:", *_shaded(mean)]
+    Args:
+        query_id: names the query.
+        weights: (H, n, n) attention; before a choice the pooled state (H, 8, 8).
+        tokens: n tokens; None before a choice, as all that follows.
+        depth: the depth chosen.
+        num_depths: D.
+        outcome: what it brought.
+    """
+    mean = mean_over_heads(weights)
+    lines = [shortened(f"Query {query_id}", MAX_TITLE)]
+    if tokens is None:
+        levels = np.rint(mean / max(mean.max(initial=0), 1e-9) * (len(SHADES) - 1)).astype(int)
+        lines.append("No depth chosen yet. Observed attention, pooled to 8 x 8:")
+        lines += ["  " + "".join(SHADES[level] * 2 for level in row) for row in levels]
         return "\n".join(lines)
-    lines.append(f"Depth {scene.depth} of {scene.num_depths} (0 is the most focused)")
-    names = readable_tokens(scene.tokens)
-    width = max((len(name) for name in names[:MAX_TOKENS]), default=0)
+    lines.append(f"Depth {depth} of {num_depths} (0 is the most focused)")
+    names = readable_tokens(tokens)
+    width = max(map(len, names[:MAX_TOKENS]), default=0)
     for name, row in list(zip(names, mean, strict=True))[:MAX_TOKENS]:
         best = np.argsort(-row, kind="stable")[:3]
-        lines.append(
-            f"  {name:<{width}}  ->  " + "  ".join(f"{names[k]} {row[k]:.2f}" for k in best)
-        )
+        attended = "  ".join(f"{names[k]} {row[k]:.2f}" for k in best)
+        lines.append(f"  {name:<{width}}  ->  {attended}")
     if len(names) > MAX_TOKENS:
         lines.append(f"  ... {len(names) - MAX_TOKENS} more tokens")
-    if scene.outcome is not None:
+    if outcome is not None:
         for term in COLOURS:
-            value = getattr(scene.outcome, term)
-            lines.append(
-                f"{term:<9} {value:6.3f}  {'█' * round(20 * min(max(value, 0), 1))}".rstrip()
-            )
+            value = getattr(outcome, term)
+            bar = "█" * round(20 * min(max(value, 0), 1))
+            lines.append(f"{term:<9} {value:6.3f}  {bar}".rstrip())
     return "\n".join(lines)
+
+
+def attention_frame(
+    query_id: str,
+    weights: Attention,
+    tokens: Sequence[str] | None = None,
+    depth: int | None = None,
+    num_depths: int = 0,
+    outcome: Outcome | None = None,
+) -> NDArray[np.uint8]:
+    """The same as a picture (600, 1100, 3), with the attention of every pair of tokens."""
+    mean = mean_over_heads(weights)[:MAX_TOKENS, :MAX_TOKENS]
+    image = Image.new("RGB", (1100, 600), "white")
+    _write(image, (550, 20), shortened(f"Query {query_id}", MAX_TITLE), 18)
+    if tokens is None:
+        heading = "observed: attention averaged over depths, pooled to 8 x 8"
+        names, unit = [str(part + 1) for part in range(len(mean))], "eighth of the text"
+        shares, ticks = mean / max(mean.max(initial=0), 1e-9), {0.0: "0", 1.0: "max"}
+    else:
+        heading = f"attention of depth {depth} of {num_depths}, mean over heads"
+        heading += _cut(tokens)
+        names, unit = readable_tokens(tokens[:MAX_TOKENS]), "token"
+        shares, ticks = np.cbrt(mean), _weight_ticks()
+    _write(image, (365, 65), heading, 13.5)
+    if len(mean):
+        _heat_map(image, (140, 80, 450, 410), shares, names, names)
+        _colour_bar(image, (602, 80, 20, 410), ticks)
+        _write(image, (365, 592), f"{unit} attended to (key)", 12.5, "ms")
+        _write(image, (14, 285), f"attending {unit} (query)", 12.5, upright=True)
+    else:
+        _write(image, (365, 285), "this query has no tokens", 13.5)
+    _draw_terms(image, outcome)
+    return np.asarray(image)
+
+
+def depths_frame(
+    query: str, weights: Mapping[int, Attention], tokens: Sequence[str]
+) -> NDArray[np.uint8]:
+    """One query's attention through several depths side by side, averaged over heads."""
+    names = readable_tokens(tokens[:MAX_TOKENS])
+    image = Image.new("RGB", (200 + 330 * len(weights), 500), "white")
+    title = shortened(f"Query {query}", MAX_TITLE) + _cut(tokens)
+    _write(image, (image.width / 2, 18), title, 17)
+    for column, (depth, heads) in enumerate(weights.items()):
+        mean = mean_over_heads(heads)[:MAX_TOKENS, :MAX_TOKENS]
+        focus = np.asarray(heads).max(-1).mean() if len(mean) else 0.0
+        left = 130 + 330 * column
+        _write(image, (left + 155, 55), f"depth {depth}: mean focus {focus:.2f}", 14)
+        if len(mean):
+            _heat_map(image, (left, 70, 310, 310), np.cbrt(mean), names, [] if column else names)
+        else:
+            _write(image, (left + 155, 225), "no tokens", 14)
+    _colour_bar(image, (image.width - 75, 70, 18, 310), _weight_ticks())
+    return np.asarray(image)
 
 
 def readable_tokens(tokens: Sequence[str]) -> list[str]:
     """Tokens as labels: on one line each, at most 12 characters."""
-    marked = any(SPACE_MARK in token for token in tokens)
-    return [shortened(_unmarked(token) if marked else token, MAX_LABEL) for token in tokens]
-
-
-def _unmarked(token: str) -> str:
-    if not token.strip(SPACE_MARK):
-        return "␣"
-    return token.removeprefix(SPACE_MARK) if token.startswith(SPACE_MARK) else "·" + token
-
-
-def mean_over_heads(weights: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Attention (n, n) of attention (H, n, n)."""
-    return np.asarray(np.asarray(weights, np.float64).mean(axis=0))
-
-
-def _shaded(matrix: NDArray[np.float64]) -> list[str]:
-    """Rows of a matrix as shading characters, two for each number so that a square looks square."""
-    top = max(float(matrix.max(initial=0)), 1e-9)
-    levels = np.rint(matrix / top * (len(SHADES) - 1)).astype(int)
-    return ["  " + "".join(SHADES[level] * 2 for level in row) for row in levels]
+    if any(SPACE_MARK in token for token in tokens):
+        tokens = [
+            "␣" if not token.strip(SPACE_MARK)
+            else token.removeprefix(SPACE_MARK) if token.startswith(SPACE_MARK)
+            else "·" + token
+            for token in tokens
+        ]  # fmt: skip
+    return [shortened(token, MAX_LABEL) for token in tokens]
 
 
 def shortened(text: str, limit: int) -> str:
     """`text` on one line and at most `limit` characters long; "□" for what cannot be printed."""
     line = "".join(mark if mark.isprintable() else "␣" if mark.isspace() else "□" for mark in text)
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def mean_over_heads(weights: Attention) -> NDArray[np.float64]:
+    """Attention (n, n) of attention (H, n, n)."""
+    return np.asarray(np.asarray(weights, np.float64).mean(axis=0))
+
+
+# --- painting --------------------------------------------------------------------------------
+
+
+@cache
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans of so many pixels; matplotlib itself is not imported."""
+    found = find_spec("matplotlib")
+    assert found is not None
+    (folder,) = found.submodule_search_locations or ()
+    path = Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _write(
+    image: Image.Image,
+    place: tuple[float, float],
+    text: str,
+    size: float,
+    anchor: str = "mm",
+    *,
+    upright: bool = False,
+) -> None:
+    """Write a line of text; upright it reads from below, and its anchor is turned with it."""
+    if not upright:
+        ImageDraw.Draw(image).text(place, text, "black", _font(size), anchor)
+        return
+    _, _, right, bottom = (round(edge) for edge in _font(size).getbbox(text, anchor="la"))
+    line = Image.new("L", (max(right, 1), max(bottom, 1)))
+    ImageDraw.Draw(line).text((0, 0), text, 255, _font(size), "la")
+    turned = line.rotate(90, expand=True)
+    x, y = place[0] - turned.width / 2, place[1] - (turned.height / 2 if anchor == "mm" else 0)
+    image.paste("black", (round(x), round(y)), turned)
+
+
+def _colours(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Colours (..., 3) of numbers in [0, 1]."""
+    known = np.frombuffer(CIVIDIS, np.uint8).reshape(-1, 3)
+    places = np.linspace(0, 1, len(known))
+    return np.stack([np.interp(shares, places, part) for part in known.T], -1).round().astype("u1")
+
+
+def _heat_map(
+    image: Image.Image,
+    box: tuple[int, int, int, int],
+    shares: NDArray[np.float64],
+    below: Sequence[str],
+    beside: Sequence[str],
+) -> None:
+    """Cells (n, n) of numbers in [0, 1] in a box (x, y, width, height), with their labels."""
+    x, y, width, height = box
+    cells = Image.fromarray(_colours(shares)).resize((width, height), Image.Resampling.NEAREST)
+    image.paste(cells, (x, y))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((x - 1, y - 1, x + width, y + height), outline="black")
+    longest = max(map(_font(12.5).getlength, below))
+    size = min(12.5, 0.9 * height / len(shares), 12.5 * 105 / max(longest, 1))
+    upright = max(map(len, below)) > 2
+    for place, label in enumerate(below):
+        middle = x + (place + 0.5) * width / len(shares)
+        draw.line((middle, y + height, middle, y + height + 4), "black")
+        _write(image, (middle, y + height + 7), label, size, "mt", upright=upright)
+    for place, label in enumerate(beside):
+        middle = y + (place + 0.5) * height / len(shares)
+        draw.line((x - 5, middle, x - 1, middle), "black")
+        _write(image, (x - 8, middle), label, size, "rm")
+
+
+def _weight_ticks() -> dict[float, str]:
+    """Where weights stand on a colour bar: by their cube root, as a broad depth's are all small."""
+    return {weight ** (1 / 3): label for weight, label in WEIGHT_TICKS.items()}
+
+
+def _colour_bar(
+    image: Image.Image, box: tuple[int, int, int, int], ticks: Mapping[float, str]
+) -> None:
+    """The colours from 0, below, to 1, above, with labels at some of the heights."""
+    x, y, width, height = box
+    colours = _colours(np.linspace(1, 0, height)[:, None].repeat(width, 1))
+    image.paste(Image.fromarray(colours), (x, y))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((x - 1, y - 1, x + width, y + height), outline="black")
+    for share, label in ticks.items():
+        place = y + (1 - share) * (height - 1)
+        draw.line((x + width, place, x + width + 4, place), "black")
+        _write(image, (x + width + 7, place), label, 11, "lm")
+
+
+def _draw_terms(image: Image.Image, outcome: Outcome | None) -> None:
+    """Bars of the reward and its terms, on an axis that follows weights of the user's choice."""
+    left, top, bottom, width = 770, 80, 490, 250
+    values = [0.0 if outcome is None else float(getattr(outcome, name)) for name in COLOURS]
+    end = max(1.0, *values)
+    draw = ImageDraw.Draw(image)
+    _write(image, (915, 65), "reward and its terms", 13.5)
+    for place, (name, colour) in enumerate(COLOURS.items()):
+        middle, value = top + (place + 0.5) * (bottom - top) / len(COLOURS), values[place]
+        _write(image, (left - 10, middle), name, 12.5, "rm")
+        if outcome is not None:
+            length = width * max(value, 0) / end
+            draw.rectangle((left, middle - 24, left + length, middle + 24), colour)
+            _write(image, (left + length + 5, middle), f"{value:.3f}", 13.5, "lm")
+    draw.line((left, top, left, bottom), "black")
+    draw.line((left, bottom, left + width + 60, bottom), "black")
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        draw.line((left + width * share, bottom, left + width * share, bottom + 4), "black")
+        _write(image, (left + width * share, bottom + 15), f"{share * end:.2f}", 12.5)
+    if outcome is None:
+        _write(image, (left + 150, (top + bottom) / 2), "no depth chosen yet", 13.5)
+
+
+def _cut(tokens: Sequence[str]) -> str:
+    return f"; first {MAX_TOKENS} of {len(tokens)} tokens" if len(tokens) > MAX_TOKENS else ""

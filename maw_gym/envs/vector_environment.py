@@ -1,7 +1,7 @@
 """GRPOVectorEnvironment: choosing attention depths for a batch of queries in one look-up."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Unpack
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -9,16 +9,15 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from maw_gym.envs.bandit import Outcome
-from maw_gym.envs.queries import QuerySettings, checked_options, load_bandit
-from maw_gym.errors import InputError, checked_int
-from maw_gym.errors import shown as one_line
+from maw_gym.envs.queries import checked_options, load_bandit
+from maw_gym.errors import InputError, checked_int, shown
 from maw_gym.tables.depth_table import numbers_per_depth
 
 Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
 
-TOLD: Final = Outcome._fields[1:]  # of each finished episode, beside its reward
-MASKS: Final = tuple(f"_{name}" for name in ("query", *TOLD))
+MODES: Final = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
+MASKS: Final = ("_query", "_entropy", "_focus", "_alignment", "_regret", "_random")
 MOST_ENVS: Final = 2**20
 
 
@@ -34,13 +33,13 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
       episodes;
 
     each with the mask `_<name>` beside it that Gymnasium's vector environments have, all True. All
-    are arrays of numbers, so that wrappers which turn them into tensors can do so.
+    are arrays of numbers, so that wrappers can turn them into tensors.
     With autoreset DISABLED, which Gymnasium's wrappers of vector observations want, a step returns
     the observations that were chosen on, the infos are what `final_info` holds, and a reset, whole
     or by mask, has to come before the next step.
 
-    Arrays returned are never written to again. `final_obs` is the array of observations returned
-    before, read-only: copying it would cost as much as all the rest.
+    Arrays returned are never written to again. `final_obs` is the very array of observations that
+    was returned before: copying it would cost as much as all the rest.
 
     One generator serves the batch, seeded by `reset(seed=...)` with one integer; the same seed
     gives the same queries. In sequential order neighbouring sub-environments (with groups,
@@ -72,29 +71,37 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         *,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-        **settings: Unpack[QuerySettings],
+        **settings: Any,
     ) -> None:
-        _check_counts(num_envs, group_size)
+        self.num_envs = checked_int(num_envs, "num_envs", 1, MOST_ENVS)
+        self.group_size = checked_int(group_size, "group_size", 1, MOST_ENVS)
+        if num_envs % group_size:
+            raise InputError(
+                f"group_size must divide num_envs; {group_size} does not divide {num_envs}"
+            )
         if render_mode is not None:
             raise InputError(
                 f"the batched form draws no frames, got render_mode {render_mode!r}; add"
                 ' vectorization_mode="sync", or use gym.make("MAWDepth-v0", render_mode=...)'
             )
         self.render_mode = None
-        mode = _checked_mode(autoreset_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": mode}
+        mode = next((one for one in MODES if autoreset_mode in (one, one.value)), None)
+        if mode is None:
+            raise InputError(
+                f"autoreset_mode must be {' or '.join(map(str, MODES))}, got {autoreset_mode!r}:"
+                " with the others every second step of these one-step episodes would be a mere"
+                " reset"
+            )
         self.autoreset_mode = mode  # where Gymnasium's other vector environments have it
-        self._disabled = mode is AutoresetMode.DISABLED
+        self.metadata = {**self.metadata, "autoreset_mode": mode}
         self.bandit, self._order, _ = load_bandit(**settings)
-        self.num_envs = num_envs
-        self.group_size = group_size
         self.single_observation_space = self.bandit.observation_space
         self.single_action_space = self.bandit.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         # Terminated, truncated, and the masks of finished and of shown episodes: always the same.
         self._flags = np.array([[True], [False], [True], [True]]).repeat(num_envs, axis=1)
-        self._queries: NDArray[np.int64] | None = None  # (num_envs,) rows shown
+        self._queries: Rows | None = None  # (num_envs,) rows shown
         self._observations: Floats | None = None  # theirs, as returned
         self._finished = np.zeros(num_envs, np.bool_)  # episodes that a reset has to follow
 
@@ -129,26 +136,24 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             raise InputError(f"seed must be one integer for the whole batch; got {seed!r}")
         given = checked_options(options, ("query_id", "reset_mask"))
         mask = self._checked_mask(given.get("reset_mask"))
-        asked = given.get("query_id")
-        chosen = None if asked is None else self._chosen(asked)[mask]
+        queries = self._checked_queries(given.get("query_id"))
         if self._queries is None and not mask.all():
             raise ResetNeeded("the first reset must be of all sub-environments")
         # From here on nothing is refused, so that a mistake leaves everything as it was.
         super().reset(seed=None if seed is None else int(seed))
         if seed is not None:
-            self._order.restart()
-        queries = np.zeros(self.num_envs, np.int64) if self._queries is None else self._queries
-        queries = queries.copy()
-        queries[mask] = self._drawn(int(mask.sum())) if chosen is None else chosen
-        self._queries = queries
+            self._order.position = 0
+        drawn = self._drawn(int(mask.sum())) if queries is None else queries[mask]
+        self._queries = np.zeros_like(mask, np.int64) if self._queries is None else self._queries
+        self._queries = self._queries.copy()
+        self._queries[mask] = drawn
         self._finished = self._finished & ~mask
-        self._observations = self.bandit.observations_of(queries)
+        self._observations = self._observed(self._queries)
         # Rows that were not reset are -1, as nothing is said of them.
-        shown = np.where(mask, queries, -1)
-        return self._observations, {"query": shown, "_query": mask}
+        return self._observations, {"query": np.where(mask, self._queries, -1), "_query": mask}
 
     def step(
-        self, actions: NDArray[np.int64]
+        self, actions: Rows
     ) -> tuple[Floats, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Choose a depth for each query shown, which ends all episodes.
 
@@ -165,38 +170,45 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             gymnasium.error.ResetNeeded: before the first reset, or with autoreset DISABLED before
                 finished episodes were reset.
         """
-        if self._queries is None:
+        queries, observations = self._queries, self._observations
+        if queries is None:
             raise ResetNeeded("no query is shown yet: call reset() before step()")
-        if self._disabled and self._finished.any():
+        if self.autoreset_mode is AutoresetMode.DISABLED and self._finished.any():
             raise ResetNeeded(
                 f"{int(self._finished.sum())} of {self.num_envs} episodes have ended, and autoreset"
                 " is disabled: call reset() before each step()"
             )
-        bandit, before, seen = self.bandit, self._queries, self._observations
-        if seen is None:  # the state was set
-            seen = bandit.observations_of(before)
-        depths = bandit.checked_actions(actions, self.num_envs)
-        # The three terms and their blend, see `RewardSpec.blend`, were computed for every depth.
-        outcome = bandit.outcome_of(before, depths)
-        done, truncated, finished, shown = self._flags.copy()
-        told = dict(zip(TOLD, outcome[1:], strict=True))
-        info = {"query": before, **told, **dict.fromkeys(MASKS, finished)}
-        if self._disabled:
+        # Of its three terms the reward is w0 * entropy + w1 * focus + w2 * alignment: see
+        # `maw_gym.envs.bandit.RewardSpec.blend`, which was applied to every depth in advance.
+        outcome = self.bandit.outcome_of(queries, actions)
+        reward, entropy, focus, alignment, regret, random = outcome
+        if observations is None:  # the state was set
+            observations = self._observed(queries)
+        terminated, truncated, finished, shown = self._flags.copy()
+        info = {
+            "query": queries,
+            "entropy": entropy,
+            "focus": focus,
+            "alignment": alignment,
+            "regret": regret,
+            "random": random,
+            **dict.fromkeys(MASKS, finished),
+        }
+        if self.autoreset_mode is AutoresetMode.DISABLED:
             self._finished = np.ones(self.num_envs, np.bool_)
-            return seen.copy(), outcome.reward, done, truncated, info
-        queries = self._queries = self._drawn(self.num_envs)
-        observations = self._observations = bandit.observations_of(queries)
-        final_obs = seen.view()
-        final_obs.flags.writeable = False
+            self._queries = queries.copy()
+            return observations.copy(), reward, terminated, truncated, info
+        self._queries = self._drawn(self.num_envs)
+        self._observations = self._observed(self._queries)
         infos = {
-            "query": queries.copy(),
+            "query": self._queries.copy(),
             "_query": shown,
-            "final_obs": final_obs,
+            "final_obs": observations,
             "_final_obs": finished,
             "final_info": info,
             "_final_info": finished,
         }
-        return observations, outcome.reward, done, truncated, infos
+        return self._observations, reward, terminated, truncated, infos
 
     def get_state(self) -> dict[str, Any]:
         """Where the environment stands, as JSON values: what is shown, and what will be drawn."""
@@ -216,88 +228,63 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         Raises:
             InputError: the state is of another environment, or of none.
         """
+        size = len(self.bandit)
         try:
             queries, position = state["queries"], checked_int(state["position"], "position", 0)
             queries = None if queries is None else np.array(queries, np.int64)
             finished = np.array(state["finished"], np.bool_)
             generator = type(self.np_random.bit_generator)()
             generator.state = state["generator"]
-        except (ArithmeticError, LookupError, TypeError, ValueError):
+            rows = np.zeros(self.num_envs, np.int64) if queries is None else queries
+            if not rows.shape == finished.shape == (self.num_envs,):
+                raise ValueError(f"it is of {finished.size} rows, not of {self.num_envs}")
+            if not ((rows >= 0) & (rows < size)).all():
+                raise ValueError(f"it shows others than the {size} queries")
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise InputError(
-                f"the state must be what get_state() has given, got {one_line(state)}"
+                f"the state must be what get_state() has given, got {shown(state)}: {error}"
             ) from None
-        if finished.shape != (self.num_envs,):
-            raise InputError(
-                f"the state is of {finished.size} rows, not of {self.num_envs}; give equal settings"
-            )
-        if queries is not None:
-            size = len(self.bandit)
-            if queries.shape != (self.num_envs,) or not ((queries >= 0) & (queries < size)).all():
-                raise InputError(
-                    f"the state shows {queries.size} queries, for an environment of"
-                    f" {self.num_envs} rows and {size} queries; give equal settings"
-                )
         self._queries, self._observations = queries, None
         self._finished = finished
         self._order.position = position
         self.np_random.bit_generator.state = generator.state
 
-    def _drawn(self, count: int) -> NDArray[np.int64]:
+    def _drawn(self, count: int) -> Rows:
         """The next queries (count,), one for each group."""
         queries = self._order.take(count // self.group_size, self.np_random)
         return queries if self.group_size == 1 else queries.repeat(self.group_size)
 
-    def _chosen(self, query_id: str | Sequence[str]) -> NDArray[np.int64]:
-        names: list[Any] = [query_id] * self.num_envs
-        if not isinstance(query_id, str):
-            names = list(query_id) if isinstance(query_id, Iterable) else [query_id]
+    def _observed(self, queries: Rows) -> Floats:
+        """Observations (B, O) of queries (B,) that all exist: "clip" spares their check."""
+        return self.bandit.observations.take(queries, axis=0, mode="clip")
+
+    def _checked_queries(self, asked: Any) -> Rows | None:
+        if asked is None:
+            return None
+        names = [asked] * self.num_envs if isinstance(asked, str) else asked
+        names = list(names) if isinstance(names, Iterable) else [names]
         if len(names) != self.num_envs:
             raise InputError(
                 f"options['query_id'] must be one id or {self.num_envs}, one for each"
                 f" sub-environment; got {len(names)}"
             )
-        queries = np.array([self.bandit.query_index(name) for name in names], dtype=np.int64)
-        self._check_groups("query_id", queries)
-        return queries
+        rows = np.array([self.bandit.query_index(name) for name in names], np.int64)
+        return self._alike_in_groups("query_id", rows)
 
-    def _checked_mask(self, mask: Any) -> NDArray[np.bool_]:
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        given = np.array(mask)
-        if given.shape != (self.num_envs,) or given.dtype != np.bool_ or not given.any():
+    def _checked_mask(self, asked: Any) -> NDArray[np.bool_]:
+        mask = np.ones(self.num_envs, np.bool_) if asked is None else np.array(asked)
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
             raise InputError(
                 f"options['reset_mask'] must be {self.num_envs} bools, at least one of them True;"
-                f" got shape {given.shape} and type {given.dtype}"
+                f" got shape {mask.shape} and type {mask.dtype}"
             )
-        self._check_groups("reset_mask", given)
-        return given
+        return self._alike_in_groups("reset_mask", mask)
 
-    def _check_groups(self, option: str, values: NDArray[Any]) -> None:
+    def _alike_in_groups(self, option: str, values: NDArray[Any]) -> NDArray[Any]:
         groups = values.reshape(-1, self.group_size)
         if (groups != groups[:, :1]).any():
             raise InputError(
                 f"options[{option!r}] must be the same within each group of {self.group_size}"
                 " neighbouring sub-environments"
             )
-
-
-def _checked_mode(mode: AutoresetMode | str) -> AutoresetMode:
-    modes = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
-    for known in modes:
-        if mode in (known, known.value):
-            return known
-    raise InputError(
-        f"autoreset_mode must be {' or '.join(str(known) for known in modes)}, got {mode!r}: with"
-        " the others every second step of these one-step episodes would be a mere reset"
-    )
-
-
-def _check_counts(num_envs: int, group_size: int) -> None:
-    for name, value in (("num_envs", num_envs), ("group_size", group_size)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not 1 <= value <= MOST_ENVS:
-            raise InputError(f"{name} must be an integer from 1 to {MOST_ENVS:,}; got {value!r}")
-    if num_envs % group_size:
-        raise InputError(
-            f"group_size must divide num_envs; {group_size} does not divide {num_envs}"
-        )
+        return values

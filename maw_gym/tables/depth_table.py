@@ -11,13 +11,13 @@ Notation: N queries, B of a batch, D depths, H heads, h hidden width.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from maw_gym.errors import InputError, checked_texts
+from maw_gym.errors import InputError, checked_texts, one_of
 
 if TYPE_CHECKING:  # the settings of the runners ask for names, and need no torch
     from torch import Tensor
@@ -33,16 +33,14 @@ ROUNDING: Final = 1e-3  # what a number may be outside its range by; more is a d
 
 
 class Seen:
-    """What a router may know of a batch of queries: nothing that was judged.
-
-    Everything is computed when it is asked for: where no block wants attention, none is computed.
+    """What a router may know of a batch of queries, each part computed when it is asked for.
 
     Args:
         embedder: with a MAW encoder.
         ids: (B, S) int64, the queries' tokens.
         mask: (B, S) bool, which of them are there.
         search: from every depth's embeddings (B, D, h) to the statistics (B, 11 D) of
-            `maw_gym.retrieval.ranking.ranking_statistics`.
+            `maw_gym.retrieval.ranking.ranking_statistics`; it reads no judgement.
     """
 
     def __init__(
@@ -60,21 +58,9 @@ class Seen:
         return self.embedder.text.hidden(self.ids, self.mask)
 
     @cached_property
-    def content(self) -> "Tensor":
-        """Mean hidden states (B, h) of unit length."""
-        from maw_gym.encoders.maw import mean_content
-
-        return mean_content(self.hidden, self.mask)
-
-    @cached_property
     def statistics(self) -> "DepthStatistics":
         """Every depth's statistics, exact: a depth must do what the table says when it is used."""
         return self.embedder.maw.depth_statistics(self.ids, self.hidden, self.mask, exact=True)
-
-    @cached_property
-    def rankings(self) -> "Tensor":
-        """What the rankings through every depth look like, (B, 11 D)."""
-        return self.search(self.statistics.embeddings)
 
     @property
     def profile(self) -> "Tensor":
@@ -82,6 +68,18 @@ class Seen:
         import torch
 
         return torch.cat([self.statistics.entropy, self.statistics.focus], 1)
+
+    @property
+    def rankings(self) -> "Tensor":
+        """What the rankings through every depth look like, (B, 11 D)."""
+        return self.search(self.statistics.embeddings)
+
+    @property
+    def content(self) -> "Tensor":
+        """Mean hidden states (B, h) of unit length."""
+        from maw_gym.encoders.maw import mean_content
+
+        return mean_content(self.hidden, self.mask)
 
 
 class Block(NamedTuple):
@@ -157,8 +155,7 @@ def checked_blocks(blocks: Sequence[str] | str) -> tuple[str, ...]:
             f" got {names!r}"
         )
     for name in names:
-        if name not in BLOCKS:
-            raise InputError(f"unknown observation block {name!r}; choose from {', '.join(BLOCKS)}")
+        one_of("observation block", name, tuple(BLOCKS))
     return names
 
 
@@ -169,11 +166,7 @@ def numbers_per_depth(blocks: Sequence[str]) -> int:
 
 
 def observed(block: str, seen: Seen) -> Floats:
-    """A block's numbers (B, width) of queries seen, in its range.
-
-    Raises:
-        FloatingPointError: numbers outside the range by more than a rounding, or NaN.
-    """
+    """A block's numbers (B, width) of queries seen; `in_range` says what is refused."""
     values: Floats = BLOCKS[block].of(seen).float().cpu().numpy()
     return in_range(block, values, *BLOCKS[block].bounds(values.shape[1]))
 
@@ -225,6 +218,17 @@ class DepthTable:
     blocks: Mapping[str, Floats] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, query_ids: tuple[str, ...], columns: Mapping[str, Floats]) -> Self:
+        """The table of the four terms and the blocks, by name."""
+        blocks = {name: values for name, values in columns.items() if name not in TERMS}
+        return cls(query_ids, *(columns[name] for name in TERMS), blocks)
+
+    @property
+    def columns(self) -> dict[str, Floats]:
+        """The terms and the blocks, by name."""
+        return {name: getattr(self, name) for name in TERMS} | dict(self.blocks)
+
     def __len__(self) -> int:
         return len(self.query_ids)
 
@@ -233,19 +237,13 @@ class DepthTable:
         """D."""
         return int(self.entropy.shape[1])
 
-    @property
-    def columns(self) -> dict[str, Floats]:
-        """The terms and the blocks, by name."""
-        return {name: getattr(self, name) for name in TERMS} | dict(self.blocks)
-
     def alignment(self, kind: str) -> Floats:
         """Relevance alignment (N, D) in [0, 1] of the kind ``"ndcg"`` or ``"listwise"``.
 
         Raises:
             InputError: another kind.
         """
-        if kind not in ALIGNMENTS:
-            raise InputError(f"unknown alignment {kind!r}; choose one of {', '.join(ALIGNMENTS)}")
+        one_of("alignment", kind, ALIGNMENTS)
         return self.ndcg if kind == "ndcg" else self.listwise
 
     def block(self, name: str) -> Floats:
@@ -269,6 +267,6 @@ class DepthTable:
     def observation_space(self, blocks: Sequence[str] | str) -> spaces.Box:
         """Box of one observation (O,), with the range of each block."""
         names = checked_blocks(blocks)
-        bounds: list[Any] = [BLOCKS[name].bounds(self.block(name).shape[1]) for name in names]
+        bounds = [BLOCKS[name].bounds(self.block(name).shape[1]) for name in names]
         low, high = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
         return spaces.Box(low, high, dtype=np.float32)

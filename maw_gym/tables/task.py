@@ -5,11 +5,12 @@ interrupted one is computed again.
 """
 
 import json
-import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +24,7 @@ from maw_gym.attention.reference import attention_weights, split_heads
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.corpora.splits import FOLDS, SPLITS
 from maw_gym.distributed import from_all, own
-from maw_gym.encoders.embedder import Embedder, untrained_embedder
+from maw_gym.encoders.embedder import Embedder, ProgressBar, untrained_embedder
 from maw_gym.encoders.files import document_embeddings, load_embedder, with_query_states
 from maw_gym.encoders.text import AUTO, TextEncoder, WordLlama, text_encoders
 from maw_gym.errors import DamagedFileError, InputError, checked_int, one_of, shown
@@ -57,12 +58,12 @@ from maw_gym.tables.depth_table import (
     nothing_observed,
     observed,
 )
-from maw_gym.threads import map_in_threads
 
 if TYPE_CHECKING:
     from maw_gym.encoders.training.settings import TrainingSettings
 
-log = logging.getLogger(__name__)
+Floats = NDArray[np.float32]
+Places = NDArray[np.int64]
 
 FORMAT: Final = 3  # raise when the meaning of a cached number changes
 PORTION: Final = 1024  # rows of a table computed at once, and the least that a process gets
@@ -97,7 +98,7 @@ class RetrievalTask:
         self.encoder_provenance = dict(encoder_provenance or {})
         self.pretrained = pretrained or embedder.text
         self._tables: dict[str, DepthTable] = {}
-        self._candidates: dict[str, list[NDArray[np.int64]]] = {}
+        self._candidates: dict[str, list[Places]] = {}
 
     @cached_property
     def key(self) -> str:
@@ -159,32 +160,28 @@ class RetrievalTask:
         """The table of a split; each of several processes computes every n-th portion of it."""
         self.index  # noqa: B018  (all together, before each goes to its own rows)
         ids = self.collection.splits[split].ids
-        starts = range(0, max(len(ids), 1), PORTION)
+        if not ids:
+            columns = dict.fromkeys(TERMS, np.zeros((0, self.embedder.maw.depths), np.float32))
+            nothing = {name: nothing_observed(name, self.embedder) for name in BLOCKS}
+            return DepthTable.of(ids, columns | nothing)
+        starts = range(0, len(ids), PORTION)
         computed = {start: self._columns(split, start) for start in own(starts)}
         portions = {start: one for some in from_all(computed) for start, one in some.items()}
-        columns = {
-            name: np.concatenate([portions[start][name] for start in starts])
-            for name in portions[0]
-        }
-        return _table_of(ids, columns)
+        names = [*TERMS, *BLOCKS]
+        parts = {name: [portions[start][name] for start in starts] for name in names}
+        return DepthTable.of(ids, {name: np.concatenate(parts[name]) for name in names})
 
-    def _columns(self, split: str, start: int) -> dict[str, NDArray[np.float32]]:
+    def _columns(self, split: str, start: int) -> dict[str, Floats]:
         """The table's columns for the rows of a split from `start` on, at most `PORTION`."""
         queries = self.collection.splits[split]
-        rows = range(start, min(start + PORTION, len(queries.ids)))
-        if not rows:
-            columns = dict.fromkeys(TERMS, np.zeros((0, self.embedder.maw.depths), np.float32))
-            return columns | {name: nothing_observed(name, self.embedder) for name in BLOCKS}
-        queries = queries.select(rows)
+        queries = queries.select(range(start, min(start + PORTION, len(queries.ids))))
         relevant = self.index.relevant(queries)
         candidates, found = self.candidates(split), self.candidates(split, judged=False)
         if found is candidates:
             found = None
 
         @torch.no_grad()
-        def columns_of(
-            batch: tuple[Tensor, Tensor, Tensor],
-        ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+        def columns_of(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Places, dict[str, Floats]]:
             places = batch[0].cpu().numpy()
             seen = Seen(self.embedder, *batch[1:], search=lambda _: rankings.statistics)
             rankings = rankings_of_depths(
@@ -199,19 +196,19 @@ class RetrievalTask:
             columns = {name: in_range(name, terms[name].cpu().numpy(), 0, 1) for name in TERMS}
             return places, columns | {name: observed(name, seen) for name in BLOCKS}
 
-        label = f"depths of {split} queries {start + 1} to {rows.stop}"
+        label = f"depths of {split} queries {start + 1} to {start + len(queries.ids)}"
         ids = self.embedder.query_ids(queries.texts)
-        batches = self.embedder.batches(ids, self.embedder.statistics_tokens, label)
-        # A GPU has one queue: more threads would only take turns.
-        threads = 1 if self.device.type == "cuda" else None
-        built: dict[str, NDArray[np.float32]] = {}
-        for places, columns in map_in_threads(columns_of, batches, threads):
-            for name, values in columns.items():
-                built.setdefault(name, np.empty((len(ids), values.shape[1]), np.float32))
-                built[name][places] = values
+        batches = self.embedder.batches(ids, self.embedder.statistics_tokens)
+        built: dict[str, Floats] = {}
+        with ProgressBar(len(ids), label) as bar, _mapping(self.device) as mapped:
+            for places, columns in mapped(columns_of, batches):
+                for name, values in columns.items():
+                    built.setdefault(name, np.empty((len(ids), values.shape[1]), np.float32))
+                    built[name][places] = values
+                bar.update(len(places))
         return built
 
-    def candidates(self, split: str, judged: bool = True) -> list[NDArray[np.int64]] | None:
+    def candidates(self, split: str, judged: bool = True) -> list[Places] | None:
         """Positions of the documents each query is ranked over; None is the whole collection.
 
         Args:
@@ -249,8 +246,8 @@ class RetrievalTask:
     @cached_property
     def hybrid_weight(self) -> float:
         """The weight of the standard attention's cosines beside BM25, from validation queries."""
-        queries = self.collection.splits["validation"]
-        return best_weight(self.index, queries, self._hybrid_candidates("validation"))
+        candidates = self._hybrid_candidates("validation")
+        return best_weight(self.index, self.collection.splits["validation"], candidates)
 
     def evaluate_hybrid(
         self, split: str, depths: Tensor | None = None, fusion: str = "sum"
@@ -298,7 +295,7 @@ class RetrievalTask:
         raise InputError(f"no query {query_id!r} in {self.collection.name!r}")
 
     @torch.no_grad()
-    def attention(self, query_id: str, depth: int) -> tuple[NDArray[np.float32], list[str]]:
+    def attention(self, query_id: str, depth: int) -> tuple[Floats, list[str]]:
         """Attention weights (H, n, n) of one query at one depth, and its n tokens.
 
         Raises:
@@ -349,16 +346,29 @@ def read_table(path: Path, query_ids: Sequence[str] | None = None) -> DepthTable
     check_tensors(path, tensors, {name: (len(ids), width) for name, width in widths.items()})
     if query_ids is not None and ids != tuple(query_ids):
         raise DamagedFileError(f"{path} is the table of other queries than its name says")
-    columns = {name: tensor.numpy() for name, tensor in tensors.items()}
+    columns = {name: tensors[name].numpy() for name in widths}
     for column in columns.values():
         column.flags.writeable = False
-    return _table_of(ids, columns)
+    return DepthTable.of(ids, columns)
 
 
-def _table_of(ids: tuple[str, ...], columns: Mapping[str, NDArray[np.float32]]) -> DepthTable:
-    blocks = {name: columns[name] for name in BLOCKS}
-    terms: dict[str, Any] = {name: columns[name] for name in TERMS}
-    return DepthTable(ids, **terms, blocks=blocks)
+@contextmanager
+def _mapping(device: torch.device) -> Iterator[Any]:
+    """A `map` that gives each core a thread, instead of all cores to every operation.
+
+    Operations on several threads end at a barrier, where all wait for the slowest: of many
+    middling ones in a row, more is lost there than computed. A GPU has one queue.
+    """
+    threads = torch.get_num_threads()
+    if device.type == "cuda" or threads == 1:
+        yield map
+        return
+    torch.set_num_threads(1)  # threads that start from here on have this setting
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -375,6 +385,9 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, ImportError, TypeError):
         raise InputError(f"device {name!r} is not available here; use 'cpu' or 'auto'") from None
     return device
+
+
+_tasks: dict[tuple[Any, ...], RetrievalTask] = {}
 
 
 def load_task(
@@ -395,8 +408,7 @@ def load_task(
         device: "auto", "cpu" or a torch device.
         fold: see `maw_gym.corpora.load_collection`.
         folds: see there.
-        training: how a "trained" encoder is trained, its seed and what tells its depths apart
-            included; None are the defaults.
+        training: how a "trained" encoder is trained; None are the defaults.
         text_encoder: what the encoder stands on, see
             `maw_gym.encoders.text.load_text_encoder`; the file of an encoder has its own.
             With "auto" the untrained encoder over MiniLM, where it is installed, is a candidate for
@@ -417,57 +429,37 @@ def load_task(
                 f"unknown encoder {encoder!r}; give 'untrained', 'trained' or the path of an"
                 " encoder.safetensors"
             )
-        # A file that was written anew is another encoder.
-        status = path.stat()
-        version = (status.st_ino, status.st_size, status.st_mtime_ns)
         if text_encoder != WordLlama.name:
             raise InputError(
                 f"encoder {encoder!r} has a text encoder of its own; leave out {text_encoder!r}"
             )
+        # A file that was written anew is another encoder.
+        status = path.stat()
+        version = (status.st_ino, status.st_size, status.st_mtime_ns)
     if text_encoder == AUTO and encoder != "trained":
         raise InputError(
             f"text encoder 'auto' is chosen for a trained encoder, not for {encoder!r}; name one"
         )
     # A model that is not there is refused before anything is read.
-    names = tuple(text.name for text in text_encoders(text_encoder))
-    return _task(dataset, encoder, version, where, fold, folds, training, text_encoder, names)
-
-
-# Apart from `load_task`, so that arguments by position, by name and by default are the same key.
-@cache
-def _task(
-    dataset: str,
-    encoder: str,
-    version: tuple[int, int, int] | None,
-    device: torch.device,
-    fold: int,
-    folds: int | None,
-    training: "TrainingSettings | None",
-    text_encoder: str,
-    text_names: tuple[str, ...],
-) -> RetrievalTask:
-    del version, text_names  # tell one file of that name from the next
-    collection = load_collection(dataset, fold, folds)
     texts = text_encoders(text_encoder)
-    embedder, provenance = _embedder(collection, encoder, device, training, texts)
-    same = (text for text in texts if text.name == embedder.text.name)
-    pretrained = next(same, None) if encoder in NAMED else None
-    return RetrievalTask(collection, embedder, device, provenance, pretrained)
-
-
-def _embedder(
-    collection: Collection,
-    encoder: str,
-    device: torch.device,
-    training: "TrainingSettings | None",
-    texts: Sequence[TextEncoder],
-) -> tuple[Embedder, dict[str, Any]]:
+    names = tuple(text.name for text in texts)
+    key = (dataset, encoder, version, where, fold, folds, training, text_encoder, names)
+    if key in _tasks:
+        return _tasks[key]
+    collection = load_collection(dataset, fold, folds)
+    provenance: Mapping[str, Any] = {"chosen": encoder}
     if encoder == "untrained":
-        return untrained_embedder(collection.doc_texts, None, texts[0]), {"chosen": "untrained"}
-    if encoder == "trained":
+        embedder = untrained_embedder(collection.doc_texts, None, texts[0])
+    elif encoder == "trained":
         # Imported late: an environment with an untrained encoder needs no training code.
         from maw_gym.encoders.training.selection import trained_embedder
 
-        return trained_embedder(collection, device, training, texts[0], texts[1:])
-    embedder, provenance = load_embedder(expanded(encoder))
-    return embedder, {"chosen": encoder, "training": provenance}
+        embedder, provenance = trained_embedder(collection, where, training, texts[0], texts[1:])
+    else:
+        embedder, told = load_embedder(expanded(encoder))
+        provenance = {"chosen": encoder, "training": told}
+    same = (text for text in texts if text.name == embedder.text.name)
+    pretrained = next(same, None) if encoder in NAMED else None
+    return _tasks.setdefault(
+        key, RetrievalTask(collection, embedder, where, provenance, pretrained)
+    )

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from maw_gym.envs.bandit import SMALLEST_GAP, Bandit
-from maw_gym.envs.rendering import COLOURS, importing_matplotlib
+from maw_gym.envs.rendering import COLOURS, check_matplotlib, depths_frame
 from maw_gym.files import written_whole
 from maw_gym.tables.task import RetrievalTask
 from runners.experiments.analysis import COLUMNS, MAIN, Comparison
@@ -48,8 +49,9 @@ GRID: Final = 101  # points of a curve
 
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of so many inches."""
-    with importing_matplotlib():
-        from matplotlib.figure import Figure
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -66,8 +68,6 @@ def draw_run(
     task: RetrievalTask, spec: TaskSettings, learner: str, result: Result, folder: Path
 ) -> None:
     """Write the run's figures into `folder`, and that of attention into its TensorBoard too."""
-    with importing_matplotlib():
-        from maw_gym.envs.drawing import figure_rgb
     assert result.depths is not None
     train, validation, test = (
         Bandit(task.table(split), reward=spec.reward) for split in ("train", "validation", "test")
@@ -77,13 +77,14 @@ def draw_run(
         "best_fixed": validation.mean(train.best_fixed()),
         "oracle": validation.mean(validation.oracle),
     }
-    attention = attention_by_depth(task)
     save(reward_curve(levels, learner, result), folder / "reward_curve.png")
     save(depth_usage(result.depths, test.num_depths, learner), folder / "depth_usage.png")
     save(reward_by_depth(test.terms), folder / "reward_by_depth.png")
-    save(attention, folder / "attention_by_depth.png")
+    attention = attention_by_depth(task)
+    with written_whole(folder / "attention_by_depth.png") as temporary:
+        Image.fromarray(attention).save(temporary, format="png")
     with SummaryWriter(str(folder.parent)) as events:
-        events.add_image("attention/depths", figure_rgb(attention), dataformats="HWC")
+        events.add_image("attention/depths", attention, dataformats="HWC")
 
 
 def learning_axes(levels: Mapping[str, float], title: str) -> "tuple[Figure, Axes]":
@@ -161,17 +162,15 @@ def reward_by_depth(terms: Mapping[str, NDArray[np.float32]], dataset: str = "")
     return figure
 
 
-def attention_by_depth(task: RetrievalTask) -> "Figure":
+def attention_by_depth(task: RetrievalTask) -> NDArray[np.uint8]:
     """Attention of one test query through five depths, from the most focused to the broadest."""
-    with importing_matplotlib():
-        from maw_gym.envs.drawing import depths_figure
     queries, depths = task.collection.splits["test"], task.embedder.maw.depths
     lengths = [len(ids) for ids in task.embedder.query_ids(queries.texts)]
     row = next((row for row, length in enumerate(lengths) if length >= 8), 0)
     weights = {}
     for depth in sorted({*(depths * part // 4 for part in range(4)), depths - 1}):
         weights[depth], tokens = task.attention(queries.ids[row], depth)
-    return depths_figure(queries.ids[row], weights, tokens)
+    return depths_frame(queries.ids[row], weights, tokens)
 
 
 # --- a comparison ----------------------------------------------------------------------------

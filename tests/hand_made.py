@@ -1,7 +1,5 @@
-"""A depth table small enough to work out by hand, and a task that serves it."""
+"""A depth table small enough to work out by hand, and random ones."""
 
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,27 +51,3 @@ def first_rows(table: DepthTable, count: int) -> DepthTable:
     terms: dict[str, Any] = {name: getattr(table, name)[:count] for name in TERMS}
     blocks = {name: values[:count] for name, values in table.blocks.items()}
     return DepthTable(table.query_ids[:count], **terms, blocks=blocks)
-
-
-class HandMadeTask:
-    """Serves `TABLE` as its train split and three tokens' attention for every query."""
-
-    def __init__(self) -> None:
-        counts = {"encoder": 0, "train": 3, "validation": 1, "test": 0}
-        self.collection = SimpleNamespace(
-            splits={
-                name: SimpleNamespace(ids=TABLE.query_ids[:count]) for name, count in counts.items()
-            }
-        )
-
-    def table_path(self, split: str) -> Path:
-        return Path(__file__)  # it is there already
-
-    def table(self, split: str) -> DepthTable:
-        if split == "train":
-            return TABLE
-        return first_rows(TABLE, 1)
-
-    def attention(self, query_id: str, depth: int) -> tuple[np.ndarray, list[str]]:
-        weights = _floats([[1.0, 0.0, 0.0], [0.5, 0.25, 0.25], [0.0, 0.25, 0.75]])
-        return weights[None], ["▁red", "▁app", "le"]

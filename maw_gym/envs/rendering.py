@@ -4,7 +4,7 @@ Frames are painted by Pillow, some hundred a second, in the font that comes with
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -101,7 +101,8 @@ def attention_frame(
     """The same as a picture (600, 1100, 3), with the attention of every pair of tokens."""
     mean = mean_over_heads(weights)[:MAX_TOKENS, :MAX_TOKENS]
     image = Image.new("RGB", (1100, 600), "white")
-    _write(image, (550, 20), shortened(f"Query {query_id}", MAX_TITLE), 18)
+    title = shortened(f"Query {query_id}", MAX_TITLE)
+    _write(image, (550, 20), title, _fitting(18, 1020, [title]))
     if tokens is None:
         heading = "observed: attention averaged over depths, pooled to 8 x 8"
         names, unit = [str(part + 1) for part in range(len(mean))], "eighth of the text"
@@ -130,7 +131,7 @@ def depths_frame(
     names = readable_tokens(tokens[:MAX_TOKENS])
     image = Image.new("RGB", (200 + 330 * len(weights), 500), "white")
     title = shortened(f"Query {query}", MAX_TITLE) + _cut(tokens)
-    _write(image, (image.width / 2, 18), title, 17)
+    _write(image, (image.width / 2, 18), title, _fitting(17, image.width - 70, [title]))
     for column, (depth, heads) in enumerate(weights.items()):
         mean = mean_over_heads(heads)[:MAX_TOKENS, :MAX_TOKENS]
         focus = np.asarray(heads).max(-1).mean() if len(mean) else 0.0
@@ -170,7 +171,7 @@ def mean_over_heads(weights: Attention) -> NDArray[np.float64]:
 # --- painting --------------------------------------------------------------------------------
 
 
-@cache
+@lru_cache(64)
 def _font(size: float) -> ImageFont.FreeTypeFont:
     """DejaVu Sans of so many pixels; matplotlib itself is not imported."""
     found = find_spec("matplotlib")
@@ -178,6 +179,11 @@ def _font(size: float) -> ImageFont.FreeTypeFont:
     (folder,) = found.submodule_search_locations or ()
     path = Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _fitting(size: float, room: float, texts: Sequence[str]) -> float:
+    """`size`, or the smaller one at which the longest of the texts has room."""
+    return size * min(1, room / max(1, *map(_font(size).getlength, texts)))
 
 
 def _write(
@@ -221,8 +227,7 @@ def _heat_map(
     image.paste(cells, (x, y))
     draw = ImageDraw.Draw(image)
     draw.rectangle((x - 1, y - 1, x + width, y + height), outline="black")
-    longest = max(map(_font(12.5).getlength, below))
-    size = min(12.5, 0.9 * height / len(shares), 12.5 * 105 / max(longest, 1))
+    size = min(_fitting(12.5, 75, below), 0.9 * height / len(shares))
     upright = max(map(len, below)) > 2
     for place, label in enumerate(below):
         middle = x + (place + 0.5) * width / len(shares)

@@ -11,76 +11,53 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import env_checker
-from hand_made import APPLE, BERRY, CHERRY, IDS, REGRET, REWARD, TABLE, HandMadeTask, random_table
+from hand_made import APPLE, BERRY, CHERRY, IDS, REGRET, REWARD, TABLE, random_table
 from stable_baselines3.common import env_checker as sb3_env_checker
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 
-import maw_gym.envs.environment
 import maw_gym.envs.queries
 from maw_gym.envs.environment import GRPOEnvironment
-from maw_gym.envs.registration import register_environments
-from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import BLOCKS
 
-register_environments()
+
+def env(**settings):
+    return GRPOEnvironment(table=TABLE, **settings)
 
 
-@pytest.fixture(autouse=True)
-def loaded(monkeypatch):
-    """Serves the hand-made task under every name and records what was asked for."""
-    asked = []
-    task = HandMadeTask()
-
-    def load_task(*settings, **named):
-        asked.append((*settings, named))
-        return task
-
-    monkeypatch.setattr(maw_gym.envs.queries, "load_task", load_task)
-    return asked
-
-
-def one_line(caught):
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+def showing(query_id, **settings):
+    made = env(**settings)
+    made.reset(options={"query_id": query_id})
+    return made
 
 
 @pytest.mark.parametrize("query", [0, 1, 2])
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_every_reward_and_term_by_hand(query, depth):
-    env = GRPOEnvironment(table=TABLE)
-    query_id = TABLE.query_ids[query]
-    shown, info = env.reset(options={"query_id": query_id})
+    made = env()
+    shown, info = made.reset(options={"query_id": TABLE.query_ids[query]})
     assert info == {"query": query}
     assert shown.tolist() == np.eye(3, 64)[query].tolist()
-    observation, reward, terminated, truncated, info = env.step(depth)
+    observation, reward, terminated, truncated, info = made.step(depth)
     assert observation.tolist() == shown.tolist()
     assert reward == pytest.approx(REWARD[query][depth], abs=1e-7)
     assert (terminated, truncated) == (True, False)
-    assert set(info) == {"query", "entropy", "focus", "alignment", "regret", "random"}
-    assert IDS[info["query"]] == query_id
-    assert info["entropy"] == pytest.approx(TABLE.entropy[query, depth], abs=0)
-    assert info["focus"] == pytest.approx(TABLE.focus[query, depth], abs=0)
-    assert info["alignment"] == pytest.approx(TABLE.ndcg[query, depth], abs=0)
+    assert info["entropy"] == TABLE.entropy[query, depth]
+    assert info["focus"] == TABLE.focus[query, depth]
+    assert info["alignment"] == TABLE.ndcg[query, depth]
     assert info["regret"] == pytest.approx(REGRET[query][depth], abs=1e-7)
     # means of the rows of REWARD: 1.93 / 4, 1.83 / 4, 1.4 / 4
     assert info["random"] == pytest.approx([0.4825, 0.4575, 0.35][query], abs=1e-7)
-
-
-def test_types_are_plain():
-    env = GRPOEnvironment(table=TABLE)
-    env.reset(seed=0)
-    _, reward, terminated, truncated, info = env.step(1)
-    assert type(reward) is float
-    assert type(terminated) is type(truncated) is bool
-    assert {type(info[name]) for name in info if name != "query"} == {float}
-    assert type(info["query"]) is int
+    assert {name: type(value) for name, value in info.items()} == {
+        "query": int, "entropy": float, "focus": float, "alignment": float, "regret": float,
+        "random": float,
+    }  # fmt: skip
+    assert [type(one) for one in (reward, terminated, truncated)] == [float, bool, bool]
 
 
 def test_alignment_and_weights_are_settings():
-    env = GRPOEnvironment(table=TABLE, alignment="listwise", reward_weights=[0, 0.5, 2])
-    env.reset(options={"query_id": APPLE})
-    _, reward, _, _, info = env.step(3)
+    _, reward, _, _, info = showing(APPLE, alignment="listwise", reward_weights=[0, 0.5, 2]).step(3)
     assert reward == pytest.approx(0.5 * 0.1 + 2 * 0.4, abs=1e-6)
     assert info["alignment"] == pytest.approx(0.4, abs=1e-7)
 
@@ -89,69 +66,64 @@ def test_alignment_and_weights_are_settings():
     ("observation", "expected"),
     [
         ("content", [0.6, 0.8]),
-        (["content"], [0.6, 0.8]),
         (("profile",), [0.0, 0.2, 0.6, 1.0, 1.0, 0.8, 0.4, 0.1]),
         (["content", "profile"], [0.6, 0.8, 0.0, 0.2, 0.6, 1.0, 1.0, 0.8, 0.4, 0.1]),
     ],
 )
 def test_observation_blocks(observation, expected):
-    env = GRPOEnvironment(table=TABLE, observation=observation)
-    shown, _ = env.reset(options={"query_id": APPLE})
+    made = env(observation=observation)
+    shown, _ = made.reset(options={"query_id": APPLE})
     assert shown == pytest.approx(expected, abs=1e-7)
-    assert shown.dtype == np.float32
-    assert shown in env.observation_space
-    assert env.observation_space.shape == (len(expected),)
+    assert shown in made.observation_space
+    assert made.observation_space.shape == (len(expected),)
 
 
-def test_sequential_order_walks_the_split_and_starts_over():
-    env = GRPOEnvironment(table=TABLE, query_order="sequential")
-    seen = [IDS[env.reset()[1]["query"]] for _ in range(5)]
-    assert seen == [APPLE, BERRY, CHERRY, APPLE, BERRY]
+@pytest.mark.parametrize("blocks", ["attention", ("profile", "attention"), "profile"])
+def test_says_how_many_observed_numbers_each_depth_has(blocks):
+    expected = 2 if blocks == "profile" else 0
+    assert env(observation=blocks).numbers_per_action == expected
+    envs = gym.make_vec("MAWDepth-v0", 2, table=TABLE, observation=blocks)
+    assert envs.numbers_per_action == expected
 
 
-def test_sequential_order_goes_on_after_a_chosen_query_and_restarts_with_a_seed():
-    env = GRPOEnvironment(table=TABLE, query_order="sequential")
-    env.reset()
-    assert IDS[env.reset(options={"query_id": CHERRY})[1]["query"]] == CHERRY
-    assert IDS[env.reset()[1]["query"]] == BERRY
-    assert IDS[env.reset(seed=3)[1]["query"]] == APPLE
+def test_sequential_order_walks_the_split_whatever_is_chosen_and_restarts_with_a_seed():
+    made = env(query_order="sequential")
+    assert [made.reset()[1]["query"] for _ in range(4)] == [0, 1, 2, 0]
+    assert made.reset(options={"query_id": CHERRY})[1]["query"] == 2
+    assert made.reset()[1]["query"] == 1
+    assert made.reset(seed=3)[1]["query"] == 0
 
 
 def test_evaluate_policy_over_the_split_gives_the_table_mean():
-    from stable_baselines3.common.evaluation import evaluate_policy
-    from stable_baselines3.common.monitor import Monitor
-
     class SecondDepth:
         def predict(self, observation, state=None, episode_start=None, deterministic=False):
             return np.ones(len(observation), dtype=np.int64), state
 
-    env = Monitor(GRPOEnvironment(table=TABLE, query_order="sequential"))
+    monitored = Monitor(env(query_order="sequential"))
     for _ in range(2):
-        mean, _ = evaluate_policy(SecondDepth(), env, n_eval_episodes=3)
+        mean, _ = evaluate_policy(SecondDepth(), monitored, n_eval_episodes=3)
         assert mean == pytest.approx((0.5 + 0.5 + 0.3) / 3, abs=1e-6)
 
 
 def test_random_order_is_uniform_and_follows_the_seed():
-    env = GRPOEnvironment(table=random_table(4, 2))
+    made = GRPOEnvironment(table=random_table(4, 2))
     first, second, other = (
-        [env.reset(seed=seed if step == 0 else None)[1]["query"] for step in range(400)]
+        [made.reset(seed=seed if step == 0 else None)[1]["query"] for step in range(400)]
         for seed in (7, 7, 8)
     )
     assert first == second
     assert first != other
-    counts = [first.count(row) for row in range(4)]
-    assert min(counts) > 70  # 100 expected; under 70 has a chance below 0.001
-    assert sum(counts) == 400
+    assert min(map(first.count, range(4))) > 70  # 100 expected; by chance below 0.001
 
 
 def test_arrays_returned_are_the_callers():
-    env = GRPOEnvironment(table=TABLE)
-    shown, _ = env.reset(options={"query_id": APPLE})
+    made = env()
+    shown, _ = made.reset(options={"query_id": APPLE})
     shown += 5
-    final, *_ = env.step(0)
+    final, *_ = made.step(0)
     assert final.max() == 1
     final += 5
-    assert env.reset(options={"query_id": APPLE})[0].max() == 1
+    assert made.reset(options={"query_id": APPLE})[0].max() == 1
     assert TABLE.block("attention").max() == 1
 
 
@@ -160,237 +132,167 @@ def test_arrays_returned_are_the_callers():
     [0, np.int64(1), np.int8(2), np.uint16(3), np.array(2), np.array(1, np.int32), torch.tensor(3)],
 )
 def test_integers_of_every_kind_are_actions(action):
-    env = GRPOEnvironment(table=TABLE)
-    env.reset(options={"query_id": APPLE})
-    assert env.step(action)[1] == pytest.approx(REWARD[0][int(action)], abs=1e-7)
+    assert showing(APPLE).step(action)[1] == pytest.approx(REWARD[0][int(action)], abs=1e-7)
 
 
 @pytest.mark.parametrize(
     "action",
-    [
-        4,
-        -1,
-        10**30,
-        1.0,
-        1.5,
-        float("nan"),
-        True,
-        np.bool_(False),
-        np.float32(1),
-        np.array([1]),
-        np.array(1.0),
-        "1",
-        None,
-        [1],
-        np.zeros((40, 40)),
-    ],
+    [4, -1, 10**30, 1.0, float("nan"), True, np.bool_(False), np.float32(1), np.array([1]),
+     np.array(1.0), "1", None, [1], np.zeros((40, 40))],
     ids=repr,
-)
+)  # fmt: skip
 def test_other_actions_are_refused_with_the_range(action):
-    env = GRPOEnvironment(table=TABLE)
-    env.reset(options={"query_id": APPLE})
-    with pytest.raises(InputError) as caught:
-        env.step(action)
-    assert "integer from 0 to 3" in one_line(caught)
-    assert len(one_line(caught)) < 200
-    assert env.step(2)[1] == pytest.approx(0.7, abs=1e-7)  # the episode is still there
+    made = showing(APPLE)
+    with pytest.raises(InputError, match=r"^action must be an integer from 0 to 3; .{,150}$"):
+        made.step(action)
+    assert made.step(2)[1] == pytest.approx(0.7, abs=1e-7)  # the episode is still there
 
 
 def test_step_needs_a_reset():
-    env = GRPOEnvironment(table=TABLE)
+    made = env()
     with pytest.raises(ResetNeeded):
-        env.step(0)
-    env.reset()
-    env.step(0)
-    with pytest.raises(ResetNeeded):
-        env.step(0)
-    env.reset()
-    env.step(0)
+        made.step(0)
+    for _ in range(2):
+        made.reset()
+        made.step(0)
+        with pytest.raises(ResetNeeded):
+            made.step(0)
 
 
 @pytest.mark.parametrize(
-    ("settings", "shown", "way_out"),
+    ("settings", "message"),
     [
-        ({"observation": "attenton"}, "'attenton'", "attention"),
-        ({"observation": []}, "()", "attention"),
-        ({"alignment": "map"}, "'map'", "ndcg, listwise"),
-        ({"query_order": "shuffled"}, "'shuffled'", "random, sequential"),
-        ({"split": "dev"}, "'dev'", "encoder, train, validation, test"),
-        ({"split": "test"}, "'test'", "encoder 0, train 3, validation 1, test 0"),
-        ({"reward_weights": (1, 2)}, "(1, 2)", "three finite numbers"),
-        ({"render_mode": "human"}, "'human'", "rgb_array, ansi"),
+        ({"observation": "attenton"}, "'attenton'; choose one of attention"),
+        ({"observation": []}, r"attention, .*; got \(\)"),
+        ({"alignment": "map"}, "'map'; choose one of ndcg, listwise"),
+        ({"query_order": "shuffled"}, "'shuffled'; choose one of random, sequential"),
+        ({"split": "dev"}, "'dev'; choose one of encoder, train, validation, test"),
+        ({"reward_weights": (1, 2)}, r"three finite numbers .* got \(1, 2\)"),
+        ({"render_mode": "human"}, "'human'; choose one of rgb_array, ansi"),
     ],
 )
-def test_unknown_settings(settings, shown, way_out):
-    with pytest.raises(InputError) as caught:
+def test_unknown_settings_are_refused_before_anything_is_loaded(settings, message, monkeypatch):
+    monkeypatch.setattr(maw_gym.envs.queries, "load_task", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(InputError, match=message) as caught:
         GRPOEnvironment(**settings)
-    assert shown in one_line(caught)
-    assert way_out in one_line(caught)
+    assert "\n" not in str(caught.value)
 
 
-def test_settings_are_checked_before_anything_is_loaded(loaded):
-    for settings in ({"alignment": "map"}, {"observation": "x"}, {"reward_weights": ()}):
-        with pytest.raises(InputError):
-            GRPOEnvironment(**settings)
-    assert loaded == []
-
-
-def test_empty_table():
-    with pytest.raises(InputError, match="no query"):
+def test_there_must_be_queries(tiny_folder):
+    with pytest.raises(InputError, match="the depth table has no query"):
         GRPOEnvironment(table=random_table(0, 2))
+    with pytest.raises(InputError, match=r"split 'encoder' of .* there are: encoder 0, train 12,"):
+        GRPOEnvironment(dataset=str(tiny_folder), device="cpu", split="encoder")
 
 
-@pytest.mark.parametrize(
-    ("query_id", "hint"), [("fruit/aple", "fruit/apple"), (7, "fruit/apple"), ([], "fruit/apple")]
-)
-def test_unknown_query_names_a_known_one(query_id, hint):
-    env = GRPOEnvironment(table=TABLE, query_order="sequential")
+@pytest.mark.parametrize("query_id", ["fruit/aple", 7, []])
+def test_unknown_query_names_a_known_one(query_id):
+    made = env(query_order="sequential")
     with pytest.raises(InputError) as caught:
-        env.reset(options={"query_id": query_id})
-    assert repr(query_id) in one_line(caught)
-    assert hint in one_line(caught)
-    assert IDS[env.reset()[1]["query"]] == APPLE  # the refused reset left the walk alone
-
-
-def test_unknown_option():
-    with pytest.raises(InputError, match="'queryid'"):
-        GRPOEnvironment(table=TABLE).reset(options={"queryid": APPLE})
-
-
-def test_dataset_encoders_and_device_reach_the_task(loaded):
-    GRPOEnvironment(dataset="some/set", encoder="untrained", device="cpu", text_encoder="minilm")
-    assert loaded == [("some/set", "untrained", "cpu", {"text_encoder": "minilm"})]
+        made.reset(options={"query_id": query_id})
+    assert repr(query_id) in str(caught.value)
+    assert "try 'fruit/apple'" in str(caught.value)
+    assert made.reset()[1]["query"] == 0  # the refused reset left the walk alone
+    with pytest.raises(InputError, match="unknown reset option 'queryid'"):
+        made.reset(options={"queryid": APPLE})
 
 
 def test_equal_settings_share_one_bandit():
-    one = GRPOEnvironment(table=TABLE)
-    assert GRPOEnvironment(table=TABLE, query_order="sequential").bandit is one.bandit
-    assert GRPOEnvironment(table=TABLE, alignment="listwise").bandit is not one.bandit
-    assert not one.bandit.observations.flags.writeable
-    assert TABLE.block("attention").flags.writeable
+    one = env()
+    assert env(query_order="sequential").bandit is one.bandit
+    assert env(alignment="listwise").bandit is not one.bandit
 
 
-def test_gymnasium_checker_without_a_warning():
-    env = gym.make("MAWDepth-v0").unwrapped
+# --- through Gymnasium -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(tiny_folder):
+    return {"dataset": str(tiny_folder), "device": "cpu"}
+
+
+def test_checkers_of_gymnasium_and_stable_baselines_without_a_warning(settings):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env_checker.check_env(env)
-        env_checker.check_env(gym.make("MAWDepth-v0", query_order="sequential").unwrapped)
-
-
-def test_stable_baselines_checker_without_a_warning():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        sb3_env_checker.check_env(gym.make("MAWDepth-v0", observation=("attention", "profile")))
-        sb3_env_checker.check_env(
-            gym.make("MAWDepth-v0", render_mode="rgb_array"), skip_render_check=False
-        )
+        env_checker.check_env(gym.make("MAWDepth-v0", **settings).unwrapped)
+        sequential = gym.make("MAWDepth-v0", query_order="sequential", **settings)
+        env_checker.check_env(sequential.unwrapped)
+        blocks = ("attention", "profile")
+        sb3_env_checker.check_env(gym.make("MAWDepth-v0", observation=blocks, **settings))
+        drawn = gym.make("MAWDepth-v0", render_mode="rgb_array", **settings)
+        sb3_env_checker.check_env(drawn, skip_render_check=False)
 
 
 def test_made_environment_passes_the_passive_checker_and_has_no_time_limit():
-    env = gym.make("MAWDepth-v0", disable_env_checker=False)
-    assert env.spec.max_episode_steps is None
-    assert env.metadata["render_fps"] == 1
+    made = gym.make("MAWDepth-v0", table=TABLE, disable_env_checker=False)
+    assert made.spec.max_episode_steps is None
+    assert made.metadata["render_fps"] == 1
     for seed in range(3):
-        env.reset(seed=seed)
-        *_, truncated, _ = env.step(env.action_space.sample())
-        assert truncated is False
+        made.reset(seed=seed)
+        assert made.step(made.action_space.sample())[3] is False
 
 
-def test_registering_again_is_harmless():
-    before = gym.spec("MAWDepth-v0")
-    register_environments()
-    assert gym.spec("MAWDepth-v0") is before
+def test_spec_survives_json(settings):
+    asked = {"observation": ("content", "profile"), "reward_weights": (0.1, 0.2, 0.7)}
+    made = gym.make("MAWDepth-v0", **asked, **settings)
+    again = gym.make(EnvSpec.from_json(made.spec.to_json()))
+    assert again.observation_space == made.observation_space
+    assert again.unwrapped.bandit is made.unwrapped.bandit  # lists for tuples, the same settings
 
 
-def test_spec_survives_json():
-    env = gym.make(
-        "MAWDepth-v0", observation=("content", "profile"), reward_weights=(0.1, 0.2, 0.7)
-    )
-    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
-    assert again.observation_space == env.observation_space
-    assert again.unwrapped.bandit is env.unwrapped.bandit  # lists for tuples, the same settings
-
-
-def test_docstring_shows_the_defaults():
+def test_docstring_tells_the_defaults_and_every_block():
     text = GRPOEnvironment.__doc__
     for heading in ("Action Space", "Observation Space", "Rewards", "Starting State", "Arguments"):
         assert f"## {heading}" in text
     for default in ('"pydocs"', '"untrained"', '"train"', '"attention"', '"ndcg"', '"random"'):
         assert default in text
-
-
-def test_docstring_has_a_row_of_every_block():
     for name, block in BLOCKS.items():
         low, high = np.min(block.low), np.max(block.high)
-        row = f"| `{name}` | {block.numbers} | {low:g} | {high:g} | {block.about} |"
-        assert row in GRPOEnvironment.__doc__
+        assert f"| `{name}` | {block.numbers} | {low:g} | {high:g} | {block.about} |" in text
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
-def test_copies_go_on_where_the_original_was(duplicate):
-    env = GRPOEnvironment(table=random_table(20, 3))
-    env.reset(seed=1)
-    twin = duplicate(env)
-    assert not twin.bandit.observations.flags.writeable
+def test_copies_go_on_where_the_original_was():
+    made = GRPOEnvironment(table=random_table(20, 3))
+    made.reset(seed=1)
+    copies = [copy.deepcopy(made)]
+    copies += [kind.loads(kind.dumps(made)) for kind in (pickle, cloudpickle, dill)]
+    assert not copies[0].bandit.observations.flags.writeable
     for depth in (0, 2, 1):
-        results = [each.step(depth) for each in (env, twin)]
-        assert results[0][1] == results[1][1]
-        assert results[0][4] == results[1][4]
-        assert env.reset()[1] == twin.reset()[1]
+        expected = made.step(depth)[1:], made.reset()[1]
+        for twin in copies:
+            assert (twin.step(depth)[1:], twin.reset()[1]) == expected
 
 
-def test_render_draws_before_and_after_the_choice():
-    env = GRPOEnvironment(render_mode="ansi")
+# --- frames ----------------------------------------------------------------------------------
+
+
+def test_render_draws_before_and_after_the_choice(settings):
+    made = GRPOEnvironment(render_mode="ansi", **settings)
     with pytest.raises(ResetNeeded):
-        env.render()
-    env.reset(options={"query_id": APPLE})
-    assert "No depth chosen yet" in env.render()
-    env.step(1)
-    lines = env.render().splitlines()
-    assert lines[0] == "Query fruit/apple"
-    assert lines[1] == "Depth 1 of 4 (0 is the most focused)"
-    assert lines[2] == "  red  ->  red 1.00  app 0.00  ·le 0.00"
-    assert lines[-2] == "reward     0.500  ██████████"
-    frame = GRPOEnvironment(render_mode="rgb_array")
+        made.render()
+    made.reset(options={"query_id": "q0"})
+    assert "No depth chosen yet" in made.render()
+    reward = made.step(1)[1]
+    lines = made.render().splitlines()
+    assert lines[:2] == ["Query q0", "Depth 1 of 32 (0 is the most focused)"]
+    assert [line.split()[0] for line in lines[2:7]] == ["how", "be", "·es", "make", "h"]
+    assert lines[-2].startswith(f"reward     {reward:.3f}  █")
+    frame = GRPOEnvironment(render_mode="rgb_array", **settings)
     frame.reset(seed=0)
-    assert frame.render().shape == (600, 1100, 3)
+    before = frame.render()
+    frame.step(1)
+    assert before.shape == frame.render().shape == (600, 1100, 3)
+    assert (before != frame.render()).any()
 
 
-def test_render_without_a_mode_warns():
-    env = GRPOEnvironment(table=TABLE)
-    env.reset()
+def test_render_without_a_mode_or_without_texts():
+    made = env()
+    made.reset()
     with pytest.warns(UserWarning, match="render mode"):
-        assert env.render() is None
-
-
-def test_a_table_alone_has_no_texts_to_draw():
-    env = GRPOEnvironment(table=TABLE, render_mode="ansi")
-    env.reset()
-    assert "Observed attention" in env.render()
-    env.step(0)
+        assert made.render() is None
+    made = showing(BERRY, render_mode="ansi")
+    assert "Observed attention" in made.render()
+    made.step(0)
     with pytest.raises(InputError, match="no texts"):
-        env.render()
-
-
-@pytest.mark.parametrize("blocks", ["attention", ("profile", "attention"), "profile"])
-def test_says_how_many_observed_numbers_each_depth_has(blocks):
-    expected = 2 if blocks == "profile" else 0
-    assert GRPOEnvironment(table=TABLE, observation=blocks).numbers_per_action == expected
-    envs = GRPOVectorEnvironment(2, table=TABLE, observation=blocks)
-    assert envs.numbers_per_action == expected
-
-
-@pytest.mark.parametrize("pickler", [pickle, cloudpickle, dill])
-def test_goes_on_alike_where_it_was_pickled(pickler):
-    env = GRPOEnvironment(table=TABLE)
-    env.reset(seed=3)
-    again = pickler.loads(pickler.dumps(env))
-    for each in (env, again):
-        each.step(1)
-    assert [env.reset()[1] for _ in range(9)] == [again.reset()[1] for _ in range(9)]
-    envs = GRPOVectorEnvironment(4, 2, table=TABLE)
-    envs.reset(seed=3)
-    copied = pickler.loads(pickler.dumps(envs))
-    actions = np.array([0, 1, 2, 3])
-    assert np.array_equal(envs.step(actions)[1], copied.step(actions)[1])
+        made.render()
+    assert IDS[1] == BERRY

@@ -1,24 +1,41 @@
 import copy
+import itertools
 import pickle
+import warnings
 from dataclasses import replace
 
+import cloudpickle
+import dill
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import vector as wrappers
 from hand_made import APPLE, BERRY, CHERRY, IDS, REGRET, REWARD, TABLE, random_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from walking import walking
 
 from maw_gym.envs.environment import GRPOEnvironment
-from maw_gym.envs.registration import register_environments
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
 
-register_environments()
-TERMS = ("entropy", "focus", "alignment", "regret", "random")
+TOLD = ("query", "entropy", "focus", "alignment", "regret", "random")
+SAME_STEP, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
+GROUPED = replace(TABLE, groups=("red", "red", "blue"))
+
+
+def walking(num_envs, **changes):
+    """The hand-made table, walked through in its own order."""
+    return GRPOVectorEnvironment(num_envs, table=TABLE, query_order="sequential", **changes)
+
+
+def queries(infos):
+    return infos["query"].tolist()
+
+
+# --- one step of all -------------------------------------------------------------------------
 
 
 def test_same_step_autoreset_by_hand():
@@ -35,7 +52,7 @@ def test_same_step_autoreset_by_hand():
     assert terminations.tolist() == [True, True]
     assert truncations.tolist() == [False, False]
     assert IDS[infos["query"]].tolist() == [CHERRY, APPLE]
-    assert [row.argmax() for row in infos["final_obs"]] == [0, 1]
+    assert infos["final_obs"].argmax(axis=1).tolist() == [0, 1]
     final = infos["final_info"]
     assert IDS[final["query"]].tolist() == [APPLE, BERRY]
     assert final["entropy"] == pytest.approx([0.6, 0.9], abs=1e-7)
@@ -43,37 +60,49 @@ def test_same_step_autoreset_by_hand():
     assert final["alignment"] == pytest.approx([1.0, 0.0], abs=1e-7)
     assert final["regret"] == pytest.approx([0.0, 0.37], abs=1e-7)
     for masked in (infos, final):
-        for name in list(masked):
-            if not name.startswith("_"):
-                assert masked[f"_{name}"].tolist() == [True, True]
+        for name in [name for name in masked if not name.startswith("_")]:
+            assert masked[f"_{name}"].tolist() == [True, True]
 
-    observations, rewards, *_, infos = envs.step(np.array([0, 1]))
+    _, rewards, *_, infos = envs.step(np.array([0, 1]))
     assert rewards == pytest.approx([0.3, 0.5], abs=1e-7)
-    assert IDS[infos["final_info"]["query"]].tolist() == [CHERRY, APPLE]
-    assert IDS[infos["query"]].tolist() == [BERRY, CHERRY]
+    assert queries(infos["final_info"]) == [2, 0]
+    assert queries(infos) == [1, 2]
 
 
-def test_metadata_and_spaces():
-    envs = walking(5)
-    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
-    assert envs.metadata["render_fps"] == 1
-    assert envs.single_observation_space.shape == (64,)
-    assert envs.observation_space.shape == (5, 64)
-    assert envs.single_action_space == gym.spaces.Discrete(4)
-    assert envs.reset()[0] in envs.observation_space
-    observations, rewards, terminations, truncations, _ = envs.step(envs.action_space.sample())
-    assert observations in envs.observation_space
-    assert (rewards.dtype, rewards.shape) == (np.float64, (5,))
-    assert terminations.dtype == truncations.dtype == np.bool_
+def test_disabled_autoreset_by_hand():
+    envs = walking(2, autoreset_mode=DISABLED)
+    assert envs.metadata["autoreset_mode"] is envs.autoreset_mode is DISABLED
+    assert GRPOVectorEnvironment.metadata["autoreset_mode"] is SAME_STEP
+    envs.reset(seed=0)
+    observations, rewards, terminations, _, infos = envs.step(np.array([2, 3]))
+    assert observations.argmax(axis=1).tolist() == [0, 1]  # those that were chosen on
+    assert rewards == pytest.approx([0.7, 0.33], abs=1e-7)
+    assert terminations.tolist() == [True, True]
+    assert queries(infos) == [0, 1]
+    assert infos["regret"] == pytest.approx([0.0, 0.37], abs=1e-7)
+    assert "final_obs" not in infos
+    infos["query"][:] = 2  # which the environment does not read again
+    with pytest.raises(ResetNeeded, match="2 of 2 episodes have ended"):
+        envs.step(np.array([0, 0]))
+    observations, infos = envs.reset(options={"reset_mask": np.array([False, True])})
+    assert observations.argmax(axis=1).tolist() == [0, 2]
+    assert queries(infos) == [-1, 2]
+    with pytest.raises(ResetNeeded, match="1 of 2 episodes have ended"):
+        envs.step(np.array([0, 0]))
+    state = envs.get_state()
+    envs.reset(options={"reset_mask": np.array([True, False])})
+    assert envs.step(np.array([3, 3]))[1] == pytest.approx([0.43, 0.5], abs=1e-7)
+    envs.set_state(state)
+    with pytest.raises(ResetNeeded, match="1 of 2 episodes have ended"):
+        envs.step(np.array([0, 0]))
 
 
-def test_same_form_as_gymnasiums_own_vector_environment():
+@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+def test_same_form_as_gymnasiums_own_vector_environment(mode):
     """One query, so that sub-environments that walk by themselves meet the same one."""
     table = random_table(1, 3)
-    ours = GRPOVectorEnvironment(4, table=table)
-    theirs = SyncVectorEnv(
-        [lambda: GRPOEnvironment(table=table)] * 4, autoreset_mode=AutoresetMode.SAME_STEP
-    )
+    ours = GRPOVectorEnvironment(4, table=table, autoreset_mode=mode.value)
+    theirs = SyncVectorEnv([lambda: GRPOEnvironment(table=table)] * 4, autoreset_mode=mode)
 
     def compare(one, two):
         if isinstance(one, dict):
@@ -83,21 +112,18 @@ def test_same_form_as_gymnasiums_own_vector_environment():
                 compare(one[name], np.stack(two[name]) if name == "final_obs" else two[name])
         else:
             assert one.dtype == two.dtype
-            assert one.shape == two.shape
-            for left, right in zip(one, two, strict=True):
-                assert np.array_equal(left, right)
+            assert np.array_equal(one, two)
 
-    for left, right in zip(ours.reset(seed=0), theirs.reset(seed=0), strict=True):
-        compare(left, right)
     actions = np.array([0, 2, 1, 0])
     for _ in range(2):
-        for left, right in zip(ours.step(actions), theirs.step(actions), strict=True):
-            compare(left, right)
+        for step in (lambda envs: envs.reset(seed=0), lambda envs: envs.step(actions)):
+            for left, right in zip(step(ours), step(theirs), strict=True):
+                compare(left, right)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    queries=st.integers(1, 9),
+    count=st.integers(1, 9),
     depths=st.integers(1, 5),
     groups=st.integers(1, 4),
     group_size=st.integers(1, 3),
@@ -107,10 +133,10 @@ def test_same_form_as_gymnasiums_own_vector_environment():
     seed=st.integers(0, 2**31),
 )
 def test_vector_and_scalar_environment_agree_step_by_step(
-    queries, depths, groups, group_size, order, alignment, observation, seed
+    count, depths, groups, group_size, order, alignment, observation, seed
 ):
     choices = {
-        "table": random_table(queries, depths, seed % 7),
+        "table": random_table(count, depths, seed % 7),
         "alignment": alignment,
         "observation": observation,
         "query_order": order,
@@ -118,18 +144,15 @@ def test_vector_and_scalar_environment_agree_step_by_step(
     }
     num_envs = groups * group_size
     envs = GRPOVectorEnvironment(num_envs, group_size, **choices)
-    env = GRPOEnvironment(**choices)
+    env, walk = GRPOEnvironment(**choices), GRPOEnvironment(**choices)
     draw = np.random.default_rng(seed)
     observations, infos = envs.reset(seed=seed)
-    walk = GRPOEnvironment(**choices)
     walked = walk.reset(seed=seed)[1]["query"]
     for _ in range(4):
         shown = infos["query"]
         if order == "sequential" or groups == 1:  # then one scalar environment meets the same
-            expected = [walked]
-            for _ in range(groups - 1):
-                expected.append(walk.reset()[1]["query"])
-            assert shown.tolist() == [name for name in expected for _ in range(group_size)]
+            expected = [walked, *(walk.reset()[1]["query"] for _ in range(groups - 1))]
+            assert shown.tolist() == np.repeat(expected, group_size).tolist()
             walked = walk.reset()[1]["query"]
         actions = draw.integers(depths, size=num_envs)
         before = observations
@@ -141,121 +164,19 @@ def test_vector_and_scalar_environment_agree_step_by_step(
             assert np.array_equal(infos["final_obs"][place], final)
             assert rewards[place] == reward
             assert (terminations[place], truncations[place]) == (terminated, truncated)
-            for name in ("query", *TERMS):
+            for name in TOLD:
                 assert infos["final_info"][name][place] == info[name]
 
 
-def test_groups_share_queries_and_neighbours_walk():
-    envs = walking(6, group_size=2)
-    observations, infos = envs.reset()
-    assert IDS[infos["query"]].tolist() == [APPLE, APPLE, BERRY, BERRY, CHERRY, CHERRY]
-    assert observations.argmax(axis=1).tolist() == [0, 0, 1, 1, 2, 2]
-    envs = walking(4, group_size=2)
-    envs.reset()
-    infos = envs.step(np.zeros(4, dtype=int))[4]
-    assert IDS[infos["query"]].tolist() == [CHERRY, CHERRY, APPLE, APPLE]
-
-
-def test_a_reset_goes_on_with_the_walk_and_a_seed_restarts_it():
-    envs = walking(2)
-    assert IDS[envs.reset()[1]["query"]].tolist() == [APPLE, BERRY]
-    assert IDS[envs.reset()[1]["query"]].tolist() == [CHERRY, APPLE]
-    assert IDS[envs.reset(seed=1)[1]["query"]].tolist() == [APPLE, BERRY]
-
-
-def test_random_groups_share_queries():
-    envs = GRPOVectorEnvironment(32, 4, table=random_table(50, 2))
-    seen = [envs.reset(seed=3)[1]["query"]]
-    seen += [envs.step(np.zeros(32, dtype=int))[4]["query"] for _ in range(5)]
-    for names in seen:
-        for group in names.reshape(8, 4):
-            assert len(set(group)) == 1
-    assert len({name for names in seen for name in names}) > 20
-
-
-def test_random_order_is_uniform():
-    envs = GRPOVectorEnvironment(4000, table=random_table(4, 2))
-    names = envs.reset(seed=1)[1]["query"].tolist()
-    counts = [names.count(row) for row in range(4)]
-    assert sum(counts) == 4000
-    assert all(900 < count < 1100 for count in counts)
-
-
-def test_same_seed_same_queries():
-    def run(seed):
-        envs = GRPOVectorEnvironment(8, table=random_table(100, 2))
-        names = envs.reset(seed=seed)[1]["query"].tolist()
-        for _ in range(3):
-            names += envs.step(np.zeros(8, dtype=int))[4]["query"].tolist()
-        return names
-
-    assert run(5) == run(5)
-    assert run(5) != run(6)
-    assert run(None) != run(None)
-    envs = GRPOVectorEnvironment(8, table=random_table(100, 2))
-    first = envs.reset(seed=5)[1]["query"].tolist()
-    assert envs.reset(seed=np.int64(5))[1]["query"].tolist() == first
-    assert envs.reset()[1]["query"].tolist() != first
-
-
-def test_a_list_of_seeds_is_refused():
-    with pytest.raises(InputError, match=r"one integer.*\[1, 2\]"):
-        walking(2).reset(seed=[1, 2])
-
-
-def test_returned_arrays_are_never_written_to_again():
-    envs = GRPOVectorEnvironment(16, table=random_table(5, 3))
-    returned = [envs.reset(seed=0)]
-    returned += [envs.step(np.full(16, depth)) for depth in (0, 2, 1, 1, 0)]
-    kept = [copy.deepcopy(result) for result in returned]
-    envs.reset(seed=1)
-    for _ in range(5):
-        envs.step(np.zeros(16, dtype=int))
-
-    def same(one, two):
-        if isinstance(one, dict):
-            return all(same(one[name], two[name]) for name in one)
-        if one.dtype == object:
-            return all(np.array_equal(left, right) for left, right in zip(one, two, strict=True))
-        return np.array_equal(one, two)
-
-    for left, right in zip(returned, kept, strict=True):
-        assert all(same(one, two) for one, two in zip(left, right, strict=True))
-    arrays = [result[0] for result in returned] + [result[1] for result in returned[1:]]
-    for place, array in enumerate(arrays):
-        assert array.flags.writeable
-        for other in arrays[place + 1 :]:
-            assert not np.shares_memory(array, other)
-
-
-def test_what_a_caller_changes_stays_with_the_caller():
-    envs = walking(3)
-    observations, infos = envs.reset()
-    infos["query"][:] = 2
-    _, rewards, _, _, infos = envs.step(np.zeros(3, dtype=int))
-    assert IDS[infos["final_info"]["query"]].tolist() == [APPLE, BERRY, CHERRY]
-    assert infos["final_obs"] is not observations
-    assert infos["final_obs"].tolist() == observations.tolist()
-    rewards += 9
-    with pytest.raises(ValueError, match="read-only"):
-        infos["final_obs"][0][0] = 0
-    infos["query"][:] = 2
-    infos["final_info"]["query"][:] = 2
-    _, rewards, _, _, infos = envs.step(np.zeros(3, dtype=int))
-    assert rewards == pytest.approx([0.3, 0.7, 0.3], abs=1e-7)
-    assert IDS[infos["final_info"]["query"]].tolist() == [APPLE, BERRY, CHERRY]
-
-
-def test_infos_read_later_are_those_of_their_own_step():
-    envs = walking(2)
-    envs.reset()
-    infos = [envs.step([0, 0])[4] for _ in range(3)]
-    envs.reset(seed=0)
-    shown = [one["query"].tolist() for one in infos]
-    assert shown == [[2, 0], [1, 2], [0, 1]]
-    finished = [one["final_info"]["query"].tolist() for one in infos]
-    assert finished == [[0, 1], *shown[:2]]
-    assert [row.argmax() for row in infos[1]["final_obs"]] == [2, 0]
+def test_metadata_and_spaces():
+    envs = walking(5)
+    assert envs.metadata["autoreset_mode"] is envs.autoreset_mode is SAME_STEP
+    assert envs.metadata["render_fps"] == 1
+    assert envs.single_observation_space.shape == (64,)
+    assert envs.observation_space.shape == (5, 64)
+    assert envs.single_action_space == gym.spaces.Discrete(4)
+    assert envs.reset()[0] in envs.observation_space
+    assert envs.step(envs.action_space.sample())[0] in envs.observation_space
 
 
 @pytest.mark.parametrize(
@@ -271,10 +192,9 @@ def test_infos_read_later_are_those_of_their_own_step():
 def test_integers_of_every_kind_are_actions(actions):
     envs = walking(3)
     envs.reset()
-    expected = [REWARD[0][0], REWARD[1][1], REWARD[2][2]]
     _, rewards, _, _, infos = envs.step(actions)
-    assert rewards == pytest.approx(expected, abs=1e-7)
-    regret = [REGRET[0][0], REGRET[1][1], REGRET[2][2]]
+    assert rewards == pytest.approx([REWARD[k][k] for k in range(3)], abs=1e-7)
+    regret = [REGRET[k][k] for k in range(3)]
     assert infos["final_info"]["regret"] == pytest.approx(regret, abs=1e-7)
 
 
@@ -296,53 +216,118 @@ def test_integers_of_every_kind_are_actions(actions):
 )
 def test_other_actions_are_refused(actions, shown):
     envs = walking(3)
+    with pytest.raises(ResetNeeded):
+        envs.step([0, 0, 0])
     envs.reset()
     with pytest.raises(InputError) as caught:
         envs.step(actions)
     assert shown in str(caught.value)
     assert "from 0 to 3" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert IDS[envs.step([0, 0, 0])[4]["final_info"]["query"]].tolist() == [APPLE, BERRY, CHERRY]
+    assert queries(envs.step([0, 0, 0])[4]["final_info"]) == [0, 1, 2]
 
 
-def test_step_needs_a_reset():
-    with pytest.raises(ResetNeeded):
-        walking(2).step([0, 0])
+def test_arrays_belong_to_the_caller_and_are_never_written_to_again():
+    envs = GRPOVectorEnvironment(16, table=random_table(5, 3))
+    returned = [envs.reset(seed=0)]
+    returned += [envs.step(np.full(16, depth)) for depth in (0, 2, 1, 1, 0)]
+    before = copy.deepcopy(returned)
+    envs.reset(seed=1)
+    for _ in range(5):
+        envs.step(np.zeros(16, dtype=int))
+    np.testing.assert_equal(returned, before)
+    arrays = [result[0] for result in returned] + [result[1] for result in returned[1:]]
+    for place, array in enumerate(arrays):
+        assert array.flags.writeable
+        assert not any(np.shares_memory(array, other) for other in arrays[place + 1 :])
+    # The observations of finished episodes are those returned before, and not a copy.
+    for one, following in itertools.pairwise(returned):
+        assert following[4]["final_obs"] is one[0]
 
 
-@pytest.mark.parametrize(
-    ("counts", "shown"),
-    [
-        ({"num_envs": 6, "group_size": 4}, "4 does not divide 6"),
-        ({"num_envs": 2, "group_size": 4}, "4 does not divide 2"),
-        ({"num_envs": 0}, "num_envs must be an integer from 1 to 1,048,576; got 0"),
-        ({"num_envs": 10**12}, "got 1000000000000"),
-        ({"num_envs": 2, "group_size": 0}, "got 0"),
-        ({"num_envs": 2.0}, "got 2.0"),
-        (
-            {"num_envs": 2, "render_mode": "rgb_array"},
-            "'rgb_array'; add vectorization_mode=\"sync\"",
-        ),
-        ({"num_envs": 2, "autoreset_mode": "NextStep"}, "SAME_STEP or AutoresetMode.DISABLED, got"),
-        ({"num_envs": 2, "alignment": "map"}, "'map'"),
-    ],
-)
-def test_unusable_settings(counts, shown):
-    with pytest.raises(InputError) as caught:
-        GRPOVectorEnvironment(table=TABLE, **counts)
-    assert shown in str(caught.value)
+def test_what_a_caller_changes_stays_with_the_caller():
+    envs = walking(3)
+    observations, infos = envs.reset()
+    observations += 5
+    infos["query"][:] = 2
+    for expected in ([0.3, 0.7, 0.3], [0.3, 0.7, 0.3]):
+        observations, rewards, _, _, infos = envs.step(np.zeros(3, dtype=int))
+        assert rewards == pytest.approx(expected, abs=1e-7)
+        assert queries(infos["final_info"]) == [0, 1, 2]
+        assert observations.sum() == 3
+        for array in (observations, rewards, infos["query"], infos["final_info"]["query"]):
+            array += 2
+
+
+# --- which queries ---------------------------------------------------------------------------
+
+
+def test_groups_share_queries_and_neighbours_walk():
+    envs = walking(6, group_size=2)
+    observations, infos = envs.reset()
+    assert queries(infos) == [0, 0, 1, 1, 2, 2]
+    assert observations.argmax(axis=1).tolist() == [0, 0, 1, 1, 2, 2]
+    envs = walking(4, group_size=2)
+    envs.reset()
+    assert queries(envs.step(np.zeros(4, dtype=int))[4]) == [2, 2, 0, 0]
+    envs = GRPOVectorEnvironment(32, 4, table=random_table(50, 2))
+    seen = [envs.reset(seed=3)[1]["query"]]
+    seen += [envs.step(np.zeros(32, dtype=int))[4]["query"] for _ in range(5)]
+    groups = np.array(seen).reshape(-1, 4)
+    assert (groups == groups[:, :1]).all()
+    assert len(set(groups[:, 0])) > 20
+
+
+def test_a_reset_goes_on_with_the_walk_and_a_seed_restarts_it():
+    envs = walking(2)
+    assert [queries(envs.reset()[1]) for _ in range(2)] == [[0, 1], [2, 0]]
+    assert queries(envs.reset(seed=1)[1]) == [0, 1]
+
+
+def test_random_order_is_uniform_and_groups_equally_frequent_if_asked_for():
+    def shares(table, **balance):
+        envs = GRPOVectorEnvironment(20_000, table=table, **balance)
+        return np.bincount(envs.reset(seed=1)[1]["query"]) / 20_000
+
+    assert shares(TABLE) == pytest.approx([1 / 3] * 3, abs=0.015)
+    assert shares(GROUPED, balance=1).tolist() == shares(TABLE).tolist()
+    # Half for the one blue query, a quarter for each red one.
+    assert shares(GROUPED, balance=0) == pytest.approx([0.25, 0.25, 0.5], abs=0.015)
+
+
+def test_same_seed_same_queries():
+    def run(seed):
+        envs = GRPOVectorEnvironment(8, table=random_table(100, 2))
+        return [queries(envs.reset(seed=seed)[1]), *(queries(envs.step([0] * 8)[4]) for _ in "abc")]
+
+    assert run(5) == run(np.int64(5))
+    assert run(5) != run(6)
+    assert run(None) != run(None)
+    with pytest.raises(InputError, match=r"one integer.*\[1, 2\]"):
+        walking(2).reset(seed=[1, 2])
 
 
 def test_queries_may_be_chosen():
     envs = walking(3)
-    assert IDS[envs.reset(options={"query_id": BERRY})[1]["query"]].tolist() == [BERRY] * 3
-    names = [CHERRY, APPLE, CHERRY]
-    observations, infos = envs.reset(options={"query_id": names})
-    assert IDS[infos["query"]].tolist() == names
-    assert observations.argmax(axis=1).tolist() == [2, 0, 2]
+    assert queries(envs.reset(options={"query_id": BERRY})[1]) == [1, 1, 1]
+    observations, infos = envs.reset(options={"query_id": [CHERRY, APPLE, CHERRY]})
+    assert queries(infos) == observations.argmax(axis=1).tolist() == [2, 0, 2]
     _, rewards, _, _, infos = envs.step([3, 2, 0])
     assert rewards == pytest.approx([0.5, 0.7, 0.3], abs=1e-7)
-    assert IDS[infos["query"]].tolist() == [APPLE, BERRY, CHERRY]  # the walk had not begun
+    assert queries(infos) == [0, 1, 2]  # the walk had not begun
+
+
+def test_reset_mask_resets_some():
+    envs = walking(4, group_size=2)
+    options = {"reset_mask": np.array([False, False, True, True])}
+    with pytest.raises(ResetNeeded):
+        envs.reset(options=options)
+    envs.reset()
+    observations, infos = envs.reset(options=options)
+    assert observations.argmax(axis=1).tolist() == [0, 0, 2, 2]
+    assert queries(infos) == [-1, -1, 2, 2]
+    assert infos["_query"].tolist() == [False, False, True, True]
+    assert queries(envs.step([0, 0, 0, 0])[4]["final_info"]) == [0, 0, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -350,6 +335,7 @@ def test_queries_may_be_chosen():
     [
         ({"query_id": "fruit/bery"}, "fruit/berry"),
         ({"query_id": [APPLE, BERRY]}, "got 2"),
+        ({"query_id": 7}, "got 1"),
         ({"query_id": [APPLE, BERRY, APPLE, APPLE]}, "same within each group of 2"),
         ({"reset_mask": np.array([True, False, True, True])}, "same within each group of 2"),
         ({"reset_mask": np.array([1, 1, 0, 0])}, "int64"),
@@ -365,65 +351,22 @@ def test_unusable_options_leave_everything_as_it_was(options, shown):
         envs.reset(seed=0, options=options)
     assert shown in str(caught.value)
     infos = envs.step([0, 0, 0, 0])[4]
-    assert IDS[infos["final_info"]["query"]].tolist() == [APPLE, APPLE, BERRY, BERRY]
-    assert IDS[infos["query"]].tolist() == [CHERRY, CHERRY, APPLE, APPLE]
-
-
-def test_reset_mask_resets_some():
-    envs = walking(4, group_size=2)
-    mask = np.array([False, False, True, True])
-    with pytest.raises(ResetNeeded):
-        envs.reset(options={"reset_mask": mask})
-    envs.reset()
-    observations, infos = envs.reset(options={"reset_mask": mask})
-    assert observations.argmax(axis=1).tolist() == [0, 0, 2, 2]
-    assert infos["query"].tolist() == [-1, -1, 2, 2]
-    assert infos["_query"].tolist() == [False, False, True, True]
-    final = envs.step([0, 0, 0, 0])[4]["final_info"]
-    assert IDS[final["query"]].tolist() == [APPLE, APPLE, CHERRY, CHERRY]
+    assert queries(infos["final_info"]) == [0, 0, 1, 1]
+    assert queries(infos) == [2, 2, 0, 0]
 
 
 @pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda envs: pickle.loads(pickle.dumps(envs))]
-)
-def test_copies_go_on_where_the_original_was(duplicate):
-    envs = GRPOVectorEnvironment(6, 2, table=random_table(20, 3))
-    envs.reset(seed=1)
-    twin = duplicate(envs)
-    for _ in range(3):
-        left, right = envs.step([0, 1, 2, 0, 1, 2]), twin.step([0, 1, 2, 0, 1, 2])
-        assert np.array_equal(left[0], right[0])
-        assert np.array_equal(left[1], right[1])
-        assert left[4]["query"].tolist() == right[4]["query"].tolist()
-    assert not right[4]["final_obs"][0].flags.writeable
-
-
-def test_frames_come_from_single_environments():
-    envs = gym.make_vec(
-        "MAWDepth-v0", 2, vectorization_mode="sync", table=TABLE, render_mode="rgb_array"
-    )
-    envs.reset(seed=0)
-    assert [frame.shape[-1] for frame in envs.render()] == [3, 3]
-
-
-GROUPED = replace(TABLE, groups=("red", "red", "blue"))
-
-
-def test_groups_are_shown_equally_often_if_asked_for():
-    env = GRPOVectorEnvironment(num_envs=20_000, table=GROUPED, balance=0)
-    _, infos = env.reset(seed=0)
-    shown = dict(zip(*np.unique(IDS[infos["query"]].astype(str), return_counts=True), strict=True))
-    # Half for the one blue query, a quarter for each red one.
-    for query, share in {APPLE: 0.25, BERRY: 0.25, CHERRY: 0.5}.items():
-        assert shown[query] / 20_000 == pytest.approx(share, abs=0.015)
-    again = GRPOVectorEnvironment(num_envs=20_000, table=GROUPED, balance=1)
-    plain = GRPOVectorEnvironment(num_envs=20_000, table=TABLE)
-    assert again.reset(seed=1)[1]["query"].tolist() == plain.reset(seed=1)[1]["query"].tolist()
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
+    ("asked", "shown"),
     [
+        ({"num_envs": 6, "group_size": 4}, "4 does not divide 6"),
+        ({"num_envs": 2, "group_size": 4}, "4 does not divide 2"),
+        ({"num_envs": 0}, "num_envs must be a whole number from 1 to 1048576, got 0"),
+        ({"num_envs": 10**12}, "got 1000000000000"),
+        ({"group_size": 0}, "got 0"),
+        ({"num_envs": 2.0}, "got 2.0"),
+        ({"render_mode": "rgb_array"}, "'rgb_array'; add vectorization_mode=\"sync\""),
+        ({"autoreset_mode": "NextStep"}, "SAME_STEP or AutoresetMode.DISABLED, got"),
+        ({"alignment": "map"}, "'map'"),
         ({"balance": 1.5}, "balance must be a number from 0"),
         ({"balance": 0}, "balance 0 needs queries in groups, and these have none"),
         (
@@ -432,6 +375,88 @@ def test_groups_are_shown_equally_often_if_asked_for():
         ),
     ],
 )
-def test_balance_that_cannot_be(asked, message):
-    with pytest.raises(InputError, match=message):
-        GRPOVectorEnvironment(**{"table": TABLE, **asked})
+def test_unusable_settings(asked, shown):
+    with pytest.raises(InputError) as caught:
+        GRPOVectorEnvironment(**{"num_envs": 2, "table": TABLE, **asked})
+    assert shown in str(caught.value)
+
+
+# --- through Gymnasium and others ------------------------------------------------------------
+
+
+def test_copies_go_on_where_the_original_was():
+    envs = GRPOVectorEnvironment(6, 2, table=random_table(20, 3))
+    envs.reset(seed=1)
+    copies = [copy.deepcopy(envs)]
+    copies += [kind.loads(kind.dumps(envs)) for kind in (pickle, cloudpickle, dill)]
+    for _ in range(3):
+        expected = envs.step([0, 1, 2, 0, 1, 2])
+        for twin in copies:
+            found = twin.step([0, 1, 2, 0, 1, 2])
+            assert np.array_equal(found[0], expected[0])
+            assert np.array_equal(found[1], expected[1])
+            assert queries(found[4]) == queries(expected[4])
+
+
+def test_make_vec_takes_the_vector_form_or_scalar_environments(tiny_folder):
+    asked = {"dataset": str(tiny_folder), "device": "cpu", "observation": ["profile"]}
+    envs = gym.make_vec("MAWDepth-v0", num_envs=64, group_size=8, **asked)
+    assert isinstance(envs, GRPOVectorEnvironment)
+    assert envs.observation_space.shape == (64, 64)
+    again = gym.make_vec(envs.spec)
+    assert (again.num_envs, again.group_size) == (64, 8)
+    mode = {"vectorization_mode": "sync", "render_mode": "rgb_array"}
+    envs = gym.make_vec("MAWDepth-v0", num_envs=2, **mode, **asked)
+    assert isinstance(envs, SyncVectorEnv)
+    envs.reset(seed=0)
+    assert envs.step(np.zeros(2, dtype=int))[2].all()
+    assert [frame.shape[-1] for frame in envs.render()] == [3, 3]
+
+
+@pytest.mark.skipif(
+    gym.__version__.startswith("1.2."),
+    reason="RecordEpisodeStatistics knows SAME_STEP since Gymnasium 1.3",
+)
+def test_wrappers_of_infos():
+    recorded = wrappers.RecordEpisodeStatistics(walking(2))
+    envs = wrappers.DictInfoToList(recorded)
+    assert envs.reset()[1] == [{"query": 0}, {"query": 1}]
+    infos = envs.step(np.array([1, 2]))[4]
+    assert set(infos[1]) == {"query", "final_obs", "final_info", "episode"}
+    assert infos[1]["query"] == 0
+    assert infos[1]["final_obs"].argmax() == 1
+    assert infos[1]["final_info"]["regret"] == pytest.approx(0.4, abs=1e-7)
+    assert (infos[1]["episode"]["r"], infos[1]["episode"]["l"]) == (pytest.approx(0.3), 1)
+    assert recorded.episode_count == 2
+
+
+def test_wrappers_of_rewards_and_observations():
+    envs = wrappers.TransformReward(walking(2), lambda reward: 10 * reward)
+    envs.reset()
+    assert envs.step([0, 0])[1] == pytest.approx([3, 7], abs=1e-6)
+    envs = gym.make_vec("MAWDepth-v0", 2, table=TABLE, autoreset_mode="Disabled")
+    halved = wrappers.TransformObservation(envs, lambda observations: observations / 2)
+    flat = wrappers.ReshapeObservation(halved, (8, 8))
+    assert flat.reset(seed=0)[0].shape == (2, 8, 8)
+    assert flat.step(np.array([0, 1]))[0].max() == 0.5
+
+
+@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+def test_all_that_is_told_can_become_tensors(mode):
+    """By Gymnasium's wrapper, and as torchrl does it: whole arrays, without a warning."""
+    envs = wrappers.NumpyToTorch(walking(2, autoreset_mode=mode))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        infos = [envs.reset(seed=0)[1], envs.step(torch.tensor([2, 3]))[4]]
+        plain = walking(2, autoreset_mode=mode)
+        plain.reset(seed=0)
+        told = plain.step([2, 3])[4]
+        final = told.get("final_info", told)
+        tensors = {name: torch.as_tensor(final[name]) for name in TOLD}
+        if mode is SAME_STEP:
+            assert torch.as_tensor(told["final_obs"]).shape == (2, 64)
+            assert infos[1]["final_obs"].argmax(1).tolist() == [0, 1]
+    final = infos[1].get("final_info", infos[1])
+    for name in TOLD:
+        assert torch.equal(final[name], tensors[name])
+    assert final["regret"].tolist() == pytest.approx([0, 0.37])

@@ -77,13 +77,8 @@ NDCG: Final = RewardSpec((0.0, 0.0, 1.0))
 def gap_closed(mean: float, random: float, oracle: float) -> float | None:
     """Share of the gap between chance and hindsight: ``(mean - random) / (oracle - random)``.
 
-    Args:
-        mean: mean reward of the depths chosen.
-        random: expected mean reward of depths drawn uniformly.
-        oracle: mean reward of the best depths.
-
-    Returns:
-        The share, 1 for the oracle; None where the denominator is under 1e-6.
+    Of mean rewards: of the depths chosen, of depths drawn uniformly and of the best depths. 1 for
+    the oracle; None where the denominator is under 1e-6.
     """
     gap = oracle - random
     return (mean - random) / gap if gap >= SMALLEST_GAP else None
@@ -227,22 +222,11 @@ class Bandit:
         return float(self.chosen(depths).mean())
 
     def summary(self, depths: ArrayLike, best_fixed_depth: int | None = None) -> RewardSummary:
-        """What depths (N,) get, and what they are measured by.
-
-        Args:
-            depths: in [0, D).
-            best_fixed_depth: chosen on other queries, see `best_fixed`.
-        """
+        """What depths (N,) get, and what they are measured by; see `best_fixed` for the depth."""
         mean, random = self.mean(depths), float(self.rewards.astype(np.float64).mean())
         oracle = float(self.best.astype(np.float64).mean())
         fixed = None if best_fixed_depth is None else self.mean(best_fixed_depth)
         return RewardSummary(mean, random, fixed, oracle, gap_closed(mean, random, oracle))
-
-    def pooled_attention(self, query: int) -> NDArray[np.float32]:
-        """The query's attention averaged over depths and pooled (H, 8, 8), as observed."""
-        from maw_gym.attention.reference import POOLED  # late: it wants torch
-
-        return np.asarray(self.table.block("attention")[query]).reshape(-1, POOLED, POOLED)
 
     @cached_property
     def _outcomes(self) -> NDArray[np.float32]:

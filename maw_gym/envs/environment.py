@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
+from maw_gym.attention.reference import POOLED
 from maw_gym.envs.queries import checked_options, load_bandit
 from maw_gym.envs.rendering import attention_frame, attention_text
 from maw_gym.errors import InputError, one_of
@@ -231,7 +232,8 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         draw = attention_text if self.render_mode == "ansi" else attention_frame
         bandit, query_id = self.bandit, self.bandit.query_ids[self._query]
         if self._depth is None:
-            return draw(query_id, bandit.pooled_attention(self._query))
+            pooled = bandit.table.block("attention")[self._query].reshape(-1, POOLED, POOLED)
+            return draw(query_id, pooled)
         if self._task is None:
             raise InputError(
                 "an environment made from a table has no texts to draw; make it from a dataset"

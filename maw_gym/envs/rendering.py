@@ -34,7 +34,9 @@ CIVIDIS: Final = bytes.fromhex(
     "00224e 003170 2a3f6d 434e6c 575d6d 6a6c71 7d7c78 918b78 a59c74 bbad6d d1bf61 e9d34e fee838"
 )
 SHADES: Final = " ░▒▓█"
-WEIGHT_TICKS: Final = {0.0: "0", 0.01: ".01", 0.1: ".1", 0.25: ".25", 0.5: ".5", 1.0: "1"}
+# Weights stand on a colour bar by their cube root, as a broad depth's are all small.
+WEIGHTS: Final = {0.0: "0", 0.01: ".01", 0.1: ".1", 0.25: ".25", 0.5: ".5", 1.0: "1"}
+WEIGHT_TICKS: Final = {np.cbrt(weight): label for weight, label in WEIGHTS.items()}
 
 
 def check_matplotlib() -> None:
@@ -66,7 +68,7 @@ def attention_text(
         num_depths: D.
         outcome: what it brought.
     """
-    mean = mean_over_heads(weights)
+    mean = np.mean(weights, 0, np.float64)
     lines = [shortened(f"Query {query_id}", MAX_TITLE)]
     if tokens is None:
         levels = np.rint(mean / max(mean.max(initial=0), 1e-9) * (len(SHADES) - 1)).astype(int)
@@ -99,7 +101,7 @@ def attention_frame(
     outcome: Outcome | None = None,
 ) -> NDArray[np.uint8]:
     """The same as a picture (600, 1100, 3), with the attention of every pair of tokens."""
-    mean = mean_over_heads(weights)[:MAX_TOKENS, :MAX_TOKENS]
+    mean = np.mean(weights, 0, np.float64)[:MAX_TOKENS, :MAX_TOKENS]
     image = Image.new("RGB", (1100, 600), "white")
     title = shortened(f"Query {query_id}", MAX_TITLE)
     _write(image, (550, 20), title, _fitting(18, 1020, [title]))
@@ -111,7 +113,7 @@ def attention_frame(
         heading = f"attention of depth {depth} of {num_depths}, mean over heads"
         heading += _cut(tokens)
         names, unit = readable_tokens(tokens[:MAX_TOKENS]), "token"
-        shares, ticks = np.cbrt(mean), _weight_ticks()
+        shares, ticks = np.cbrt(mean), WEIGHT_TICKS
     _write(image, (365, 65), heading, 13.5)
     if len(mean):
         _heat_map(image, (140, 80, 450, 410), shares, names, names)
@@ -133,7 +135,7 @@ def depths_frame(
     title = shortened(f"Query {query}", MAX_TITLE) + _cut(tokens)
     _write(image, (image.width / 2, 18), title, _fitting(17, image.width - 70, [title]))
     for column, (depth, heads) in enumerate(weights.items()):
-        mean = mean_over_heads(heads)[:MAX_TOKENS, :MAX_TOKENS]
+        mean = np.mean(heads, 0, np.float64)[:MAX_TOKENS, :MAX_TOKENS]
         focus = np.asarray(heads).max(-1).mean() if len(mean) else 0.0
         left = 130 + 330 * column
         _write(image, (left + 155, 55), f"depth {depth}: mean focus {focus:.2f}", 14)
@@ -141,7 +143,7 @@ def depths_frame(
             _heat_map(image, (left, 70, 310, 310), np.cbrt(mean), names, [] if column else names)
         else:
             _write(image, (left + 155, 225), "no tokens", 14)
-    _colour_bar(image, (image.width - 75, 70, 18, 310), _weight_ticks())
+    _colour_bar(image, (image.width - 75, 70, 18, 310), WEIGHT_TICKS)
     return np.asarray(image)
 
 
@@ -163,11 +165,6 @@ def shortened(text: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def mean_over_heads(weights: Attention) -> NDArray[np.float64]:
-    """Attention (n, n) of attention (H, n, n)."""
-    return np.asarray(np.asarray(weights, np.float64).mean(axis=0))
-
-
 # --- painting --------------------------------------------------------------------------------
 
 
@@ -176,8 +173,8 @@ def _font(size: float) -> ImageFont.FreeTypeFont:
     """DejaVu Sans of so many pixels; matplotlib itself is not imported."""
     found = find_spec("matplotlib")
     assert found is not None
-    (folder,) = found.submodule_search_locations or ()
-    path = Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
+    assert found.origin is not None
+    path = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -237,11 +234,6 @@ def _heat_map(
         middle = y + (place + 0.5) * height / len(shares)
         draw.line((x - 5, middle, x - 1, middle), "black")
         _write(image, (x - 8, middle), label, size, "rm")
-
-
-def _weight_ticks() -> dict[float, str]:
-    """Where weights stand on a colour bar: by their cube root, as a broad depth's are all small."""
-    return {weight ** (1 / 3): label for weight, label in WEIGHT_TICKS.items()}
 
 
 def _colour_bar(

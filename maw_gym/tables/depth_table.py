@@ -222,7 +222,8 @@ class DepthTable:
     def of(cls, query_ids: tuple[str, ...], columns: Mapping[str, Floats]) -> Self:
         """The table of the four terms and the blocks, by name."""
         blocks = {name: values for name, values in columns.items() if name not in TERMS}
-        return cls(query_ids, *(columns[name] for name in TERMS), blocks)
+        terms = {name: columns[name] for name in TERMS}
+        return cls(query_ids, **terms, blocks=blocks)
 
     @property
     def columns(self) -> dict[str, Floats]:

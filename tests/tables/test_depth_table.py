@@ -14,15 +14,11 @@ from maw_gym.tables.depth_table import (
 )
 from maw_gym.tables.task import RetrievalTask
 
-RANDOM = random_table(queries=4, depths=6)  # 64 + 12 + 5 observed numbers
+RANDOM = random_table(queries=4, depths=6)  # 64 + 12 + 5 observed numbers, without retrieval
 
 
-def test_length_and_depths():
+def test_depths_and_alignments():
     assert (len(TABLE), TABLE.num_depths) == (3, 4)
-    assert (len(RANDOM), RANDOM.num_depths) == (4, 6)
-
-
-def test_alignments():
     assert TABLE.alignment("ndcg") is TABLE.ndcg
     assert TABLE.alignment("listwise") is TABLE.listwise
     with pytest.raises(InputError, match=r"^unknown alignment 'map'; choose one of ndcg, listwise"):
@@ -30,39 +26,25 @@ def test_alignments():
 
 
 def test_blocks_stand_side_by_side_in_the_order_given():
-    assert TABLE.observation(["profile"])[0].tolist() == pytest.approx(
-        [0.0, 0.2, 0.6, 1.0, 1.0, 0.8, 0.4, 0.1]
-    )
+    profile = [0.0, 0.2, 0.6, 1.0, 1.0, 0.8, 0.4, 0.1]
+    assert TABLE.observation(["profile"])[0].tolist() == pytest.approx(profile)
     found = TABLE.observation(["content", "attention"])
-    assert found.shape == (3, 66)
-    assert found[1, :2].tolist() == [-1.0, 0.0]
-    assert found[1, 2:].tolist() == np.eye(64)[1].tolist()
+    assert found[1].tolist() == [-1.0, 0.0, *np.eye(64)[1]]
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
-    every = RANDOM.observation(["attention", "profile", "content"])
-    assert every.shape == (4, 81)
-    assert (every[:, -5:] == RANDOM.block("content")).all()
 
 
 def test_the_space_holds_every_observation():
-    space = TABLE.observation_space(["content", "profile"])
-    assert space.low.tolist() == [-1.0] * 2 + [0.0] * 8
-    assert space.high.tolist() == [1.0] * 10
-    assert space.dtype == np.float32
     blocks = ["attention", "profile", "content"]
     space = RANDOM.observation_space(blocks)
-    assert space.shape == (81,)
     assert space.low.tolist() == [0.0] * 76 + [-1.0] * 5
+    assert space.high.tolist() == [1.0] * 81
     assert all(space.contains(row) for row in RANDOM.observation(blocks))
-
-
-def test_the_range_of_what_searches_find():
-    space = TABLE.observation_space(["retrieval"])
+    space = TABLE.observation_space("retrieval")
     # First, two gaps, mean, spread and entropy of ten and of fifty, overlap, same first.
     low, high = [-1, 0, 0, -1, 0, 0, -1, 0, 0, 0, 0], [1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1]
     assert space.low.tolist() == np.repeat(low, 4).tolist()
     assert space.high.tolist() == np.repeat(high, 4).tolist()
-    assert all(space.contains(row) for row in TABLE.observation(["retrieval"]))
 
 
 def test_a_single_name_may_stand_alone():
@@ -73,9 +55,14 @@ def test_a_single_name_may_stand_alone():
 
 @pytest.mark.parametrize("blocks", [(), ("content", "content"), ("content", "color"), "color", ""])
 def test_wrong_blocks(blocks):
-    with pytest.raises(InputError, match=r"attention, profile, retrieval, content") as caught:
+    with pytest.raises(InputError, match=r"^.* attention, profile, retrieval, content.*$"):
         TABLE.observation(blocks)
-    assert "\n" not in str(caught.value)
+
+
+def test_a_block_that_the_table_lacks():
+    some = DepthTable(("q",), *np.zeros((4, 1, 2), np.float32), blocks={"content": np.ones((1, 3))})
+    with pytest.raises(InputError, match=r"^this table has no observation block 'profile'; it has"):
+        some.observation(["content", "profile"])
 
 
 def test_roundings_are_cut_and_nothing_worse():
@@ -84,12 +71,6 @@ def test_roundings_are_cut_and_nothing_worse():
     for low, value in ((0, -0.5), (-1, np.nan), (0, 1.1)):
         with pytest.raises(FloatingPointError, match=r"^color outside \[.*, 1\]; the encoder"):
             in_range("color", np.array([[value]], np.float32), low, 1)
-
-
-def test_a_block_that_the_table_lacks():
-    some = DepthTable(("q",), *np.zeros((4, 1, 2), np.float32), blocks={"content": np.ones((1, 3))})
-    with pytest.raises(InputError, match=r"^this table has no observation block 'profile'; it has"):
-        some.observation(["content", "profile"])
 
 
 def test_a_new_block_is_one_entry(task, monkeypatch, home):
@@ -102,6 +83,7 @@ def test_a_new_block_is_one_entry(task, monkeypatch, home):
     assert RetrievalTask(task.collection, task.embedder).table("test").block("half").shape == (7, 8)
     assert table.observation_space("half").high.tolist() == [0.5] * 8
     assert numbers_per_depth(["half", "profile"]) == 4
+    assert numbers_per_depth(["half", "attention"]) == 0
     ids = task.embedder.query_ids(task.collection.splits["test"].texts)
     seen = observations(task.embedder, ids, ["half"])
     assert seen == pytest.approx(table.block("half"), abs=1e-6)

@@ -5,7 +5,6 @@ from maw_gym.corpora import Collection
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.errors import InputError
-from maw_gym.retrieval.bm25 import BM25
 from maw_gym.tables.task import RetrievalTask
 
 
@@ -13,20 +12,19 @@ from maw_gym.tables.task import RetrievalTask
 def test_every_document_is_ranked_and_measured(task: RetrievalTask, fusion: str) -> None:
     evaluation, ranking = task.evaluate_hybrid("test", fusion=fusion)
     documents = len(task.collection.doc_ids)
-    assert ranking.documents.shape == (7, documents)
     assert ranking.documents.sort(1).values.tolist() == [list(range(documents))] * 7
     assert (ranking.scores.diff(dim=1) <= 0).all()
     assert evaluation.mean["R@100"] == 1
+    with pytest.raises(InputError, match="unknown fusion 'product'; choose one of sum, ranks"):
+        task.evaluate_hybrid("test", fusion="product")
 
 
 def test_the_weight_leads_from_bm25_to_the_encoder(task: RetrievalTask) -> None:
     task = RetrievalTask(task.collection, task.embedder)
     task.hybrid_weight = 1.0
-    alone, _ = task.evaluate("test")
-    assert task.evaluate_hybrid("test")[0].mean == alone.mean
-    depths = torch.full((7,), 3)
-    routed, _ = task.evaluate("test", depths)
-    assert task.evaluate_hybrid("test", depths)[0].mean == routed.mean
+    for depths in (None, torch.full((7,), 3)):
+        alone, _ = task.evaluate("test", depths)
+        assert task.evaluate_hybrid("test", depths)[0].mean == alone.mean
     task.hybrid_weight = 0.0
     bm25 = task.bm25.rank(task.collection.splits["test"].texts, 3).documents
     fused = task.evaluate_hybrid("test")[1].documents[:, :3]
@@ -35,8 +33,7 @@ def test_the_weight_leads_from_bm25_to_the_encoder(task: RetrievalTask) -> None:
 
 def test_the_weight_is_chosen_on_validation_queries(task: RetrievalTask) -> None:
     task = RetrievalTask(task.collection, task.embedder)
-    weight = task.hybrid_weight
-    quality = {}
+    weight, quality = task.hybrid_weight, {}
     for value in (weight, 0.0, 1.0):
         task.hybrid_weight = value
         quality[value] = task.evaluate_hybrid("validation")[0].mean["nDCG@10"]
@@ -53,15 +50,3 @@ def test_a_large_collection_is_fused_over_its_candidates(
     _, ranking = task.evaluate_hybrid("test")
     for documents, given in zip(ranking.documents.tolist(), lists, strict=True):
         assert sorted(d for d in documents if d >= 0) == sorted(given.tolist())
-
-
-def test_bm25_is_kept_on_disk(task: RetrievalTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = task.bm25.scores("honey bees")
-    monkeypatch.setattr(BM25, "of", lambda *_, **__: pytest.fail("indexed again"))
-    again = RetrievalTask(task.collection, task.embedder).bm25
-    assert again.scores("honey bees").tolist() == expected.tolist()
-
-
-def test_an_unknown_fusion_is_refused(task: RetrievalTask) -> None:
-    with pytest.raises(InputError, match="unknown fusion 'product'; choose one of sum, ranks"):
-        task.evaluate_hybrid("test", fusion="product")

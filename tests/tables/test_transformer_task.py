@@ -41,15 +41,6 @@ def test_pictures_show_the_models_tokens(task):
     assert np.abs(weights.sum(-1) - 1).max() < 1e-5
 
 
-def test_load_task_takes_a_folder(home, tiny_folder, tiny_transformer):
-    task = load_task(str(tiny_folder), "untrained", "cpu", text_encoder=str(tiny_transformer))
-    assert task.embedder.maw.settings == encoder_shape(task.embedder.text)
-    assert (task.embedder.text.width, task.embedder.maw.heads) == (24, 3)
-    again = load_task(str(tiny_folder), "untrained", "cpu", text_encoder=str(tiny_transformer))
-    assert again is task
-    assert load_task(str(tiny_folder), "untrained", "cpu") is not task
-
-
 def test_a_second_encoder_reads_the_states_of_the_first(home, tiny, tiny_transformer, monkeypatch):
     text = load_text_encoder(str(tiny_transformer))
     embedders = [untrained_embedder([], encoder_shape(text, depths), text) for depths in (2, 3)]
@@ -61,18 +52,20 @@ def test_a_second_encoder_reads_the_states_of_the_first(home, tiny, tiny_transfo
     assert second.table("train").entropy.shape == (len(tiny.splits["train"].ids), 3)
 
 
-def test_environments_stand_on_it(home, tiny_folder, tiny_transformer):
-    settings = {"dataset": str(tiny_folder), "device": "cpu", "split": "test"}
-    settings["text_encoder"] = str(tiny_transformer)
+def test_tasks_and_environments_stand_on_a_folder(home, tiny_folder, tiny_transformer):
+    name, text = str(tiny_folder), str(tiny_transformer)
+    task = load_task(name, "untrained", "cpu", text_encoder=text)
+    assert task.embedder.maw.settings == encoder_shape(task.embedder.text)
+    assert (task.embedder.text.width, task.embedder.maw.heads) == (24, 3)
+    assert load_task(name, "untrained", "cpu", text_encoder=text) is task
+    assert load_task(name, "untrained", "cpu") is not task
+    settings = {"dataset": name, "device": "cpu", "split": "test", "text_encoder": text}
     env = gym.make("MAWDepth-v0", render_mode="ansi", **settings)
-    observation, _ = env.reset(seed=0)
-    assert observation.shape == (64 * 3,)
+    assert env.reset(seed=0)[0].shape == (64 * 3,)
     assert env.step(5)[2]
     assert "[CLS]" in env.render()
     envs = gym.make_vec("MAWDepth-v0", num_envs=2, **settings)
     assert envs.reset(seed=0)[0].shape == (2, 64 * 3)
-    plain = gym.make("MAWDepth-v0", dataset=str(tiny_folder), device="cpu", split="test")
-    assert plain.reset(seed=0)[0].shape == (64 * 8,)
 
 
 def test_the_file_of_an_encoder_has_its_own(home, tiny_folder, tiny_transformer, tmp_path):

@@ -159,7 +159,9 @@ def test_judgments_give_queries_to_learn_from_their_relevant_documents(large):
         [int(name[1:]) for name in grades] for grades in large.collection.splits["train"].relevance
     ]
     assert [row.tolist() for row in large.candidates("train")] == [[25, 26, *r] for r in relevant]
-    assert [row.tolist() for row in large.candidates("train", judged=False)] == [[25, 26]] * 11
+    assert [row.tolist() for row in large.candidates("train", judged=False)] == [[25, 26]] * len(
+        relevant
+    )
     assert [row.tolist() for row in large.candidates("test")] == [[25, 26]] * 7
     assert large.table("train").ndcg.min() >= 0.5  # one relevant document among three
     assert large.table("test").ndcg.max() == 0
@@ -171,8 +173,9 @@ def test_judgments_give_queries_to_learn_from_their_relevant_documents(large):
 
 
 def test_a_large_collection_is_ranked_over_candidates(large):
-    assert_table_is_evaluation(large, "train", [[0] * 11, [3] * 11])
-    _, ranking = large.evaluate("train", k=5)
+    count = len(large.collection.splits["encoder"].ids)
+    assert_table_is_evaluation(large, "encoder", [[0] * count, [3] * count])
+    _, ranking = large.evaluate("encoder", k=5)
     assert (ranking.documents[:, :3] >= 0).all()
     assert (ranking.documents[:, 3:] == -1).all()
 

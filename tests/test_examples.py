@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from hostile_run import write_hostile_run
+from tiny_collection import write_tiny_collection
+
+from maw_gym.tables.depth_table import BLOCKS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 Run = Callable[..., list[str]]
@@ -41,6 +44,7 @@ def shape(line: str) -> str:
 def test_every_example_is_tested() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
         "environment_by_hand", "grpo_on_a_bandit", "own_collection", "own_learner",
+        "own_observation",
         "own_text_encoder", "ppo_on_mawdepth", "search_with_a_run",
     }  # fmt: skip
 
@@ -76,6 +80,14 @@ def test_own_collection(run: Run, tmp_path: Path) -> None:
 def test_own_learner(run: Run, tiny_folder: Path) -> None:
     lines = run("own_learner", tiny_folder, 64)
     assert [shape(line) for line in lines] == [shape(line) for line in promised("own_learner")]
+
+
+def test_own_observation(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BLOCKS, "length", BLOCKS["profile"])  # so that it is taken away again
+    (line,) = run("own_observation", write_tiny_collection(tmp_path / "tiny"))
+    assert shape(line) == shape(promised("own_observation")[0])
+    assert line.startswith("65 observed numbers")
+    assert 0 < float(line.split()[-1]) < 1
 
 
 def test_own_text_encoder(run: Run, tiny_folder: Path) -> None:

@@ -68,7 +68,7 @@ def attention_text(
         num_depths: D.
         outcome: what it brought.
     """
-    mean = np.mean(weights, 0, np.float64)
+    mean = _over_heads(weights)
     lines = [shortened(f"Query {query_id}", MAX_TITLE)]
     if tokens is None:
         levels = np.rint(mean / max(mean.max(initial=0), 1e-9) * (len(SHADES) - 1)).astype(int)
@@ -101,7 +101,7 @@ def attention_frame(
     outcome: Outcome | None = None,
 ) -> NDArray[np.uint8]:
     """The same as a picture (600, 1100, 3), with the attention of every pair of tokens."""
-    mean = np.mean(weights, 0, np.float64)[:MAX_TOKENS, :MAX_TOKENS]
+    mean = _over_heads(weights)[:MAX_TOKENS, :MAX_TOKENS]
     image = Image.new("RGB", (1100, 600), "white")
     title = shortened(f"Query {query_id}", MAX_TITLE)
     _write(image, (550, 20), title, _fitting(18, 1020, [title]))
@@ -135,7 +135,7 @@ def depths_frame(
     title = shortened(f"Query {query}", MAX_TITLE) + _cut(tokens)
     _write(image, (image.width / 2, 18), title, _fitting(17, image.width - 70, [title]))
     for column, (depth, heads) in enumerate(weights.items()):
-        mean = np.mean(heads, 0, np.float64)[:MAX_TOKENS, :MAX_TOKENS]
+        mean = _over_heads(heads)[:MAX_TOKENS, :MAX_TOKENS]
         focus = np.asarray(heads).max(-1).mean() if len(mean) else 0.0
         left = 130 + 330 * column
         _write(image, (left + 155, 55), f"depth {depth}: mean focus {focus:.2f}", 14)
@@ -163,6 +163,11 @@ def shortened(text: str, limit: int) -> str:
     """`text` on one line and at most `limit` characters long; "□" for what cannot be printed."""
     line = "".join(mark if mark.isprintable() else "␣" if mark.isspace() else "□" for mark in text)
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _over_heads(weights: Attention) -> NDArray[np.float64]:
+    """The mean (n, n) of attention (H, n, n)."""
+    return np.asarray(np.asarray(weights, np.float64).mean(axis=0))
 
 
 # --- painting --------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ Notation: N queries, B of a batch, D depths, H heads, h hidden width.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 from gymnasium import spaces
@@ -222,7 +222,7 @@ class DepthTable:
     def of(cls, query_ids: tuple[str, ...], columns: Mapping[str, Floats]) -> Self:
         """The table of the four terms and the blocks, by name."""
         blocks = {name: values for name, values in columns.items() if name not in TERMS}
-        terms = {name: columns[name] for name in TERMS}
+        terms: dict[str, Any] = {name: columns[name] for name in TERMS}
         return cls(query_ids, **terms, blocks=blocks)
 
     @property

@@ -1,6 +1,8 @@
 import copy
 import pickle
+import re
 import warnings
+from pathlib import Path
 
 import cloudpickle
 import dill
@@ -18,8 +20,10 @@ from stable_baselines3.common.monitor import Monitor
 
 import maw_gym.envs.queries
 from maw_gym.envs.environment import GRPOEnvironment
+from maw_gym.envs.queries import load_bandit
 from maw_gym.errors import InputError
 from maw_gym.tables.depth_table import BLOCKS
+from runners.experiments.settings import GRPOSpec
 
 
 def env(**settings):
@@ -249,6 +253,20 @@ def test_docstring_tells_the_defaults_and_every_block():
     for name, block in BLOCKS.items():
         low, high = np.min(block.low), np.max(block.high)
         assert f"| `{name}` | {block.numbers} | {low:g} | {high:g} | {block.about} |" in text
+
+
+def test_defaults_are_those_of_the_command_but_for_a_table_in_the_docs():
+    """Rows: setting, default of gym.make or make_vec, default of the command."""
+    page = (Path(__file__).parents[2] / "docs" / "environment.md").read_text()
+    rows = re.findall(r'^\| `(\w+)` \| `?"?(\w+)"?`?.* \| `--[\w-]+ (\w+)` \|$', page, re.MULTILINE)
+    ours = {**load_bandit.__kwdefaults__, "num_envs": 1, "group_size": 1}
+    spec = GRPOSpec()
+    command = {**vars(spec.task), **vars(spec.online), "group_size": spec.learner.group_size}
+    command["observation"] = " ".join(spec.task.observation)
+    shared = {name for name in ours if name in command and ours[name] != command[name]}
+    assert {name: (left, right) for name, left, right in rows} == {
+        name: (str(ours[name]), str(command[name])) for name in shared
+    }
 
 
 def test_copies_go_on_where_the_original_was():

@@ -215,7 +215,8 @@ class Bandit:
         """
         given = np.asarray(depths)
         given = np.full(len(self), given) if given.ndim == 0 else given
-        return self.rewards.ravel()[self._places(np.arange(len(self)), given)].astype(np.float64)
+        depths = self.checked_actions(given, len(self))
+        return self.rewards[np.arange(len(self)), depths].astype(np.float64)
 
     def mean(self, depths: ArrayLike) -> float:
         """Mean reward of `chosen` depths."""
@@ -264,29 +265,34 @@ class Bandit:
         Raises:
             InputError: depths of another shape or type, or outside [0, D).
         """
-        records = self._outcomes.take(self._places(queries, depths), axis=0, mode="clip")
+        places = queries * self.num_depths + self.checked_actions(depths, len(queries))
+        records = self._outcomes.take(places, axis=0, mode="clip")
         return Outcome(*records.T[:6].astype(np.float64, order="C"))
 
-    def _places(self, queries: NDArray[np.int64], depths: Any) -> NDArray[np.int64]:
-        """Places (B,) of depths (B,) for queries (B,) in a flat array of all choices."""
+    def checked_actions(self, actions: Any, count: int) -> NDArray[np.int64]:
+        """`actions` as `count` numbers (count,) int64 in [0, D).
+
+        Raises:
+            InputError: another shape or type, or a number out of range.
+        """
         try:
-            given = np.asarray(depths)
+            given = np.asarray(actions)
         except ValueError:  # a ragged list
             given = np.asarray(None)
-        most = self.num_depths - 1
-        if given.shape != queries.shape or given.dtype.kind not in "iu":
+        if given.shape != (count,) or given.dtype.kind not in "iu":
             raise InputError(
-                f"actions must be {len(queries)} integers from 0 to {most};"
-                f" got {shown(depths)} of shape {given.shape} and type {given.dtype}"
+                f"actions must be {count} integers from 0 to {self.num_depths - 1};"
+                f" got {shown(actions)} of shape {given.shape} and type {given.dtype}"
             )
-        try:
-            return np.ravel_multi_index((queries, given), self.rewards.shape)
-        except ValueError:
-            place = int(((given < 0) | (given > most)).argmax())
+        depths = given.astype(np.int64, copy=False)
+        # Seen as unsigned, a negative number is a huge one: one pass checks both ends.
+        if np.maximum.reduce(depths.view(np.uint64)) >= self.num_depths:
+            place = int(((depths < 0) | (depths >= self.num_depths)).argmax())
             raise InputError(
-                f"actions must be integers from 0 to {most}; sub-environment {place} got"
-                f" {given[place]}"
-            ) from None
+                f"actions must be integers from 0 to {self.num_depths - 1};"
+                f" sub-environment {place} got {given[place]}"
+            )
+        return depths
 
     @cached_property
     def _rows(self) -> dict[str, int]:

@@ -99,8 +99,6 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         self.single_action_space = self.bandit.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        # Terminated, truncated, and the masks of finished and of shown episodes: always the same.
-        self._flags = np.array([[True], [False], [True], [True]]).repeat(num_envs, axis=1)
         self._queries: Rows | None = None  # (num_envs,) rows shown
         self._observations: Floats | None = None  # theirs, as returned
         self._finished = np.zeros(num_envs, np.bool_)  # episodes that a reset has to follow
@@ -136,21 +134,20 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             raise InputError(f"seed must be one integer for the whole batch; got {seed!r}")
         given = checked_options(options, ("query_id", "reset_mask"))
         mask = self._checked_mask(given.get("reset_mask"))
-        queries = self._checked_queries(given.get("query_id"))
+        chosen = self._checked_queries(given.get("query_id"))
         if self._queries is None and not mask.all():
             raise ResetNeeded("the first reset must be of all sub-environments")
         # From here on nothing is refused, so that a mistake leaves everything as it was.
         super().reset(seed=None if seed is None else int(seed))
         if seed is not None:
             self._order.position = 0
-        drawn = self._drawn(int(mask.sum())) if queries is None else queries[mask]
-        self._queries = np.zeros_like(mask, np.int64) if self._queries is None else self._queries
-        self._queries = self._queries.copy()
-        self._queries[mask] = drawn
+        before = np.zeros(self.num_envs, np.int64) if self._queries is None else self._queries
+        queries = self._queries = before.copy()
+        queries[mask] = self._drawn(int(mask.sum())) if chosen is None else chosen[mask]
         self._finished = self._finished & ~mask
-        self._observations = self._observed(self._queries)
+        self._observations = self._observed(queries)
         # Rows that were not reset are -1, as nothing is said of them.
-        return self._observations, {"query": np.where(mask, self._queries, -1), "_query": mask}
+        return self._observations, {"query": np.where(mask, queries, -1), "_query": mask}
 
     def step(
         self, actions: Rows
@@ -184,7 +181,8 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         reward, entropy, focus, alignment, regret, random = outcome
         if observations is None:  # the state was set
             observations = self._observed(queries)
-        terminated, truncated, finished, shown = self._flags.copy()
+        terminated, mask = np.ones(self.num_envs, np.bool_), np.ones(self.num_envs, np.bool_)
+        truncated = np.zeros(self.num_envs, np.bool_)
         info = {
             "query": queries,
             "entropy": entropy,
@@ -192,7 +190,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             "alignment": alignment,
             "regret": regret,
             "random": random,
-            **dict.fromkeys(MASKS, finished),
+            **dict.fromkeys(MASKS, mask),
         }
         if self.autoreset_mode is AutoresetMode.DISABLED:
             self._finished = np.ones(self.num_envs, np.bool_)
@@ -202,11 +200,11 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         self._observations = self._observed(self._queries)
         infos = {
             "query": self._queries.copy(),
-            "_query": shown,
+            "_query": mask,
             "final_obs": observations,
-            "_final_obs": finished,
+            "_final_obs": mask,
             "final_info": info,
-            "_final_info": finished,
+            "_final_info": mask,
         }
         return self._observations, reward, terminated, truncated, infos
 

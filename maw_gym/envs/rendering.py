@@ -123,7 +123,7 @@ def attention_frame(
     else:
         _write(image, (365, 285), "this query has no tokens", 13.5)
     _draw_terms(image, outcome)
-    return np.asarray(image)
+    return np.array(image)
 
 
 def depths_frame(
@@ -144,7 +144,7 @@ def depths_frame(
         else:
             _write(image, (left + 155, 225), "no tokens", 14)
     _colour_bar(image, (image.width - 75, 70, 18, 310), WEIGHT_TICKS)
-    return np.asarray(image)
+    return np.array(image)
 
 
 def readable_tokens(tokens: Sequence[str]) -> list[str]:

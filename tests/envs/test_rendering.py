@@ -58,7 +58,7 @@ def changed(one, other):
 def test_frame_is_an_image_of_fixed_size(tokens, heads):
     picture = frame(tokens, even(len(tokens), heads))
     assert picture.shape == (600, 1100, 3)
-    assert picture.dtype == np.uint8
+    assert (picture.dtype, picture.flags.writeable) == (np.uint8, True)
     assert len(np.unique(picture)) > 10
     assert_nothing_is_cut(picture)
 

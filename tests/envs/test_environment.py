@@ -66,28 +66,14 @@ def test_alignment_and_weights_are_settings():
     assert info["alignment"] == pytest.approx(0.4, abs=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("observation", "expected"),
-    [
-        ("content", [0.6, 0.8]),
-        (("profile",), [0.0, 0.2, 0.6, 1.0, 1.0, 0.8, 0.4, 0.1]),
-        (["content", "profile"], [0.6, 0.8, 0.0, 0.2, 0.6, 1.0, 1.0, 0.8, 0.4, 0.1]),
-    ],
-)
-def test_observation_blocks(observation, expected):
-    made = env(observation=observation)
+def test_observation_blocks_and_how_many_numbers_each_depth_has():
+    made = env(observation=["content", "profile"])
     shown, _ = made.reset(options={"query_id": APPLE})
-    assert shown == pytest.approx(expected, abs=1e-7)
+    assert shown == pytest.approx([0.6, 0.8, 0, 0.2, 0.6, 1, 1, 0.8, 0.4, 0.1], abs=1e-7)
     assert shown in made.observation_space
-    assert made.observation_space.shape == (len(expected),)
-
-
-@pytest.mark.parametrize("blocks", ["attention", ("profile", "attention"), "profile"])
-def test_says_how_many_observed_numbers_each_depth_has(blocks):
-    expected = 2 if blocks == "profile" else 0
-    assert env(observation=blocks).numbers_per_action == expected
-    envs = gym.make_vec("MAWDepth-v0", 2, table=TABLE, observation=blocks)
-    assert envs.numbers_per_action == expected
+    for blocks, expected in (("attention", 0), (("profile", "attention"), 0), ("profile", 2)):
+        envs = gym.make_vec("MAWDepth-v0", 2, table=TABLE, observation=blocks)
+        assert env(observation=blocks).numbers_per_action == envs.numbers_per_action == expected
 
 
 def test_sequential_order_walks_the_split_whatever_is_chosen_and_restarts_with_a_seed():

@@ -179,17 +179,11 @@ def test_metadata_and_spaces():
     assert envs.step(envs.action_space.sample())[0] in envs.observation_space
 
 
-@pytest.mark.parametrize(
-    "actions",
-    [
-        [0, 1, 2],
-        np.array([0, 1, 2], np.int8),
-        np.array([0, 1, 2], np.uint64),
-        (0, 1, 2),
-        np.arange(6)[::2] // 2,
-    ],
-)
-def test_integers_of_every_kind_are_actions(actions):
+@pytest.mark.parametrize("kind", [list, tuple, np.int8, np.uint64, "strided"])
+def test_integers_of_every_kind_are_actions(kind):
+    actions = np.arange(6)[::2] // 2
+    if kind != "strided":
+        actions = kind([0, 1, 2])
     envs = walking(3)
     envs.reset()
     _, rewards, _, _, infos = envs.step(actions)

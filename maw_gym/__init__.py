@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from maw_gym.envs.environment import GRPOEnvironment
     from maw_gym.envs.vector_environment import GRPOVectorEnvironment
     from maw_gym.routers.routed_encoder import RoutedEncoder
+    from maw_gym.run import Run
     from maw_gym.tables.depth_table import DepthTable
     from maw_gym.tables.task import RetrievalTask, load_task
 
@@ -36,6 +37,7 @@ __all__ = [
     "NonMAWEncoder",
     "RetrievalTask",
     "RoutedEncoder",
+    "Run",
     "__version__",
     "load_collection",
     "load_task",
@@ -49,6 +51,7 @@ _MODULES = {
     "NonMAWEncoder": "encoders.maw",
     "RetrievalTask": "tables.task",
     "RoutedEncoder": "routers.routed_encoder",
+    "Run": "run",
     "load_collection": "corpora",
     "load_task": "tables.task",
 }

@@ -8,30 +8,23 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Final, NamedTuple, get_type_hints
+from typing import Final, get_type_hints
 
 from maw_gym.errors import printable
 
-
-class Command(NamedTuple):
-    """A runner: its module, and what it does in a few words."""
-
-    module: str
-    about: str
-
-
+# What is typed: the runner's module, and what it does in a few words.
 COMMANDS: Final = {
-    "train grpo": Command("train_grpo", "a router by GRPO"),
-    "train ppo": Command("train_ppo", "a router by PPO"),
-    "train supervised": Command("train_supervised", "a router from labels"),
-    "train encoder": Command("train_encoder", "an encoder; see what its depths are worth"),
-    "compare": Command("compare", "methods on the same queries, with tests of significance"),
-    "evaluate": Command("evaluate", "score a trained run on a collection"),
-    "ablate": Command("ablate", "change one setting of GRPO at a time"),
-    "benchmark": Command("benchmark", "measure speed and memory"),
-    "bandits": Command("bandits", "GRPO beside PPO, A2C and DQN on six contextual bandits"),
-    "report": Command("report", "write a run's report.html anew"),
-    "search": Command("search", "search a collection with a trained run"),
+    "train grpo": ("train_grpo", "a router by GRPO"),
+    "train ppo": ("train_ppo", "a router by PPO"),
+    "train supervised": ("train_supervised", "a router from labels"),
+    "train encoder": ("train_encoder", "an encoder; see what its depths are worth"),
+    "compare": ("compare", "methods on the same queries, with tests of significance"),
+    "evaluate": ("evaluate", "score a trained run on a collection"),
+    "ablate": ("ablate", "change one setting of GRPO at a time"),
+    "benchmark": ("benchmark", "measure speed and memory"),
+    "bandits": ("bandits", "GRPO beside PPO, A2C and DQN on six contextual bandits"),
+    "report": ("report", "write a run's report.html anew"),
+    "search": ("search", "search a collection with a trained run"),
 }
 HELP: Final = ("-h", "--help", "--help-all")
 
@@ -41,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if name is not None:
-        _run(name, words[len(name.split()) :])
+        from runners.experiments.runs import run_main
+
+        runner = import_module(f"runners.{COMMANDS[name][0]}").main
+        settings = get_type_hints(runner)["settings"]
+        run_main(settings, runner, words[len(name.split()) :], f"maw-gym {name}")
     elif not words or words[0] in HELP:
         print(overview())
     elif words[0] == "--version":
@@ -51,15 +48,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif words[0] == "train" and (len(words) == 1 or words[1] in HELP):
         print(overview("train "))
     else:
-        _refuse(words)
+        given = " ".join(words[: 1 + (words[0] == "train")])
+        close = [
+            *difflib.get_close_matches(" ".join(words[:2]), COMMANDS, n=1),
+            *difflib.get_close_matches(given, COMMANDS, n=1),
+        ]
+        question = f"did you mean {close[0]!r}? " if close else ""
+        message = f"unknown command {given!r}; {question}maw-gym --help shows all"
+        print(f"error: {printable(message)}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def overview(beginning: str = "") -> str:
     """The help: all commands that begin so."""
     lines = [
-        f"  {name:18}{command.about}"
-        for name, command in COMMANDS.items()
-        if name.startswith(beginning)
+        f"  {name:18}{about}" for name, (_, about) in COMMANDS.items() if name.startswith(beginning)
     ]
     return "\n".join(
         [
@@ -73,26 +76,6 @@ def overview(beginning: str = "") -> str:
             "them; maw-gym --version shows the version.",
         ]
     )
-
-
-def _run(name: str, arguments: Sequence[str]) -> None:
-    from runners.experiments.runs import run_main
-
-    runner = import_module(f"runners.{COMMANDS[name].module}").main
-    run_main(get_type_hints(runner)["settings"], runner, arguments, f"maw-gym {name}")
-
-
-def _refuse(words: Sequence[str]) -> None:
-    """One line and status 2, as for every mistake."""
-    given = " ".join(words[:2] if words[0] == "train" else words[:1])
-    close = [
-        *difflib.get_close_matches(" ".join(words[:2]), COMMANDS, n=1),
-        *difflib.get_close_matches(given, COMMANDS, n=1),
-    ]
-    question = f"did you mean {close[0]!r}? " if close else ""
-    message = f"unknown command {given!r}; {question}maw-gym --help shows all"
-    print(f"error: {printable(message)}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from maw_gym.errors import InputError, printable
 from maw_gym.files import write_json
+from maw_gym.run import CONFIG, Run
 from maw_gym.settings import Folds, HomePath, HomeText, Index, Seed, checked
 from runners.experiments.command_line import Flag, made
-from runners.experiments.runs import CONFIG, Stopwatch, read_config, run_main, writable_output
+from runners.experiments.runs import Stopwatch, run_main, writable_output
 from runners.experiments.settings import TaskSettings
 
 
@@ -38,33 +39,27 @@ class EvaluateSettings:
     """JSON file for the numbers, like metrics.json; none unless given"""
 
 
-def judged_task(settings: EvaluateSettings, config: Mapping[str, Any]) -> TaskSettings:
-    """What is judged: the run's own test split unless another dataset is given."""
-    given = config.get("settings", {})
-    if not isinstance(given, dict):
-        raise InputError(f"{settings.run / CONFIG} has no settings; give the folder of another run")
-    values = {
-        "encoder": str(settings.run / "encoder.safetensors"),
-        "seed": settings.seed,
-        "device": settings.device,
-        **{name: given[name] for name in ("alignment", "reward_weights") if name in given},
-    }
-    dataset = settings.dataset or given.get("dataset")
+def judged_task(settings: EvaluateSettings, own: Mapping[str, Any]) -> TaskSettings:
+    """What is judged, in a run with these settings of its own."""
+    values = {name: own[name] for name in ("alignment", "reward_weights") if name in own}
+    values |= {"encoder": str(settings.run / "encoder.safetensors")}
+    values |= {"seed": settings.seed, "device": settings.device}
+    dataset = settings.dataset or own.get("dataset")
     if dataset is None:
         raise InputError(f"{settings.run} does not name its dataset; give one with --dataset")
     for name in ("fold", "folds"):
-        told, own = getattr(settings, name), given.get(name)
-        if dataset == given.get("dataset"):
-            if told not in (None, own):
+        told = getattr(settings, name)
+        if dataset == own.get("dataset"):
+            if told not in (None, own.get(name)):
                 raise InputError(
-                    f"--{name} {told} is not the run's own {own}: queries that it learned from"
-                    " would judge it; leave the flag out"
+                    f"--{name} {told} is not the run's own {own.get(name)}: queries that it learned"
+                    " from would judge it; leave the flag out"
                 )
-            told = own
+            told = own.get(name)
         if told is not None:
             values[name] = told
     try:
-        return made(TaskSettings, {"dataset": dataset, **values})
+        return made(TaskSettings, values, dataset=dataset)
     except InputError as problem:
         raise InputError(f"{settings.run / CONFIG}: impossible settings ({problem})") from None
 
@@ -78,9 +73,9 @@ def main(settings: EvaluateSettings) -> None:
 
     out = settings.out and writable_output(settings.out)
     routed = RoutedEncoder.from_run(settings.run, settings.device)
-    config = read_config(settings.run) if (settings.run / CONFIG).exists() else {}
-    learner = printable(str(config.get("learner") or "router"))[:80]
-    spec = judged_task(settings, config)
+    run = Run(settings.run) if (settings.run / CONFIG).exists() else None
+    learner = printable(str((run and run.config.get("learner")) or "router"))[:80]
+    spec = judged_task(settings, run.settings if run else {})
     split, watch = settings.split, Stopwatch()
     with watch.stage("depth tables"):
         task = task_of(spec)

@@ -16,7 +16,6 @@ class ReportSettings:
     """Of which run."""
 
     main_flags: ClassVar = ("queries",)
-
     run: Annotated[HomePath, Flag(positional=True)]
     """folder of a finished run"""
     queries: Count = QUERIES

@@ -36,15 +36,17 @@ class SearchSettings:
 
 def main(settings: SearchSettings) -> None:
     """Print the best documents: score, id and the first line of the text."""
+    from maw_gym.corpora import load_collection
     from maw_gym.retrieval.index import SearchIndex
     from maw_gym.routers.routed_encoder import RoutedEncoder
+    from maw_gym.run import Run
     from maw_gym.tables.task import RetrievalTask
-    from runners.experiments.training import collection_of_run
 
     if not settings.query.strip():
         raise InputError(f"the query is {settings.query!r}; give some words")
     routed = RoutedEncoder.from_run(settings.run, settings.device)
-    collection = collection_of_run(settings.run, settings.dataset)
+    dataset = settings.dataset
+    collection = Run(settings.run).collection() if dataset is None else load_collection(dataset)
     # The task keeps the documents' embeddings on disk: only the first search encodes them.
     task = RetrievalTask(collection, routed.embedder, routed.embedder.device)
     bm25 = task.bm25 if settings.hybrid else None

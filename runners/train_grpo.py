@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, ClassVar
 
 from maw_gym.settings import checked
-from runners.experiments.runs import Stopwatch, open_run, run_main, write_config
+from runners.experiments.runs import run_main
 from runners.experiments.settings import GRPOSpec, TrainingRunSettings
 
 if TYPE_CHECKING:
@@ -27,32 +27,17 @@ class GRPORunSettings:
 def train_grpo(task: "RetrievalTask", spec: GRPOSpec, log: "Log") -> "Trained":
     """A router trained with GRPO."""
     from agents.grpo import GRPO
-    from runners.experiments.training import environment, learn, policy_arguments, refusals
+    from runners.experiments.training import build, learn
 
-    env = environment(task, spec)
-    with refusals():
-        model = GRPO(env=env, **policy_arguments(task, spec), **asdict(spec.learner))
+    model = build(GRPO, task, spec, **asdict(spec.learner))
     return learn(model, task, spec, log, "GRPO")
 
 
 def main(settings: GRPORunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
-    from runners.experiments.report import report
-    from runners.experiments.result import by_training
-    from runners.experiments.training import Log, open_task
+    from runners.experiments.training import training_run
 
-    spec, run = settings.spec, settings.run
-    folder, watch = (
-        open_run(settings, f"grpo-{spec.task.dataset}-seed{spec.task.seed}"),
-        Stopwatch(),
-    )
-    with watch.stage("encoder and depth tables"):
-        task = open_task(spec.task)
-    write_config(folder, "GRPO", settings, task.collection.provenance, task.encoder_provenance)
-    log = Log(folder, run.resume is not None, run.checkpoint_every)
-    with watch.stage("training"):
-        result = by_training(train_grpo, task, spec, "test", log)
-    report(task, spec.task, "GRPO", result, folder, watch)
+    training_run("GRPO", train_grpo, settings)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from maw_gym.settings import checked
-from runners.experiments.runs import Stopwatch, open_run, run_main, write_config
+from runners.experiments.runs import run_main
 from runners.experiments.settings import PPOSpec, TrainingRunSettings
 
 if TYPE_CHECKING:
@@ -26,30 +26,17 @@ class PPORunSettings:
 def train_ppo(task: "RetrievalTask", spec: PPOSpec, log: "Log") -> "Trained":
     """A router trained with PPO."""
     from agents.ppo import make_ppo
-    from runners.experiments.training import environment, learn, policy_arguments, refusals
+    from runners.experiments.training import build, learn
 
-    env = environment(task, spec)
-    with refusals():
-        model = make_ppo(env, spec.learner, **policy_arguments(task, spec))
+    model = build(make_ppo, task, spec, settings=spec.learner)
     return learn(model, task, spec, log, "PPO")
 
 
 def main(settings: PPORunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
-    from runners.experiments.report import report
-    from runners.experiments.result import by_training
-    from runners.experiments.training import Log, open_task
+    from runners.experiments.training import training_run
 
-    spec, run = settings.spec, settings.run
-    folder = open_run(settings, f"ppo-{spec.task.dataset}-seed{spec.task.seed}")
-    watch = Stopwatch()
-    with watch.stage("encoder and depth tables"):
-        task = open_task(spec.task)
-    write_config(folder, "PPO", settings, task.collection.provenance, task.encoder_provenance)
-    log = Log(folder, run.resume is not None, run.checkpoint_every)
-    with watch.stage("training"):
-        result = by_training(train_ppo, task, spec, "test", log)
-    report(task, spec.task, "PPO", result, folder, watch)
+    training_run("PPO", train_ppo, settings)
 
 
 if __name__ == "__main__":

@@ -197,6 +197,8 @@ def report(
     content = metrics(spec, rows, row, watch)
     content |= {"chosen_at": result.chosen_at, "training": result.facts}
     write_json(folder / "metrics.json", content)
+    if "label_histogram" in result.facts:
+        print(f"\nlabels: {label_sentence(result.facts)}")
     print(run_table(every))
     chosen = task.encoder_provenance.get("chosen")
     print(f"\n{len(ids)} test queries of {spec.dataset}; encoder: {chosen}; run: {folder}")

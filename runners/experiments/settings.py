@@ -1,13 +1,12 @@
 """Settings that experiments share: what is routed, how a learner is trained, where a run is kept.
 
-A method's specification is a `TaskSettings` and the settings of its learner: everything that its
-result depends on. The settings of a run are a specification and a `RunSettings`. Each section has
-its own fields; `runners.experiments.command_line` makes flags of all of them.
+A method's specification, its result depends on nothing else, is a `TaskSettings` and the settings
+of its learner; a run's settings are a specification and a `RunSettings`. Every field is a flag.
 """
 
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import model_validator
 
@@ -100,6 +99,17 @@ class OnlineSettings:
     evaluations: Count = 20
     """how many times the validation queries are looked at"""
 
+    def check_rollouts(self, learner: GRPOSettings | PPOSettings) -> None:
+        """Refuse groups that do not divide the sub-environments, and rollouts beyond the memory."""
+        envs, steps = self.num_envs, learner.n_steps
+        if envs % learner.group_size:
+            raise InputError(f"num_envs {envs} is not divisible by group_size {learner.group_size}")
+        if envs * steps > LARGEST_ROLLOUT:
+            raise InputError(
+                f"a rollout of {envs} num_envs times {steps} n_steps is larger than"
+                f" {LARGEST_ROLLOUT:,} samples; lower one of them"
+            )
+
 
 @checked
 class Spec:
@@ -126,7 +136,7 @@ class GRPOSpec:
 
     @model_validator(mode="after")
     def _fill_rollouts(self) -> Self:
-        check_rollouts(self.online, self.learner)
+        self.online.check_rollouts(self.learner)
         return self
 
 
@@ -140,7 +150,7 @@ class PPOSpec:
 
     @model_validator(mode="after")
     def _fill_rollouts(self) -> Self:
-        check_rollouts(self.online, self.learner)
+        self.online.check_rollouts(self.learner)
         check_batches(self.learner, self.online.num_envs)
         return self
 
@@ -165,19 +175,6 @@ class FullInformationSpec:
 
 
 AnySpec = Spec | GRPOSpec | PPOSpec | SupervisedSpec | FullInformationSpec
-
-
-def check_rollouts(online: OnlineSettings, learner: Any) -> None:
-    """Refuse groups that do not divide the sub-environments, and rollouts that fill the memory."""
-    if online.num_envs % learner.group_size:
-        raise InputError(
-            f"num_envs {online.num_envs} is not divisible by group_size {learner.group_size}"
-        )
-    if online.num_envs * learner.n_steps > LARGEST_ROLLOUT:
-        raise InputError(
-            f"a rollout of {online.num_envs} num_envs times {learner.n_steps} n_steps is larger"
-            f" than {LARGEST_ROLLOUT:,} samples; lower one of them"
-        )
 
 
 @checked

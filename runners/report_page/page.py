@@ -1,21 +1,43 @@
-"""One self-contained HTML file of a run: markup, style, scripts and data in it."""
+"""One self-contained HTML file of a run: its table, its curves, and its depths query by query.
+
+It needs no server and no network: markup, style, scripts and data are in it. What a browser does
+with it is in assets/.
+"""
 
 import base64
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
+from maw_gym.encoders.files import load_embedder
+from maw_gym.envs.bandit import TERMS, Bandit, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.files import written_whole
-from maw_gym.tables.task import RetrievalTask
+from maw_gym.routers.depth_router import load_router
+from maw_gym.run import Run
+from maw_gym.tables.task import RetrievalTask, resolve_device
 from runners.report_page import QUERIES
-from runners.report_page.payload import run_payload
+from runners.report_page.sample import looked_at, rounded
 
 NAME: Final = "report.html"
 LARGEST: Final = 10_000_000  # bytes
 SCRIPTS: Final = ("base.js", "charts.js", "overview.js", "attention.js", "explorer.js")
+MEASURES: Final = ("nDCG@10", "RR@10", "R@100", "Success@10")
+POINTS: Final = 400  # of a curve: more than a page has room for
+# What is drawn first, and with what beside it: tag -> name.
+CHARTS: Final[dict[str, dict[str, str]]] = {
+    "Mean reward, validation queries": {"eval/reward": ""},
+    "Share of the gap from random to oracle closed, validation queries": {"eval/gap_closed": ""},
+    "nDCG@10, validation queries": {"eval/ndcg@10": ""},
+    "Mean reward, training queries": {"rollout/ep_rew_mean": ""},
+    "Terms of the reward, training queries": {f"reward/{name}": name for name in TERMS},
+}
+LEFT_OUT: Final = ("time/", "rollout/ep_len_mean", "train/learning_rate")
 
 
 def write_report_page(
@@ -32,13 +54,11 @@ def write_report_page(
 def rendered(payload: dict[str, Any]) -> str:
     """The page that shows `payload`, in ASCII."""
     assets = files("runners.report_page") / "assets"
-
-    def read(name: str) -> str:
-        return (assets / name).read_text(encoding="utf-8")
-
-    style = read("style.css")
-    script = "\n".join(['"use strict";', *map(read, SCRIPTS)])
-    page = read("template.html")
+    style, page, *scripts = (
+        (assets / name).read_text(encoding="utf-8")
+        for name in ("style.css", "template.html", *SCRIPTS)
+    )
+    script = "\n".join(['"use strict";', *scripts])
     parts = {
         "STYLE_HASH": _hash(style),
         "SCRIPT_HASH": _hash(script),
@@ -65,3 +85,109 @@ def data_block(payload: Any) -> str:
 def _hash(content: str) -> str:
     """What a content security policy calls an inline block by."""
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+# --- what it shows ---------------------------------------------------------------------------
+
+
+def run_payload(
+    folder: Path, task: RetrievalTask | None = None, queries: int = QUERIES
+) -> dict[str, Any]:
+    """Everything the page shows of a run, as JSON values."""
+    run = Run(folder)
+    settings, metrics = run.settings, run.metrics
+    learner = str(run.config.get("learner") or "router")
+    router = load_router(folder / "router.safetensors")
+    reward = RewardSpec(
+        settings.get("reward_weights", RewardSpec.weights),
+        settings.get("alignment", RewardSpec.alignment),
+    )
+    if task is None:
+        collection, device = run.collection(), resolve_device(str(settings.get("device", "auto")))
+        embedder, provenance = load_embedder(folder / "encoder.safetensors")
+        task = RetrievalTask(collection, embedder, device, provenance)
+    test, train = (Bandit(task.table(split), reward=reward) for split in ("test", "train"))
+    router.to(task.device)
+    chosen = router.predict(test.table.observation(router.observation))[0]
+    return {
+        "run": {
+            "name": folder.resolve().name,
+            "learner": learner,
+            "dataset": task.collection.name,
+            "queries": len(test),
+            "weights": list(reward.weights),
+            "alignment": reward.alignment,
+            "settings": [list(pair) for pair in _lines(run.config)],
+        },
+        "table": _table(metrics, learner),
+        "curves": _charts(run.scalars()),
+        "depths": {
+            "profile": {name: rounded(test.terms[name].mean(0)) for name in ("reward", *TERMS)},
+            "ndcg": rounded(test.table.ndcg.mean(0)),
+            "chosen": np.bincount(chosen, minlength=test.num_depths).tolist(),
+            "best": np.bincount(test.oracle, minlength=test.num_depths).tolist(),
+            "best_fixed": train.best_fixed() if len(train) else None,
+        },
+        "sample": looked_at(task, test, chosen, queries),
+    }
+
+
+def _table(metrics: Mapping[str, Any], learner: str) -> dict[str, Any]:
+    """The run's table: rows `{"name", "own", "values"}`, the learner's above the upper bounds."""
+    rows = list(_mapping(metrics.get("baselines")).items())
+    bounds = [pair for pair in rows if "upper bound" in str(pair[0])]
+    others = [pair for pair in rows if pair not in bounds]
+    return {
+        "columns": ["reward", "gap closed", *MEASURES],
+        "rows": [
+            {"name": str(name), "own": row is metrics, "values": _values(row)}
+            for name, row in [*others, (learner, metrics), *bounds]
+        ],
+    }
+
+
+def _values(row: Any) -> list[float | None]:
+    reward, retrieval = (_mapping(_mapping(row).get(name)) for name in ("reward", "retrieval"))
+    values = [reward.get("mean"), reward.get("gap_closed"), *map(retrieval.get, MEASURES)]
+    return [
+        float(value) if isinstance(value, (int, float)) and np.isfinite(value) else None
+        for value in values
+    ]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _charts(scalars: dict[str, dict[int, float]]) -> list[dict[str, Any]]:
+    """Charts `{"title", "curves"}` of everything the run has logged, the important ones first."""
+    drawn = {tag for names in CHARTS.values() for tag in names}
+    others = {tag: {tag: ""} for tag in scalars if not tag.startswith(LEFT_OUT)}
+    charts = []
+    for title, names in (CHARTS | {t: one for t, one in others.items() if t not in drawn}).items():
+        curves = [curve(name, scalars[tag]) for tag, name in names.items() if tag in scalars]
+        if curves:
+            charts.append({"title": title, "curves": curves})
+    return charts
+
+
+def curve(name: str, values: Mapping[int, float]) -> dict[str, Any]:
+    """A curve by step, of at most `POINTS` points: of many, means of neighbours."""
+    parts = np.array_split(np.array(list(values.items())), min(POINTS, len(values)))
+    means = [float(part[:, 1].mean()) for part in parts]
+    return {
+        "name": name,
+        "steps": [int(part[-1, 0]) for part in parts],
+        "values": [mean if np.isfinite(mean) else None for mean in means],
+    }
+
+
+def _lines(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """A JSON value as lines of names and texts."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _lines(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        yield name, ", ".join(map(str, value))
+    elif value is not None:
+        yield name, str(value)

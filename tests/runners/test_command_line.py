@@ -1,79 +1,36 @@
-"""Settings as a command line."""
+"""Settings as a command line, and the commands that the documentation shows."""
 
+import re
+import shlex
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import pytest
 
 from maw_gym.errors import InputError
 from maw_gym.settings import Count, HomePath, checked
-from runners.experiments.command_line import Flag, command_of, given_flags
-from runners.train_grpo import GRPORunSettings
+from runners.cli import COMMANDS
+from runners.experiments.command_line import Flag, Section, changed, command_of, flat, given_flags
+
+from runners.experiments.command_line import made  # isort: skip
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUNNER = re.compile(r"(?:python|torchrun).*?\brunners/(\w+)\.py(.*)")
 
 
 @checked
-class Recipe:
-    """What to cook."""
+class Box:
+    """What it is sent in."""
 
-    dish: str
-    """its name, 100% sure"""
-    eggs: Count = 3
-    """how many"""
-    spices: tuple[str, ...] = ("salt",)
-    """all of them"""
+    weight: Count = 1
+    """in kilograms, 100% sure; the scales of the post office have the last word"""
     sizes: tuple[float, float] = (1.0, 2.0)
-    """of pans"""
-    book: HomePath | None = None
-    """where it stands"""
-    hot: bool = True
-    """cooked"""
-
-
-def test_only_what_was_given_is_said() -> None:
-    line = ["--dish", "soup", "--spices", "salt", "mint", "--book", "None", "--no-hot"]
-    given = given_flags(Recipe, None, line)
-    assert given == {"dish": "soup", "spices": ["salt", "mint"], "book": None, "hot": False}
-    assert Recipe(**given) == Recipe("soup", 3, ("salt", "mint"), (1.0, 2.0), None, False)
-    given = given_flags(Recipe, None, ["--dish=a", "--eggs=4", "--sizes", "-1", "2", "--book=b"])
-    assert Recipe(**given) == Recipe("a", 4, ("salt",), (-1.0, 2.0), Path("b"), True)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ([], "the following arguments are required: --dish; --help-all shows all flags"),
-        (["--dish"], "argument --dish: expected one argument; --help-all shows all flags"),
-        (["--dish", "a", "--sizes", "1"], "argument --sizes: expected 2 arguments; --help-all"),
-        (
-            ["--dish", "a", "--egg", "1"],
-            "unrecognized arguments: --egg 1; did you mean --eggs[?]; --help-all shows all flags",
-        ),
-    ],
-)
-def test_mistakes(line: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        given_flags(Recipe, None, line)
-
-
-def test_the_help_says_what_stands_below_each_field(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        given_flags(Recipe, "Cooking.", ["--help"])
-    assert end.value.code == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "Cooking." in shown
-    assert "--dish TEXT its name, 100% sure" in shown
-    assert "--eggs INT how many (default: 3)" in shown
-    assert "--spices TEXT [TEXT ...] all of them (default: salt)" in shown
-    assert "--hot, --no-hot cooked (default: True)" in shown
-
-
-def test_every_flag_of_a_run_has_a_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        given_flags(GRPORunSettings, None, ["--help-all"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "--kl-coef FLOAT weight of the KL penalty (default: 0.1)" in shown
-    assert "--logdir PATH folder of all runs" in shown
-    assert "--alignment {ndcg,listwise} relevance alignment in the reward (default: ndcg)" in shown
+    """of its sides"""
+    colour: str = "brown"
+    """of the paper"""
 
 
 @checked
@@ -83,67 +40,119 @@ class Parcel:
     main_flags: ClassVar = ("weight",)
     sender: Annotated[str, Flag(positional=True)]
     """who sends it; a name"""
-    town: Annotated[str, Flag(positional=True)]
+    town: Annotated[str, Flag(positional=True)] = "Ulm"
     """where it goes"""
-    weight: Count = 1
-    """in kilograms; the scales of the post office have the last word"""
+    box: Annotated[Box, Section(without=("colour",))] = Box()
     bills: Annotated[tuple[str, ...], Flag("bill")] = ()
     """papers that go with it"""
-    express: bool = False
+    book: HomePath | None = None
+    """where it stands"""
+    express: bool = True
     """on the same day"""
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "given"),
     [
-        ["Ann", "Ulm", "--weight", "2"],
-        ["Ann", "--weight", "2", "Ulm"],
-        ["--weight=2", "Ann", "Ulm"],
-        ["Ulm", "--weight", "2", "--sender", "Ann"],
-        ["--town", "Ulm", "--sender", "Ann", "--weight", "2"],
+        ("Ann", {"sender": "Ann"}),
+        ("Ann Bonn --weight 2", {"sender": "Ann", "town": "Bonn", "weight": "2"}),
+        ("--weight=2 Ann --no-express", {"sender": "Ann", "weight": "2", "express": False}),
+        ("Bonn --sender Ann --book None", {"sender": "Ann", "town": "Bonn", "book": None}),
+        ("Ann --bill 1 2", {"sender": "Ann", "bills": ["1", "2"]}),
+        ("Ann --sizes -1 2", {"sender": "Ann", "sizes": ["-1", "2"]}),
     ],
-)
-def test_positional_words_have_flags_too(line: list[str]) -> None:
-    assert given_flags(Parcel, None, line) == {"sender": "Ann", "town": "Ulm", "weight": "2"}
+)  # fmt: skip
+def test_only_what_was_given_is_said(line: str, given: dict[str, Any]) -> None:
+    assert given_flags(Parcel, None, line.split()) == given
+
+
+def test_flat_values_make_settings_and_come_back() -> None:
+    parcel = made(Parcel, {"sender": "Ann", "weight": "2", "sizes": ["-1", "2"], "book": "b"})
+    assert parcel == Parcel("Ann", "Ulm", Box(2, (-1.0, 2.0)), (), Path("b"), True)
+    assert flat(parcel) == {
+        "sender": "Ann", "town": "Ulm", "weight": 2, "sizes": (-1.0, 2.0), "bills": (),
+        "book": Path("b"), "express": True,
+    }  # fmt: skip
+    assert changed(parcel, weight=3, town="Bonn").box == Box(3, (-1.0, 2.0))
+    for values, message in (
+        ({"height": 3}, "unknown setting 'height' of Parcel"),
+        ({"colour": "red"}, "unknown setting 'colour' of Parcel"),
+        ({"weight": "many"}, "weight must be a valid integer, got 'many'"),
+        ({"weight": 0}, "weight must be at least 1, got 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            changed(parcel, **values)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ([], "the following arguments are required: SENDER, TOWN; --help-all shows all flags"),
-        (["Ann"], "the following arguments are required: TOWN; --help-all shows all flags"),
-        (["Ann", "Ulm", "by air"], "unrecognized arguments: 'by air'; --help-all shows all flags"),
+        ("", "the following arguments are required: SENDER"),
+        ("Ann --weight", "argument --weight: expected one argument"),
+        ("Ann --sizes 1", "argument --sizes: expected 2 arguments"),
+        ("Ann Ulm by", "unrecognized arguments: by"),
+        ("Ann --weigth 1", "unrecognized arguments: --weigth 1; did you mean --weight?"),
     ],
 )
-def test_mistakes_with_positional_words(line: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        given_flags(Parcel, None, line)
+def test_mistakes_are_one_line(line: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        given_flags(Parcel, None, line.split())
+    assert str(caught.value) == f"{message}; --help-all shows all flags"
 
 
-def test_a_command_says_what_differs() -> None:
-    parcel = Parcel("Ann", "Ulm", bills=("1.txt", "my bill"), express=True)
-    assert command_of("send", parcel).endswith(" --bill 1.txt 'my bill' --express")
-
-
-def test_the_short_help_has_the_flags_used_most(
+def test_help_has_the_flags_used_most_and_help_all_the_rest(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         given_flags(Parcel, "Send it.\n\nOr do not.", ["--help"], "post send")
+    assert not end.value.code
     assert capsys.readouterr().out == (
         "usage: post send SENDER TOWN [--flag VALUE ...]\n\n"
         "Send it.\n\n"
         "arguments:\n"
         "  SENDER        who sends it\n"
-        "  TOWN          where it goes\n\n"
+        "  TOWN          where it goes (default: Ulm)\n\n"
         "flags:\n"
-        "  --weight INT  in kilograms (default: 1)\n"
-        "  --help-all    show the other 2 flags too, and more about each\n"
+        "  --weight INT  in kilograms, 100% sure (default: 1)\n"
+        "  --help-all    show the other 4 flags too, and more about each\n"
     )
     with pytest.raises(SystemExit):
         given_flags(Parcel, "Send it.\n\nOr do not.", ["--help-all"], "post send")
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert "Or do not." in shown
-    assert "in kilograms; the scales of the post office" in " ".join(shown.split())
-    assert "--bill TEXT [TEXT ...]" in shown
+    assert "the scales of the post office have the last word (default: 1)" in shown
+    assert "--sizes FLOAT FLOAT of its sides (default: 1.0 2.0)" in shown
+    assert "--express, --no-express on the same day (default: True)" in shown
+    assert "--colour" not in shown
+
+
+def test_a_command_says_what_differs() -> None:
+    parcel = Parcel("Ann", box=Box(2), bills=("1.txt", "my bill"), express=False)
+    assert command_of("send", parcel) == (
+        "python runners/send.py --sender Ann --weight 2 --bill 1.txt 'my bill' --no-express"
+    )
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Runner and flags of each command, in blocks of code and between backticks."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    names = "|".join(sorted(COMMANDS, key=len, reverse=True))
+    for code in [*re.findall(r"`([^`\n]+)`", text), *text.splitlines()]:
+        if found := re.match(rf"maw-gym ({names})\b(.*)", code.strip()):
+            yield COMMANDS[found[1]][0], shlex.split(found[2], comments=True)
+        elif found := RUNNER.match(code.strip()):
+            yield found[1], shlex.split(found[2], comments=True)
+
+
+def test_the_flags_of_documented_commands_are_there() -> None:
+    runners = set()
+    for page in PAGES:
+        for runner, flags in commands(page.read_text(encoding="utf-8")):
+            runners.add(runner)
+            settings = get_type_hints(import_module(f"runners.{runner}").main)["settings"]
+            if flags and not flags[0].startswith("--help"):
+                given_flags(settings, None, flags)
+    assert runners >= {
+        "train_grpo", "train_encoder", "compare", "benchmark", "bandits", "search", "evaluate",
+    }  # fmt: skip

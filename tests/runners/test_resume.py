@@ -1,24 +1,26 @@
-"""Real runs, killed and resumed, on a tiny collection."""
+"""Real runs, killed, stopped and resumed, on a tiny collection."""
 
 import random
 import signal
 from pathlib import Path
 
 import pytest
-from killing import command, differences, kill_until_done, killed, run, scalars
+from killing import await_file, differences, kill_until_done, metrics, run, scalars, start, stopped
+
+from maw_gym.errors import InputError
+from maw_gym.files import let_go
+from runners.experiments.runs import open_run, settings_of
+from runners.experiments.settings import RunSettings
+from runners.train_supervised import SupervisedRunSettings
 
 Arguments = list[object]
-
-
-def checkpoint_files(run: Path) -> list[Path]:
-    return sorted((run / "checkpoints").iterdir())
 
 
 @pytest.fixture(scope="module")
 def arguments(tiny_folder: Path) -> Arguments:
     return [
         "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
-        "--timesteps", 6400, "--num-envs", 16, "--n-steps", 8, "--checkpoint-every", 4,
+        "--timesteps", 3200, "--num-envs", 16, "--n-steps", 8, "--checkpoint-every", 2,
         "--evaluations", 3, "--device", "cpu",
     ]  # fmt: skip
 
@@ -31,34 +33,27 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(arguments: Arguments, logdir: Path, maw_gym_home: Path) -> Path:
     """A run of GRPO that nobody disturbed."""
-    done = run(
-        command("train_grpo", *arguments, "--logdir", logdir, "--run-name", "whole"), maw_gym_home
-    )
-    assert done.returncode == 0, done.stderr
+    run("train grpo", *arguments, "--logdir", logdir, "--run-name", "whole", home=maw_gym_home)
     return logdir / "whole"
 
 
-def test_tensorboard_shows_every_step_once(whole: Path):
-    curves = scalars(whole)
-    rollouts = list(range(128, 6401, 128))
+def test_tensorboard_shows_every_step_once_and_two_checkpoints_are_kept(whole: Path) -> None:
+    curves, rollouts = scalars(whole), list(range(128, 3201, 128))
     assert [step for step, _ in curves["rollout/ep_rew_mean"]] == rollouts
     # What an update records is written after the next rollout.
     assert [step for step, _ in curves["train/loss"]] == rollouts[1:]
-    # 50 rollouts, 3 evaluations asked for: every 16th, and the end.
-    assert [step for step, _ in curves["eval/reward"]] == [0, 2048, 4096, 6144, 6400]
-
-
-def test_keeps_two_checkpoints(whole: Path):
-    # Before rollouts 5, 9, ... of 128 steps, and at the end.
-    names = [path.name for path in checkpoint_files(whole)]
-    assert names == ["000000006144.safetensors", "000000006400.safetensors"]
+    # 25 rollouts, 3 evaluations asked for: every 8th, and the end.
+    assert [step for step, _ in curves["eval/reward"]] == [0, 1024, 2048, 3072, 3200]
+    # Before rollouts 3, 5, ... of 128 steps, and at the end.
+    names = sorted(path.stem for path in (whole / "checkpoints").iterdir())
+    assert names == ["000000003072", "000000003200"]
 
 
 def test_killed_runs_end_like_the_whole_one(
     whole: Path, arguments: Arguments, logdir: Path, maw_gym_home: Path
-):
+) -> None:
     told = kill_until_done(
-        "train_grpo", arguments, logdir, "killed", maw_gym_home, random.Random(5), 2, 2.5
+        "train grpo", arguments, logdir, "killed", maw_gym_home, random.Random(5), 2, 0.8
     )
     assert "-> -9" in told[0], told
     assert differences(whole, logdir / "killed") == [], told
@@ -66,19 +61,84 @@ def test_killed_runs_end_like_the_whole_one(
 
 def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(
     whole: Path, arguments: Arguments, logdir: Path, maw_gym_home: Path
-):
+) -> None:
     folder = logdir / "stopped"
-    line = command("train_grpo", *arguments, "--logdir", logdir, "--run-name", "stopped")
     # Every checkpoint but the one of the signal is out of reach.
-    line += ["--checkpoint-every", "1000"]
-    status, told = killed(line, folder, maw_gym_home, 0.2, signal.SIGTERM)
+    words = [*arguments, "--checkpoint-every", 1000, "--logdir", logdir, "--run-name", "stopped"]
+    begun = start("train grpo", *words, home=maw_gym_home)
+    status, told = stopped(begun, folder / "events*", 0.1, signal.SIGTERM)
     assert status == 143
     assert told[-1] == f"error: stopped by SIGTERM; go on with --resume {folder}"
-    (written,) = checkpoint_files(folder)
-    assert int(written.stem) < 6400
+    (written,) = (folder / "checkpoints").iterdir()
+    assert int(written.stem) < 3200
     left = folder / "checkpoints" / ".000000000128.safetensors.abc.writing"
     left.touch()  # as by a kill in the midst of writing
-    done = run(command("train_grpo", "--resume", folder), maw_gym_home)
-    assert done.returncode == 0, done.stderr
+    run("train grpo", "--resume", folder, home=maw_gym_home)
     assert not left.exists()
     assert differences(whole, folder) == []
+
+
+def test_a_killed_supervised_run_ends_like_the_whole_one(
+    tiny_folder: Path, tmp_path: Path, maw_gym_home: Path
+) -> None:
+    words = ["--dataset", tiny_folder, "--encoder", "untrained", "--device", "cpu", "--epochs", 60]
+    words += ["--logdir", tmp_path, "--run-name"]
+    run("train supervised", *words, "whole", home=maw_gym_home)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    checkpoint = killed / "router.checkpoints"
+    begun = start("train supervised", *words, "killed", home=maw_gym_home)
+    status, _ = stopped(begun, checkpoint, 0.1, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    assert checkpoint.exists()
+    assert not (killed / "metrics.json").exists()
+
+    run("train supervised", "--resume", killed, home=maw_gym_home)
+    assert differences(whole, killed) == []
+    assert len(scalars(killed)["train/loss"]) == 60
+    assert not [path for path in killed.iterdir() if "checkpoint" in path.name]
+    with pytest.raises(InputError, match="is finished; there is nothing to go on with"):
+        settings_of(SupervisedRunSettings, {"resume": str(killed)})
+
+
+def test_two_runs_at_once_on_cold_caches_that_are_damaged_later(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    words: Arguments = [
+        "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
+        "--num-envs", 16, "--timesteps", 256, "--device", "cpu", "--logdir", tmp_path, "--run-name",
+    ]  # fmt: skip
+    both = [start("train grpo", *words, name, home=home) for name in ("one", "other")]
+    for one in both:
+        status, _, told = one.ended()
+        assert status == 0, told
+    assert metrics(tmp_path / "one") == metrics(tmp_path / "other")
+
+    files = [path for path in home.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    files = [path for path in files if path.parent.parent.name != "streams"]
+    assert {"documents", "tables"} <= {path.parent.name for path in files}
+    # Nothing half written, nothing left over from the building.
+    assert all(path.suffix in (".safetensors", ".json", ".gz", ".npy") for path in files), files
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-7])
+    run("train grpo", *words, "third", home=home)
+    assert metrics(tmp_path / "one") == metrics(tmp_path / "third")
+    assert all(path.stat().st_size > 0 for path in files)
+
+
+def test_one_process_at_a_time_works_on_a_run(
+    arguments: Arguments, tmp_path: Path, maw_gym_home: Path
+) -> None:
+    folder = tmp_path / "held"
+    words = [*arguments, "--timesteps", 10**6, "--logdir", tmp_path, "--run-name", "held"]
+    begun = start("train grpo", *words, home=maw_gym_home)
+    await_file(begun, folder / "events*")
+    status, _, told = start("train grpo", "--resume", folder, home=maw_gym_home).ended()
+    assert status == 2
+    assert told == (
+        f"error: run {str(folder)!r} is being written by another process; wait for it, or stop it\n"
+    )
+    begun.process.kill()
+    begun.ended()
+    assert open_run(RunSettings(resume=folder), "run") == folder
+    let_go(folder)

@@ -1,99 +1,67 @@
 """Runs whose surroundings fail: closed and full streams, odd names, a broken matplotlib."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-
-def popen(
-    arguments: list[object], environment: dict[str, str], **streams: Any
-) -> "subprocess.Popen[bytes]":
-    words = [os.fsencode(str(argument)) for argument in arguments]
-    return subprocess.Popen(
-        [sys.executable, "-m", "runners.train_supervised", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        **streams,
-    )
+from runners.experiments.runs import run_main
+from runners.experiments.settings import FolderSettings
 
 
-@pytest.fixture
-def flags(tiny_folder: Path) -> list[object]:
-    return ["--dataset", tiny_folder, "--encoder", "untrained", "--epochs", 1, "--device", "cpu"]
-
-
-def test_nobody_reads_and_nothing_can_be_told(flags: list[object], tmp_path: Path) -> None:
+def test_nobody_reads_and_nothing_can_be_told(tiny_folder: Path, tmp_path: Path) -> None:
     """Standard output closed, standard error full, both ASCII; no git."""
     reader, writer = os.pipe()
     os.close(reader)
+    words = ["--dataset", tiny_folder, "--encoder", "untrained", "--epochs", 1, "--device", "cpu"]
+    words += ["--logdir", tmp_path, "--run-name", "grün"]
+    encoded = [os.fsencode(str(word)) for word in words]
+    streams = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PATH": "", "OMP_NUM_THREADS": "1"}
     with open("/dev/full", "wb") as full:
-        process = popen(
-            [*flags, "--logdir", tmp_path, "--run-name", "grün"],
-            {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PATH": ""},
+        done = subprocess.run(
+            [sys.executable, "-m", "runners.train_supervised", *encoded],
+            env=os.environ | streams,
             stdout=writer,
             stderr=full,
+            check=False,
         )
-        os.close(writer)
-        assert process.wait(timeout=250) == 0
+    os.close(writer)
+    assert done.returncode == 0
     metrics = json.loads((tmp_path / "grün" / "metrics.json").read_text())
     assert metrics["training"]["best_epoch"] == 1
 
 
-def test_characters_that_cannot_be_shown_are_escaped(flags: list[object], tmp_path: Path) -> None:
-    process = popen(
-        [*flags, "--logdir", tmp_path, "--run-name", "grün"],
-        {"PYTHONIOENCODING": "ascii"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    out, err = process.communicate(timeout=250)
-    assert process.returncode == 0, err
-    assert b"gr\\xfcn" in out
+def test_characters_that_cannot_be_shown_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    run_main(FolderSettings, lambda settings: print(settings.run_name), ["--run-name", "grün"])
+    assert written.getvalue() == b"gr\\xfcn\n"
 
 
-def test_a_broken_matplotlib_is_one_line(flags: list[object], tmp_path: Path) -> None:
-    process = popen(
-        [*flags, "--logdir", tmp_path / "runs"],
-        {"MPLBACKEND": "nosuch"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    out, err = process.communicate(timeout=250)
-    assert process.returncode == 2
-    assert out == b""
-    (line,) = err.decode().splitlines()
-    assert line.startswith("error: matplotlib cannot be imported (")
-    assert line.endswith("mend its matplotlibrc or unset MPLBACKEND")
-    assert not (tmp_path / "runs").exists()
-
-
-def test_what_draws_is_imported_when_it_draws(
+def test_a_broken_matplotlib_is_one_line_before_the_work(
     tmp_path: Path, run_python: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A setting file that is no text, as `compare` and `bandits` meet it before their work."""
+    """A setting file that is no text; what draws is imported when it draws."""
     (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe backend")
     monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
-    out = run_python(f"""
-from pathlib import Path
-from maw_gym.errors import InputError
-from runners import ablate, bandits, benchmark, compare, evaluate, report
-from runners import train_encoder, train_grpo, train_ppo, train_supervised
-for settings, main in (
-    (bandits.BanditSettings, bandits.main), (compare.CompareSettings, compare.main)
-):
+    lines = run_python(f"""
+import sys
+from runners import ablate, bandits, benchmark, compare, evaluate, report, train_encoder
+from runners.cli import main
+sys.stderr = sys.stdout
+for command in ("train grpo", "train ppo", "train supervised", "bandits", "compare"):
     try:
-        main(settings(logdir=Path({str(tmp_path / "runs")!r})))
-    except InputError as error:
-        print(error)
-""")
-    lines = out.splitlines()
-    assert len(lines) == 2
+        main([*command.split(), "--logdir", {str(tmp_path / "runs")!r}])
+    except SystemExit as end:
+        assert end.code == 2
+""").splitlines()
+    assert len(lines) == 5
     for line in lines:
-        assert line.startswith("matplotlib cannot be imported (")
+        assert line.startswith("error: matplotlib cannot be imported (")
         assert line.endswith("mend its matplotlibrc or unset MPLBACKEND")
     assert not (tmp_path / "runs").exists()

@@ -1,80 +1,78 @@
-"""The runners of PPO and the supervised router, and scoring what they leave."""
+"""What runs leave, whatever trains; scoring it; and runs whose numbers stop being finite."""
 
+import itertools
 import json
-import os
-import subprocess
-import sys
+import math
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_collection import write_tiny_collection
 
-from agents.supervised import label_sentence
+from agents.grpo import GRPO, losses
+from maw_gym import files
+from maw_gym.corpora import splits
+from maw_gym.encoders.files import load_embedder
+from maw_gym.encoders.training import selection
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.errors import InputError
+from maw_gym.routers.depth_router import load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import load_task
-from runners import evaluate
+from runners.cli import main
 from runners.evaluate import EvaluateSettings
-from runners.experiments.command_line import made
-from runners.experiments.report import row_of
-from runners.experiments.result import by_router
-from runners.experiments.settings import GRPOSpec, PPOSpec
-from runners.experiments.training import Log
-from runners.train_grpo import train_grpo
-from runners.train_ppo import PPORunSettings, train_ppo
-from runners.train_supervised import SupervisedRunSettings
+from runners.evaluate import main as evaluate
+
+# SB3 silences this one when it is imported, which pytest undoes.
+pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")
 
 FILES = {
-    "config.json",
-    "encoder.safetensors",
-    "router.safetensors",
-    "metrics.json",
-    "figures",
-    "report.html",
-    "per_query.csv.gz",
-    "run.trec.gz",
-}
-
-
-def run(runner: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", f"runners.{runner}", *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    "config.json", "encoder.safetensors", "router.safetensors", "metrics.json", "figures",
+    "report.html", "per_query.csv.gz", "run.trec.gz",
+}  # fmt: skip
+TAGS = {"train/loss", "eval/reward", "eval/regret", "eval/ndcg@10", "policy/depths"}
+QUERIES = r"queries of the batch: q\d+(, q\d+)*( and \d+ more)?"
 
 
 @pytest.fixture(scope="module")
-def common(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    logdir = tmp_path_factory.mktemp("runs")
-    return ["--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
-            "--device", "cpu", "--logdir", logdir, "--run-name", "one"]  # fmt: skip
+def flags(tiny_folder: Path) -> list[str]:
+    return ["--dataset", str(tiny_folder), "--encoder", "untrained", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
-def ppo(common: list[object]) -> Path:
-    done = run(
-        "train_ppo", *common[:-1], "ppo", "--timesteps", 512, "--num-envs", 16, "--batch-size", 32
-    )
-    assert done.returncode == 0, done.stderr
-    assert "| PPO " in done.stdout
-    return Path(str(common[-3])) / "ppo"
+def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def train(command: str, *words: object) -> None:
+    main(["train", command, *map(str, words)])
+
+
+@pytest.fixture(scope="module", params=["grpo", "ppo"])
+def online(request: pytest.FixtureRequest, flags: list[str], logdir: Path) -> Path:
+    """The run of a learner in the environment."""
+    words = ["--timesteps", 512, "--num-envs", 16, "--batch-size", 32]
+    train(request.param, *flags, *words, "--logdir", logdir, "--run-name", request.param)
+    return logdir / request.param
 
 
 @pytest.fixture(scope="module")
-def supervised(common: list[object]) -> Path:
-    done = run("train_supervised", *common[:-1], "rule", "--labels", "rule", "--epochs", 2)
-    assert done.returncode == 0, done.stderr
-    assert "| supervised-rule " in done.stdout
-    assert "the rule labels are a CONSTANT: depth 5 for every training query" in done.stdout
-    return Path(str(common[-3])) / "rule"
+def supervised(flags: list[str], logdir: Path, tiny_transformer: Path) -> Path:
+    """A run over a transformer in a folder that is gone by now."""
+    model = shutil.copytree(tiny_transformer, logdir / "model")
+    words = ["--text-encoder", model, "--labels", "rule", "--epochs", 2]
+    train("supervised", *flags, *words, "--logdir", logdir, "--run-name", "rule")
+    shutil.rmtree(model)
+    return logdir / "rule"
 
 
 def tags(folder: Path) -> set[str]:
@@ -82,135 +80,175 @@ def tags(folder: Path) -> set[str]:
     return {*events["scalars"], *events["histograms"], *events["images"]}
 
 
-def test_ppo_leaves_what_a_run_leaves(ppo: Path) -> None:
-    assert {path.name for path in ppo.iterdir()} >= FILES | {"model.zip"}
-    metrics = json.loads((ppo / "metrics.json").read_text())
+def test_what_a_learner_in_the_environment_leaves(online: Path) -> None:
+    assert {path.name for path in online.iterdir()} >= FILES | {"model.zip"}
+    metrics = json.loads((online / "metrics.json").read_text())
     assert metrics["split"] == "test"
     assert metrics["reward"]["random"] == metrics["baselines"]["random depth"]["reward"]["mean"]
     assert set(metrics["retrieval"]) == {"nDCG@10", "RR@10", "R@100", "Success@10"}
-    assert tags(ppo) >= {
-        "rollout/ep_rew_mean", "reward/entropy", "reward/focus", "reward/alignment", "eval/reward",
-        "eval/regret", "eval/gap_closed", "eval/ndcg@10", "policy/depths", "attention/depth",
-        "train/loss", "attention/depths",
+    assert tags(online) >= TAGS | {
+        "rollout/ep_rew_mean", "reward/entropy", "reward/focus", "reward/alignment",
+        "eval/gap_closed", "attention/depth", "attention/depths",
     }  # fmt: skip
-    assert (ppo / "figures" / "attention_by_depth.png").stat().st_size > 10_000
+    assert (online / "figures" / "attention_by_depth.png").stat().st_size > 10_000
 
 
-def test_supervised_leaves_what_a_run_leaves(supervised: Path) -> None:
+def test_the_policy_evaluated_by_sb3_earns_what_the_report_says(
+    online: Path, tiny_folder: Path
+) -> None:
+    table = load_task(str(tiny_folder), "untrained", "cpu").table("test")
+    env = Monitor(GRPOEnvironment(table=table, observation=("profile",), query_order="sequential"))
+    router = load_router(online / "router.safetensors")
+    mean, _ = evaluate_policy(router, env, n_eval_episodes=len(table), deterministic=True)
+    reported = json.loads((online / "metrics.json").read_text())["reward"]["mean"]
+    assert mean == pytest.approx(reported, abs=1e-6)
+
+
+def test_what_a_supervised_run_leaves(supervised: Path) -> None:
     assert {path.name for path in supervised.iterdir()} >= FILES
     metrics = json.loads((supervised / "metrics.json").read_text())
     # 12 training queries with one relevant document each.
     assert metrics["training"]["label_histogram"] == [0] * 5 + [12] + [0] * 26
     assert metrics["training"]["label_constant"] is True
     assert metrics["chosen_at"] in (12, 24)  # 1 or 2 passes over the queries
-    assert tags(supervised) >= {
-        "train/loss", "train/cross_entropy", "train/ranking_loss", "eval/reward", "eval/regret",
-        "eval/ndcg@10", "policy/depths",
-    }  # fmt: skip
+    assert tags(supervised) >= TAGS | {"train/cross_entropy", "train/ranking_loss"}
 
 
-def test_from_run_takes_a_run_home(ppo: Path) -> None:
-    routed = RoutedEncoder.from_run(ppo, "cpu")
-    assert routed.encode_query(["how bees make honey", "polar ice"]).shape == (2, 256)
-    routed.index(["a", "b"], ["Bees dry nectar until it is honey.", "The king is in check."])
-    assert routed.search("how bees make honey", k=1)[0]["id"] == "a"
+def test_a_run_is_a_retriever_without_its_models_folder(supervised: Path, logdir: Path) -> None:
+    settings = json.loads((supervised / "config.json").read_text())["settings"]
+    assert settings["text_encoder"] == str(logdir / "model")
+    routed = RoutedEncoder.from_run(supervised, "cpu")
+    assert routed.encode_query(["how bees make honey", "polar ice"]).shape == (2, 24)
+    routed.index(["a", "b"], ["bees make honey", "the moon and the tide"])
+    assert {found["id"] for found in routed.search("honey", k=2)} == {"a", "b"}
 
 
 def test_evaluate_finds_the_numbers_of_the_run(
-    ppo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    supervised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "numbers.json"
-    evaluate.main(EvaluateSettings(run=ppo, device="cpu", out=output))
-    found, own = (json.loads(path.read_text()) for path in (output, ppo / "metrics.json"))
-    for block in ("reward", "retrieval", "baselines"):
+    evaluate(EvaluateSettings(run=supervised, device="cpu", out=tmp_path / "numbers.json"))
+    found, own = (
+        json.loads(path.read_text())
+        for path in (tmp_path / "numbers.json", supervised / "metrics.json")
+    )
+    for block in ("reward", "retrieval"):
         assert found[block] == own[block]
-    assert "| PPO " in capsys.readouterr().out
+    for title, row in found["baselines"].items():
+        assert row == own["baselines"][title]
+    assert "| supervised-rule " in capsys.readouterr().out
 
 
 def test_evaluate_without_training_queries(
-    ppo: Path, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+    online: Path, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
     (other / "qrels").mkdir(parents=True)
     for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
         (other / name).write_text((tiny_folder / name).read_text())
-    evaluate.main(EvaluateSettings(run=ppo, dataset=str(other), device="cpu"))
+    evaluate(EvaluateSettings(run=online, dataset=str(other), device="cpu"))
     out = capsys.readouterr().out
     assert "7 test queries of" in out
     assert "best fixed depth" not in out  # there is nothing to choose it on
     with pytest.raises(InputError, match="has no train queries; choose another --split"):
-        evaluate.main(EvaluateSettings(run=ppo, dataset=str(other), split="train", device="cpu"))
+        evaluate(EvaluateSettings(run=online, dataset=str(other), split="train", device="cpu"))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({}, "no run folder 'nowhere'"),
-        ({"split": "dev"}, "split must be 'encoder', 'train', 'validation' or 'test', got 'dev'"),
-    ],
-)
-def test_evaluate_mistakes(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        evaluate.main(EvaluateSettings(run=Path("nowhere"), **settings))
+@pytest.mark.parametrize("command", ["train grpo", "train encoder", "compare"])
+def test_a_model_that_is_not_there_ends_every_runner(
+    command: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*flags[:2], *flags[4:], "--logdir", str(tmp_path), "--text-encoder", "./nowhere"]
+    with pytest.raises(SystemExit) as end:
+        main([*command.split(), *words])
+    shown = capsys.readouterr()
+    assert (end.value.code, shown.out) == (2, "")
+    last = shown.err.splitlines()[-1]
+    assert last.startswith("error: text encoder './nowhere' is no folder; ")
 
 
-# SB3's progress bar is tqdm's for rich terminals, which calls itself experimental.
-@pytest.mark.filterwarnings("ignore::tqdm.std.TqdmExperimentalWarning")
-@pytest.mark.parametrize("kind", ["grpo", "ppo"])
-def test_evaluate_policy_equals_the_table(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
-    """SB3's own evaluation of one environment, query after query, gives the report's reward."""
-    given: dict[str, Any] = {"dataset": str(tiny_folder), "encoder": "untrained", "device": "cpu",
-                             "timesteps": 512, "num_envs": 16}  # fmt: skip
-    task = load_task(given["dataset"], "untrained", "cpu")
-    if kind == "grpo":
-        spec: GRPOSpec | PPOSpec = made(GRPOSpec, given)
-        router = train_grpo(task, spec, Log(tmp_path)).router
-    else:
-        spec = made(PPOSpec, given, batch_size=32)
-        router = train_ppo(task, spec, Log(tmp_path)).router
-    expected = row_of(task, spec.task, by_router(task, spec.task, "test", router)).reward
-    assert expected is not None
-    table = task.table("test")
-    env = Monitor(GRPOEnvironment(table=table, observation=("profile",), query_order="sequential"))
-    mean, _ = evaluate_policy(router, env, n_eval_episodes=len(table), deterministic=True)
-    assert mean == pytest.approx(expected["mean"], abs=1e-6)
-
-
-def test_label_sentence() -> None:
-    facts = {"labels": "oracle", "label_histogram": [1, 0, 3], "label_most_common": 2,
-             "label_share_of_most_common": 0.75, "label_constant": False}  # fmt: skip
-    assert label_sentence(facts) == (
-        "the oracle labels use 2 of 3 depths; the most common, depth 2, is that of 75.0% of the"
-        " training queries"
+def test_an_encoder_and_what_it_is_worth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(splits, "ENCODER_MINIMUM", 0)  # the tiny collection trains an encoder
+    # Without pydocs, which takes long to train on, and whatever the scores.
+    monkeypatch.setattr(selection, "_candidates", lambda collection: {"own pairs": [collection]})
+    scores = {"untrained": np.array([0.5, 0.4]), "own pairs": np.array([1.0, 0.8])}
+    monkeypatch.setattr(selection, "_scores", lambda *given: scores)
+    dataset, run = write_tiny_collection(tmp_path / "data"), tmp_path / "one"
+    words = ["--dataset", dataset, "--epochs", 1, "--depth-epochs", 1, "--batch-size", 4]
+    train("encoder", *words, "--device", "cpu", "--logdir", tmp_path, "--run-name", "one")
+    config, metrics = (
+        json.loads((run / f"{name}.json").read_text()) for name in ("config", "metrics")
     )
+    assert (config["learner"], config["settings"]["depth_epochs"]) == ("encoder", 1)
+    assert metrics["encoder"]["chosen"] == "own pairs"
+    assert metrics["encoder"]["training"]["settings"]["batch_size"] == 4
+    assert {"mean pooling", "zero-shot NON-MAW", "standard attention"} <= set(metrics["baselines"])
+    embedder, _ = load_embedder(run / "encoder.safetensors")
+    assert embedder.maw.depths == len(metrics["depths"]["entropy"]) == 32
+    shown = capsys.readouterr().out
+    assert "| standard attention " in shown
+    assert f"encoder: own pairs; give others {run / 'encoder.safetensors'}" in shown
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "message"),
-    [
-        (PPORunSettings, {"num_envs": 10}, "num_envs 10 is not divisible by group_size 8"),
-        (PPORunSettings, {"clip_range": 0}, "clip_range must be above 0, got 0"),
-        (PPORunSettings, {"n_steps": 2**20}, "256 num_envs times 1048576 n_steps is larger than"),
-        (
-            SupervisedRunSettings,
-            {"labels": "best"},
-            "labels must be 'rule' or 'oracle', got 'best'",
-        ),
-        (SupervisedRunSettings, {"epochs": 0}, "epochs must be at least 1, got 0"),
-        (
-            SupervisedRunSettings,
-            {"alignment": "map"},
-            "alignment must be 'ndcg' or 'listwise', got",
-        ),
-    ],
-)
-def test_bad_settings(kind: type, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        made(kind, settings)
+# --- numbers that are not finite -------------------------------------------------------------
 
 
-def test_a_mistake_is_one_line(ppo: Path) -> None:
-    done = run("evaluate", "--run", ppo, "--dataset", "nowhere")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: unknown dataset 'nowhere'")
-    assert "Traceback" not in done.stderr
+@pytest.fixture
+def told(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What a run says that ends with status 1."""
+
+    def run(command: str, *more: object) -> str:
+        words = ["--num-envs", 16, "--n-steps", 8, "--timesteps", 2560, "--checkpoint-every", 1]
+        with pytest.raises(SystemExit) as caught:
+            train(command, *flags, *words, *more, "--logdir", tmp_path, "--run-name", "run")
+        assert caught.value.code == 1
+        (line,) = (x for x in capsys.readouterr().err.splitlines() if not x.endswith(" ..."))
+        return str(line)
+
+    return run
+
+
+def test_a_loss_that_is_not_finite(
+    told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, calls = losses.policy_loss, itertools.count(1)
+
+    def failing(*arguments: Any) -> Any:
+        return loss(*arguments) * (math.nan if next(calls) == 6 else 1.0)
+
+    monkeypatch.setattr(losses, "policy_loss", failing)
+    line = told("grpo", "--n-epochs", 1, "--batch-size", "None")  # one loss for each rollout
+    # The sixth rollout of 128 steps fails; checkpoints are written before each but the first.
+    last = tmp_path / "run" / "checkpoints" / "000000000640.safetensors"
+    assert re.fullmatch(
+        rf"error: train/policy_loss is nan at step 768: .*; {QUERIES}; the last good checkpoint is"
+        rf" {last}",
+        line,
+    )
+    assert sorted(last.parent.iterdir())[-1] == last
+    tensors = files.read(last, "checkpoint").tensors
+    numbers = [value for value in tensors.values() if value.is_floating_point()]
+    assert all(value.isfinite().all() for value in numbers)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(("command", "algorithm"), [("grpo", GRPO), ("ppo", PPO)])
+def test_logits_that_are_not_finite(
+    command: str, algorithm: type, told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights may be finite, and what they multiply to not."""
+
+    def exploding(self: Any) -> None:
+        with torch.no_grad():
+            for weight in self.policy.parameters():
+                weight.fill_(1e30)
+
+    monkeypatch.setattr(algorithm, "train", exploding)
+    assert re.fullmatch(
+        rf"error: the policy's logits are not finite, at step 128; {QUERIES}; the last good"
+        r" checkpoint was not written yet",
+        told(command),
+    )

@@ -45,7 +45,7 @@ def test_every_example_is_tested() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
         "environment_by_hand", "grpo_on_a_bandit", "own_collection", "own_learner",
         "own_observation",
-        "own_text_encoder", "ppo_on_mawdepth", "search_with_a_run",
+        "own_text_encoder", "ppo_on_mawdepth", "search_with_a_run", "track_with_mlflow",
     }  # fmt: skip
 
 
@@ -101,3 +101,20 @@ def test_search_with_a_run(run: Run, tmp_path: Path) -> None:
     expected = promised("search_with_a_run")
     assert lines[0] == "depth 2: how do I read a file line by line"
     assert [line.split()[-1] for line in lines] == [line.split()[-1] for line in expected]
+
+
+def test_track_with_mlflow(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="needs mlflow: pip install mlflow-skinny")
+    from runners.cli import main
+
+    mlflow.set_tracking_uri(tmp_path / "tracked")
+    monkeypatch.chdir(EXAMPLES)
+    words = ["--dataset", tiny_folder, "--encoder", "untrained", "--device", "cpu", "--logdir"]
+    words += [tmp_path, "--run-name", "one", "--timesteps", "512", "--num-envs", "16"]
+    main(["train", "grpo", *map(str, words), "--callback", "track_with_mlflow:MLflowCallback"])
+    (found,) = mlflow.search_runs(output_format="list", search_all_experiments=True)
+    assert found.info.run_name == "one"
+    assert found.data.params["timesteps"] == "512"
+    assert 0 < found.data.metrics["eval/reward"] < 1

@@ -37,7 +37,7 @@ from maw_gym.settings import described, one_line
 Kind = TypeVar("Kind")
 
 TWO_LINES: Final = 98  # characters of a flag's text in the short help
-PLACES: Final = ("logdir", "run_name", "resume")  # where a run lies: no part of its command
+PLACES: Final = ("logdir", "run_name", "resume", "config")  # no part of what a run is
 
 
 @dataclass(frozen=True)

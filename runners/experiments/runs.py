@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from maw_gym.errors import InputError, printable
-from maw_gym.files import expanded, hold, let_go, sweep, write_json
+import yaml
+
+from maw_gym.errors import InputError, first_line, printable
+from maw_gym.files import check_readable, expanded, hold, let_go, sweep, write_json
 from maw_gym.run import CONFIG, METRICS, Run
-from runners.experiments.command_line import flat, given_flags, made, settings_in
+from runners.experiments.command_line import PLACES, flat, given_flags, made, settings_in
 
 Settings = TypeVar("Settings")
 
@@ -72,7 +74,6 @@ def _quit(message: str, status: int) -> None:
     if os.environ.get("RANK", "0") != "0":
         # Of torchrun's processes the first one says what all have found; it ends the others.
         time.sleep(10)
-    _give_back()
     print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(status)
 
@@ -330,6 +331,8 @@ def _git_commit() -> str | None:
 
 def settings_of(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
     """The settings that a command line asks for; of a run that goes on they are its own."""
+    if given.get("config") is not None:
+        given = {**_settings_in_file(kind, expanded(given["config"])), **given}
     if given.get("resume") is None:
         return made(kind, given)
     run = expanded(given["resume"])
@@ -342,6 +345,24 @@ def settings_of(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
                 f" {own[name]}; leave the flag out, or start another run"
             )
     return made(kind, own | {name: given[name] for name in HOW if name in given})
+
+
+def _settings_in_file(kind: type[Any], path: Path) -> dict[str, Any]:
+    """The settings in a YAML file by the words of their flags, or in a config.json."""
+    check_readable(path, "file of settings", 2_000_000)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as problem:
+        raise InputError(f"{path} is neither YAML nor JSON ({first_line(problem)})") from None
+    if isinstance(content, dict) and isinstance(content.get("settings"), dict):
+        own = content["settings"].items()
+        return {name: value for name, value in own if name not in PLACES}
+    if not isinstance(content, dict):
+        raise InputError(f"{path} has no settings; write one a line, such as `timesteps: 1000`")
+    names = {one.flag[2:]: name for name, one in settings_in(kind).items()}
+    found = {str(word).replace("_", "-"): value for word, value in content.items()}
+    return {names.get(word, word): value for word, value in found.items()}
 
 
 def _settings_of_run(kind: type[Settings], run: Path) -> Settings:

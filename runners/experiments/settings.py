@@ -6,7 +6,7 @@ of its learner; a run's settings are a specification and a `RunSettings`. Every 
 
 from dataclasses import field
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import model_validator
 
@@ -23,6 +23,7 @@ from maw_gym.envs.bandit import DEFAULT_WEIGHTS, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.settings import Count, Folds, HomePath, HomeText, Index, Seed, Share, checked
 from maw_gym.tables.depth_table import checked_blocks
+from runners.experiments.command_line import Flag
 
 LARGEST_ROLLOUT: Final = 2**22  # samples, some gigabytes of observations
 
@@ -185,6 +186,8 @@ class FolderSettings:
     """folder of all runs; `tensorboard --logdir` wants the same"""
     run_name: str | None = None
     """folder of this run inside logdir; made of what is run and the time unless given"""
+    config: HomePath | None = None
+    """YAML file of settings, or the config.json of a run, for what no flag says"""
 
 
 @checked
@@ -201,3 +204,5 @@ class TrainingRunSettings(RunSettings):
 
     checkpoint_every: Count = 50
     """rollouts between checkpoints; the last two are kept"""
+    callbacks: Annotated[tuple[str, ...], Flag("callback")] = ()
+    """callbacks of Stable-Baselines3 that follow the training, each as module:Class"""

@@ -1,17 +1,22 @@
 """Training: the task that settings name, an environment over it, and a learner's way through it."""
 
 import contextlib
+import csv
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 import gymnasium as gym
 import torch
-from stable_baselines3.common.callbacks import CallbackList
-from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import CSVOutputFormat, Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from agents.baselines import train_full_information
 from agents.export import router_from_model
@@ -29,10 +34,11 @@ from agents.sb3.vec_env import to_sb3
 from maw_gym.checkpoints import Checkpoint, Checkpoints, forget_checkpoints
 from maw_gym.corpora import load_collection
 from maw_gym.envs.bandit import NDCG, Bandit
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, first_line
 from maw_gym.files import written_whole
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.tables.task import RetrievalTask, load_task
+from runners.experiments.command_line import flat
 from runners.experiments.runs import STOP, Stopwatch, open_run, write_config
 from runners.experiments.settings import FullInformationSpec, OnlineSpec, TaskSettings
 
@@ -43,13 +49,14 @@ ROUTER: Final = "router.safetensors"
 
 
 class Log(NamedTuple):
-    """Where a training writes: events, checkpoints and model; whether it goes on there, and how
-    many rollouts are between checkpoints.
+    """Where a training writes: events, checkpoints and model; whether it goes on there, how many
+    rollouts are between checkpoints, and what of the user's follows it.
     """
 
     folder: Path
     resume: bool = False
     checkpoint_every: int = 50
+    callbacks: Sequence[BaseCallback] = ()
 
 
 class Trained(NamedTuple):
@@ -79,17 +86,36 @@ def training_run(learner: str, train: Train, settings: Any) -> None:
     from runners.experiments.report import report
 
     spec, run = settings.spec, settings.run
+    callbacks = [callback_named(name) for name in getattr(run, "callbacks", ())]
     folder = open_run(settings, f"{learner.lower()}-{spec.task.dataset}-seed{spec.task.seed}")
     watch = Stopwatch()
     with watch.stage("encoder and depth tables"):
         task = open_task(spec.task)
     write_config(folder, learner, settings, task.collection.provenance, task.encoder_provenance)
-    log = Log(folder, run.resume is not None, getattr(run, "checkpoint_every", 1))
+    log = Log(folder, run.resume is not None, getattr(run, "checkpoint_every", 1), callbacks)
     with watch.stage("training"):
         result = by_training(train, task, spec, "test", log)
     report(task, spec.task, learner, result, folder, watch)
     # Only now: a run that was stopped in its report has nothing to train again.
     forget_training(folder)
+
+
+def callback_named(name: str) -> BaseCallback:
+    """A callback that is named `module:Class`, from the working folder or installed."""
+    module, _, kind = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        callback = getattr(import_module(module), kind)()
+    except (ImportError, AttributeError, TypeError, ValueError) as problem:
+        raise InputError(
+            f"callback {name!r} cannot be made ({first_line(problem)}); give module:Class, a"
+            " callback of Stable-Baselines3 that needs no arguments"
+        ) from None
+    finally:
+        sys.path.remove(os.getcwd())
+    if not isinstance(callback, BaseCallback):
+        raise InputError(f"callback {name!r} is no BaseCallback of Stable-Baselines3")
+    return callback
 
 
 def task_of(settings: TaskSettings) -> RetrievalTask:
@@ -198,26 +224,64 @@ def learn(
     else:
         kept.forget()
     events = SyncedTensorBoard(log.folder, purge_step)
-    logger.output_formats.append(events)
+    if not purge_step:
+        log_settings(events.writer, spec)
+    logger.output_formats += [events, Progress(log.folder / "progress.csv", purge_step or 0)]
     if model.num_timesteps < timesteps:  # else only the report was missing
         bar = ProgressBar()
         try:
             with one_thread(), said_where_numbers_end(model, checkpoints), STOP.deferred():
                 model.learn(
                     timesteps - model.num_timesteps,
-                    CallbackList([validation, checkpoints, bar]),
+                    CallbackList([validation, checkpoints, bar, *log.callbacks]),
                     reset_num_timesteps=found is None,
                 )
         finally:
             if hasattr(bar, "bar"):
                 bar.bar.close()
-            events.close()
+            logger.close()
     with written_whole(log.folder / "model.zip") as temporary:
         model.save(temporary)
     model.policy.load_state_dict(validation.average.module.state_dict())
     about = router_settings(task, learner, seed=spec.task.seed)
     router = router_from_model(model, spec.task.observation, about)
     return Trained(router, validation.history, validation.average_from, {}, validation.training)
+
+
+class Progress(CSVOutputFormat):
+    """SB3's progress.csv, whose rows all tell their step; those before a first step are kept."""
+
+    STEP: Final = "time/total_timesteps"
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        kept = []
+        if first_step and path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                kept = list(csv.DictReader(file))
+        super().__init__(str(path))
+        for row in kept:
+            with contextlib.suppress(KeyError, TypeError, ValueError):  # of a torn line
+                if (step := int(row[self.STEP])) < first_step:
+                    self.write({name: float(one) for name, one in row.items() if one}, {}, step)
+
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
+    ) -> None:
+        """Write a row."""
+        excluded = dict.fromkeys(key_values, ()) | key_excluded
+        super().write(key_values | {self.STEP: step}, excluded | {self.STEP: ()}, step)
+
+
+def log_settings(writer: SummaryWriter, spec: Any) -> None:
+    """Show a training's settings in TensorBoard, as a text and among HParams."""
+    values = {
+        name: value if isinstance(value, (bool, int, float)) else str(value)
+        for name, value in flat(spec).items()
+    }
+    rows = [f"| {name} | {value} |" for name, value in values.items()]
+    writer.add_text("settings", "\n".join(["| setting | value |", "| --- | --- |", *rows]))
+    for summary in hparams(values, {"eval/reward": 0.0, "eval/ndcg@10": 0.0}):
+        writer.file_writer.add_summary(summary)
 
 
 @contextlib.contextmanager
@@ -280,6 +344,7 @@ def fit_router(
     for events in log.folder.glob("events.out.tfevents.*"):
         events.unlink()
     with SummaryWriter(str(log.folder)) as writer:
+        log_settings(writer, spec)
         router, facts = fit(
             task,
             observation=settings.observation,

@@ -3,7 +3,6 @@
 import gc
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
 
-from killing import command, differences, environment, kill_until_done, run
+from killing import differences, kill_until_done, run, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -37,10 +36,9 @@ def test_thirty_kills_end_like_runs_left_alone(tiny_folder: Path, tmp_path: Path
         "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "attention", "profile",
         "--timesteps", 12800, "--num-envs", 16, "--checkpoint-every", 5, "--device", "cpu",
     ]  # fmt: skip
-    runners, home = ("train_grpo", "train_ppo"), tmp_path / "home"
+    runners, home = ("train grpo", "train ppo"), tmp_path / "home"
     for runner in runners:
-        whole = run(command(runner, *common, "--logdir", tmp_path, "--run-name", runner), home)
-        assert whole.returncode == 0, whole.stderr
+        run(runner, *common, "--logdir", tmp_path, "--run-name", runner, home=home)
     while done < KILLS:
         runner, name = runners[runs % 2], f"killed-{runs}"
         told = kill_until_done(
@@ -58,24 +56,21 @@ def test_runs_side_by_side_leave_a_result_each(tiny_folder: Path, tmp_path: Path
         "--timesteps", 128, "--num-envs", 16, "--device", "cpu",
     ]  # fmt: skip
 
-    def statuses(*lines: list[str]) -> list[int]:
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        at_once = [
-            subprocess.Popen(line, env=environment(tmp_path / "home"), **quiet) for line in lines
-        ]
-        return sorted(process.wait(timeout=280) for process in at_once)
+    def statuses(*lines: list[object]) -> list[int]:
+        at_once = [start("train grpo", *line, home=tmp_path / "home") for line in lines]
+        return sorted(one.ended()[0] for one in at_once)
 
     rates = [round(0.001 * (row + 1), 3) for row in range(RUNS)]
     for number in range(ROUNDS):  # the caches of the first are cold
         logdir = tmp_path / str(number)
-        flags = (*common, "--logdir", logdir, "--learning-rate")
-        assert statuses(*(command("train_grpo", *flags, rate) for rate in rates)) == [0] * RUNS
+        flags = [*common, "--logdir", logdir, "--learning-rate"]
+        assert statuses(*([*flags, rate] for rate in rates)) == [0] * RUNS
         found = [
             json.loads((metrics.parent / "config.json").read_text())["settings"]["learning_rate"]
             for metrics in logdir.glob("*/metrics.json")
         ]
         assert sorted(found) == rates
-    line = command("train_grpo", *common, "--logdir", tmp_path / "same", "--run-name", "one")
+    line = [*common, "--logdir", tmp_path / "same", "--run-name", "one"]
     assert statuses(*[line] * RUNS) == [0] + [2] * (RUNS - 1)
 
 

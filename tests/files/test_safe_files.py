@@ -14,7 +14,7 @@ from maw_gym.encoders.files import load_embedder
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from runners.experiments.runs import open_run, run_settings
+from runners.experiments.runs import open_run, settings_of
 from runners.experiments.settings import FolderSettings
 from runners.train_grpo import GRPORunSettings
 
@@ -55,7 +55,7 @@ def test_what_is_pickled_is_refused_in_one_line(name: str, tmp_path: Path) -> No
 
     def read() -> Any:
         if name == "config.json":
-            return run_settings(GRPORunSettings, folder)
+            return settings_of(GRPORunSettings, {"resume": str(folder)})
         return load_collection(str(folder))
 
     for content in (pickle.dumps(Bomb(mark)), b"[" * 1_000_000, b'{"settings": "__import__"}'):
@@ -71,7 +71,10 @@ def test_model_zip_is_never_opened(tmp_path: Path) -> None:
     run.mkdir()
     (run / "model.zip").write_bytes(pickle.dumps(Bomb(mark)))
     (run / "config.json").write_text("{}")
-    for read in (RoutedEncoder.from_run, lambda path: run_settings(GRPORunSettings, path)):
+    for read in (
+        RoutedEncoder.from_run,
+        lambda path: settings_of(GRPORunSettings, {"resume": path}),
+    ):
         with pytest.raises(InputError):
             read(run)
     assert Checkpoints(run, {}).restore(pytest.fail) is None

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from hostile_run import BELL, CHOSEN, DEPTHS, IMAGE, LONG, SCRIPT, write_hostile_run
 
-from runners.report_page.page import rendered
-from runners.report_page.payload import run_payload
+from runners.report_page.page import rendered, run_payload
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys

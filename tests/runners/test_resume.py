@@ -1,6 +1,7 @@
 """Real runs, killed, stopped and resumed, on a tiny collection."""
 
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -101,9 +102,10 @@ def test_a_killed_supervised_run_ends_like_the_whole_one(
 
 
 def test_two_runs_at_once_on_cold_caches_that_are_damaged_later(
-    tiny_folder: Path, tmp_path: Path
+    whole: Path, maw_gym_home: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
+    shutil.copytree(maw_gym_home / "pydocs", home / "pydocs")  # takes a minute to make
     words: Arguments = [
         "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
         "--num-envs", 16, "--timesteps", 256, "--device", "cpu", "--logdir", tmp_path, "--run-name",

@@ -13,7 +13,8 @@ from agents.grpo import grpo
 from maw_gym.errors import InputError
 from maw_gym.run import Run
 from runners.cli import main
-from runners.experiments.command_line import made
+from runners.compare import CompareSettings
+from runners.experiments.command_line import changed, made
 from runners.experiments.runs import (
     open_run,
     run_main,
@@ -160,3 +161,36 @@ def test_a_home_folder_that_is_not_known() -> None:
         with pytest.raises(InputError, match="no home folder is known for '~nosuchuser/x'"):
             made(SupervisedRunSettings, **{setting: "~nosuchuser/x"})
     assert FolderSettings(logdir="~/runs").logdir == Path.home() / "runs"
+
+
+def test_settings_from_a_file_give_way_to_flags(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("dataset: cranfield\nlearning-rate: 1e-5\nreward_weights: [0, 0, 1]\n")
+    first = settings_of(SupervisedRunSettings, {"config": str(file), "dataset": "vaswani"})
+    assert (first.spec.task.dataset, first.spec.learner.learning_rate) == ("vaswani", 1e-5)
+    assert first.spec.task.reward_weights == (0.0, 0.0, 1.0)
+    # A run's own config.json makes the same run, in another place.
+    folder = open_run(changed(first, logdir=tmp_path, run_name="one"), "run")
+    second = settings_of(SupervisedRunSettings, {"config": str(folder / "config.json")})
+    assert second.spec == first.spec
+    assert (second.run.run_name, second.run.logdir) == (None, Path("runs"))
+    file.write_text("dataset: [cranfield, vaswani]")
+    assert settings_of(CompareSettings, {"config": file}).datasets == ("cranfield", "vaswani")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"colour: red", "unknown setting 'colour' of SupervisedRunSettings"),
+        (b"epochs: many", "epochs must be a valid integer, got 'many'"),
+        (b"- 1", "has no settings; write one a line, such as `timesteps: 1000`"),
+        (b"a: [1", "is neither YAML nor JSON .while parsing a flow sequence"),
+        (b"\xff\xfe\x00", "is neither YAML nor JSON"),
+        (b"!!python/object/apply:os.getcwd []", "is neither YAML nor JSON .could not determine"),
+    ],
+)
+def test_files_that_hold_no_settings(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe").write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        settings_of(SupervisedRunSettings, {"config": str(tmp_path / "recipe")})
+    assert "\n" not in str(caught.value)

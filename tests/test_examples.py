@@ -109,6 +109,7 @@ def test_track_with_mlflow(
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow: pip install mlflow-skinny")
     from runners.cli import main
 
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(tmp_path / "tracked")
     monkeypatch.chdir(EXAMPLES)
     words = ["--dataset", tiny_folder, "--encoder", "untrained", "--device", "cpu", "--logdir"]

@@ -12,23 +12,19 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import gymnasium as gym
 import torch
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import CSVOutputFormat, Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
 
 from agents.baselines import train_full_information
 from agents.export import router_from_model
 from agents.fitting import router_settings
 from agents.grpo.policies import GRPOPolicyNetwork, SharedPolicyNetwork
 from agents.networks import LIMIT, is_shared, standardisation
-from agents.sb3.callbacks import (
-    CheckpointCallback,
-    ProgressBar,
-    SyncedTensorBoard,
-    ValidationCallback,
-)
+from agents.sb3.callbacks import CheckpointCallback, SyncedTensorBoard, ValidationCallback
 from agents.sb3.training_state import restore_training
 from agents.sb3.vec_env import to_sb3
 from maw_gym.checkpoints import Checkpoint, Checkpoints, forget_checkpoints
@@ -223,23 +219,26 @@ def learn(
         purge_step = found.step + 1 if found else 0
     else:
         kept.forget()
-    events = SyncedTensorBoard(log.folder, purge_step)
-    if not purge_step:
-        log_settings(events.writer, spec)
-    logger.output_formats += [events, Progress(log.folder / "progress.csv", purge_step or 0)]
-    if model.num_timesteps < timesteps:  # else only the report was missing
-        bar = ProgressBar()
-        try:
-            with one_thread(), said_where_numbers_end(model, checkpoints), STOP.deferred():
-                model.learn(
-                    timesteps - model.num_timesteps,
-                    CallbackList([validation, checkpoints, bar, *log.callbacks]),
-                    reset_num_timesteps=found is None,
-                )
-        finally:
-            if hasattr(bar, "bar"):
-                bar.bar.close()
-            logger.close()
+    with (
+        contextlib.closing(SyncedTensorBoard(log.folder, purge_step)) as events,
+        contextlib.closing(Progress(log.folder / "progress.csv", purge_step or 0)) as progress,
+    ):
+        if not purge_step:
+            log_settings(events.writer, spec)
+        logger.output_formats += [events, progress]
+        missing = timesteps - model.num_timesteps  # of a run whose report alone was missing, none
+        if missing > 0:
+            with (
+                tqdm(
+                    total=timesteps, initial=model.num_timesteps, unit="step", disable=None
+                ) as bar,
+                one_thread(),
+                said_where_numbers_end(model, checkpoints),
+                STOP.deferred(),
+            ):
+                shown = ConvertCallback(lambda *_: bar.update(spec.online.num_envs) or True)
+                callbacks = CallbackList([validation, checkpoints, shown, *log.callbacks])
+                model.learn(missing, callbacks, reset_num_timesteps=found is None)
     with written_whole(log.folder / "model.zip") as temporary:
         model.save(temporary)
     model.policy.load_state_dict(validation.average.module.state_dict())

@@ -90,18 +90,22 @@ class Run:
         }
 
     def curves(self) -> "pd.DataFrame":
-        """`scalars` as a table: a row for each step, a column for each tag; needs pandas."""
-        curves = {tag: _pandas().Series(values) for tag, values in self.scalars().items()}
-        return _pandas().DataFrame(curves).rename_axis("step")
+        """`scalars` as a table: a row for each step, a column for each tag."""
+        import pandas as pd
+
+        curves = {tag: pd.Series(values) for tag, values in self.scalars().items()}
+        return pd.DataFrame(curves).rename_axis("step")
 
     def per_query(self) -> "pd.DataFrame":
-        """A row for each test query and method, with depth, reward and measures; needs pandas."""
+        """A row for each test query and method, with depth, reward and measures."""
+        import pandas as pd
+
         path = self.path / PER_QUERY
         if not path.is_file():
             raise InputError(
                 f"no {PER_QUERY} in {str(self.path)!r}; give the folder of a finished run"
             )
-        return _pandas().read_csv(path, dtype={"query_id": str})
+        return pd.read_csv(path, dtype={"query_id": str})
 
     def retriever(self, device: str = "auto") -> "RoutedEncoder":
         """The encoder and its router, see `RoutedEncoder.from_run`."""
@@ -127,11 +131,3 @@ class Run:
         if not isinstance(content, dict):
             raise InputError(f"{path} is not a run's {name}; give the folder of a run")
         return content
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError:
-        raise InputError("tables of a run need pandas: pip install pandas") from None
-    return pandas

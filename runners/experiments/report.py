@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
+from agents.supervised import label_sentence
 from maw_gym.encoders.files import save_embedder
 from maw_gym.envs.bandit import Bandit
 from maw_gym.files import write_json, written_whole

@@ -78,8 +78,8 @@ Train = Callable[[RetrievalTask, Any, Log], Trained]
 
 def training_run(learner: str, train: Train, settings: Any) -> None:
     """A run from its settings to its report: train, judge on the test split, leave a folder."""
-    from runners.experiments.methods import by_training
     from runners.experiments.report import report
+    from runners.experiments.result import by_training
 
     spec, run = settings.spec, settings.run
     callbacks = [callback_named(name) for name in getattr(run, "callbacks", ())]

@@ -40,7 +40,7 @@ class CompareSettings:
     datasets: Annotated[tuple[HomeText, ...], Field(min_length=1), Flag("dataset")] = ("pydocs",)
     """ir_datasets ids (pydocs, beir/scifact, cranfield, ...) or folders in BEIR's layout"""
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """names of methods, or module:name of your own learners; all unless given (--quick: those that
+    """methods by name, or own learners as module:name; all unless given (--quick: those that
     train no encoder)"""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     """of the learners; 0 1 2 unless given (--quick: 0)"""

@@ -109,7 +109,7 @@ class StopRequest:
                 raise
         finally:
             self._deferring = False
-        if self.asked():
+        if self.received is not None:
             raise Stopped(self.received, self.advice)
 
     def handle(self, number: int, frame: object) -> None:

@@ -105,7 +105,7 @@ def progress(run_folder: Path) -> list[dict[str, float]]:
     """The rows of progress.csv, without the clock."""
     path = run_folder / "progress.csv"
     rows = csv.DictReader(path.read_text().splitlines()) if path.exists() else ()
-    clock = (*TIMED, "time/time_elapsed")
+    clock = (*TIMED, "time/time_elapsed", "time/iterations")  # counted from where it goes on
     return [{k: float(v) for k, v in sorted(row.items()) if v and k not in clock} for row in rows]
 
 

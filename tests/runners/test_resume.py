@@ -105,7 +105,8 @@ def test_two_runs_at_once_on_cold_caches_that_are_damaged_later(
     whole: Path, maw_gym_home: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    shutil.copytree(maw_gym_home / "pydocs", home / "pydocs")  # takes a minute to make
+    for made in maw_gym_home.glob("pydocs"):  # in a minute
+        shutil.copytree(made, home / "pydocs")
     words: Arguments = [
         "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
         "--num-envs", 16, "--timesteps", 256, "--device", "cpu", "--logdir", tmp_path, "--run-name",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hostile_run import BELL, CHOSEN, DEPTHS, IMAGE, LONG, SCRIPT, write_hostile_run
 
@@ -151,16 +152,12 @@ def test_terms_are_those_of_the_query(page: Page, payload: dict[str, Any]) -> No
     assert "the router's choice" in says
     page.run("document.querySelector('#terms details').open = true")
     page.wait("return document.querySelectorAll('#terms tbody tr').length === 4")
-    rows = page.run(
-        "return [...document.querySelectorAll('#terms tbody tr')]"
-        ".map(row => [...row.cells].map(cell => Number(cell.textContent)))"
+    shown = np.array([float(text) for text in page.texts("#terms tbody :is(td, th)")]).reshape(
+        DEPTHS, 5
     )
-    for depth, (number, entropy, focus, alignment, total) in enumerate(rows):
-        assert number == depth
-        assert entropy == pytest.approx(0.5 * terms["entropy"][depth], abs=1e-3)
-        assert focus == pytest.approx(0.25 * terms["focus"][depth], abs=1e-3)
-        assert alignment == pytest.approx(0.25 * terms["alignment"][depth], abs=1e-3)
-        assert total == pytest.approx(terms["reward"][depth], abs=1e-3)
+    paid = [0.5 * np.array(terms["entropy"]), 0.25 * np.array(terms["focus"])]
+    paid += [0.25 * np.array(terms["alignment"]), np.array(terms["reward"])]
+    assert shown == pytest.approx(np.array([np.arange(DEPTHS), *paid]).T, abs=1e-3)
     assert page.count("#terms svg .bar") == 3 * DEPTHS
 
 
@@ -175,13 +172,11 @@ def test_relevant_documents_are_marked_and_side_by_side(
         ranking = query["rankings"][place]
         relevant = [str(document) in query["relevant"] for document, _ in ranking]
         assert page.count(f"{here} li") == len(ranking) == 10
-        assert [
-            name == "relevant"
-            for name in page.run(
-                "return [...document.querySelectorAll(arguments[0])].map(one => one.className)",
-                f"{here} li",
-            )
-        ] == relevant
+        classes = page.run(
+            "return [...document.querySelectorAll(arguments[0])].map(one => one.className)",
+            f"{here} li",
+        )
+        assert [name == "relevant" for name in classes] == relevant
         assert f"nDCG@10 {query['ndcg'][place]:.3f}" in page.text(here)
     assert page.texts("#rankings .badge") == ["✓ relevant, grade 2"] * 3
 

@@ -280,7 +280,7 @@ def log_settings(writer: SummaryWriter, spec: Any) -> None:
     rows = [f"| {name} | {value} |" for name, value in values.items()]
     writer.add_text("settings", "\n".join(["| setting | value |", "| --- | --- |", *rows]))
     for summary in hparams(values, {"eval/reward": 0.0, "eval/ndcg@10": 0.0}):
-        writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+        writer._get_file_writer().add_summary(summary)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,11 @@ function fixed(value, digits = 3) {
   return value === null || value === undefined ? "\u2013" : value.toFixed(digits);
 }
 
+// Digits of a mean over so many queries: more would be noise.
+function digitsOf(queries) {
+  return queries < 100 ? 2 : queries < 1000 ? 3 : 4;
+}
+
 function grouped(value) {
   return (Math.round(value) + 0).toLocaleString("en");
 }

@@ -97,9 +97,12 @@ function cursor(svg, count, xOf, read, chosen = null) {
   });
 }
 
-// series: [{name, steps, values}], null where a value is missing; marks: [{name, x}] upright lines.
-function lineChart({label, caption, xLabel, series, marks = [], digits = 3}) {
-  const all = series.flatMap((one) => one.values.filter((value) => value !== null));
+// series: [{name, steps, values, half}], null where a value is missing, half the width of half an
+// interval; marks: [{name, x}] upright lines; levels: [{name, y}] level ones.
+function lineChart({label, caption, xLabel, series, marks = [], levels = [], digits = 3}) {
+  const edge = (one, at, sign) => one.values[at] + sign * (one.half ? one.half[at] : 0);
+  const all = series.flatMap((one) => one.values.flatMap((value, at) => value === null ? [] : [edge(one, at, -1), edge(one, at, 1)]));
+  if (all.length) all.push(...levels.map((one) => one.y));
   const steps = [...new Set(series.flatMap((one) => one.steps))].sort((a, b) => a - b);
   if (!all.length) return make("p", {class: "hint"}, "There is nothing to draw.");
   let [low, high] = [Math.min(...all), Math.max(...all)];
@@ -116,6 +119,10 @@ function lineChart({label, caption, xLabel, series, marks = [], digits = 3}) {
   }
   series.forEach((one, number) => {
     const style = `line c${number % 5 + 1} d${number % 5 + 1}`;
+    if (one.half) {
+      const along = (sign) => one.steps.map((step, at) => `${xOf(step).toFixed(1)} ${yOf(edge(one, at, sign)).toFixed(1)}`);
+      svg.append(draw("path", {class: `band f${number % 5 + 1}`, d: `M${[...along(1), ...along(-1).reverse()].join("L")}Z`}));
+    }
     let path = "", pen = false;
     one.values.forEach((value, at) => {
       if (value === null) { pen = false; return; }
@@ -128,6 +135,11 @@ function lineChart({label, caption, xLabel, series, marks = [], digits = 3}) {
     svg.append(
       draw("line", {class: "cursor", x1: xOf(x), x2: xOf(x), y1: TOP, y2: HEIGHT - BOTTOM}),
       draw("text", {class: "soft", x: xOf(x) + (x > (first + last) / 2 ? -5 : 5), y: TOP - 8, "text-anchor": x > (first + last) / 2 ? "end" : "start"}, name));
+  }
+  for (const {name, y: level} of levels) {
+    svg.append(
+      draw("line", {class: "cursor", x1: LEFT, x2: WIDTH - RIGHT, y1: yOf(level), y2: yOf(level)}),
+      draw("text", {class: "soft", x: WIDTH - RIGHT, y: yOf(level) - 4, "text-anchor": "end"}, `${name}, ${fixed(level, digits)}`));
   }
   const named = series.filter((one) => one.name);
   const legend = legendOf(named.map((one) => {

@@ -27,7 +27,7 @@ function showTable() {
     });
     body.replaceChildren(...order.map((row) => make("tr", {class: row.own ? "own" : null},
       make("th", {scope: "row"}, row.own ? `${row.name} (this run)` : row.name),
-      row.values.map((cell) => make("td", {}, fixed(cell, 4))))));
+      row.values.map((cell) => make("td", {}, fixed(cell, digitsOf(DATA.run.queries)))))));
   };
   const sort = (at) => {
     descending = sorted === at ? !descending : at > 0;
@@ -46,13 +46,18 @@ function showDepths() {
   const depths = DATA.depths;
   const numbers = depths.ndcg.map((_, at) => at);
   const named = {"nDCG@10": depths.ndcg, entropy: depths.profile.entropy, focus: depths.profile.focus, reward: depths.profile.reward};
+  const intervals = depths.intervals || {};
   const marks = depths.best_fixed === null ? [] : [{name: `best fixed depth ${depths.best_fixed}`, x: depths.best_fixed}];
-  for (const [name, values] of Object.entries(named)) {
+  const places = Object.fromEntries(Object.keys(named).map((name) => {
     const place = make("div");
     byId("profile").append(make("section", {"aria-label": name}, make("h4", {}, name), place));
-    mount(place, () => lineChart({
-      label: `Mean ${name} of each depth`, caption: "Mean over all test queries.", xLabel: "depth", marks,
-      digits: 4, series: [{name: "", steps: numbers, values}],
+    return [name, place];
+  }));
+  // Only now: a chart is drawn as wide as its place is among the others.
+  for (const [name, values] of Object.entries(named)) {
+    mount(places[name], () => lineChart({
+      label: `Mean ${name} of each depth`, caption: "Mean over all test queries, with its 95% interval.", xLabel: "depth", marks,
+      digits: digitsOf(DATA.run.queries), series: [{name: "", steps: numbers, values, half: intervals[name]}],
     }));
   }
   const sum = depths.chosen.reduce((left, right) => left + right, 0) || 1;
@@ -77,7 +82,7 @@ function showCurves() {
     const chart = DATA.curves[Number(select.value)];
     mount(place, () => lineChart({
       label: visible(chart.title), caption: "Over training, by training queries seen.", xLabel: "training queries",
-      digits: 4, series: chart.curves,
+      digits: 4, series: chart.curves, levels: chart.levels || [],
     }));
   };
   select.addEventListener("change", render);

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from maw_gym.encoders.files import load_embedder
-from maw_gym.envs.bandit import TERMS, Bandit, RewardSpec
+from maw_gym.envs.bandit import NDCG, TERMS, Bandit, RewardSpec, gap_closed
 from maw_gym.errors import InputError
 from maw_gym.files import written_whole
 from maw_gym.routers.depth_router import load_router
@@ -37,6 +37,7 @@ CHARTS: Final[dict[str, dict[str, str]]] = {
     "Mean reward, training queries": {"rollout/ep_rew_mean": ""},
     "Terms of the reward, training queries": {f"reward/{name}": name for name in TERMS},
 }
+Levels = dict[str, list[dict[str, Any]]]  # level lines `{"name", "y"}` of a tag's chart
 LEFT_OUT: Final = ("time/", "rollout/ep_len_mean", "train/learning_rate")
 
 
@@ -120,10 +121,14 @@ def run_payload(
             "settings": [list(pair) for pair in _lines(run.config)],
         },
         "table": _table(metrics, learner),
-        "curves": _charts(run.scalars()),
+        "curves": _charts(run.scalars(), _levels(task, reward)),
         "depths": {
             "profile": {name: rounded(test.terms[name].mean(0)) for name in ("reward", *TERMS)},
             "ndcg": rounded(test.table.ndcg.mean(0)),
+            "intervals": {
+                name: rounded(1.96 * values.std(0) / np.sqrt(len(test)))
+                for name, values in {**test.terms, "nDCG@10": test.table.ndcg}.items()
+            },
             "chosen": np.bincount(chosen, minlength=test.num_depths).tolist(),
             "best": np.bincount(test.oracle, minlength=test.num_depths).tolist(),
             "best_fixed": train.best_fixed() if len(train) else None,
@@ -159,15 +164,32 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _charts(scalars: dict[str, dict[int, float]]) -> list[dict[str, Any]]:
-    """Charts `{"title", "curves"}` of everything the run has logged, the important ones first."""
+def _levels(task: RetrievalTask, reward: RewardSpec) -> Levels:
+    """What chance, the best fixed depth and the oracle get on validation queries, by tag."""
+    levels: Levels = {}
+    for tag, spec in (("eval/reward", reward), ("eval/ndcg@10", NDCG)):
+        train, validation = (Bandit(task.table(s), reward=spec) for s in ("train", "validation"))
+        if len(train) and len(validation):
+            found = validation.summary(validation.oracle, train.best_fixed())
+            known = {"random depth": found.random, "oracle": found.oracle}
+            known["best fixed depth"] = validation.mean(train.best_fixed())
+            levels[tag] = [{"name": name, "y": round(y, 4)} for name, y in known.items()]
+            if spec == reward and found.gap_closed is not None:
+                shares = {n: gap_closed(y, found.random, found.oracle) for n, y in known.items()}
+                levels["eval/gap_closed"] = [{"name": n, "y": y} for n, y in shares.items()]
+    return levels
+
+
+def _charts(scalars: dict[str, dict[int, float]], levels: Levels) -> list[dict[str, Any]]:
+    """Charts `{"title", "curves", "levels"}` of all that was logged, the important ones first."""
     drawn = {tag for names in CHARTS.values() for tag in names}
     others = {tag: {tag: ""} for tag in scalars if not tag.startswith(LEFT_OUT)}
     charts = []
     for title, names in (CHARTS | {t: one for t, one in others.items() if t not in drawn}).items():
         curves = [curve(name, scalars[tag]) for tag, name in names.items() if tag in scalars]
         if curves:
-            charts.append({"title": title, "curves": curves})
+            lines = levels.get(next(iter(names)), [])
+            charts.append({"title": title, "curves": curves, "levels": lines})
     return charts
 
 

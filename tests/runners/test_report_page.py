@@ -64,6 +64,8 @@ def test_the_depths_are_those_of_the_table(payload: dict[str, Any], task: Retrie
     train = task.table("train")
     fixed = (0.5 * train.entropy + 0.25 * train.focus + 0.25 * train.ndcg).mean(0).argmax()
     assert depths["best_fixed"] == fixed
+    # Four queries: 1.96 standard deviations over 2.
+    assert depths["intervals"]["nDCG@10"] == pytest.approx(0.98 * table.ndcg.std(0), abs=1e-4)
 
 
 def test_every_query_is_that_of_the_split(payload: dict[str, Any], task: RetrievalTask) -> None:
@@ -116,12 +118,19 @@ def test_rankings_are_those_of_the_evaluation(payload: dict[str, Any], task: Ret
     assert named == [{"d6": 2}, {"d7": 1}, {"d8": 1}, {"d9": 1}]
 
 
-def test_curves_come_from_the_logs(payload: dict[str, Any]) -> None:
+def test_curves_come_from_the_logs(payload: dict[str, Any], task: RetrievalTask) -> None:
     values = {"name": "", "steps": [0, 10, 20], "values": [0.25, 0.5, 0.75]}
-    assert payload["curves"] == [
-        {"title": "Mean reward, validation queries", "curves": [values]},
-        {"title": "train/" + IMAGE, "curves": [values]},
-    ]
+    first, second = payload["curves"]
+    assert second == {"title": "train/" + IMAGE, "curves": [values], "levels": []}
+    assert (first["title"], first["curves"]) == ("Mean reward, validation queries", [values])
+    table = task.table("validation")
+    reward = 0.5 * table.entropy + 0.25 * table.focus + 0.25 * table.ndcg
+    fixed = reward[:, payload["depths"]["best_fixed"]]
+    assert {one["name"]: one["y"] for one in first["levels"]} == {
+        "random depth": pytest.approx(reward.mean(), abs=1e-4),
+        "best fixed depth": pytest.approx(fixed.mean(), abs=1e-4),
+        "oracle": pytest.approx(reward.max(1).mean(), abs=1e-4),
+    }
 
 
 def test_settings_are_lines(payload: dict[str, Any]) -> None:

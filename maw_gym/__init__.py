@@ -69,13 +69,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _register_pydocs() -> None:
-    if "maw_gym.corpora.pydocs_dataset" not in sys.modules:  # that one does it itself
-        from maw_gym.corpora.irds import registry
-
-        registry()
-
-
 class _PydocsWithIrDatasets(MetaPathFinder):
     """Registers pydocs whenever ir_datasets is imported, which alone takes longer than maw_gym."""
 
@@ -94,7 +87,7 @@ class _PydocsWithIrDatasets(MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                _register_pydocs()
+                import_module("maw_gym.corpora.irds")
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -107,6 +100,6 @@ if "MAWDepth-v0" not in gym.registry:
         vector_entry_point="maw_gym.envs.vector_environment:GRPOVectorEnvironment",
     )
 if "ir_datasets" in sys.modules:
-    _register_pydocs()
+    import_module("maw_gym.corpora.irds")
 else:
     sys.meta_path.insert(0, _PydocsWithIrDatasets())

@@ -68,7 +68,7 @@ def test_pydocs_is_registered_whoever_imports_first(run_python: Callable[[str], 
     assert run_python("import ir_datasets, maw_gym" + ask) == "True True\n"
     asked_before = "import maw_gym, importlib.util; importlib.util.find_spec('ir_datasets')"
     assert run_python(asked_before + "\nimport ir_datasets" + ask) == "True True\n"
-    assert run_python("import maw_gym.corpora.pydocs_dataset, ir_datasets" + ask) == "True True\n"
+    assert run_python("import maw_gym.corpora.irds, ir_datasets" + ask) == "True True\n"
 
 
 def test_pydocs_waits_for_an_import_that_succeeds(

@@ -8,57 +8,51 @@ from typing import Any
 from maw_gym.corpora.beir import read_beir_folder
 from maw_gym.corpora.collection import (
     OWN,
+    SMALL,
     Collection,
     QuerySet,
+    Source,
     content_hash,
     without_own_documents,
 )
-from maw_gym.corpora.irds import HINT, read_ir_dataset, registry
 from maw_gym.corpora.splits import FOLDS, divide, pooled
 from maw_gym.errors import InputError, checked_int, shown
 
 __all__ = ["Collection", "QuerySet", "is_pydocs", "load_collection"]
 
-PYDOCS_FILE = ".safetensors"
-
 logger = logging.getLogger(__name__)
 
 
 def load_collection(name_or_path: str, fold: int = 0, folds: int | None = None) -> Collection:
-    """A collection with its queries divided into splits; see `maw_gym.corpora.splits.divide`."""
+    """A collection with its queries divided into splits; see `maw_gym.corpora.splits.divide`.
+
+    Args:
+        name_or_path: an ir_datasets id, `pydocs` among them; a folder in BEIR's layout; or a file
+            of docstrings that the cache of another machine has.
+        fold: which fold is test, of a collection that has no subsets or is cut into `folds`.
+        folds: into how many all queries are cut, whatever their subsets; None keeps the subsets.
+
+    Raises:
+        InputError: there is no such collection, it cannot be read or has nothing to test on.
+    """
     if not isinstance(name_or_path, str):
         raise InputError(f"a dataset is named by a text, not by {shown(name_or_path)}")
     if folds is not None:
         folds = checked_int(folds, "folds", 2)
     fold = checked_int(fold, "fold", 0, (folds or FOLDS) - 1)
-    folder = os.path.expanduser(name_or_path)
-    if folder.endswith(PYDOCS_FILE) and os.path.isfile(folder):
-        registry()  # refuses what importing the next would stumble over
-        from maw_gym.corpora.pydocs import pydocs_from_file, source_of
-
-        source = source_of(pydocs_from_file(Path(folder)))
-    elif name_or_path and os.path.isfile(os.path.join(folder, "corpus.jsonl")):
-        source = read_beir_folder(Path(folder))
-    elif name_or_path.startswith(("/", ".", "~")):
-        raise InputError(f"{name_or_path} has no corpus.jsonl: {HINT}")
-    else:
-        source = read_ir_dataset(name_or_path)
+    source = _source(name_or_path)
     for what, count in source.provenance["dropped"].items():
         logger.warning("%s: dropped %d %s", name_or_path, count, what)
     if not any(part.ids for part in source.parts.values()):
         raise InputError(f"{name_or_path} has no query with a relevant document in the collection")
-    parts, twins = source.parts, None
-    if folds is not None:
-        parts = {"all": pooled(parts)}
-        twins = source.twins and source.twins()
-    splits, notes = divide(parts, fold, folds, twins)
+    parts = source.parts if folds is None else {"all": pooled(source.parts)}
+    splits, notes = divide(parts, fold, folds, source.twins)
     if fold and "fold" not in notes:
         raise InputError(f"fold {fold} of {name_or_path}: it has a test subset; leave fold at 0")
     if not splits["test"].ids:
         raise InputError(f"{name_or_path} has too few queries: none is left for test fold {fold}")
     splits = {
-        split: without_own_documents(queries, source.doc_ids, source.doc_texts)
-        for split, queries in splits.items()
+        split: without_own_documents(queries, source.documents) for split, queries in splits.items()
     }
     own = sum(OWN in grades.values() for part in splits.values() for grades in part.relevance)
     if own:
@@ -66,14 +60,40 @@ def load_collection(name_or_path: str, fold: int = 0, folds: int | None = None) 
     provenance: dict[str, Any] = {
         "dataset": name_or_path,
         **source.provenance,
-        "documents": len(source.doc_ids),
+        "documents": len(source.documents),
         "queries": {split: len(queries.ids) for split, queries in splits.items()},
         "splits": notes,
-        "content": content_hash(source.doc_ids, source.doc_texts, splits),
+        "content": content_hash(source.documents, splits),
     }
-    return Collection(
-        name_or_path, source.doc_ids, source.doc_texts, splits, provenance, source.groups
-    )
+    ids, texts = tuple(source.documents), tuple(source.documents.values())
+    collection = Collection(name_or_path, ids, texts, splits, provenance, source.groups)
+    if not collection.small:
+        line = "%s has %d documents, and %d or more are not ranked whole: BM25's first 100 are"
+        logger.info(line, name_or_path, len(ids), SMALL)
+    return collection
+
+
+def _source(name: str) -> Source:
+    folder = os.path.expanduser(name)
+    if folder.endswith(".safetensors") and os.path.isfile(folder):
+        from maw_gym.corpora.pydocs import read_pydocs_file, source_of
+
+        return source_of(read_pydocs_file(Path(folder)))
+    if name and os.path.isfile(os.path.join(folder, "corpus.jsonl")):
+        return read_beir_folder(Path(folder))
+    if name.startswith(("/", ".", "~")):
+        raise InputError(
+            f"{name} has no corpus.jsonl: give an ir_datasets id, or a folder with corpus.jsonl,"
+            " queries.jsonl and qrels/test.tsv"
+        )
+    try:
+        from maw_gym.corpora.irds import read_ir_dataset
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"ir_datasets cannot make its folder ({error}); set IR_DATASETS_HOME to one that can be"
+            " written"
+        ) from None
+    return read_ir_dataset(name)
 
 
 def is_pydocs(collection: Collection) -> bool:

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
+from numbers import Integral
 from typing import Any, Final, NamedTuple
 
-from maw_gym.corpora.text import comparable, normal
-from maw_gym.errors import InputError
+from maw_gym.corpora.text import comparable, encodable
+from maw_gym.errors import InputError, shown
 
 LARGEST_GRADE = 1_000_000  # trec_eval takes 8 bytes for every grade up to the largest
 OWN: Final = -1  # grade of the document that is the query itself, see `without_own_documents`
@@ -30,11 +31,7 @@ class QuerySet(NamedTuple):
     def select(self, rows: Iterable[int]) -> "QuerySet":
         """The queries of the given rows, in the rows' order."""
         rows = tuple(rows)
-        return QuerySet(
-            tuple(self.ids[row] for row in rows),
-            tuple(self.texts[row] for row in rows),
-            tuple(self.relevance[row] for row in rows),
-        )
+        return QuerySet(*(tuple(field[row] for row in rows) for field in self))
 
 
 NO_QUERIES = QuerySet((), (), ())
@@ -56,25 +53,16 @@ NO_GROUPS = Groups({}, {})
 
 
 class Source(NamedTuple):
-    """A collection as its reader found it, before queries are divided into splits.
+    """A collection as it was read: queries by part, which are splits, or `all` without subsets.
 
-    Attributes:
-        doc_ids: unique document ids.
-        doc_texts: title and text of each document.
-        parts: queries by part: `encoder`, `train`, `validation`, `test`, or `all` where the source
-            has no subsets.
-        provenance: JSON values.
-        groups: see `Groups`.
-        twins: finds, by query id, what queries that must not be parted have in common; a text says
-            so for itself where there is no such rule.
+    Queries whose `twins` are equal must stay on one side; None: a text stands for itself.
     """
 
-    doc_ids: tuple[str, ...]
-    doc_texts: tuple[str, ...]
+    documents: Mapping[str, str]
     parts: Mapping[str, QuerySet]
     provenance: Mapping[str, Any]
     groups: Groups = NO_GROUPS
-    twins: Callable[[], Mapping[str, str]] | None = None
+    twins: Mapping[str, str] | None = None
 
 
 class Collection(NamedTuple):
@@ -108,46 +96,41 @@ class Collection(NamedTuple):
         return tuple(self.groups.queries.get(name, "") for name in self.splits[split].ids)
 
 
-def encodable(text: str) -> str:
-    """`text` in its `normal` form; lone surrogates replaced by U+FFFD, and pairs of them joined."""
-    if text.isascii():
-        return text
+def checked_id(given: Any, where: str) -> str:
+    """An id as a text, which TREC run files and trec_eval, written in C, can hold."""
+    whole = isinstance(given, Integral) and not isinstance(given, bool)
+    text = str(given) if whole else given
+    if not isinstance(text, str) or text.split() != [text] or "\0" in text:
+        raise InputError(
+            f"{where}: an id must be a whole number or a text without white space and NUL, got"
+            f" {shown(given)}"
+        )
+    return encodable(text)
+
+
+def checked_grade(given: Any, where: str) -> int:
+    """A grade of relevance that trec_eval can bear; those below 0 count as 0."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return normal(text)
-
-
-def check_id(doc_id: str, of: str) -> str:
-    """The id of a document, unless it ends in the middle for trec_eval, which is written in C.
-
-    Raises:
-        InputError: it has a NUL character.
-    """
-    if "\0" in doc_id:
-        raise InputError(f"the id of {of} has a NUL character, got {doc_id[:60]!r}")
-    return doc_id
+        grade = float(given)
+    except (TypeError, ValueError, OverflowError):
+        grade = float("nan")
+    if not grade.is_integer() or abs(grade) > LARGEST_GRADE:
+        raise InputError(
+            f"{where}: a grade must be a whole number from -{LARGEST_GRADE} to {LARGEST_GRADE}, got"
+            f" {shown(given)}"
+        )
+    return max(int(grade), 0)
 
 
 def judged_queries(
     queries: Iterable[tuple[str, str]],
     judgments: Iterable[tuple[str, str, int]],
-    documents: Mapping[str, Any] | set[str],
+    documents: Container[str],
     dropped: Counter[str],
 ) -> QuerySet:
-    """The queries that have a relevant document.
+    """The queries that have a relevant document; `dropped` counts what is left out, by reason.
 
-    Args:
-        queries: pairs of id and text; of equal ids the first counts.
-        judgments: query id, document id, grade; of equal pairs the last counts. Grades below 0
-            become 0.
-        documents: what knows the ids in the collection.
-        dropped: is added to: judgments of missing queries or documents, queries without a relevant
-            document, queries whose id came twice.
-
-    Raises:
-        InputError: a grade is larger than trec_eval can bear.
+    Of queries with one id the first counts, of judgments of one pair the last.
     """
     texts: dict[str, str] = {}
     for query_id, text in queries:
@@ -162,14 +145,9 @@ def judged_queries(
         elif doc_id not in documents:
             dropped["judgments of missing documents"] += 1
         else:
-            if grade > LARGEST_GRADE:
-                raise InputError(
-                    f"the grade of document {doc_id!r} for query {query_id!r} must be at most"
-                    f" {LARGEST_GRADE}, got {grade}"
-                )
-            if relevance[query_id].get(doc_id, max(grade, 0)) != max(grade, 0):
+            if relevance[query_id].get(doc_id, grade) != grade:
                 dropped["judgments that a later one contradicts"] += 1
-            relevance[query_id][doc_id] = max(grade, 0)
+            relevance[query_id][doc_id] = grade
     kept = [query_id for query_id in texts if any(relevance[query_id].values())]
     dropped["queries without a relevant document"] += len(texts) - len(kept)
     return QuerySet(
@@ -179,50 +157,34 @@ def judged_queries(
     )
 
 
-def without_own_documents(
-    queries: QuerySet, doc_ids: Iterable[str], doc_texts: Iterable[str]
-) -> QuerySet:
+def without_own_documents(queries: QuerySet, documents: Mapping[str, str]) -> QuerySet:
     """The queries, with the grade `OWN` for a document of a query's own id and text.
 
     Queries of some collections are documents (ArguAna, Quora). Such a one is first in any ranking
     and no answer: it is left out of the query's rankings, as BEIR leaves it out, unless it is
     judged relevant. The document may have a title before the text.
     """
-    texts = dict(zip(queries.ids, map(comparable, queries.texts), strict=True))
-    own = {
-        doc_id
-        for doc_id, text in zip(doc_ids, doc_texts, strict=True)
-        if doc_id in texts and f" {comparable(text)}".endswith(f" {texts[doc_id]}")
-    }
-    relevance = (
-        {**grades, name: OWN} if name in own and not grades.get(name) else grades
-        for name, grades in zip(queries.ids, queries.relevance, strict=True)
-    )
+    relevance = []
+    for name, text, grades in zip(*queries, strict=True):
+        if name in documents and not grades.get(name):
+            document = f" {comparable(documents[name])}"
+            if document.endswith(f" {comparable(text)}"):
+                grades = {**grades, name: OWN}
+        relevance.append(grades)
     return queries._replace(relevance=tuple(relevance))
 
 
-def content_hash(
-    doc_ids: Iterable[str], doc_texts: Iterable[str], splits: Mapping[str, QuerySet]
-) -> str:
+def content_hash(documents: Mapping[str, str], splits: Mapping[str, QuerySet]) -> str:
     """The sha256 (hex) of all ids, texts, splits and judgments."""
+    strings = [text for document in documents.items() for text in document]
+    for split in sorted(splits):
+        strings.append(f"split {split} {len(splits[split].ids)}")
+        for query_id, text, relevance in zip(*splits[split], strict=True):
+            strings += [query_id, text, str(sorted(relevance.items()))]
     digest = hashlib.sha256()
-    for text in _strings(doc_ids, doc_texts, splits):
+    for text in strings:
         # The length before each string: ("ab", "c") is not ("a", "bc").
         data = text.encode()
         digest.update(b"%d:" % len(data))
         digest.update(data)
     return digest.hexdigest()
-
-
-def _strings(
-    doc_ids: Iterable[str], doc_texts: Iterable[str], splits: Mapping[str, QuerySet]
-) -> Iterator[str]:
-    for doc_id, text in zip(doc_ids, doc_texts, strict=True):
-        yield doc_id
-        yield text
-    for split in sorted(splits):
-        yield f"split {split} {len(splits[split].ids)}"
-        for query_id, text, relevance in zip(*splits[split], strict=True):
-            yield query_id
-            yield text
-            yield str(sorted(relevance.items()))

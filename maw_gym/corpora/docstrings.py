@@ -3,9 +3,11 @@
 import ast
 import difflib
 import functools
+import gc
 import importlib.metadata
 import importlib.util
 import inspect
+import itertools
 import os
 import platform
 import re
@@ -18,8 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from tqdm import tqdm
 
-from maw_gym.corpora.collection import encodable
-from maw_gym.corpora.splits import normalised
+from maw_gym.corpora.text import encodable, normalised
 from maw_gym.errors import InputError
 
 # Folders of tests, of copies of other projects, and of the standard library's tools.
@@ -31,75 +32,55 @@ DOCUMENT_WORDS: Final = 12
 DEFAULT: Final = "default"  # the standard library, numpy and torch
 INSTALLED: Final = "installed"  # these, and everything else that is installed
 STANDARD_LIBRARY: Final = "python"  # its version, and the group of its texts
-LONGEST_LABEL: Final = 80  # characters
+DEFINITIONS: Final = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Packages(NamedTuple):
-    """Source code to read.
-
-    Attributes:
-        roots: by the name that modules are imported by, "" for the standard library: the package's
-            folder, or the file of a module that stands alone.
-        versions: of Python, under "python", and of each package.
+    """Folders, or files of modules that stand alone, by import name ("" is the standard library);
+    and versions, that of Python under "python".
     """
 
     roots: dict[str, Path]
     versions: dict[str, str]
 
-    @property
-    def label(self) -> str:
-        """The names for people, such as "default+scipy"; cut to a length that files may have."""
-        standard = {"", "numpy", "torch"} if "" in self.roots else set()
-        names = [DEFAULT] * bool(standard) + [name for name in self.roots if name not in standard]
-        return "+".join(names)[:LONGEST_LABEL]
-
-
-def default_packages() -> Packages:
-    """The standard library, numpy and torch."""
-    versions = {STANDARD_LIBRARY: platform.python_version()}
-    roots = {"": Path(sysconfig.get_path("stdlib"))}
-    for name in ("numpy", "torch"):
-        versions[name] = importlib.metadata.version(name)
-        root = _root(name)
-        if root is not None:
-            roots[name] = root
-    return Packages(roots, versions)
-
 
 def named_packages(names: Iterable[str]) -> Packages:
-    """The packages of these names."""
+    """The packages of these names, in one order however they were named."""
     roots: dict[str, Path] = {}
     versions = {STANDARD_LIBRARY: platform.python_version()}
     for name in names:
         if name in (DEFAULT, INSTALLED):
-            standard = default_packages()
-            roots |= standard.roots
-            versions |= standard.versions
-        modules = [] if name == DEFAULT else _modules(name)
-        found = {module: root for module in modules if (root := _root(module)) is not None}
-        if modules and not found:
+            roots[""] = Path(sysconfig.get_path("stdlib"))
+        found = {}
+        for module, distributions in _modules(name).items():
+            root = _root(module)
+            if root is not None:
+                found[module] = root
+                numbers = {importlib.metadata.version(one) for one in distributions}
+                versions[module] = "+".join(sorted(numbers))
+        if not found:
             raise InputError(f"package {name!r} has no Python source to read; leave it out")
         roots |= found
-        versions |= {module: _version(module) for module in found if module not in versions}
-    # In one order, however they were named: equal packages are one collection.
     return Packages(dict(sorted(roots.items())), dict(sorted(versions.items())))
 
 
-def _modules(name: str) -> list[str]:
-    """Names that a package is imported by; of "installed", all there are."""
+def _modules(name: str) -> Mapping[str, list[str]]:
+    """Top-level modules of a package, each with its distributions; of "installed", all."""
+    if name == DEFAULT:
+        return {"numpy": ["numpy"], "torch": ["torch"]}
     importable = _importable()
     if name == INSTALLED:
-        return sorted(importable)
+        return importable
     if name in importable:
-        return [name]
-    by_distribution: dict[str, list[str]] = {}
-    for module, distributions in importable.items():
-        for distribution in distributions:
-            by_distribution.setdefault(_canonical(distribution), []).append(module)
-    modules = by_distribution.get(_canonical(name))
+        return {name: importable[name]}
+    modules = {
+        module: distributions
+        for module, distributions in importable.items()
+        if _canonical(name) in map(_canonical, distributions)
+    }
     if modules:
-        return sorted(modules)
-    known = {*importable, *by_distribution, DEFAULT, INSTALLED}
+        return modules
+    known = {*importable, *itertools.chain(*importable.values()), DEFAULT, INSTALLED}
     close = difflib.get_close_matches(name.lower(), sorted(known), n=3)
     question = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     raise InputError(
@@ -136,10 +117,6 @@ def _root(module: str) -> Path | None:
     return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
 
 
-def _version(module: str) -> str:
-    return "+".join(sorted({importlib.metadata.version(name) for name in _importable()[module]}))
-
-
 class Docstring(NamedTuple):
     """A docstring in two: `query` its first paragraph, `document` the rest, both on one line."""
 
@@ -149,9 +126,7 @@ class Docstring(NamedTuple):
 
 
 def source_files(root: Path) -> list[tuple[str, int]]:
-    """Relative paths and sizes of the modules under `root`, sorted; "" where it is a file
-    itself.
-    """
+    """Relative paths and sizes of the modules below `root`; "" where it is a file itself."""
     if root.is_file():
         return [("", root.stat().st_size)]
     found = []
@@ -169,19 +144,18 @@ def source_files(root: Path) -> list[tuple[str, int]]:
 def read_docstrings(
     roots: Mapping[str, Path], files: Mapping[str, Sequence[tuple[str, int]]]
 ) -> tuple[list[Docstring], dict[str, int]]:
-    """All docstrings that make a query and a document, sorted by name."""
+    """All docstrings that make a query and a document, sorted by name; and counts."""
     found: list[Docstring] = []
     counts: Counter[str] = Counter(files=0, unreadable_files=0, docstrings=0)
+    names: Counter[str] = Counter()
     paths = [(package, path) for package in sorted(roots) for path, _ in files[package]]
-    for package, path in tqdm(
+    progress = tqdm(
         paths, desc="reading docstrings", unit="file", delay=2, leave=False, disable=None
-    ):
+    )
+    for package, path in progress:
         counts["files"] += 1
         try:
-            with warnings.catch_warnings():
-                # Invalid escapes and the like are the business of that file's authors.
-                warnings.simplefilter("ignore")
-                tree = ast.parse((roots[package] / path).read_bytes())
+            tree = _parsed(roots[package] / path)
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
             counts["unreadable_files"] += 1
             continue
@@ -189,13 +163,24 @@ def read_docstrings(
             counts["docstrings"] += 1
             pair = query_and_document(text)
             if pair:
-                found.append(Docstring(name, *pair))
-    seen: Counter[str] = Counter()
-    for row, docstring in enumerate(found):
-        seen[docstring.name] += 1
-        if seen[docstring.name] > 1:
-            found[row] = docstring._replace(name=f"{docstring.name}#{seen[docstring.name]}")
+                names[name] += 1
+                again = f"#{names[name]}" if names[name] > 1 else ""
+                found.append(Docstring(name + again, *pair))
     return sorted(found), dict(counts)
+
+
+def _parsed(path: Path) -> ast.Module:
+    """The tree of a source file; to look for garbage among its nodes takes longer than parsing."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            # Invalid escapes and the like are the business of that file's authors.
+            warnings.simplefilter("ignore")
+            return ast.parse(path.read_bytes())
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def query_and_document(docstring: str) -> tuple[str, str] | None:
@@ -204,12 +189,10 @@ def query_and_document(docstring: str) -> tuple[str, str] | None:
     if len(paragraphs) < 2:
         return None
     query, document = (" ".join(encodable(paragraph).split()) for paragraph in paragraphs)
-    words = len(normalised(query).split())
-    if not QUERY_WORDS[0] <= words <= QUERY_WORDS[1]:
+    least, most = QUERY_WORDS
+    if not least <= len(normalised(query).split()) <= most:
         return None
-    if len(normalised(document).split()) < DOCUMENT_WORDS:
-        return None
-    return query, document
+    return (query, document) if len(normalised(document).split()) >= DOCUMENT_WORDS else None
 
 
 def _module(package: str, path: str) -> str:
@@ -220,14 +203,17 @@ def _module(package: str, path: str) -> str:
     return ".".join(parts)
 
 
-def _docstrings(node: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Qualified name and docstring of a module, class or function and of all defined within."""
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        text = ast.get_docstring(node, clean=False)
-        if text:
-            yield name, text
-    # Statements only: expressions define nothing, and are most of a tree.
-    for field in ("body", "handlers", "orelse", "finalbody", "cases"):
-        for child in getattr(node, field, ()):
-            defines = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            yield from _docstrings(child, f"{name}.{child.name}" if defines else name)
+def _docstrings(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
+    """Qualified names and docstrings of a module, and of the classes and functions in it."""
+    left: list[tuple[Any, str]] = [(tree, module)]
+    while left:
+        node, name = left.pop()
+        if isinstance(node, (ast.Module, *DEFINITIONS)):
+            text = ast.get_docstring(node, clean=False)
+            if text:
+                yield name, text
+        # Statements only: expressions define nothing, and are most of a tree.
+        fields = ("body", "handlers", "orelse", "finalbody", "cases")
+        for child in reversed([child for field in fields for child in getattr(node, field, ())]):
+            defines = isinstance(child, DEFINITIONS)
+            left.append((child, f"{name}.{child.name}" if defines else name))

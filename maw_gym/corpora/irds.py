@@ -1,4 +1,8 @@
-"""Collections from ir_datasets, by their id; pydocs is among them."""
+"""Collections of ir_datasets, by their id; and pydocs as one of them.
+
+Importing this registers `pydocs` and its splits, such as `pydocs/test`; `pydocs:NAME` and its own
+are entered when they are asked for. Nothing is read before a method asks for it.
+"""
 
 import contextlib
 import difflib
@@ -10,22 +14,32 @@ import tarfile
 import traceback
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+import ir_datasets
+from ir_datasets.datasets.base import Dataset
+from ir_datasets.formats import BaseDocs, BaseQrels, BaseQueries, GenericDoc, GenericQuery, TrecQrel
+from ir_datasets.indices import DEFAULT_DOCSTORE_OPTIONS, Docstore
+from ir_datasets.util import Download, LocalDownload, apply_sub_slice
 from tqdm import tqdm
 
 from maw_gym.corpora.collection import (
     NO_GROUPS,
-    Groups,
     QuerySet,
     Source,
-    check_id,
-    encodable,
+    checked_grade,
+    checked_id,
     judged_queries,
 )
+from maw_gym.corpora.pydocs import NAME, Pydocs, installed_pydocs
+from maw_gym.corpora.splits import SPLITS
+from maw_gym.corpora.text import encodable
 from maw_gym.errors import InputError
 
+HINT: Final = (
+    "give an ir_datasets id, or a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv"
+)
 # Subsets `x/<name>` of a collection `x`, in the order in which they are looked for.
 SUBSETS: Final = {
     "encoder": "encoder",
@@ -34,9 +48,6 @@ SUBSETS: Final = {
     "validation": "validation",
     "test": "test",
 }
-HINT: Final = (
-    "give an ir_datasets id, or a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv"
-)
 # Three tries of 15 s for each mirror would keep a machine without a network waiting for minutes.
 DOWNLOAD: Final = {"IR_DATASETS_DL_TRIES": "2", "IR_DATASETS_DL_TIMEOUT": "5"}
 # What ir_datasets logs about its daily work. Terms of use and instructions are shown.
@@ -46,19 +57,7 @@ CHATTER: Final = (
 )
 
 
-def registry() -> Any:
-    """The module ir_datasets, in which pydocs is registered."""
-    try:
-        import ir_datasets
-
-        from maw_gym.corpora.pydocs_dataset import register
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"ir_datasets cannot make its folder ({error}); set IR_DATASETS_HOME to one that can be"
-            " written"
-        ) from None
-    register()
-    return ir_datasets
+# --- reading ---------------------------------------------------------------------------------
 
 
 def read_ir_dataset(name: str) -> Source:
@@ -66,13 +65,12 @@ def read_ir_dataset(name: str) -> Source:
     dataset = _registered(name)
     if dataset is None:
         # Ids are long paths: a file name alone should find them too.
-        known = sorted(registry().registry)
+        known = sorted(ir_datasets.registry)
         close = [other for other in known if other.split("/")[-1] == name]
-        close += difflib.get_close_matches(name, known, n=3)
-        close = list(dict.fromkeys(close))[:3]
+        close = list(dict.fromkeys(close + difflib.get_close_matches(name, known, n=3)))[:3]
         question = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         raise InputError(f"unknown dataset {name!r}: {question}{HINT}")
-    with _one_line_errors(name), _quiet_downloads():
+    with _downloading(name):
         return _read(name, dataset)
 
 
@@ -84,7 +82,7 @@ def _read(name: str, dataset: Any) -> Source:
             subsets[part] = f"{name}/{suffix}", subset
     if not subsets:
         if lacks := _lacks(dataset):
-            below = [other for other in registry().registry if other.startswith(f"{name}/")]
+            below = [other for other in ir_datasets.registry if other.startswith(f"{name}/")]
             judged = [other for other in sorted(below) if not _lacks(_registered(other))][:3]
             instead = f"try {' or '.join(map(repr, judged))}" if judged else HINT
             raise InputError(f"dataset {name!r} has no {' or '.join(lacks)}: {instead}")
@@ -101,43 +99,45 @@ def _read(name: str, dataset: Any) -> Source:
         stream, name, whole.docs_count(), unit="doc", delay=2, leave=False, disable=None
     ) as docs:
         for doc in docs:
-            doc_id = check_id(_id(doc.doc_id), f"a document of {name!r}")
+            doc_id = checked_id(doc.doc_id, f"a document of {name!r}")
             if doc_id in documents:
                 dropped["documents with an id seen before"] += 1
             else:
                 documents[doc_id] = encodable(document_text(doc))
     if not documents:
         raise InputError(f"dataset {name!r} has no document: {HINT}")
-    provenance: dict[str, Any] = {
-        "source": "ir_datasets",
-        "ir_datasets": importlib.metadata.version("ir_datasets"),
-        "subsets": {part: subset_id for part, (subset_id, _) in subsets.items()},
-    }
-    if hasattr(whole, "provenance"):
-        provenance["collection"] = whole.provenance()
-    parts = {part: _queries(subset, documents, dropped) for part, (_, subset) in subsets.items()}
+    parts = {part: _queries(*subset, documents, dropped) for part, subset in subsets.items()}
     if "test" in parts and not parts["test"].ids:
         # Another subset would silently be taken for the test queries.
         raise InputError(
             f"dataset {subsets['test'][0]!r} has no query with a relevant document among its"
             " documents"
         )
-    provenance["dropped"] = {what: count for what, count in dropped.items() if count}
-    groups = NO_GROUPS
-    if hasattr(whole, "group_of"):
-        names = [name for part in parts.values() for name in part.ids]
-        groups = Groups(
-            {name: whole.group_of(name) for name in names},
-            {name: whole.group_of(name) for name in documents},
-        )
-    twins = getattr(whole, "twins", None)
-    return Source(tuple(documents), tuple(documents.values()), parts, provenance, groups, twins)
+    provenance = {
+        "source": "ir_datasets",
+        "ir_datasets": importlib.metadata.version("ir_datasets"),
+        "subsets": {part: subset_id for part, (subset_id, _) in subsets.items()},
+        "dropped": {what: count for what, count in dropped.items() if count},
+    }
+    if not hasattr(whole, "pydocs"):
+        return Source(documents, parts, provenance, NO_GROUPS)
+    pydocs: Pydocs = whole.pydocs()
+    provenance["collection"] = pydocs.provenance
+    return Source(documents, parts, provenance, pydocs.groups, pydocs.twins)
 
 
-def _queries(subset: Any, documents: dict[str, str], dropped: Counter[str]) -> QuerySet:
-    queries = ((_id(query.query_id), _query_text(query)) for query in subset.queries_iter())
+def _queries(name: str, subset: Any, documents: dict[str, str], dropped: Counter[str]) -> QuerySet:
+    of = f"of {name!r}"
+    queries = (
+        (checked_id(query.query_id, f"a query {of}"), _text(query))
+        for query in subset.queries_iter()
+    )
     judgments = (
-        (_id(qrel.query_id), _id(qrel.doc_id), _grade(qrel.relevance))
+        (
+            checked_id(qrel.query_id, f"a judgment {of}"),
+            checked_id(qrel.doc_id, f"a judgment {of}"),
+            checked_grade(qrel.relevance, f"query {qrel.query_id!r} {of}"),
+        )
         for qrel in subset.qrels_iter()
     )
     return judged_queries(queries, judgments, documents, dropped)
@@ -145,66 +145,42 @@ def _queries(subset: Any, documents: dict[str, str], dropped: Counter[str]) -> Q
 
 def document_text(doc: Any) -> str:
     """Title, a space and text of an ir_datasets document, or else its `default_text`."""
-    text, title = getattr(doc, "text", None), getattr(doc, "title", "")
-    if isinstance(text, str) and isinstance(title, str):
-        return f"{title} {text}".strip()
-    return _default_text(doc)
+    title, text = getattr(doc, "title", None), getattr(doc, "text", None)
+    if isinstance(text, str) and isinstance(title, str | None):
+        return f"{title or ''} {text}".strip()
+    return _text(doc, "default_text")
 
 
-def _query_text(query: Any) -> str:
-    text = getattr(query, "text", None)
-    return text if isinstance(text, str) else _default_text(query)
-
-
-def _default_text(record: Any) -> str:
-    text = record.default_text() if hasattr(record, "default_text") else None
-    if not isinstance(text, str):
-        raise InputError(
-            f"a {type(record).__name__} of the dataset has no text: give its class a field `text`"
-            " or a method `default_text` that returns one"
-        )
-    return text
-
-
-def _id(given: Any) -> str:
-    """An id as a text; whole numbers are taken for theirs."""
-    if isinstance(given, int) and not isinstance(given, bool):
-        return str(given)
-    if not isinstance(given, str):
-        raise InputError(f"an id of the dataset must be a text, got {given!r}")
-    return encodable(given)
-
-
-def _grade(given: Any) -> int:
-    try:
-        if int(given) == float(given):
-            return int(given)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise InputError(f"a grade of the dataset must be a whole number, got {given!r}")
+def _text(record: Any, *fields: str) -> str:
+    """The first text among fields of a record: `text`, or what `default_text` returns."""
+    for field in fields or ("text", "default_text"):
+        found = getattr(record, field, None)
+        found = found() if callable(found) else found
+        if isinstance(found, str):
+            return found
+    raise InputError(
+        f"a {type(record).__name__} of the dataset has no text: give its class a field `text` or a"
+        " method `default_text` that returns one"
+    )
 
 
 def _registered(name: str) -> Any:
     try:
-        return registry().load(name)
+        return ir_datasets.load(name)
     except KeyError:
         return None
 
 
 def _lacks(dataset: Any) -> list[str]:
-    has = {
-        "documents": dataset.has_docs(),
-        "queries": dataset.has_queries(),
-        "judgments": dataset.has_qrels(),
-    }
-    return [what for what, there in has.items() if not there]
+    needed = {"docs": "documents", "queries": "queries", "qrels": "judgments"}
+    return [what for kind, what in needed.items() if not dataset.has(kind)]
 
 
 @contextlib.contextmanager
-def _quiet_downloads() -> Iterator[None]:
-    """Fewer retries, unless the user set them, and no chatter in the log."""
-    ours = {name: value for name, value in DOWNLOAD.items() if name not in os.environ}
-    log = registry().log.easy().logger()
+def _downloading(name: str) -> Iterator[None]:
+    """Fewer retries, unless the user set them, no chatter in the log, errors of one line."""
+    ours = {variable: value for variable, value in DOWNLOAD.items() if variable not in os.environ}
+    log = ir_datasets.log.easy().logger()
 
     def telling(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(CHATTER)
@@ -213,46 +189,158 @@ def _quiet_downloads() -> Iterator[None]:
     log.addFilter(telling)
     try:
         yield
-    finally:
-        log.removeFilter(telling)
-        for name in ours:
-            os.environ.pop(name, None)
-
-
-@contextlib.contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
-    """Turn what ir_datasets raises about its files into an InputError that says what to do."""
-    from ir_datasets.util import LocalDownload
-
-    try:
-        yield
     except InputError:
         raise
     except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, tarfile.TarError) as e:
-        download = _failed_download(e)
-        if download is None:
-            reason = " ".join(str(e).split()) or type(e).__name__
-            raise InputError(f"dataset {name!r} cannot be read: {reason}") from e
-        urls = [mirror.url for mirror in download.mirrors if hasattr(mirror, "url")]
-        local = [m.path(force=False) for m in download.mirrors if isinstance(m, LocalDownload)]
-        place = download.path(force=False) if download._cache_path else next(iter(local), None)
-        put = f"put it at {place}" if place else "try again with a network"
-        if urls:
-            # Several mirrors: ir_datasets raises RuntimeError("All ...", [(mirror, error), ...]).
-            cause = e.args[1][-1][1] if len(e.args) == 2 and isinstance(e.args[1], list) else e
-            wanted = f"{' or '.join(urls)}, which cannot be downloaded ({type(cause).__name__})"
-        else:
-            site = f"https://ir-datasets.com/{name.split('/')[0]}.html"
-            wanted = f"a file that only its owner gives away, see {site}"
-        raise InputError(f"dataset {name!r} needs {wanted}: {put}") from e
+        raise InputError(f"dataset {name!r} {_reason(name, e)}") from e
+    finally:
+        log.removeFilter(telling)
+        for variable in ours:
+            os.environ.pop(variable, None)
 
 
-def _failed_download(error: BaseException) -> Any:
-    """The ir_datasets `Download` that was under way where `error` was raised, or None."""
-    from ir_datasets.util import Download
+def _reason(name: str, error: Exception) -> str:
+    """Why a dataset cannot be read: which file it needs and where that could be put."""
+    frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    downloads = [found for found in frames if isinstance(found, Download)]
+    if not downloads:
+        return f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
+    mirrors = downloads[-1].mirrors
+    urls = [mirror.url for mirror in mirrors if hasattr(mirror, "url")]
+    if urls:
+        # Several mirrors: ir_datasets raises RuntimeError("All ...", [(mirror, error), ...]).
+        tried = error.args[1] if len(error.args) == 2 else None
+        cause = type(tried[-1][1] if isinstance(tried, list) else error).__name__
+        wanted = f"{' or '.join(urls)}, which cannot be downloaded ({cause})"
+    else:
+        site = f"https://ir-datasets.com/{name.split('/')[0]}.html"
+        wanted = f"a file that only its owner gives away, see {site}"
+    local = [m.path(force=False) for m in mirrors if isinstance(m, LocalDownload)]
+    place = (
+        downloads[-1].path(force=False) if downloads[-1]._cache_path else next(iter(local), None)
+    )
+    return f"needs {wanted}: {f'put it at {place}' if place else 'try again with a network'}"
 
-    found = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if isinstance(frame.f_locals.get("self"), Download):
-            found = frame.f_locals["self"]
-    return found
+
+# --- pydocs in the registry ------------------------------------------------------------------
+
+
+class DocsIter:
+    """Iterator over documents in memory that can be sliced, as all of ir_datasets' can be."""
+
+    def __init__(self, docs: Sequence[GenericDoc]) -> None:
+        self.docs = docs
+        self.at = 0
+
+    def __iter__(self) -> Iterator[GenericDoc]:
+        return self
+
+    def __next__(self) -> GenericDoc:
+        if self.at >= len(self.docs):
+            raise StopIteration
+        self.at += 1
+        return self.docs[self.at - 1]
+
+    def __getitem__(self, key: Any) -> "DocsIter | GenericDoc":
+        left = self.docs[self.at :]
+        if isinstance(key, slice):
+            return DocsIter(left[apply_sub_slice(slice(0, len(left), 1), key)])
+        return left[key]
+
+
+class PydocsStore(Docstore):
+    """Look-up of documents by one of their fields."""
+
+    def __init__(self, docs: Sequence[GenericDoc], field: str, options: Any) -> None:
+        super().__init__(GenericDoc, field, options=options)
+        self.docs = {getattr(doc, field): doc for doc in docs}
+
+    def get_many_iter(self, doc_ids: Sequence[str]) -> Iterator[GenericDoc]:
+        return (self.docs[doc_id] for doc_id in doc_ids if doc_id in self.docs)
+
+    def count(self) -> int:
+        return len(self.docs)
+
+
+class PydocsDocs(BaseDocs):
+    """The documents of the collection `name`, which all subsets share."""
+
+    docs_lang = staticmethod(lambda: "en")
+    docs_namespace = staticmethod(lambda: NAME)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def pydocs(self) -> Pydocs:
+        return installed_pydocs(self.name)
+
+    def docs_iter(self) -> DocsIter:
+        return DocsIter(tuple(itertools.starmap(GenericDoc, self.pydocs().docs.items())))
+
+    def docs_store(
+        self, field: str = "doc_id", options: Any = DEFAULT_DOCSTORE_OPTIONS
+    ) -> PydocsStore:
+        return PydocsStore(self.docs_iter().docs, field, options)
+
+    def docs_count(self) -> int:
+        return len(self.pydocs().docs)
+
+
+class PydocsQueries(BaseQueries):
+    """The queries of some splits."""
+
+    queries_lang = staticmethod(lambda: "en")
+    queries_namespace = staticmethod(lambda: NAME)
+
+    def __init__(self, name: str, splits: Sequence[str]) -> None:
+        self.name = name
+        self.splits = splits
+
+    def queries_iter(self) -> Iterator[GenericQuery]:
+        pydocs = installed_pydocs(self.name)
+        sides = pydocs.sides
+        return (GenericQuery(*q) for q in pydocs.queries.items() if sides[q[0]] in self.splits)
+
+    def queries_count(self) -> int:
+        return sum(1 for _ in self.queries_iter())
+
+
+class PydocsQrels(BaseQrels):
+    """The judgments of some queries."""
+
+    qrels_cls = staticmethod(lambda: TrecQrel)
+
+    def __init__(self, of: PydocsQueries) -> None:
+        self.of = of
+
+    def qrels_iter(self) -> Iterator[TrecQrel]:
+        relevance = installed_pydocs(self.of.name).relevance
+        for query in self.of.queries_iter():
+            for doc_id in relevance[query.query_id]:
+                yield TrecQrel(query.query_id, doc_id, 1, "0")
+
+    def qrels_count(self) -> int:
+        return sum(1 for _ in self.qrels_iter())
+
+    def qrels_defs(self) -> dict[int, str]:
+        return {1: "the rest of a docstring that begins with the query"}
+
+
+def _dataset(docs: PydocsDocs, name: str, split: str | None) -> Dataset:
+    queries = PydocsQueries(name, SPLITS if split is None else (split,))
+    return Dataset(docs, queries, PydocsQrels(queries))
+
+
+def _register() -> None:
+    docs = PydocsDocs(NAME)
+    for split in (None, *SPLITS):
+        entry = NAME if split is None else f"{NAME}/{split}"
+        if entry not in ir_datasets.registry:
+            ir_datasets.registry.register(entry, _dataset(docs, NAME, split))
+    ir_datasets.registry.register_pattern(
+        rf"^({NAME}:[^/]+)(?:/({'|'.join(SPLITS)}))?$",
+        lambda _, found: _dataset(PydocsDocs(found[0]), *found),
+    )
+
+
+_register()

@@ -6,15 +6,16 @@ a side does not depend on the order of the source.
 
 import hashlib
 import math
+from bisect import bisect
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maw_gym.corpora.collection import NO_QUERIES, QuerySet
-from maw_gym.corpora.text import comparable, words
+from maw_gym.corpora.text import comparable, normalised
 from maw_gym.errors import InputError, shown
 
 SPLITS: Final = ("encoder", "train", "validation", "test")
@@ -23,11 +24,6 @@ ENDS: Final = {"encoder": 0.60, "train": 0.80, "validation": 0.85, "test": 1.0}
 FOLDS: Final = 5
 # With fewer queries outside test, none is spent on training an encoder.
 ENCODER_MINIMUM: Final = 500
-
-
-def normalised(text: str) -> str:
-    """`words` with single spaces between them; punctuation is left out."""
-    return " ".join(words(text))
 
 
 def fraction(text: str) -> float:
@@ -61,32 +57,51 @@ def divide(
     folds: int | None = None,
     twins: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, QuerySet], dict[str, Any]]:
-    """Divide the queries of a source into the four splits."""
+    """Divide the queries of a source into the four splits; and how it was done, as JSON values."""
     parts, recurring = _without_recurring(parts)
-    notes: dict[str, Any] = {"parts": {part: len(parts[part].ids) for part in parts}}
+    notes: dict[str, Any] = {
+        "parts": {part: len(queries.ids) for part, queries in parts.items()},
+        "dropped_recurring_texts": recurring,
+    }
     splits = dict.fromkeys(SPLITS, NO_QUERIES)
     if "encoder" in parts:
-        splits.update(parts)
-        notes["made"] = "the collection's own subsets"
-    elif set(parts) == {"test"}:
-        splits.update(parts)
-        notes["made"] = "for evaluation only: all queries are test"
+        return splits | parts, {**notes, "made": "the collection's own subsets"}
+    if set(parts) == {"test"}:
+        return splits | parts, {**notes, "made": "for evaluation only: all queries are test"}
+    if len(parts) == 1:
+        (queries,) = parts.values()
+        texts = _deciding(queries, twins)
+        order = sorted(set(texts), key=lambda text: (fraction(text), text))
+        fold_of = {text: place % (folds or FOLDS) for place, text in enumerate(order)}
+        rows = range(len(texts))
+        splits["test"] = queries.select(row for row in rows if fold_of[texts[row]] == fold)
+        rest = queries.select(row for row in rows if fold_of[texts[row]] != fold)
+        notes |= {"made": f"fold {fold} of {folds or FOLDS} is test", "fold": fold}
+        if folds is not None:
+            notes["folds"] = folds
+    elif "test" not in parts:
+        splits["test"], rest = parts["validation"], parts["train"]
+        notes["made"] = "the collection has no judged test subset: its validation subset is test"
     else:
-        outside, own_validation = _test_first(parts, fold, folds, twins, splits, notes)
-        count = len(outside.ids) + len(own_validation.ids)
-        positions = [fraction(text) for text in _deciding(outside, twins)]
-        ends = {split: ENDS[split] / ENDS["validation"] for split in SPLITS[:3]}
-        if own_validation.ids:
-            splits["validation"] = own_validation
-            ends = {"encoder": ENDS["encoder"] / ENDS["train"], "train": 1.0}
-        if count < ENCODER_MINIMUM:
-            ends = {"train": 1.0 if own_validation.ids else _last_tenth(positions), "validation": 1}
-        for split, (start, end) in _intervals(ends).items():
-            rows = [row for row, at in enumerate(positions) if start <= at < end]
-            if rows:
-                splits[split] = outside.select(rows)
-        notes["outside_test"] = count
-    notes["dropped_recurring_texts"] = recurring
+        splits["test"] = parts["test"]
+        if "train" in parts:
+            splits["validation"] = parts.get("validation", NO_QUERIES)
+        rest = parts["train" if "train" in parts else "validation"]
+        notes["made"] = "the collection's own test subset"
+    notes["outside_test"] = len(rest.ids) + len(splits["validation"].ids)
+    positions = [fraction(text) for text in _deciding(rest, twins)]
+    starts: dict[str, float] = {"train": 0}
+    if notes["outside_test"] >= ENCODER_MINIMUM:
+        whole = ENDS["train"] if splits["validation"].ids else ENDS["validation"]
+        starts = {"encoder": 0, "train": ENDS["encoder"] / whole}
+        if not splits["validation"].ids:
+            starts["validation"] = ENDS["train"] / whole
+    elif not splits["validation"].ids and len(distinct := sorted(set(positions))) > 1:
+        starts["validation"] = distinct[-max(1, round(len(distinct) / 10))]
+    names, ends = list(starts), list(starts.values())[1:]
+    chosen = [names[bisect(ends, position)] for position in positions]
+    for name in set(chosen):
+        splits[name] = rest.select(row for row, split in enumerate(chosen) if split == name)
     return splits, notes
 
 
@@ -95,52 +110,6 @@ def _deciding(queries: QuerySet, twins: Mapping[str, str] | None) -> list[str]:
     if twins is None:
         return [normalised(text) or comparable(text) for text in queries.texts]
     return [twins[query_id] for query_id in queries.ids]
-
-
-def _test_first(
-    parts: Mapping[str, QuerySet],
-    fold: int,
-    folds: int | None,
-    twins: Mapping[str, str] | None,
-    splits: dict[str, QuerySet],
-    notes: dict[str, Any],
-) -> tuple[QuerySet, QuerySet]:
-    """Fill ``splits["test"]``; the queries left to divide, and the source's own validation."""
-    if len(parts) == 1:
-        (queries,) = parts.values()
-        texts = _deciding(queries, twins)
-        order = sorted(set(texts), key=lambda text: (fraction(text), text))
-        fold_of = {text: place % (folds or FOLDS) for place, text in enumerate(order)}
-        rows = range(len(texts))
-        splits["test"] = queries.select(row for row in rows if fold_of[texts[row]] == fold)
-        notes["made"] = f"fold {fold} of {folds or FOLDS} is test"
-        notes["fold"] = fold
-        if folds is not None:
-            notes["folds"] = folds
-        return queries.select(row for row in rows if fold_of[texts[row]] != fold), NO_QUERIES
-    validation = parts.get("validation", NO_QUERIES)
-    if "test" not in parts:
-        splits["test"] = validation
-        notes["made"] = "the collection has no judged test subset: its validation subset is test"
-        return parts["train"], NO_QUERIES
-    splits["test"] = parts["test"]
-    notes["made"] = "the collection's own test subset"
-    if "train" not in parts:
-        return validation, NO_QUERIES
-    return parts["train"], validation
-
-
-def _last_tenth(positions: Iterable[float]) -> float:
-    """Where the last tenth of the distinct positions begins; at least one, unless there is one."""
-    distinct = sorted(set(positions))
-    if len(distinct) < 2:
-        return 1.0
-    return distinct[-max(1, round(len(distinct) / 10))]
-
-
-def _intervals(ends: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    starts = [0.0, *ends.values()]
-    return {split: (start, ends[split]) for split, start in zip(ends, starts, strict=False)}
 
 
 def _without_recurring(parts: Mapping[str, QuerySet]) -> tuple[dict[str, QuerySet], int]:
@@ -170,9 +139,7 @@ def check_balance(balance: float) -> float:
 
 
 def balanced_shares(groups: Sequence[str], balance: float) -> NDArray[np.float64]:
-    """How likely each of N members is drawn, so that groups are as likely as their size **
-    balance.
-    """
-    sizes = Counter(groups)
-    weights = np.array([sizes[group] ** (check_balance(balance) - 1) for group in groups])
+    """How likely each of N members is drawn: a group by its size to the power of `balance`."""
+    sizes, power = Counter(groups), check_balance(balance) - 1
+    weights = np.array([sizes[group] ** power for group in groups])
     return np.asarray(weights / weights.sum(), np.float64)

@@ -24,10 +24,17 @@ def normal(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
+def encodable(text: str) -> str:
+    """`text` in its `normal` form; lone surrogates replaced by U+FFFD, and pairs of them joined."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return normal(text)
+
+
 def words(text: str) -> list[str]:
-    """The words of a text in lower case; of a script without spaces, pairs of neighbouring
-    letters.
-    """
+    """The words in lower case; of a script without spaces, pairs of neighbouring letters."""
     lower = normal(text).lower()
     if lower.isascii():
         return re.findall(r"\w+", lower)
@@ -41,6 +48,11 @@ def words(text: str) -> list[str]:
         pairs = [first + second for first, second in pairwise(letters)]
         parts += [other] if other else pairs or letters
     return parts
+
+
+def normalised(text: str) -> str:
+    """`words` with single spaces between them: without punctuation."""
+    return " ".join(words(text))
 
 
 def comparable(text: str) -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from maw_gym.corpora.collection import encodable
+from maw_gym.corpora.text import encodable
 from maw_gym.encoders.transformer import FILES, Transformer, library, load_transformer
 from maw_gym.errors import InputError
 from maw_gym.files import content_key, expanded, fingerprint

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from maw_gym.corpora.collection import encodable
+from maw_gym.corpora.text import encodable
 from maw_gym.errors import InputError
 from maw_gym.files import check_readable
 

@@ -2,11 +2,9 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ir_datasets
 import pytest
@@ -32,6 +30,12 @@ class BodyDoc(NamedTuple):
         return f"body {self.body}"
 
 
+class Bare(NamedTuple):
+    doc_id: Any
+    query_id: Any
+    body: str
+
+
 class Docs(BaseDocs):
     def __init__(self, docs):
         self.docs = docs
@@ -50,7 +54,9 @@ class Queries(BaseQueries):
         self.texts = texts
 
     def queries_iter(self):
-        return (GenericQuery(f"q-{text}", text) for text in self.texts)
+        texts = ((text, f"q-{text}") for text in self.texts if isinstance(text, str))
+        others = [query for query in self.texts if not isinstance(query, str)]
+        return iter([*(GenericQuery(name, text) for text, name in texts), *others])
 
 
 class Qrels(BaseQrels):
@@ -159,6 +165,47 @@ def test_mistakes_are_one_line_with_a_way_out(register, name, parts):
         assert part in str(caught.value)
 
 
+NO_TEXT = "a Bare of the dataset has no text: give its class a field `text` or a method `default_"
+
+
+@pytest.mark.parametrize(
+    ("docs", "queries", "judgment", "message"),
+    [
+        ([Bare("1", "", "x")], None, None, NO_TEXT),
+        ([GenericDoc("1", None)], None, None, "a GenericDoc of the dataset has no text"),
+        ([TitledDoc("1", "x", 7, "")], None, None, "a TitledDoc of the dataset has no text"),
+        (None, [Bare("", "q", "x")], None, NO_TEXT),
+        (
+            None,
+            [GenericQuery("q", float("nan"))],
+            None,
+            "a GenericQuery of the dataset has no text",
+        ),
+        ([GenericDoc(None, "x")], None, None, "a document of 'x': an id must be .*, got None"),
+        ([GenericDoc("2\0", "x")], None, None, r"a document of 'x': an id .*, got '2\\x00'"),
+        (None, [GenericQuery(1.5, "x")], None, "a query of 'x/test': an id must be .*, got 1.5"),
+        (None, None, ("q", None, 1), "a judgment of 'x/test': an id must be .*, got None"),
+        (None, None, ("q", "1", None), "query 'q' of 'x/test': a grade must be .*, got None"),
+        (None, None, ("q", "1", 0.9), "query 'q' of 'x/test': a grade must be .*, got 0.9"),
+        (None, None, ("q", "1", 400_000_000), "a grade must be .* to 1000000, got 400000000"),
+    ],
+)
+def test_records_of_other_types_are_refused(register, docs, queries, judgment, message):
+    register("x", Docs(docs or DOCS.docs))
+    queries = Queries("a") if queries is None else Queries(queries)
+    register("x/test", DOCS, queries, Qrels([judgment or ("q", "1", 1)]))
+    with pytest.raises(InputError, match=message):
+        load_collection("x")
+
+
+def test_whole_numbers_as_ids_are_taken_for_texts(register):
+    docs, queries = Docs([GenericDoc(7, "seven")]), Queries([GenericQuery(1, "one")])
+    register("x/test", docs, queries, Qrels([(1, 7, 1.0)]))
+    collection = load_collection("x/test")
+    assert collection.doc_ids == ("7",)
+    assert collection.splits["test"] == (("1",), ("one",), ({"7": 1},))
+
+
 def test_a_programming_error_is_not_hidden(register):
     register("x", Docs(TypeError("a mistake")), *judged("a"))
     with pytest.raises(TypeError, match="a mistake"):
@@ -191,31 +238,25 @@ def test_folds_over_all_queries_whatever_their_subsets(register):
         load_collection("x", folds=1)
 
 
-def run(script, env):
-    command = [sys.executable, "-W", "error", "-c", script]
-    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), done.stderr
-
-
-def test_a_failed_download_names_the_file_and_its_place(tmp_path):
-    script = """
-import json, time
+def test_a_failed_download_names_the_file_and_its_place(tmp_path, monkeypatch, run_python):
+    # Nothing listens on the discard port: refused at once, with or without a network.
+    for kind in ("http", "https", "all"):
+        monkeypatch.setenv(f"{kind}_proxy", "http://127.0.0.1:9")
+        monkeypatch.setenv(f"{kind}_proxy".upper(), "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path))
+    program = """
+import time
 from maw_gym.corpora import load_collection
-messages = []
 start = time.perf_counter()
 for name in ("vaswani", "beir/fiqa"):
     try:
         load_collection(name)
     except ValueError as error:
-        messages.append(str(error))
-print(json.dumps([messages, time.perf_counter() - start]))
-"""
-    # Nothing listens on the discard port: refused at once, with or without a network.
-    proxy = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "all")}
-    proxies = proxy | {name.upper(): value for name, value in proxy.items()}
-    env = {"IR_DATASETS_HOME": str(tmp_path), "no_proxy": "", "NO_PROXY": "", **proxies}
-    (messages, seconds), errors = run(script, env)
+        print(error)
+print(time.perf_counter() - start)"""
+    *messages, seconds = run_python(program).splitlines()
     assert messages == [
         "dataset 'vaswani' needs http://ir.dcs.gla.ac.uk/resources/test_collections/npl/npl.tar.gz"
         " or https://mirror.ir-datasets.com/23e5607081191b153738e81fbd834680, which cannot be"
@@ -224,8 +265,7 @@ print(json.dumps([messages, time.perf_counter() - start]))
         "datasets/fiqa.zip, which cannot be downloaded (ProxyError): put it at"
         f" {tmp_path}/beir/fiqa/source.zip",
     ]
-    assert seconds < 10
-    assert "Download failed" not in errors
+    assert float(seconds) < 10
 
 
 def test_settings_of_downloads_and_the_log_are_restored(register, monkeypatch):
@@ -258,21 +298,6 @@ def test_a_test_subset_without_a_relevant_document_is_no_reason_to_test_on_anoth
     )
 
 
-def test_what_trec_eval_cannot_bear_is_refused(register):
-    register("x/test", DOCS, *judged("a", grade=400_000_000))
-    with pytest.raises(InputError) as caught:
-        load_collection("x/test")
-    assert str(caught.value) == (
-        "the grade of document '1' for query 'q-a' must be at most 1000000, got 400000000"
-    )
-    register("y/test", Docs([GenericDoc("1", "one"), GenericDoc("2\0", "two")]), *judged("a"))
-    with pytest.raises(InputError) as caught:
-        load_collection("y/test")
-    assert str(caught.value) == (
-        "the id of a document of 'y/test' has a NUL character, got '2\\x00'"
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "fold", "message"),
     [
@@ -291,47 +316,29 @@ def test_arguments_of_other_types(name, fold, message):
     assert str(caught.value) == message
 
 
-HOMELESS = """
+def test_without_a_home_for_ir_datasets_folders_can_be_used(tiny_folder, monkeypatch, run_python):
+    monkeypatch.setenv("IR_DATASETS_HOME", "/dev/null/home")
+    program = f"""
 import maw_gym
 from maw_gym.corpora import load_collection
-collection = load_collection(FOLDER)
+print(len(load_collection({str(tiny_folder)!r}).doc_ids))
 try:
     load_collection("cranfield")
 except maw_gym.InputError as problem:
-    message = str(problem)
-import json
-print(json.dumps([collection.provenance, message]))
-"""
-
-
-@pytest.mark.parametrize("home", ["/dev/null/home", "/proc/home", "/etc/hostname"])
-def test_without_a_home_for_ir_datasets_folders_can_be_used(tiny_folder, home):
-    (provenance, message), _ = run(
-        f"FOLDER = {str(tiny_folder)!r}\n{HOMELESS}", {"IR_DATASETS_HOME": home}
-    )
-    assert provenance["documents"] == 30
+    print(problem)"""
+    documents, message = run_python(program).splitlines()
+    assert documents == "30"
     assert message.startswith("ir_datasets cannot make its folder ([Errno ")
-    assert message.endswith(f"'{home}'); set IR_DATASETS_HOME to one that can be written")
+    assert message.endswith("'/dev/null/home'); set IR_DATASETS_HOME to one that can be written")
 
 
-FILES = {
-    "beir/scifact": ["beir/scifact/source.zip"],
-    "cranfield": [f"cranfield/{name}.txt" for name in ("docs", "queries", "qrels")],
-}
-
-
-def real_data(tmp_path, name):
-    """An IR_DATASETS_HOME with a copy of the collection: ir_datasets writes beside its files."""
-    homes = [Path(__file__).parents[3] / "shared" / "ir_datasets"]
-    if "IR_DATASETS_HOME" in os.environ:
-        homes.insert(0, Path(os.environ["IR_DATASETS_HOME"]))
-    for home in homes:
-        if all((home / file).is_file() for file in FILES[name]):
-            for file in FILES[name]:
-                (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(home / file, tmp_path / file)
-            return {"IR_DATASETS_HOME": str(tmp_path)}
-    pytest.skip(f"{name} is in none of {', '.join(map(str, homes))}")
+@pytest.mark.parametrize("limit", [30, 31])
+def test_a_collection_that_is_not_ranked_whole_says_so(tiny_folder, monkeypatch, caplog, limit):
+    monkeypatch.setattr("maw_gym.corpora.collection.SMALL", limit)
+    with caplog.at_level(logging.INFO):
+        load_collection(str(tiny_folder))
+    told = f"{tiny_folder} has 30 documents, and 50000 or more are not ranked whole" in caplog.text
+    assert told == (limit == 30)
 
 
 SCORE = """
@@ -339,40 +346,50 @@ import json, sys
 import ir_measures
 from maw_gym.corpora import QuerySet, load_collection
 from maw_gym.retrieval.bm25 import BM25
-collection = load_collection(NAME)
-splits = collection.splits.values()
-queries = QuerySet(*(sum((split[field] for split in splits), ()) for field in range(3)))
-if NAME == "beir/scifact":
-    queries = collection.splits["test"]
-ranking = BM25.of(collection.doc_ids, collection.doc_texts).rank(queries.texts, 100)
-run = {
-    query_id: {collection.doc_ids[row]: score for row, score in zip(rows, scores) if row >= 0}
-    for query_id, rows, scores in zip(
-        queries.ids, ranking.documents.tolist(), ranking.scores.tolist()
-    )
-}
-measured = ir_measures.calc_aggregate(
-    [ir_measures.nDCG @ 10], dict(zip(queries.ids, queries.relevance)), run
-)
-print(json.dumps([collection.provenance, *measured.values()]))
+found = {}
+for name in ("beir/scifact", "cranfield"):
+    collection = load_collection(name)
+    splits = collection.splits.values()
+    queries = QuerySet(*(sum((split[field] for split in splits), ()) for field in range(3)))
+    if name == "beir/scifact":
+        queries = collection.splits["test"]
+    ranking = BM25.of(collection.doc_ids, collection.doc_texts).rank(queries.texts, 100)
+    run = {
+        query_id: {collection.doc_ids[row]: score for row, score in zip(rows, scores) if row >= 0}
+        for query_id, rows, scores in zip(
+            queries.ids, ranking.documents.tolist(), ranking.scores.tolist()
+        )
+    }
+    (ndcg,) = ir_measures.calc_aggregate(
+        [ir_measures.nDCG @ 10], dict(zip(queries.ids, queries.relevance)), run
+    ).values()
+    found[name] = [ndcg, collection.provenance["documents"], collection.provenance["queries"]]
+print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "reference", "documents", "queries"),
-    [
-        (
-            "beir/scifact",
-            0.679,
+def test_real_collections_and_bm25(tmp_path, monkeypatch, run_python):
+    names = ["beir/scifact/source.zip"]
+    names += [f"cranfield/{name}.txt" for name in ("docs", "queries", "qrels")]
+    homes = [Path(__file__).parents[3] / "shared" / "ir_datasets"]
+    if "IR_DATASETS_HOME" in os.environ:
+        homes.insert(0, Path(os.environ["IR_DATASETS_HOME"]))
+    home = next((home for home in homes if all((home / name).is_file() for name in names)), None)
+    if home is None:
+        pytest.skip(f"scifact and cranfield are in none of {', '.join(map(str, homes))}")
+    for name in names:  # ir_datasets writes beside its files
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(home / name, tmp_path / name)
+    monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path))
+    assert json.loads(run_python(SCORE)) == {
+        "beir/scifact": [
+            pytest.approx(0.679, abs=0.01),
             5183,
             {"encoder": 586, "train": 174, "validation": 47, "test": 300},
-        ),
-        ("cranfield", 0.339, 1400, {"encoder": 0, "train": 162, "validation": 18, "test": 45}),
-    ],
-)
-def test_real_collections_and_bm25(tmp_path, name, reference, documents, queries):
-    (provenance, ndcg), errors = run(f"NAME = {name!r}\n{SCORE}", real_data(tmp_path, name))
-    assert ndcg == pytest.approx(reference, abs=0.01)
-    assert provenance["documents"] == documents
-    assert provenance["queries"] == queries
-    assert "Exception ignored" not in errors
+        ],
+        "cranfield": [
+            pytest.approx(0.339, abs=0.01),
+            1400,
+            {"encoder": 0, "train": 162, "validation": 18, "test": 45},
+        ],
+    }

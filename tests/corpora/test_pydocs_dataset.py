@@ -1,23 +1,25 @@
+"""pydocs serves the whole interface of ir_datasets."""
+
 import ir_datasets
 import pytest
 from ir_datasets.formats import GenericDoc, GenericQuery, TrecQrel
 
-import maw_gym.corpora  # noqa: F401  (registers pydocs)
-from maw_gym.corpora import pydocs_dataset
+from maw_gym.corpora import irds
 from maw_gym.corpora.pydocs import Pydocs
 
 PYDOCS = Pydocs(
-    docs={name: GenericDoc(name, f"text {name}") for name in "abcde"},
-    queries={name: GenericQuery(name, f"query {name}") for name in ("a", "b", "e")},
-    sides={"a": "encoder", "b": "test", "e": "test"},
+    docs={name: f"text {name}" for name in "abcde"},
+    queries={name: f"query {name}" for name in ("a", "b", "e")},
     relevance={"a": ["a"], "b": ["b", "c"], "e": ["e"]},
-    provenance={"documents": 5},
+    # .088 is encoder; .971 test
+    twins={"a": "open the file for reading", **dict.fromkeys("be", "copy the graph at once")},
+    provenance={},
 )
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(pydocs_dataset, "installed_pydocs", {"pydocs": PYDOCS}.__getitem__)
+    monkeypatch.setattr(irds, "installed_pydocs", {"pydocs": PYDOCS}.__getitem__)
 
 
 def ids(docs):
@@ -27,7 +29,7 @@ def ids(docs):
 def test_the_whole_and_a_subset():
     whole, test = ir_datasets.load("pydocs"), ir_datasets.load("pydocs/test")
     assert ids(whole.docs_iter()) == ids(test.docs_iter()) == "abcde"
-    assert list(whole.queries_iter()) == list(PYDOCS.queries.values())
+    assert [query.query_id for query in whole.queries_iter()] == ["a", "b", "e"]
     assert list(test.queries_iter()) == [GenericQuery("b", "query b"), GenericQuery("e", "query e")]
     assert list(test.qrels_iter()) == [
         TrecQrel("b", "b", 1, "0"),
@@ -41,22 +43,24 @@ def test_the_whole_and_a_subset():
 
 
 def test_slices_of_documents():
-    dataset = ir_datasets.load("pydocs")
-    assert ids(dataset.docs_iter()[1:3]) == "bc"
-    assert ids(dataset.docs_iter()[: 1 / 2]) == "ab"
-    assert ids(dataset.docs_iter()[1 / 2 : 1.0]) == "cde"
-    assert ids(dataset.docs_iter()[-2:]) == "de"
-    assert ids(dataset.docs_iter()[1:][:2]) == "bc"
-    assert ids(dataset.docs_iter()[::2]) == "ace"
-    assert ids(dataset.docs_iter()[3:99]) == "de"
-    assert ids(dataset.docs_iter()[99:]) == ""
-    assert dataset.docs_iter()[3].doc_id == "d"
-    assert dataset.docs_iter()[-1].doc_id == "e"
+    docs = ir_datasets.load("pydocs").docs_iter()
+    for key, expected in {
+        (1, 3): "bc",
+        (None, 1 / 2): "ab",
+        (1 / 2, 1.0): "cde",
+        (-2, None): "de",
+        (None, None, 2): "ace",
+        (3, 99): "de",
+        (99, None): "",
+    }.items():
+        assert ids(docs[slice(*key)]) == expected
+    assert ids(docs[1:][:2]) == "bc"
+    assert docs[3].doc_id == "d"
+    assert docs[-1].doc_id == "e"
     with pytest.raises(IndexError):
-        dataset.docs_iter()[5]
+        docs[5]
     with pytest.raises(TypeError):
-        dataset.docs_iter()["a"]
-    docs = dataset.docs_iter()
+        docs["a"]
     assert next(docs).doc_id == "a"
     assert ids(docs) == "bcde"
 
@@ -85,9 +89,21 @@ def test_the_rest_of_the_interface():
     assert dataset.docs_lang() == dataset.queries_lang() == "en"
     assert dataset.docs_namespace() == dataset.queries_namespace() == "pydocs"
     assert dataset.dataset_id() == "pydocs/train"
-    assert set(dataset.documentation()) == {"pretty_name", "desc"}
-    assert dataset.provenance() == {"documents": 5}
     assert ir_datasets.docs_parent_id("pydocs/train") == "pydocs"
     assert len(dataset.docs.lookup(["a", "b"])) == 2
     assert len(dataset.docs) == 5
     assert dataset.docs_calc_metadata(verbose=False)["count"] == 5
+
+
+def test_importing_reads_nothing_and_may_be_repeated(run_python, home):
+    program = """
+import importlib
+import maw_gym.corpora.irds as irds, ir_datasets
+importlib.reload(irds)
+dataset = ir_datasets.load("pydocs/test")
+dataset.has_docs(), dataset.docs_handler(), dataset.queries_handler(), repr(dataset)
+print([name for name in ir_datasets.registry if name.startswith("pydocs")])
+print(irds.installed_pydocs.cache_info().currsize)"""
+    names = ["pydocs", *(f"pydocs/{s}" for s in ("encoder", "train", "validation", "test"))]
+    assert run_python(program).splitlines() == [str(names), "0"]
+    assert not (home / "pydocs").exists()

@@ -1,7 +1,7 @@
 import pytest
 
 from maw_gym.corpora.collection import QuerySet
-from maw_gym.corpora.splits import divide, fraction, normalised, pooled, side
+from maw_gym.corpora.splits import balanced_shares, check_balance, divide, fraction, pooled, side
 from maw_gym.errors import InputError
 
 
@@ -14,32 +14,16 @@ def ids(splits):
     return {split: list(found.ids) for split, found in splits.items()}
 
 
-def test_normalised_keeps_lower_case_words():
-    assert normalised("  Return the\tX_1-value (of «ÉTÉ»)! ") == "return the x_1 value of été"
-    assert normalised("?!") == ""
-
-
 def test_fraction_is_the_first_48_bits_of_the_sha256():
     # sha256("a") begins with ca978112ca1b.
     assert fraction("a") == 0xCA978112CA1B / 2**48
     assert fraction("a") == pytest.approx(0.791374, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("position", "split"),
-    [
-        (0.0, "encoder"),
-        (0.5999, "encoder"),
-        (0.60, "train"),
-        (0.7999, "train"),
-        (0.80, "validation"),
-        (0.8499, "validation"),
-        (0.85, "test"),
-        (0.9999, "test"),
-    ],
-)
-def test_side_of_a_position(position, split):
-    assert side(position) == split
+def test_side_of_a_position():
+    ends = (0.0, 0.5999, 0.60, 0.7999, 0.80, 0.8499, 0.85, 0.9999)
+    expected = ["encoder"] * 2 + ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
+    assert [side(position) for position in ends] == expected
 
 
 def test_own_splits_are_kept():
@@ -188,3 +172,21 @@ def test_queries_that_differ_in_symbols_or_marks_are_different():
     splits, notes = divide(parts, 0)
     assert notes["dropped_recurring_texts"] == 1  # C++ in capitals
     assert set(splits["train"].texts + splits["validation"].texts) == set(train) - {"LEARN  C++"}
+
+
+@pytest.mark.parametrize(
+    ("balance", "of_a", "of_b"),
+    [
+        (1, 1 / 4, 1 / 4),
+        (0, 1 / 6, 1 / 2),  # each group half
+        (0.5, 0.2113249, 0.3660254),  # the groups as sqrt(3) : 1
+    ],
+)
+def test_groups_are_as_likely_as_a_power_of_their_size(balance, of_a, of_b):
+    assert balanced_shares("aaba", balance) == pytest.approx([of_a, of_a, of_b, of_a], abs=1e-7)
+
+
+@pytest.mark.parametrize("balance", [-0.1, 1.1, float("nan"), float("inf"), "0", None, True])
+def test_other_exponents_are_refused(balance):
+    with pytest.raises(InputError, match=r"^balance must be a number from 0 .* to 1 .*, got "):
+        check_balance(balance)

@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from maw_gym.corpora.text import comparable, normal, words
+from maw_gym.corpora.text import comparable, encodable, normal, normalised, words
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,22 @@ def test_texts_that_ask_for_the_same(one: str, other: str) -> None:
 )
 def test_texts_that_differ_in_symbols_or_marks_are_different(texts: tuple[str, ...]) -> None:
     assert len({comparable(text) for text in texts}) == len(texts)
+
+
+def test_normalised_keeps_lower_case_words() -> None:
+    text = "  Return the\tX_1-value (of «ÉTÉ»)! "
+    assert normalised(text) == "return the x_1 value of été"
+    assert normalised("?!") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\ud800b", "a\ufffdb"),
+        ("\udc00", "\ufffd"),
+        ("\ud83d\ude00", "\U0001f600"),
+        ("a\x00e\u0301", "a\x00é"),
+    ],
+)
+def test_lone_surrogates_are_replaced_and_pairs_joined(text: str, expected: str) -> None:
+    assert encodable(text) == expected

@@ -1,0 +1,84 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from maw_gym.corpora.collection import (
+    Collection,
+    QuerySet,
+    checked_grade,
+    checked_id,
+    content_hash,
+    judged_queries,
+)
+from maw_gym.errors import InputError
+
+
+def test_judged_queries_keeps_those_with_a_relevant_document_and_counts_the_rest():
+    dropped: Counter[str] = Counter()
+    queries = judged_queries(
+        [("1", "one"), ("2", "two"), ("1", "again"), ("3", "three"), ("4", "")],
+        [
+            *(("1", "a", 2), ("1", "b", 0), ("2", "a", 0), ("2", "gone", 1)),
+            *(("3", "b", 1), ("3", "b", 3), ("4", "a", 1), ("unknown", "a", 1)),
+        ],
+        {"a", "b"},
+        dropped,
+    )
+    assert queries == QuerySet(
+        ("1", "3", "4"), ("one", "three", ""), ({"a": 2, "b": 0}, {"b": 3}, {"a": 1})
+    )
+    assert dropped == {
+        "queries with an id seen before": 1,
+        "judgments of missing queries": 1,
+        "judgments of missing documents": 1,
+        "queries without a relevant document": 1,
+        "judgments that a later one contradicts": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "grade"),
+    [(2, 2), (-1, 0), ("1", 1), ("1.0", 1), (3.0, 3), (np.int64(4), 4), (1_000_000, 1_000_000)],
+)
+def test_grades_are_whole_numbers_however_they_are_written(given, grade):
+    assert checked_grade(given, "here") == grade
+    assert type(checked_grade(given, "here")) is int
+
+
+@pytest.mark.parametrize(
+    "given", [0.9, "1.5", None, "", "yes", float("nan"), 1_000_001, "1e9", 10**400, [1]]
+)
+def test_other_grades_are_refused(given):
+    with pytest.raises(InputError, match=r"^here: a grade must be a whole number from -1000000 to"):
+        checked_grade(given, "here")
+
+
+def test_ids_are_texts_without_space_or_whole_numbers():
+    ids = ["a-1", 7, np.int64(8), "e\u0301", "\ud800"]
+    assert [checked_id(one, "here") for one in ids] == ["a-1", "7", "8", "é", "\ufffd"]
+    for given in ("", "a b", "a\n", "a\0b", None, True, 1.0, ["a"], float("nan")):
+        with pytest.raises(InputError, match=r"^here: an id must be a whole number or a text "):
+            checked_id(given, "here")
+
+
+def test_content_hash_tells_every_part_and_only_the_parts():
+    query = QuerySet(("q",), ("text",), ({"a": 1, "b": 0},))
+    first = content_hash({"a": "x", "b": "y"}, {"test": query})
+    # The sha256 of 1:a1:x1:b1:y12:split test 11:q4:text20:[('a', 1), ('b', 0)]
+    assert first == "150f502eba4aff8032d9ddf66050c35c6162f0cc183ba4b69cd2b1c4c9bb33df"
+    reordered = query._replace(relevance=({"b": 0, "a": 1},))
+    assert content_hash({"a": "x", "b": "y"}, {"test": reordered}) == first
+    others = [
+        content_hash({"a": "x", "b": "z"}, {"test": query}),
+        content_hash({"a": "x", "bx": ""}, {"test": query}),
+        content_hash({"a": "x", "b": "y"}, {"train": query}),
+        content_hash({"a": "x", "b": "y"}, {"test": query._replace(relevance=({"a": 2},))}),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_small_is_fewer_than_50000_documents():
+    ids = tuple(map(str, range(50_000)))
+    assert Collection("x", ids[:-1], ids[:-1], {}, {}).small
+    assert not Collection("x", ids, ids, {}, {}).small

@@ -58,6 +58,13 @@ class Place:
         (folder / name).write_bytes(before + content)
         return folder
 
+    def test_alone(self, name: bytes = b"data") -> Path:
+        """A copy of the tiny collection that has test.tsv alone."""
+        folder = self.copy().rename(self.tmp / os.fsdecode(name))
+        for part in ("train", "dev"):
+            (folder / "qrels" / f"{part}.tsv").unlink()
+        return folder
+
     def run(self, content: object) -> Path:
         """A run folder with this config.json."""
         (self.tmp / "run").mkdir()
@@ -124,6 +131,12 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "dataset": ("train_grpo", "--dataset pydoc", "unknown dataset 'pydoc': did you mean 'pydocs'.*"),
     "dataset folder": ("train_ppo", "--dataset /nowhere", "/nowhere has no corpus.jsonl: give an ir_datasets id, or a folder with corpus.jsonl, .*"),
     "no dataset": ("train_supervised", lambda at: ["--dataset", ""], "unknown dataset '': .*"),
+    "dataset elsewhere": ("train_grpo", "--dataset data", "unknown dataset 'data': .* whose path, where it is relative, is taken from the current folder"),
+    "dataset not UTF-8": ("train_ppo", lambda at: ["--dataset", at.test_alone(b"d\xff"), "--encoder", "untrained"], r"the name '.*/d\\udcff' is not UTF-8; rename the folder"),
+    **{
+        f"test.tsv alone: {runner}": (f"train_{runner}", lambda at: ["--dataset", at.test_alone(), "--encoder", "untrained"], ".*/data has no query to train on, all are for the test; cut them into folds, such as with --folds 5")
+        for runner in ("grpo", "ppo", "supervised")
+    },
     "encoder": ("train_grpo", lambda at: ["--dataset", at.tiny, "--encoder", "best"], "unknown encoder 'best'; give 'untrained', 'trained' or the path of an encoder.safetensors"),
     "encoder is no file of ours": ("train_ppo", lambda at: ["--dataset", at.tiny, "--encoder", at.tiny / "corpus.jsonl"], ".*corpus.jsonl is not a readable safetensors file: .*"),
     "device": ("train_grpo", lambda at: [*TINY(at), "--device", "quantum"], "device 'quantum' is not available here; use 'cpu' or 'auto'"),
@@ -195,8 +208,7 @@ def test_runners(
     assert re.fullmatch(f"error: {expected}", lines[0])
     assert caught.value.code == 2
     assert shown.out == ""
-    # What is refused leaves nothing: the name can be used again.
-    assert not logdir.is_dir() or list(logdir.iterdir()) == []
+    assert not logdir.exists()  # what is refused leaves nothing: the name can be used again
 
 
 @pytest.mark.parametrize(
@@ -337,7 +349,7 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "nested": (lambda at: collection(at, "queries.jsonl", b"[" * 100_000), r".*queries.jsonl, line 25: not JSON \(.*"),
     "no documents": (lambda at: collection(at, "corpus.jsonl", b"", False), ".*corpus.jsonl is empty: it needs a line like .*"),
     "grade": (lambda at: collection(at, "qrels/test.tsv", b"q1\td1\thigh\n"), ".*test.tsv, line 16: a grade must be a whole number from -1000000 to 1000000, got 'high'"),
-    "huge grade": (lambda at: collection(at, "qrels/test.tsv", b"q1\td1\t" + b"9" * 400), ".*test.tsv, line 16: the grade must be from -1000000 to 1000000, got '9{60}'"),
+    "huge grade": (lambda at: collection(at, "qrels/test.tsv", b"q1\td1\t" + b"9" * 400), ".*test.tsv, line 16: a grade must be a whole number from -1000000 to 1000000, got '9{78}…"),
     "judgments of nothing": (lambda at: load_collection(str(judged(at, b"q1\tnowhere\t1\n"))), ".*test.tsv has no query with a relevant document in the collection; mend it or take it away"),
     "no judgments": (lambda at: load_collection(str(judged(at, None))), ".*qrels has neither train.tsv, dev.tsv nor test.tsv: .*"),
     "NaN weight": (lambda at: encoder_file(at, with_nan), ".*encoder.safetensors: tensor 'query_proj.weight' holds values that are not finite"),

@@ -16,11 +16,13 @@ from maw_gym.corpora.collection import (
     without_own_documents,
 )
 from maw_gym.corpora.splits import FOLDS, divide, pooled
+from maw_gym.corpora.text import encodable, normal
 from maw_gym.errors import InputError, checked_int, shown
 
 __all__ = ["Collection", "QuerySet", "is_pydocs", "load_collection"]
 
 logger = logging.getLogger(__name__)
+progress = logging.getLogger("maw_gym.progress")  # runners show it
 
 
 def load_collection(name_or_path: str, fold: int = 0, folds: int | None = None) -> Collection:
@@ -37,6 +39,8 @@ def load_collection(name_or_path: str, fold: int = 0, folds: int | None = None) 
     """
     if not isinstance(name_or_path, str):
         raise InputError(f"a dataset is named by a text, not by {shown(name_or_path)}")
+    if encodable(name_or_path) != normal(name_or_path):
+        raise InputError(f"the name {name_or_path!r} is not UTF-8; rename the folder")
     if folds is not None:
         folds = checked_int(folds, "folds", 2)
     fold = checked_int(fold, "fold", 0, (folds or FOLDS) - 1)
@@ -69,7 +73,7 @@ def load_collection(name_or_path: str, fold: int = 0, folds: int | None = None) 
     collection = Collection(name_or_path, ids, texts, splits, provenance, source.groups)
     if not collection.small:
         line = "%s has %d documents, and %d or more are not ranked whole: BM25's first 100 are"
-        logger.info(line, name_or_path, len(ids), SMALL)
+        progress.info(line, name_or_path, len(ids), SMALL)
     return collection
 
 

@@ -1,6 +1,7 @@
 """Docstrings of installed packages, read from their source files: nothing is imported."""
 
 import ast
+import contextlib
 import difflib
 import functools
 import gc
@@ -106,15 +107,13 @@ def _canonical(distribution: str) -> str:
 
 def _root(module: str) -> Path | None:
     """The folder of a package, or the file of a module; None without Python source."""
-    try:
+    with contextlib.suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(module)  # of a name without dots: finds, and does not run
-    except (ImportError, ValueError):
-        return None
-    if spec is None:
-        return None
-    if spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations)))
-    return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+        if spec is not None and spec.submodule_search_locations:
+            return Path(next(iter(spec.submodule_search_locations)))
+        if spec is not None and spec.origin and spec.origin.endswith(".py"):
+            return Path(spec.origin)
+    return None
 
 
 class Docstring(NamedTuple):

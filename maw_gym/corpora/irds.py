@@ -25,7 +25,6 @@ from ir_datasets.util import Download, LocalDownload, apply_sub_slice
 from tqdm import tqdm
 
 from maw_gym.corpora.collection import (
-    NO_GROUPS,
     QuerySet,
     Source,
     checked_grade,
@@ -38,7 +37,8 @@ from maw_gym.corpora.text import encodable
 from maw_gym.errors import InputError
 
 HINT: Final = (
-    "give an ir_datasets id, or a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv"
+    "give an ir_datasets id, or a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv, whose"
+    " path, where it is relative, is taken from the current folder"
 )
 # Subsets `x/<name>` of a collection `x`, in the order in which they are looked for.
 SUBSETS: Final = {
@@ -91,19 +91,14 @@ def _read(name: str, dataset: Any) -> Source:
 
     dropped: Counter[str] = Counter()
     documents: dict[str, str] = {}
-    stream = iter(whole.docs_iter())
-    # Downloads happen before the first document, and show progress bars of their own.
-    first = list(itertools.islice(stream, 1))
-    stream = itertools.chain(first, stream)
-    with tqdm(
-        stream, name, whole.docs_count(), unit="doc", delay=2, leave=False, disable=None
-    ) as docs:
-        for doc in docs:
-            doc_id = checked_id(doc.doc_id, f"a document of {name!r}")
-            if doc_id in documents:
-                dropped["documents with an id seen before"] += 1
-            else:
-                documents[doc_id] = encodable(document_text(doc))
+    docs, total = whole.docs_iter(), whole.docs_count()
+    progress = tqdm(docs, name, total, unit="doc", delay=2, leave=False, disable=None)
+    for doc in progress:
+        doc_id = checked_id(doc.doc_id, f"a document of {name!r}")
+        if doc_id in documents:
+            dropped["documents with an id seen before"] += 1
+        else:
+            documents[doc_id] = encodable(document_text(doc))
     if not documents:
         raise InputError(f"dataset {name!r} has no document: {HINT}")
     parts = {part: _queries(*subset, documents, dropped) for part, subset in subsets.items()}
@@ -120,7 +115,7 @@ def _read(name: str, dataset: Any) -> Source:
         "dropped": {what: count for what, count in dropped.items() if count},
     }
     if not hasattr(whole, "pydocs"):
-        return Source(documents, parts, provenance, NO_GROUPS)
+        return Source(documents, parts, provenance)
     pydocs: Pydocs = whole.pydocs()
     provenance["collection"] = pydocs.provenance
     return Source(documents, parts, provenance, pydocs.groups, pydocs.twins)

@@ -417,7 +417,8 @@ def load_task(
     Raises:
         InputError: a setting that does not exist.
     """
-    fold = checked_int(fold, "fold", 0, FOLDS - 1)
+    folds = None if folds is None else checked_int(folds, "folds", 2)
+    fold = checked_int(fold, "fold", 0, (folds or FOLDS) - 1)
     if not isinstance(dataset, str):
         raise InputError(f"a dataset is named by a text, not by {shown(dataset)}")
     where = resolve_device(device)

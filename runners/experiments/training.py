@@ -136,8 +136,17 @@ def task_of(settings: TaskSettings) -> RetrievalTask:
 
 
 def open_task(settings: TaskSettings) -> RetrievalTask:
-    """The task of a run, with its tables built."""
+    """The task of a run, with its tables built.
+
+    Raises:
+        InputError: it has no query to train on.
+    """
     task = task_of(settings)
+    if not task.collection.splits["train"].ids:
+        raise InputError(
+            f"{settings.dataset} has no query to train on, all are for the test; cut them into"
+            " folds, such as with --folds 5"
+        )
     for split in ("train", "validation", "test"):
         task.table(split)
     return task

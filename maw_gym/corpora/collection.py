@@ -31,7 +31,11 @@ class QuerySet(NamedTuple):
     def select(self, rows: Iterable[int]) -> "QuerySet":
         """The queries of the given rows, in the rows' order."""
         rows = tuple(rows)
-        return QuerySet(*(tuple(field[row] for row in rows) for field in self))
+        return QuerySet(
+            tuple(self.ids[row] for row in rows),
+            tuple(self.texts[row] for row in rows),
+            tuple(self.relevance[row] for row in rows),
+        )
 
 
 NO_QUERIES = QuerySet((), (), ())

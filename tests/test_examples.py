@@ -44,7 +44,7 @@ def shape(line: str) -> str:
 def test_every_example_is_tested() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
         "environment_by_hand", "grpo_on_a_bandit", "own_collection", "own_learner",
-        "own_observation",
+        "own_observation", "own_reward",
         "own_text_encoder", "ppo_on_mawdepth", "search_with_a_run", "track_with_mlflow",
     }  # fmt: skip
 
@@ -80,6 +80,12 @@ def test_own_collection(run: Run, tmp_path: Path) -> None:
 def test_own_learner(run: Run, tiny_folder: Path) -> None:
     lines = run("own_learner", tiny_folder, 64)
     assert [shape(line) for line in lines] == [shape(line) for line in promised("own_learner")]
+
+
+def test_own_reward(run: Run, tiny_folder: Path) -> None:
+    (line,) = run("own_reward", tiny_folder, 2048)
+    assert shape(line) == shape(promised("own_reward")[0])
+    assert 0 < float(line.split()[-1]) < 1
 
 
 def test_own_observation(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,19 @@ def test_grpo_comes_without_maw_gym(run_python: Callable[[str], str]) -> None:
     assert {"torch", "stable_baselines3"} <= loaded(run_python, program)
 
 
+def test_bm25_does_not_start_jax(run_python: Callable[[str], str]) -> None:
+    """Which takes seconds, and three quarters of a GPU's memory."""
+    run_python("""
+import sys
+class Finder:
+    def find_spec(name, path=None, target=None):
+        assert name != "jax"
+sys.meta_path.insert(0, Finder)
+from maw_gym.retrieval.bm25 import BM25
+BM25.of(["a"], ["some words"])
+assert "jax" not in sys.modules""")
+
+
 def test_help_does_not_wait_for_torch(run_python: Callable[[str], str]) -> None:
     learners = [f"train {what} --help" for what in ("grpo", "ppo", "supervised", "encoder")]
     others = [f"{what} --help-all" for what in ("evaluate", "report", "search", "compare")]

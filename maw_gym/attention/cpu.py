@@ -10,6 +10,7 @@ Notation as in reference.py; n is the length of a text, g a number of texts of t
 """
 
 import math
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -79,13 +80,13 @@ def _texts_of_equal_length(lengths: list[int], heads: int) -> list[tuple[int, in
     """Blocks of texts sorted by length: (first text, texts, first token, length)."""
     blocks = []
     text = token = 0
-    while text < len(lengths):
-        n = lengths[text]
-        most = max(1, SCORES // max(1, heads * n * n))
-        count = min(most, sum(length == n for length in lengths[text : text + most]))
-        if n:
-            blocks.append((text, count, token, n))
-        text, token = text + count, token + count * n
+    for n, group in groupby(lengths):
+        left, most = len(list(group)), max(1, SCORES // max(1, heads * n * n))
+        while left:
+            count = min(most, left)
+            if n:
+                blocks.append((text, count, token, n))
+            text, token, left = text + count, token + count * n, left - count
     return blocks
 
 

@@ -24,6 +24,13 @@ import triton
 import triton.language as tl
 
 SMALLEST = 16  # tensor cores multiply 16 x 16 blocks at least
+CELLS = tl.constexpr(8)  # of a side of the state
+
+
+@triton.jit
+def tokens_of(cell, n):  # type: ignore[no-untyped-def]
+    """The first token of a cell of the state, and the one after its last."""
+    return cell * n // CELLS, ((cell + 1) * n + CELLS - 1) // CELLS
 
 
 @triton.jit
@@ -79,7 +86,6 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
     heads: tl.constexpr,  # H
     width: tl.constexpr,  # e
     hidden: tl.constexpr,  # h
-    cells: tl.constexpr,  # 8
     padded_columns: tl.constexpr,
     padded_hidden: tl.constexpr,
     exact: tl.constexpr,
@@ -110,9 +116,8 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
         tl.store(of_text + 2 * program + 1, n.to(tl.float32))
         stride = 2 * padded_columns if exact else padded_columns
         cell = column - width
-        first = cell * n // cells
-        last = ((cell + 1) * n + cells - 1) // cells  # exclusive
-        is_cell = (cell >= 0) & (cell < cells)
+        first, last = tokens_of(cell, n)
+        is_cell = (cell >= 0) & (cell < CELLS)
         for start in range(0, n, at_once):
             token = start + tl.arange(0, at_once)
             at = values + token[:, None] * token_stride + column[None, :] * column_stride
@@ -148,31 +153,19 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def keys_and_columns(  # type: ignore[no-untyped-def]
-    keys,
-    columns,
-    of_token,
-    token,
-    n,
-    stride: tl.constexpr,
-    width: tl.constexpr,
-    padded_width: tl.constexpr,
-    padded_columns: tl.constexpr,
-    exact: tl.constexpr,
+    keys, columns, of_token, token, n, inside, stride: tl.constexpr, exact: tl.constexpr
 ):
-    """Keys (keys, e) and columns (keys, columns) of these tokens, and what scales the former."""
-    place = tl.arange(0, padded_width)
-    column = tl.arange(0, padded_columns)
+    """Operands of these tokens, (keys, e) and (keys, columns), and what scales the former."""
     known = (token < n)[:, None]
-    there = known & (place < width)[None, :]
-    k = tl.load(keys + token[:, None] * stride + place[None, :], mask=there, other=0.0)
-    at = columns + token[:, None] * (2 * padded_columns if exact else padded_columns)
-    v = tl.load(at + column[None, :], mask=known, other=0.0)
+    k = tl.load(keys + token[:, None] * stride, mask=known & inside, other=0.0)
+    at = columns + token[:, None] * (columns.shape[1] * (2 if exact else 1))
+    v = tl.load(at, mask=known, other=0.0)
     k_small, v_small, scale = k, v, 1.0
     if exact:
         k *= tl.load(of_token + 2 * token, mask=token < n, other=0.0)[:, None]
         scale = scale_of(tl.max(tl.abs(k)))
         k, k_small = halves(k * scale)
-        v_small = tl.load(at + padded_columns + column[None, :], mask=known, other=0.0)
+        v_small = tl.load(at + columns.shape[1], mask=known, other=0.0)
     return k, k_small, scale, v, v_small
 
 
@@ -192,11 +185,9 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
     depths: tl.constexpr,  # d
     heads: tl.constexpr,
     width: tl.constexpr,  # e
-    cells: tl.constexpr,  # 8
     bucket: tl.constexpr,  # S rounded up to a power of 2
     padded_columns: tl.constexpr,
     padded_width: tl.constexpr,
-    padded_cells: tl.constexpr,
     exact: tl.constexpr,
     rows_at_once: tl.constexpr,
     keys_at_once: tl.constexpr,
@@ -209,25 +200,28 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
     n = tl.load(of_text + 2 * (text * heads + head) + 1).to(tl.int32)
     stride: tl.constexpr = depths * 2 * heads * width
     queries = projected + text * size * stride + (depth * 2 * heads + head) * width
+    place = tl.arange(0, padded_width)
+    inside = (place < width)[None, :]
+    queries += place[None, :]
     keys = queries + heads * width
+    column = tl.arange(0, padded_columns)
     columns += (text * heads + head) * size * (2 * padded_columns if exact else padded_columns)
+    columns += column[None, :]
     of_token += 2 * text * size
     whole: tl.constexpr = bucket <= keys_at_once  # all keys are held at once
     by_keys: tl.constexpr = bucket <= keys_at_once and bucket <= 64  # rows are reduced first
     # Weights and what multiplies them are cut into halves of 2^10 times as much.
     bits: tl.constexpr = 10 if exact else 0
 
-    place = tl.arange(0, padded_width)
-    cell = tl.arange(0, padded_cells)
-    first = cell * n // cells
-    last = tl.where(cell < cells, ((cell + 1) * n + cells - 1) // cells, 0)  # exclusive
+    cell = tl.arange(0, 16)
+    first, last = tokens_of(cell, n)
     token = tl.arange(0, keys_at_once)
     if whole:
         k, k_small, k_scale, v, v_small = keys_and_columns(
-            keys, columns, of_token, token, n, stride, width, padded_width, padded_columns, exact
+            keys, columns, of_token, token, n, inside, stride, exact
         )
-        by_key = tl.zeros([padded_cells, keys_at_once], tl.float32)
-    reduced = tl.zeros([padded_cells, padded_columns], tl.float32)
+        by_key = tl.zeros([16, keys_at_once], tl.float32)
+    reduced = tl.zeros([16, padded_columns], tl.float32)
     entropies = tl.zeros([rows_at_once], tl.float32)
     largest = tl.zeros([rows_at_once], tl.float32)
     # Where one block holds the text, constant bounds leave no loop at all.
@@ -236,8 +230,7 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
     for from_row in range(0, last_row, rows_at_once):
         row = from_row + tl.arange(0, rows_at_once)
         real = row < n
-        there = real[:, None] & (place < width)[None, :]
-        q = tl.load(queries + row[:, None] * stride + place[None, :], mask=there, other=0.0)
+        q = tl.load(queries + row[:, None] * stride, mask=real[:, None] & inside, other=0.0)
         q_small, q_scale = q, 1.0
         if exact:
             q *= tl.load(of_token + 2 * row, mask=real, other=0.0)[:, None]
@@ -253,16 +246,7 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
             if not whole:
                 token = from_key + tl.arange(0, keys_at_once)
                 k, k_small, k_scale, v, v_small = keys_and_columns(
-                    keys,
-                    columns,
-                    of_token,
-                    token,
-                    n,
-                    stride,
-                    width,
-                    padded_width,
-                    padded_columns,
-                    exact,
+                    keys, columns, of_token, token, n, inside, stride, exact
                 )
             s = tl.zeros([rows_at_once, keys_at_once], tl.float32)
             s = added(s, q, q_small, tl.trans(k), tl.trans(k_small), exact)
@@ -287,7 +271,7 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
         largest += share
         weight = tl.load(of_token + 2 * row + 1, mask=real, other=0.0)
         left = (row[None, :] >= first[:, None]) & (row[None, :] < last[:, None])
-        left = tl.where(cell[:, None] == cells, weight[None, :], left.to(tl.float32))
+        left = tl.where(cell[:, None] == CELLS, weight[None, :], left.to(tl.float32))
         if by_keys:
             # Shares are of 2^-10 at most where exact.
             left, left_small = operands(left * share[None, :] * (1 << 2 * bits), exact)
@@ -308,17 +292,15 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
     tl.store(sums + 2 * at, tl.sum(entropies, 0) / count)
     tl.store(sums + 2 * at + 1, tl.sum(largest, 0) * (1 << bits) / count)
     reduced *= unit
-    row_of_pooling = tl.sum(tl.where((cell == cells)[:, None], reduced, 0.0), 0)
+    row_of_pooling = tl.sum(tl.where((cell == CELLS)[:, None], reduced, 0.0), 0)
     row_of_pooling *= tl.load(of_text + 2 * (text * heads + head))
-    column = tl.arange(0, padded_columns)
     tl.store(pooled + at * width + column, row_of_pooling, mask=column < width)
     other = column - width
-    of_row = 1.0 / tl.maximum(last - first, 1).to(tl.float32)
-    of_key = ((other + 1) * n + cells - 1) // cells - other * n // cells
-    of_key = 1.0 / tl.maximum(of_key, 1).to(tl.float32)
-    mean = reduced * of_row[:, None] * of_key[None, :]
-    kept = (cell < cells)[:, None] & ((other >= 0) & (other < cells))[None, :]
-    tl.store(state + at * cells * cells + cell[:, None] * cells + other[None, :], mean, mask=kept)
+    first_key, last_key = tokens_of(other, n)
+    area = tl.maximum(last - first, 1)[:, None] * tl.maximum(last_key - first_key, 1)[None, :]
+    kept = (cell < CELLS)[:, None] & ((other >= 0) & (other < CELLS))[None, :]
+    where = state + at * CELLS * CELLS + cell[:, None] * CELLS + other[None, :]
+    tl.store(where, reduced / area.to(tl.float32), mask=kept)
 
 
 @triton.jit(do_not_specialize=["depths"])

@@ -17,19 +17,15 @@ WORTH = 1 << 23  # multiplications above which copies to oneDNN's layout and bac
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight.T`` (*, o) of x (*, h) and weight (o, h), with gradients; torch's own
-    elsewhere.
-    """
+    """``x @ weight.T`` (*, o) of x (*, h) and weight (o, h), with gradients."""
     matrices = (x, weight)
     large = x.numel() * weight.shape[0] >= WORTH
     plain = all(one.device.type == "cpu" and one.dtype == torch.float32 for one in matrices)
     if not (large and plain and torch.backends.mkldnn.is_available()):
         return functional.linear(x, weight)
-    rows = x.reshape(-1, x.shape[-1])
-    multiply: Callable[[Tensor, Tensor], Tensor] = _product
-    if torch.is_grad_enabled() and any(one.requires_grad for one in matrices):
-        multiply = _Linear.apply
-    return multiply(rows, weight).view(*x.shape[:-1], len(weight))
+    wanted = torch.is_grad_enabled() and any(one.requires_grad for one in matrices)
+    multiply: Callable[[Tensor, Tensor], Tensor] = _Linear.apply if wanted else _product
+    return multiply(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -98,9 +98,7 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
 
 
 def softmax_over_keys(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """`attention_weights` in fewer passes, where texts without tokens, of uniform rows, get no
-    weight by what follows.
-    """
+    """`attention_weights` in fewer passes; rows of a text without tokens are uniform."""
     # In place, since no gradient needs the scores; that of a filled score is 0 with its weight.
     scores = (query @ key.transpose(-1, -2)).div_(math.sqrt(query.shape[-1]))
     with torch.no_grad():
@@ -169,12 +167,7 @@ def row_focus(weights: Tensor, mask: Tensor) -> Tensor:
 
     This is a head's "confidence" of Voita et al., ACL 2019 (arXiv:1905.09418), section 4.
 
-    Args:
-        weights: (B, H, ..., S, S) with rows over the last axis.
-        mask: (B, S) bool.
-
-    Returns:
-        (B, ...) in [0, 1]; 1 for a text of one token, 0 for a text without tokens.
+    Arguments as of `row_entropy`, (B, ...) in [0, 1] as there; 1 for a text of one token.
     """
     return _mean_of_rows(weights.amax(-1), mask).clamp(0, 1)
 

@@ -5,6 +5,7 @@ query, scored by both.
 """
 
 import logging
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -171,7 +172,15 @@ def _english() -> tuple[frozenset[str], Callable[[list[str]], list[str]]]:
 
 
 def _bm25s() -> Any:
-    import bm25s
+    # On import it starts JAX where there is one: seconds, and three quarters of a GPU's memory.
+    hidden = not {"bm25s", "jax"} & sys.modules.keys()
+    if hidden:
+        sys.modules["jax"] = None  # type: ignore[assignment]
+    try:
+        import bm25s
+    finally:
+        if hidden:
+            del sys.modules["jax"]
 
     # On import bm25s asks for its debugging messages.
     logging.getLogger("bm25s").setLevel(logging.WARNING)

@@ -46,20 +46,16 @@ def in_float64(inputs: Inputs) -> Inputs:
     return Inputs(*(t.double() if t.is_floating_point() else t for t in inputs))
 
 
-def test_depth_attention_of_two_tokens() -> None:
+def test_two_tokens() -> None:
     weights = depth_attention(*BY_HAND[:4], heads=1)
     assert weights.shape == (1, 1, 2, 2, 2)
     torch.testing.assert_close(weights[0, 0, ..., 0], torch.tensor([[0.75, 0.25], [0.25, 0.75]]))
     torch.testing.assert_close(weights[0, 0, ..., 1], torch.full((2, 2), 0.5))
-
-
-def test_depth_statistics_of_two_tokens() -> None:
     # Each weight fills a 4 x 4 block of the 8 x 8 state; its length is sqrt(32 (.625^2 + .375^2)),
     # the square root of 17. Were the softmax over depth, all would be 1/2.
-    high, low = 0.625 / math.sqrt(17), 0.375 / math.sqrt(17)
-    state = torch.tensor([[high, low], [low, high]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    state = torch.tensor([[0.625, 0.375], [0.375, 0.625]]) / math.sqrt(17)
     expected = (
-        state.reshape(1, 64),
+        state.repeat_interleave(4, 0).repeat_interleave(4, 1).reshape(1, 64),
         torch.tensor([[0.8112781, 1.0]]),  # -3/4 ln 3/4 - 1/4 ln 1/4 over ln 2
         torch.tensor([[0.75, 0.5]]),
         torch.tensor([[[0.75, 0.25], [0.5, 0.5]]]),
@@ -123,8 +119,8 @@ def test_texts_of_one_and_of_no_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "depths", "heads", "width"),
-    [
+    "shape",
+    [  # lengths, depths, heads, width
         ((5, 3), 3, 2, 8),
         ((24,) * 5, 4, 8, 64),
         ((17, 1, 0, 9, 17, 33), 5, 2, 16),
@@ -138,9 +134,9 @@ def test_texts_of_one_and_of_no_token() -> None:
     ],
 )
 def test_statistics_equal_the_float64_reference(
-    lengths: tuple[int, ...], depths: int, heads: int, width: int
+    shape: tuple[tuple[int, ...], int, int, int],
 ) -> None:
-    problem = random_inputs(lengths, depths, heads, width, seed=depths)
+    problem = random_inputs(*shape, seed=2)
     found = depth_statistics(problem)
     assert {one.dtype for one in found} == {torch.float32}
     assert_near(found, reference(problem), 1e-5)
@@ -171,9 +167,7 @@ def test_rows_that_seldom_repeat_are_left_alone() -> None:
     rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
     assert distinct_rows(rows)[1] is None  # two of three differ
     different, place = distinct_rows(rows[[0, 2]].double())
-    assert different.tolist() == [[1, 2]]
-    assert place is not None
-    assert place.tolist() == [0, 0]
+    assert (different.tolist(), place.tolist()) == ([[1, 2]], [0, 0])
 
 
 @pytest.mark.parametrize("limit", ["SCORES", "PROJECTED"])
@@ -251,14 +245,11 @@ def test_softmax_over_keys_and_its_gradients_are_those_of_the_plain_formula() ->
         torch.randn(3, 2, 5, 4, generator=generator).requires_grad_() for _ in range(3)
     )
     mask = real_tokens(5, 2, 0)
-    # As in an embedding: a text without tokens has no weight.
-    pooling = torch.rand(3, 1, 1, 5, generator=generator) * mask[:, None, None]
     scores = (query @ key.mT / 2)[:2].masked_fill(~mask[:2, None, None], -torch.inf)
-    plain = scores.softmax(-1)
-    found = softmax_over_keys(query, key, mask)
+    plain, found = scores.softmax(-1), softmax_over_keys(query, key, mask)
     assert torch.equal(found[:2], plain)
-    assert (found[2] == 0.2).all()
+    assert (found[2] == 0.2).all()  # no tokens: uniform, and without weight in an embedding
+    pooling = torch.rand(3, 1, 1, 5, generator=generator) * mask[:, None, None]
     want = torch.autograd.grad((pooling[:2] @ plain @ value[:2]).square().sum(), (query, key))
     got = torch.autograd.grad((pooling @ found @ value).square().sum(), (query, key))
-    for one, other in zip(got, want, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-7, rtol=0)
+    assert_near(got, want, 1e-7)

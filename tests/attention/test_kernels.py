@@ -46,31 +46,24 @@ def assert_exact(gpu: ModuleType, inputs: Inputs, blocks: tuple[int, ...] | None
 
 
 @pytest.mark.parametrize(
-    ("lengths", "depths", "heads", "width", "rows", "keys"),
-    [
-        ((5, 3), 3, 2, 32, 16, 16),
-        ((17, 1, 0, 9), 2, 2, 16, 16, 16),
-        ((33, 20), 2, 1, 24, 16, 32),
-        ((41,), 1, 3, 48, 32, 16),
-        ((1,), 2, 1, 4, 16, 16),
-        # all keys at once, and the rows in turn
-        ((20, 0, 30), 2, 2, 16, 16, 32),
+    ("shape", "rows", "keys"),
+    [  # lengths, depths, heads, width
+        (((5, 3), 3, 2, 32), 16, 16),
+        (((17, 1, 0, 9), 2, 2, 16), 16, 16),
+        (((33, 20), 2, 1, 24), 16, 32),
+        (((41,), 1, 3, 48), 32, 16),
+        (((1,), 2, 1, 4), 16, 16),
+        (((20, 0, 30), 2, 2, 16), 16, 32),  # all keys at once, and the rows in turn
         # the width and heads of MiniLM
-        ((32, 20), 1, 12, 384, 32, 32),
-        ((128, 64), 1, 12, 384, 64, 64),
+        (((32, 20), 1, 12, 384), 32, 32),
+        (((128, 64), 1, 12, 384), 64, 64),
+        (((126,), 1, 2, 16), 64, 128),
     ],
 )
 def test_exact_statistics_equal_the_reference(
-    gpu: ModuleType,
-    lengths: tuple[int, ...],
-    depths: int,
-    heads: int,
-    width: int,
-    rows: int,
-    keys: int,
+    gpu: ModuleType, shape: tuple[tuple[int, ...], int, int, int], rows: int, keys: int
 ) -> None:
-    inputs = fresh_inputs(lengths, depths, heads, width)
-    assert_exact(gpu, inputs, (rows, keys, 2, 1, None))
+    assert_exact(gpu, fresh_inputs(*shape), (rows, keys, 2, 1, None))
 
 
 @pytest.mark.parametrize("keys", [16, 32])

@@ -27,12 +27,12 @@ class RewardSpec:
     """Which reward: the weights of its three terms, and the kind of the third.
 
     Attributes:
-        weights: of entropy, focus and alignment; any sequence of three numbers, kept as a tuple.
+        weights: of entropy, focus and alignment: any three finite numbers >= 0, not all 0, of which
+            the largest is from 1e-6 to 1e6; kept as a tuple.
         alignment: ``"ndcg"`` or ``"listwise"``.
 
     Raises:
-        InputError: weights that are not three finite numbers >= 0, that are all 0, or so large or
-            small that float32 does not hold their rewards; or another alignment.
+        InputError: other weights, or another alignment.
     """
 
     weights: Sequence[float] = DEFAULT_WEIGHTS
@@ -265,7 +265,8 @@ class Bandit:
         Raises:
             InputError: depths of another shape or type, or outside [0, D).
         """
-        places = queries * self.num_depths + self.checked_actions(depths, len(queries))
+        places = queries * self.num_depths
+        places += self.checked_actions(depths, len(queries))
         records = self._outcomes.take(places, axis=0, mode="clip")
         return Outcome(*records.T[:6].astype(np.float64, order="C"))
 

@@ -29,16 +29,23 @@ class QueryOrder:
         self.position = 0
         self._ends = None if shares is None else shares.cumsum() / shares.sum()
 
-    def take(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
-        """The next `count` queries (count,)."""
+    def take(
+        self, count: int, generator: np.random.Generator, group_size: int = 1
+    ) -> NDArray[np.int64]:
+        """The next queries (count,), each for so many neighbours."""
+        count //= group_size
         if self.kind == "sequential":
-            start, self.position = self.position, (self.position + count) % self.size
-            return (start + np.arange(count)) % self.size
-        if self._ends is not None:
-            return np.searchsorted(self._ends[:-1], generator.random(count), side="right")
-        # Half the time of generator.integers, and 2^53 is far above any number of queries; a
-        # product of a double below 1 and an integer rounds to below that integer.
-        return (generator.random(count) * self.size).astype(np.int64)
+            queries = (self.position + np.arange(count)) % self.size
+            self.position = (self.position + count) % self.size
+        elif self._ends is not None:
+            queries = np.searchsorted(self._ends[:-1], generator.random(count), side="right")
+        else:
+            # Half the time of generator.integers, and 2^53 is far above any number of queries; a
+            # product of a double below 1 and an integer rounds to below that integer.
+            drawn = generator.random(count)
+            drawn *= self.size
+            queries = drawn.astype(np.int64)
+        return queries if group_size == 1 else queries.repeat(group_size)
 
 
 # Environments of equal settings share their arrays.

@@ -28,21 +28,18 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
     `step` returns the observations of the next episodes, and the infos hold
 
     - `query`: (num_envs,) int64, the rows of the next episodes' queries in `query_ids`;
-    - `final_obs`: (num_envs, O), the finished episodes' observations;
+    - `final_obs`: (num_envs, O), the finished episodes' observations, the very array that was
+      returned before;
     - `final_info`: `query`, `entropy`, `focus`, `alignment`, `regret` and `random` of the finished
       episodes;
 
     each with the mask `_<name>` beside it that Gymnasium's vector environments have, all True. All
-    are arrays of numbers, so that wrappers can turn them into tensors.
+    are arrays of numbers, which wrappers can turn into tensors, and are never written to again.
     With autoreset DISABLED, which Gymnasium's wrappers of vector observations want, a step returns
     the observations that were chosen on, the infos are what `final_info` holds, and a reset, whole
     or by mask, has to come before the next step.
 
-    Arrays returned are never written to again. `final_obs` is the very array of observations that
-    was returned before: copying it would cost as much as all the rest.
-
-    One generator serves the batch, seeded by `reset(seed=...)` with one integer; the same seed
-    gives the same queries. In sequential order neighbouring sub-environments (with groups,
+    One generator serves the batch. In sequential order neighbouring sub-environments (with groups,
     neighbouring groups) take neighbouring queries, and each step goes on where the last one ended.
 
     Args:
@@ -143,7 +140,10 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             self._order.position = 0
         before = np.zeros(self.num_envs, np.int64) if self._queries is None else self._queries
         queries = self._queries = before.copy()
-        queries[mask] = self._drawn(int(mask.sum())) if chosen is None else chosen[mask]
+        if chosen is None:
+            queries[mask] = self._order.take(int(mask.sum()), self.np_random, self.group_size)
+        else:
+            queries[mask] = chosen[mask]
         self._finished = self._finished & ~mask
         self._observations = self._observed(queries)
         # Rows that were not reset are -1, as nothing is said of them.
@@ -196,10 +196,10 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             self._finished = np.ones(self.num_envs, np.bool_)
             self._queries = queries.copy()
             return observations.copy(), reward, terminated, truncated, info
-        self._queries = self._drawn(self.num_envs)
-        self._observations = self._observed(self._queries)
+        following = self._order.take(self.num_envs, self.np_random, self.group_size)
+        self._queries, self._observations = following, self._observed(following)
         infos = {
-            "query": self._queries.copy(),
+            "query": following.copy(),
             "_query": mask,
             "final_obs": observations,
             "_final_obs": mask,
@@ -220,13 +220,9 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from where an environment of equal settings stood.
 
-        Args:
-            state: of `get_state`, before or after it was written as JSON.
-
         Raises:
-            InputError: the state is of another environment, or of none.
+            InputError: the state is not one of `get_state`, before or after it was written as JSON.
         """
-        size = len(self.bandit)
         try:
             queries, position = state["queries"], checked_int(state["position"], "position", 0)
             queries = None if queries is None else np.array(queries, np.int64)
@@ -236,8 +232,8 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             rows = np.zeros(self.num_envs, np.int64) if queries is None else queries
             if not rows.shape == finished.shape == (self.num_envs,):
                 raise ValueError(f"it is of {finished.size} rows, not of {self.num_envs}")
-            if not ((rows >= 0) & (rows < size)).all():
-                raise ValueError(f"it shows others than the {size} queries")
+            if not ((rows >= 0) & (rows < len(self.bandit))).all():
+                raise ValueError(f"it shows others than the {len(self.bandit)} queries")
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise InputError(
                 f"the state must be what get_state() has given, got {shown(state)}: {error}"
@@ -246,11 +242,6 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         self._finished = finished
         self._order.position = position
         self.np_random.bit_generator.state = generator.state
-
-    def _drawn(self, count: int) -> Rows:
-        """The next queries (count,), one for each group."""
-        queries = self._order.take(count // self.group_size, self.np_random)
-        return queries if self.group_size == 1 else queries.repeat(self.group_size)
 
     def _observed(self, queries: Rows) -> Floats:
         """Observations (B, O) of queries (B,) that all exist: "clip" spares their check."""

@@ -227,15 +227,12 @@ class RetrievalTask:
     def evaluate(
         self, split: str, depths: Tensor | None = None, k: int = 100
     ) -> tuple[Evaluation, Ranking]:
-        """Retrieval with the really encoded queries, through ir_measures.
+        """Retrieval of `k` documents with the really encoded queries, through ir_measures.
 
         Args:
             split: whose queries are ranked.
             depths: (N,) int64, the depth of each query; None is the standard attention.
-            k: documents retrieved per query.
-
-        Raises:
-            InputError: no such split, depths that are none of one for each query, or a k below 1.
+            k: at least 1.
         """
         one_of("split", split, SPLITS)
         k = checked_int(k, "k", 1)
@@ -258,9 +255,6 @@ class RetrievalTask:
             split: whose queries are ranked.
             depths: (N,) int64, the depth of each query; None is the standard attention.
             fusion: "sum" of standardised scores with `hybrid_weight`, or reciprocal "ranks".
-
-        Raises:
-            InputError: no such split, or another fusion.
         """
         one_of("split", split, SPLITS)
         one_of("fusion", fusion, FUSIONS)
@@ -284,11 +278,7 @@ class RetrievalTask:
         return scored_candidates(self.index, self.bm25, embeddings, queries.texts, lists, k, own)
 
     def query_text(self, query_id: str) -> str:
-        """Text of the query called `query_id`, from whichever split.
-
-        Raises:
-            InputError: there is none.
-        """
+        """Text of the query called `query_id`, from whichever split."""
         for queries in self.collection.splits.values():
             if query_id in queries.ids:
                 return queries.texts[queries.ids.index(query_id)]
@@ -323,11 +313,7 @@ def write_table(path: Path, table: DepthTable) -> None:
 
 
 def read_table(path: Path, query_ids: Sequence[str] | None = None) -> DepthTable:
-    """The table at `path`; its columns are read-only memory maps.
-
-    Args:
-        path: the file.
-        query_ids: whose table it has to be; None is anybody's.
+    """The table at `path`, of these queries unless None; its columns are read-only memory maps.
 
     Raises:
         DamagedFileError: the content is not that of a depth table, or not of these queries.

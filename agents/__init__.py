@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.export import GRPORouter, router_from_model
     from agents.grpo import GRPO, GRPOPolicyNetwork, SharedPolicyNetwork
+    from agents.networks import GRPORouter
     from agents.supervised import SupervisedClassificationRouter
 
 __all__ = [
@@ -14,21 +14,12 @@ __all__ = [
     "GRPORouter",
     "SharedPolicyNetwork",
     "SupervisedClassificationRouter",
-    "router_from_model",
 ]
-
-# On first use: settings need no torch, and importing GRPO must not import maw_gym.
-_MODULES = {
-    "GRPO": "grpo",
-    "GRPOPolicyNetwork": "grpo",
-    "GRPORouter": "export",
-    "SharedPolicyNetwork": "grpo",
-    "SupervisedClassificationRouter": "supervised",
-    "router_from_model": "export",
-}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    # On first use: settings need no torch, and importing GRPO must not import maw_gym.
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    modules = {"GRPORouter": "networks", "SupervisedClassificationRouter": "supervised"}
+    return getattr(import_module(f"{__name__}.{modules.get(name, 'grpo')}"), name)

@@ -1,21 +1,26 @@
-"""Which network a learner has, and a fresh one: shared by the depths, or an MLP of everything.
+"""The network that a learner has, and from a trained model to the router that it leaves behind.
 
 Notation: N queries, O observed numbers, D depths.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
+from agents.grpo.policies import GRPOPolicyNetwork, SharedEncoder, StateEncoder
 from agents.settings import check_network
+from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.tables.depth_table import DepthTable, checked_blocks, numbers_per_depth
+from maw_gym.tables.task import RetrievalTask
 
 WIDTHS: Final = (512, 256, 128, 64)  # hidden widths, those of GRPO's actor
 SHARED_WIDTHS: Final = (32, 32)  # likewise, of a network that all depths share (a test ties both)
@@ -32,7 +37,13 @@ def is_shared(network: str, observation: Sequence[str]) -> bool:
 def standardisation(
     observations: ArrayLike, together: int = 1
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and reciprocal standard deviation (O,) of training observations (N, O)."""
+    """Mean and reciprocal standard deviation (O,) of training observations (N, O).
+
+    Args:
+        observations: (N, O).
+        together: how many neighbouring numbers have one mean and deviation, such as those of all
+            depths.
+    """
     values = np.asarray(observations)
     kinds = values.reshape(len(values), -1, together)  # (N, O) -> (N, O / together, together)
     mean = kinds.mean(axis=(0, 2), dtype=np.float64).repeat(together)
@@ -63,3 +74,51 @@ def new_router(
         nn.init.orthogonal_(weight, 0.01 if last else math.sqrt(2), generator=generator)
         layers.append((weight, torch.zeros(depths if last else after)))
     return DepthRouter(layers, "relu", mean, scale, observation, settings, LIMIT, shared)
+
+
+def router_settings(task: RetrievalTask, learner: str, **facts: Any) -> dict[str, Any]:
+    """What a router's file says beside its weights."""
+    return {
+        "learner": learner,
+        "dataset": task.collection.name,
+        "encoder": task.embedder.fingerprint(),
+        **facts,
+    }
+
+
+class GRPORouter(DepthRouter):
+    """The greedy policy of a trained model (GRPO, PPO, A2C) as a router on the CPU.
+
+    The reference policy and the environment belong to the training; what is left to route with is
+    the policy. Saved and loaded again (`maw_gym.routers.depth_router`) it is a plain `DepthRouter`.
+
+    Args:
+        model: an algorithm of Stable-Baselines3 whose policy is a GRPOPolicyNetwork.
+        observation: names of the observation's blocks, in order.
+        settings: JSON values saved along, see `router_settings`.
+
+    Raises:
+        InputError: another policy, or actions that are not Discrete from 0.
+    """
+
+    def __init__(
+        self, model: BaseAlgorithm, observation: Sequence[str], settings: Mapping[str, Any]
+    ) -> None:
+        policy, actions = model.policy, model.action_space
+        if not isinstance(policy, GRPOPolicyNetwork):
+            raise InputError(
+                f"{type(policy).__name__} cannot be exported as a router; train with"
+                " policy GRPOPolicyNetwork"
+            )
+        if not isinstance(actions, spaces.Discrete) or actions.start != 0:
+            raise InputError(f"depths are Discrete actions from 0; this model has {actions}")
+        layers = [(linear.weight.cpu(), linear.bias.cpu()) for linear in policy.actor_layers()]
+        features = policy.pi_features_extractor
+        inputs = layers[0][0].shape[1]
+        mean, scale, limit = torch.zeros(inputs), torch.ones(inputs), math.inf
+        if isinstance(features, StateEncoder):
+            mean, scale, limit = features.mean.cpu(), features.scale.cpu(), features.limit
+        shared = isinstance(features, SharedEncoder)
+        activation = policy.activation_name
+        super().__init__(layers, activation, mean, scale, observation, settings, limit, shared)
+        self.eval().requires_grad_(False)

@@ -5,7 +5,8 @@ GRPO's settings are in `agents.grpo.settings`. Neither needs torch.
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -66,7 +67,13 @@ class FullInformationSettings(FitSettings):
 
 @checked
 class PPOSettings:
-    """Settings of PPO that matter in episodes of one step."""
+    """Settings of PPO that matter in episodes of one step.
+
+    `gamma` and `gae_lambda` are inert there and not offered: every advantage is reward minus value,
+    every return the reward. `n_steps` only decides, with the number of environments, how many
+    samples a rollout has; SB3's default of 2,048 steps would be 131,072 samples of one policy from
+    64 of them. Groups of environments that share a query are harmless: PPO takes samples singly.
+    """
 
     learning_rate: Rate = 1e-3
     """of Adam"""
@@ -92,20 +99,23 @@ class PPOSettings:
     """stop the passes over a rollout at this divergence from the policy that acted"""
 
 
-def check_batches(settings: PPOSettings, num_envs: int) -> None:
-    """Refuse batches that do not divide a rollout.
+def ppo_arguments(settings: PPOSettings, num_envs: int) -> dict[str, Any]:
+    """Arguments of Stable-Baselines3's PPO for episodes of one step in so many environments.
 
     Raises:
-        InputError: with the numbers.
+        InputError: batches do not divide a rollout, or it has a single sample.
     """
     samples = settings.n_steps * num_envs
     if samples < 2:
         raise InputError("a rollout of PPO needs 2 samples or more; raise n_steps or num_envs")
-    if samples % min(settings.batch_size, samples):
+    given = asdict(settings) | {"batch_size": min(settings.batch_size, samples)}
+    if samples % given["batch_size"]:
         raise InputError(
             f"batch_size {settings.batch_size} does not divide the {samples} samples of a rollout"
             " (n_steps * num_envs)"
         )
+    del given["group_size"]
+    return given | {"gamma": 0.0, "gae_lambda": 1.0}
 
 
 def check_network(network: str, observation: Sequence[str]) -> None:

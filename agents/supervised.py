@@ -1,15 +1,18 @@
-"""The supervised router: a classifier of depths, trained on labels and on what a choice retrieves.
+"""Learners without an environment: the supervised router, and one that sees all rewards.
 
-Notation: N training queries, B of one batch, D depths, h embedding width, M documents of one step.
+Both fit the logits of a `DepthRouter` by gradient descent and keep the epoch of largest mean reward
+on validation queries. The supervised router is a classifier over pooled attention (or any other
+observation): cross-entropy with labels by rule or by oracle, plus a ranking loss through
+Gumbel-softmax, InfoNCE of the relevant documents against sampled ones.
 
-A classifier over pooled attention (or any other observation), cross-entropy with labels by rule or
-by oracle, plus a ranking loss through Gumbel-softmax: InfoNCE of the relevant documents against
-sampled ones.
+Notation: N training queries, B of one batch, O observed numbers, D depths, h embedding width, M
+documents of one step.
 """
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,15 +21,18 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
-from agents.fitting import Judge, fit, router_settings
-from agents.networks import new_router
-from agents.ranking_loss import RankingLoss, straight_through
-from agents.settings import SupervisedSettings
+from agents.networks import new_router, router_settings
+from agents.settings import FitSettings, FullInformationSettings, SupervisedSettings
 from maw_gym.attention.reference import pooled_state
+from maw_gym.checkpoints import Best, EpochCheckpoints, Progress
 from maw_gym.corpora import QuerySet
+from maw_gym.encoders.training.stages import epoch_rows, listwise_loss
 from maw_gym.envs.bandit import DEFAULT_REWARD, Bandit, RewardSpec
 from maw_gym.errors import InputError
+from maw_gym.files import fingerprint
+from maw_gym.retrieval.ranking import TEMPERATURE
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.tables.task import RetrievalTask
 
@@ -34,6 +40,13 @@ log = logging.getLogger(__name__)
 
 RULE: Final = ((3, 5), (10, 15), (math.inf, 25))  # fewer relevant documents than, depth of 32
 RULE_DEPTHS: Final = 32
+# Every depth's embedding of these many queries is held: 0.5 GB with 32 depths of 256 numbers.
+MOST_QUERIES: Final = 16_384
+REWARD: Final = "eval/reward"  # tag of the mean validation reward
+
+# Rows (B,) of the queries, their logits (B, D) and the share of the training that is done give
+# the terms to log by name; the one called "loss" is minimised.
+Terms = Callable[[Tensor, Tensor, float], dict[str, Tensor]]
 
 
 class SupervisedClassificationRouter(nn.Module):
@@ -140,6 +153,68 @@ def label_sentence(facts: Mapping[str, Any]) -> str:
     )
 
 
+def gumbel_choice(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """A sampled choice (B, D), one-hot, with the gradient of the Gumbel-softmax."""
+    noise = -torch.empty(logits.shape).exponential_(generator=generator).log()
+    return one_hot_choice(logits + noise.to(logits.device), temperature)
+
+
+def one_hot_choice(logits: Tensor, temperature: float) -> Tensor:
+    """One-hot argmax of logits (B, D), whose gradient is that of softmax(logits / temperature)."""
+    soft = (logits / temperature).softmax(-1)
+    hard = nn.functional.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
+    return hard + (soft - soft.detach())  # in this order the sum is exactly one-hot
+
+
+class RankingLoss:
+    """The listwise loss of the chosen depth's embedding, of training queries against their relevant
+    and some other documents.
+    """
+
+    def __init__(self, task: RetrievalTask, negatives: int, generator: torch.Generator) -> None:
+        self.negatives = negatives
+        self.generator = generator
+        self.index, embedder = task.index, task.embedder
+        queries = task.collection.splits["train"]
+        self.first_of = torch.from_numpy(task.index.first_of)
+        self.relevant = [
+            self.first_of[one.documents].unique() for one in task.index.relevant(queries)
+        ]
+        rows = torch.arange(len(queries.ids))
+        if len(rows) > MOST_QUERIES:
+            rows = torch.randperm(len(rows), generator=generator)[:MOST_QUERIES].sort().values
+        self.place = torch.full((len(queries.ids),), -1)  # (N,) row in the embeddings, -1 without
+        self.place[rows] = torch.arange(len(rows))
+        shape = (len(rows), embedder.maw.depths, embedder.text.width)
+        self.embeddings = torch.zeros(shape, device=task.device)  # of every depth
+        ids = embedder.query_ids([queries.texts[row] for row in rows.tolist()])
+        with torch.no_grad():
+            label = "embeddings of all depths"
+            for place, statistics in embedder.query_statistics(ids, progress=label):
+                self.embeddings[place] = statistics.embeddings.float()
+
+    def __call__(self, rows: Tensor, choice: Tensor) -> Tensor:
+        """Mean loss of the queries `rows` (B,) under their choices (B, D); 0 of no query."""
+        place = self.place[rows.cpu()]
+        held = (place >= 0).nonzero()[:, 0]
+        if not len(held):
+            return choice.sum() * 0
+        device = choice.device
+        relevant = [self.relevant[row] for row in rows.cpu()[held].tolist()]
+        total = len(self.index)
+        drawn = self.first_of  # all, where a sample would be no fewer
+        if self.negatives < total:
+            drawn = drawn[torch.randint(total, (self.negatives,), generator=self.generator)]
+        documents = torch.cat([*relevant, drawn]).unique()
+        judged = torch.zeros(len(relevant), len(documents), dtype=torch.bool)
+        for row, found in enumerate(relevant):
+            judged[row, torch.searchsorted(documents, found)] = True
+        embeddings = self.embeddings[place[held].to(device)]
+        chosen = torch.einsum("bd,bdh->bh", choice[held.to(device)], embeddings)
+        vectors = self.index.vectors[documents.to(device)]
+        return listwise_loss(chosen, vectors, judged.to(device), TEMPERATURE)
+
+
 def train_supervised(
     task: RetrievalTask,
     *,
@@ -152,10 +227,7 @@ def train_supervised(
     writer: SummaryWriter | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[DepthRouter, dict[str, Any]]:
-    """Train a `SupervisedClassificationRouter` on the `train` queries.
-
-    The epoch of largest mean reward on `validation` is kept (on `train` where there is no
-    validation query).
+    """Train the classifier of a `SupervisedClassificationRouter` on the `train` queries.
 
     Args:
         task: with a MAW encoder.
@@ -168,32 +240,28 @@ def train_supervised(
             all groups alike.
         writer: gets ``train/loss``, ``train/cross_entropy``, ``train/ranking_loss``,
             ``train/temperature`` and ``eval/reward`` by epoch.
-        checkpoint: see `agents.fitting.fit`.
+        checkpoint: folder from which a fit that was stopped goes on after its last epoch.
 
     Returns:
-        The router, and facts about labels (see `label_facts`) and the fit (see `Fitted`).
+        The router, and facts: see `label_facts`; ``history`` of (epoch from 1, mean validation
+        reward), ``best_epoch``, the first of the largest, ``validation_reward`` there, and
+        ``judged_on``, the split, which is `train` where there is no validation query.
 
     Raises:
         InputError: a setting that does not exist or is out of its range, or no training query.
     """
     given = settings or SupervisedSettings()
-    labels = given.labels
-    bandit = Bandit(task.table("train"), observation, reward)
-    table = bandit.table
-    if not len(table):
-        raise InputError(f"{task.collection.name!r} has no training query to learn from")
+    bandit = _training_bandit(task, observation, reward)
+    depths = bandit.num_depths
     targets = bandit.oracle
-    if labels == "rule":
-        counts = relevant_counts(task.collection.splits["train"])
-        targets = rule_labels(counts, table.num_depths)
-    facts: dict[str, Any] = {"labels": labels, **label_facts(targets, table.num_depths)}
+    if given.labels == "rule":
+        targets = rule_labels(relevant_counts(task.collection.splits["train"]), depths)
+    facts: dict[str, Any] = {"labels": given.labels, **label_facts(targets, depths)}
     if facts["label_constant"]:
-        log.info("the %s labels of all training queries are depth %d", labels, targets[0])
-
+        log.info("the %s labels of all training queries are depth %d", given.labels, targets[0])
     generator = torch.Generator().manual_seed(seed)
-    about = router_settings(task, f"supervised-{labels}", seed=seed)
-    classifier = new_router(table, observation, network, about, generator)
-    model = SupervisedClassificationRouter(classifier).to(task.device)
+    about = router_settings(task, f"supervised-{given.labels}", seed=seed)
+    router = new_router(bandit.table, observation, network, about, generator).to(task.device)
     target = torch.from_numpy(targets).to(task.device)
     ranking = RankingLoss(task, given.negatives, generator) if given.ranking_weight > 0 else None
 
@@ -202,8 +270,7 @@ def train_supervised(
         if ranking is None:
             return {"loss": cross_entropy, "cross_entropy": cross_entropy}
         temperature = given.temperature(progress)
-        choice = straight_through(logits, temperature, generator)
-        ranking_loss = ranking(rows, choice)
+        ranking_loss = ranking(rows, gumbel_choice(logits, temperature, generator))
         return {
             "loss": cross_entropy + given.ranking_weight * ranking_loss,
             "cross_entropy": cross_entropy,
@@ -211,17 +278,175 @@ def train_supervised(
             "temperature": torch.tensor(temperature),
         }
 
-    fitted = fit(
-        model.classifier,
-        torch.tensor(bandit.observations, device=task.device),
-        terms,
-        Judge(task, observation, reward),
-        given,
-        generator,
-        writer,
-        f"supervised router ({labels} labels)",
-        checkpoint,
-        groups=table.groups,
-        balance=balance,
+    label = f"supervised router ({given.labels} labels)"
+    about_fit = _fit(
+        task, router, bandit, terms, given, generator, label, balance, writer, checkpoint
     )
-    return model.classifier, facts | fitted._asdict()
+    return router, facts | about_fit
+
+
+def train_full_information(
+    task: RetrievalTask,
+    *,
+    observation: Sequence[str] = ("attention",),
+    network: str = "auto",
+    reward: RewardSpec = DEFAULT_REWARD,
+    settings: FullInformationSettings | None = None,
+    seed: int = 0,
+    balance: float = 1.0,
+    writer: SummaryWriter | None = None,
+) -> tuple[DepthRouter, dict[str, Any]]:
+    """Train the router that sees the reward of every depth and need not explore.
+
+    Same network as GRPO's, same observations, same queries; the loss is minus the policy's expected
+    reward ``sum_d pi(d | x) r(x, d)``, computed exactly, minus an entropy bonus. What it does not
+    reach, no learner with this network and these observations can be blamed for missing.
+
+    Args:
+        task: with a MAW encoder.
+        observation: blocks of the observation.
+        network: see `agents.networks.is_shared`.
+        reward: weights and alignment.
+        settings: see `FullInformationSettings`; None are the defaults.
+        seed: of weights and order.
+        balance: see `train_supervised`.
+        writer: gets ``train/loss``, ``train/expected_reward``, ``train/entropy`` and
+            ``eval/reward`` by epoch.
+
+    Returns:
+        The router, and facts about the fit as of `train_supervised`.
+
+    Raises:
+        InputError: a setting that does not exist or is out of its range, or no training query.
+    """
+    given = settings or FullInformationSettings()
+    bandit = _training_bandit(task, observation, reward)
+    generator = torch.Generator().manual_seed(seed)
+    about = router_settings(task, "full_information", seed=seed)
+    router = new_router(bandit.table, observation, network, about, generator).to(task.device)
+    rewards = torch.tensor(bandit.rewards, device=task.device)
+    advantage = standardised(rewards)
+
+    def terms(rows: Tensor, logits: Tensor, progress: float) -> dict[str, Tensor]:
+        return full_information_terms(logits, rewards[rows], advantage[rows], given.ent_coef)
+
+    label = "full-information router"
+    return router, _fit(task, router, bandit, terms, given, generator, label, balance, writer)
+
+
+def standardised(reward: Tensor) -> Tensor:
+    """Reward (N, D) minus each query's mean, over the standard deviation of all that is left.
+
+    The best policy stays the same: a query's mean is the same for every depth, and one factor
+    serves all queries. Without it the weights of the reward would act as a learning rate.
+    """
+    centred = reward - reward.mean(1, keepdim=True)
+    return centred / centred.std(correction=0).clamp(min=1e-6)
+
+
+def full_information_terms(
+    logits: Tensor, reward: Tensor, advantage: Tensor, ent_coef: float
+) -> dict[str, Tensor]:
+    """Loss of a softmax policy under full information, and what is logged of it: means.
+
+    Args:
+        logits: (B, D).
+        reward: (B, D).
+        advantage: (B, D), see `standardised`.
+        ent_coef: weight of the entropy bonus.
+    """
+    log_policy = logits.log_softmax(-1)
+    policy = log_policy.exp()
+    entropy = -(policy * log_policy).sum(-1).mean()
+    loss = -(policy * advantage).sum(-1).mean() - ent_coef * entropy
+    expected = (policy * reward).sum(-1).mean()
+    return {"loss": loss, "expected_reward": expected, "entropy": entropy}
+
+
+def _training_bandit(task: RetrievalTask, observation: Sequence[str], reward: RewardSpec) -> Bandit:
+    bandit = Bandit(task.table("train"), observation, reward)
+    if not len(bandit):
+        raise InputError(f"{task.collection.name!r} has no training query to learn from")
+    return bandit
+
+
+def _fit(
+    task: RetrievalTask,
+    router: DepthRouter,
+    bandit: Bandit,
+    terms: Terms,
+    settings: FitSettings,
+    generator: torch.Generator,
+    label: str,
+    balance: float,
+    writer: SummaryWriter | None,
+    checkpoint: Path | None = None,
+) -> dict[str, Any]:
+    """Train a router in place, leave it with the weights of its best epoch, and say how it went."""
+    groups = bandit.table.groups
+    if balance != 1 and not any(groups):
+        raise InputError(f"balance {balance} needs queries in groups; leave it at 1")
+    split = "validation" if task.collection.splits["validation"].ids else "train"
+    judge = Bandit(task.table(split), bandit.blocks, bandit.reward)
+    observations = torch.tensor(bandit.observations, device=task.device)
+    optimizer = torch.optim.AdamW(
+        router.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    per_epoch = math.ceil(len(observations) / settings.batch_size)
+    about = {
+        "label": label,
+        "settings": asdict(settings),
+        "observations": fingerprint({"observations": observations}),
+        "balance": balance,
+    }
+    kept = EpochCheckpoints(checkpoint, about, router.state_dict(), optimizer, generator)
+    finished, best, history = kept.restore_epoch(Progress(0, Best(-math.inf, 0, {}), []))
+
+    def write(measured: dict[str, float], epoch: int) -> None:
+        if writer is not None:
+            for name, value in measured.items():
+                writer.add_scalar(name, value, epoch * len(observations))
+
+    for epoch, known in enumerate(history, 1):
+        write(known, epoch)
+    steps, done = settings.epochs * per_epoch, finished * per_epoch
+    with tqdm(total=steps, desc=f"fitting {label}", delay=2, leave=False, disable=None) as bar:
+        bar.update(done)
+        for epoch in range(finished + 1, settings.epochs + 1):
+            records = []
+            order = epoch_rows(groups or [""] * len(observations), balance, generator)
+            for rows in order.split(settings.batch_size):
+                place = rows.to(observations.device)
+                found = terms(place, router(observations[place]), done / steps)
+                records.append({name: value.item() for name, value in found.items()})
+                if not math.isfinite(records[-1]["loss"]):
+                    raise FloatingPointError(
+                        f"loss {records[-1]['loss']} in epoch {epoch} of fitting the {label};"
+                        " lower the learning rate"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                found["loss"].backward()
+                optimizer.step()
+                done += 1
+                bar.update()
+            reward = judge.mean(router.predict(judge.observations)[0])
+            names = records[0]
+            means = {
+                f"train/{name}": float(np.mean([record[name] for record in records]))
+                for name in names
+            }
+            history.append(means | {REWARD: reward})
+            bar.set_postfix({"validation reward": f"{reward:.4f}"}, refresh=False)
+            if reward > best.score:
+                weights = {name: value.clone() for name, value in router.state_dict().items()}
+                best = Best(reward, epoch, weights)
+            write(history[-1], epoch)
+            kept.write_epoch(Progress(epoch, best, history))
+    router.load_state_dict(best.weights)
+    router.eval().requires_grad_(False)
+    return {
+        "history": [(epoch, known[REWARD]) for epoch, known in enumerate(history, 1)],
+        "best_epoch": best.epoch,
+        "validation_reward": best.score,
+        "judged_on": split,
+    }

@@ -25,10 +25,12 @@ class PPORunSettings:
 
 def train_ppo(task: "RetrievalTask", spec: PPOSpec, log: "Log") -> "Trained":
     """A router trained with PPO."""
-    from agents.ppo import make_ppo
+    from stable_baselines3 import PPO
+
+    from agents.settings import ppo_arguments
     from runners.experiments.training import build, learn
 
-    model = build(make_ppo, task, spec, settings=spec.learner)
+    model = build(PPO, task, spec, **ppo_arguments(spec.learner, spec.online.num_envs))
     return learn(model, task, spec, log, "PPO")
 
 

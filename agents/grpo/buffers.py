@@ -3,7 +3,7 @@
 Notation: T rollout steps, E environments, G environments per group, N samples.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,24 +45,15 @@ class Rollout(NamedTuple):
             kept, rows = samples, None
             if self.rows is not None:
                 kept, rows = th.unique(self.rows[samples], return_inverse=True)
+            observations = self.observations
             yield Rollout(
-                _at(self.observations, kept),
+                {key: values[kept] for key, values in observations.items()}
+                if isinstance(observations, dict)
+                else observations[kept],
                 rows,
                 self.reference_log_probs[kept],
                 *(values[samples] for values in self[3:]),
             )
-
-
-def _at(observations: PyTorchObs, rows: th.Tensor) -> PyTorchObs:
-    if isinstance(observations, dict):
-        return {key: values[rows] for key, values in observations.items()}
-    return observations[rows]
-
-
-def _runs(arrays: Iterable[np.ndarray]) -> NDArray[np.int64]:
-    """Number of the run of equal neighbours to which each of the N entries belongs, from 0."""
-    changed = [(array[1:] != array[:-1]).any(axis=tuple(range(1, array.ndim))) for array in arrays]
-    return np.concatenate([[0], np.logical_or.reduce(changed).cumsum()])
 
 
 class Episodes(NamedTuple):
@@ -74,18 +65,14 @@ class Episodes(NamedTuple):
         length: (K, E) steps, 0 where there is no such episode.
         whole: (K, E) whether it counts: all of its group have ended. The first ones count also
             where the rollout's end cut them, which it did at one and the same step.
+        used: (T, E) whether a step is of an episode that counts.
     """
 
     number: NDArray[np.int64]
     step: NDArray[np.int64]
     length: NDArray[np.int64]
     whole: NDArray[np.bool_]
-
-    @property
-    def used(self) -> NDArray[np.bool_]:
-        """(T, E) whether a step is of an episode that counts."""
-        used: NDArray[np.bool_] = self.whole[self.number, np.arange(self.number.shape[1])]
-        return used
+    used: NDArray[np.bool_]
 
 
 def episodes_of(starts: NDArray[np.bool_], dones: NDArray[np.bool_], group_size: int) -> Episodes:
@@ -99,11 +86,13 @@ def episodes_of(starts: NDArray[np.bool_], dones: NDArray[np.bool_], group_size:
     ended = np.arange(len(length))[:, None] < number[-1] + dones
     ended[0] = True
     whole = ended.reshape(len(length), -1, group_size).all(axis=-1).repeat(group_size, axis=1)
-    return Episodes(number, step, length, whole)
+    return Episodes(number, step, length, whole, whole[number, env])
 
 
 class GRPORolloutBuffer(RolloutBuffer):
     """A rollout in groups of episodes; see GRPO for the kinds of advantage."""
+
+    rollout: Rollout  # the samples to learn from
 
     def __init__(
         self,
@@ -115,20 +104,25 @@ class GRPORolloutBuffer(RolloutBuffer):
         **kwargs: Any,
     ) -> None:
         self.advantage = advantage
-        self.group_size = group_size
+        self.group_size = group_size or 1
         self.loss_average = loss_average
         self.normalize_advantage = normalize_advantage
-        self.zero_std_groups: float | None = None  # of the last rollout, where there are groups
-        # Whether the next rollout may go on where the last one ended
-        self.in_step = True
+        self.zero_std_groups = 0.0  # share of the last rollout's groups
+        self.in_step = True  # whether the next rollout may go on where the last one ended
         self.used: NDArray[np.bool_] | None = None  # (T, E) samples to learn from; None: all
         super().__init__(*args, **kwargs)
 
     def compute_returns_and_advantage(
         self, last_values: th.Tensor, dones: NDArray[np.bool_]
     ) -> None:
-        """Fill `returns` and `advantages` by kind, and say which samples count."""
-        self._require_finite_rewards()
+        """Fill `returns` and `advantages` by kind, and choose the samples to learn from."""
+        finite = np.isfinite(self.rewards)
+        if not finite.all():
+            step, env = np.argwhere(~finite)[0]
+            raise FloatingPointError(
+                f"the reward of environment {env} at step {step} of the rollout is "
+                f"{self.rewards[step, env]}"
+            )
         dones = np.asarray(dones, np.bool_)
         starts = self.episode_starts.astype(np.bool_)
         one_step = bool(starts[1:].all() and dones.all())
@@ -139,69 +133,64 @@ class GRPORolloutBuffer(RolloutBuffer):
             if (not one_step if normalize is None else normalize) and self.advantages.size > 1:
                 self.advantages -= self.advantages.mean()
                 self.advantages /= self.advantages.std() + 1e-8
-            return
-        assert self.group_size is not None
-        self._require_equal_starts(starts, self.group_size)
-        divide = self.advantage == "outcome"
-        if one_step:  # each step is its own outcome, and its own process
-            self.returns = self.rewards
-            self.advantages, self.zero_std_groups = group_advantages(
-                self.rewards, self.group_size, divide=divide or self.advantage == "process"
-            )
-            return
-        self._compare_episodes(episodes_of(starts, dones, self.group_size), divide)
-        counts = starts.sum(axis=0).reshape(-1, self.group_size)
-        self.in_step = bool(dones.all() and (counts == counts[:, :1]).all())
+        else:
+            self._require_equal_starts(starts)
+            if one_step:  # each step is its own outcome, and its own process
+                self.returns = self.rewards
+                self.advantages, self.zero_std_groups = group_advantages(
+                    self.rewards, self.group_size, divide=self.advantage != "group_mean"
+                )
+            else:
+                self._compare_episodes(starts, dones)
+        self.rollout = self._tensors()
 
-    def _compare_episodes(self, episodes: Episodes, divide: bool) -> None:
-        """Fill `advantages` from episodes of several steps, and `used`."""
-        assert self.group_size is not None
-        number, step, length, whole = episodes
+    def _compare_episodes(self, starts: NDArray[np.bool_], dones: NDArray[np.bool_]) -> None:
+        """Fill `advantages` and `used` from episodes of several steps."""
         size, env = self.group_size, np.arange(self.n_envs)
-        by_number = []
+        number, step, length, whole, self.used = episodes_of(starts, dones, size)
         for k in range(len(length)):
             time, which = np.nonzero(number == k)
             rewards = np.zeros((length[k].max(), self.n_envs), np.float32)
             rewards[step[time, which], which] = self.rewards[time, which]
             if self.advantage == "process":
-                by_number.append(process_advantages(rewards, size, self.gamma))
+                compared = process_advantages(rewards, size, self.gamma)
             else:
-                outcomes = self.gamma ** np.arange(len(rewards)) @ rewards
-                outcomes = outcomes.astype(np.float32)[None]
-                advantages = group_advantages(outcomes, size, divide=divide).advantages
-                by_number.append(advantages.repeat(len(rewards), axis=0))
-        first = np.concatenate([[0], length.max(axis=1).cumsum()[:-1]])
-        self.advantages = np.concatenate(by_number)[first[number] + step, env]
+                outcomes = self.gamma ** np.arange(len(rewards))[None] @ rewards
+                divide = self.advantage == "outcome"
+                compared, _ = group_advantages(outcomes.astype(np.float32), size, divide=divide)
+                compared = compared.repeat(len(rewards), axis=0)
+            self.advantages[time, which] = compared[step[time, which], which]
         largest = np.zeros(length.shape)
         np.maximum.at(largest, (number, env), np.abs(self.advantages))
         largest = largest.reshape(len(length), -1, size).max(axis=-1)
         self.zero_std_groups = float(np.mean(largest[whole[:, ::size]] == 0.0))
-        self.used = episodes.used
         if self.loss_average == "episode":
             # Mean over episodes of means over their steps, as a mean over all steps
             share = self.used.sum() / whole[length > 0].sum()
             self.advantages = (self.advantages * share / length[number, env]).astype(np.float32)
+        counts = starts.sum(axis=0).reshape(-1, size)
+        self.in_step = bool(dones.all() and (counts == counts[:, :1]).all())
 
-    def tensors(self) -> Rollout:
+    def _arrays(self) -> dict[str, np.ndarray]:
+        observations = self.observations
+        return observations if isinstance(observations, dict) else {"": observations}
+
+    def _tensors(self) -> Rollout:
         """The samples to learn from; on the CPU no number is copied that need not be."""
-        # SB3's get(), should a callback have called it, has already merged the first two axes
-        # and swapped them
-        dims = 1 if self.generator_ready else 2
-        used: Any = slice(None)
-        if self.used is not None:
-            used = (self.used.swapaxes(0, 1) if self.generator_ready else self.used).reshape(-1)
+        used: Any = slice(None) if self.used is None else self.used.reshape(-1)
 
         def flat(array: np.ndarray) -> np.ndarray:
-            kept: np.ndarray = array.reshape(-1, *array.shape[dims:])[used]
+            kept: np.ndarray = array.reshape(-1, *array.shape[2:])[used]
             return kept
 
-        observations = self.observations
-        arrays = observations if isinstance(observations, dict) else {"": observations}
-        arrays = {key: flat(array) for key, array in arrays.items()}
+        arrays = {key: flat(array) for key, array in self._arrays().items()}
         discrete = isinstance(self.action_space, spaces.Discrete)
         rows = None
         if discrete:
-            runs = _runs(arrays.values())
+            new = np.logical_or.reduce(
+                [(a[1:] != a[:-1]).any(axis=tuple(range(1, a.ndim))) for a in arrays.values()]
+            )
+            runs = np.concatenate([[0], new.cumsum()])  # (N,) run of equal neighbours, from 0
             if 2 * (runs[-1] + 1) <= len(runs):  # else a copy without repeats saves too little
                 rows = self.to_torch(runs)
                 firsts = np.flatnonzero(np.diff(runs, prepend=-1))
@@ -210,28 +199,18 @@ class GRPORolloutBuffer(RolloutBuffer):
         actions = self.to_torch(flat(self.actions), copy=False)
         scalars = (self.log_probs, self.advantages, self.returns)
         return Rollout(
-            tensors if isinstance(observations, dict) else tensors[""],
+            tensors if isinstance(self.observations, dict) else tensors[""],
             rows,
             th.empty(len(next(iter(tensors.values()))), 0, device=self.device),
             actions.long().flatten() if discrete else actions.float(),
             *(self.to_torch(flat(array).reshape(-1), copy=False) for array in scalars),
         )
 
-    def _require_finite_rewards(self) -> None:
-        finite = np.isfinite(self.rewards)
-        if not finite.all():
-            step, env = np.argwhere(~finite)[0]
-            raise FloatingPointError(
-                f"the reward of environment {env} at step {step} of the rollout is "
-                f"{self.rewards[step, env]}"
-            )
-
-    def _require_equal_starts(self, starts: NDArray[np.bool_], size: int) -> None:
+    def _require_equal_starts(self, starts: NDArray[np.bool_]) -> None:
         """Refuse groups whose members all begin an episode at one step, but not alike."""
+        size = self.group_size
         together = starts.reshape(len(starts), -1, size).all(axis=-1)
-        observations = self.observations
-        arrays = observations if isinstance(observations, dict) else {"": observations}
-        for key, array in arrays.items():
+        for key, array in self._arrays().items():
             grouped = array.reshape(*together.shape, size, -1)
             same = (grouped == grouped[:, :, :1]).all(axis=(2, 3)) | ~together
             if not same.all():

@@ -5,60 +5,48 @@ Group Relative Policy Optimization, after Shao et al. 2024 (DeepSeekMath, arXiv:
 Kept: advantages relative to a group of episodes from one start, of their outcomes or of what
 follows each step, the clipped ratio to the policy that acted, several passes over a rollout, the KL
 to a reference as a term of the loss.
-Different from DeepSeekMath: what was a token is a step of the environment. Outcomes are sums of
-discounted rewards. An ended episode has rewards of 0 in the process advantages, which are scaled
-once and not step by step. All steps count alike (Dr. GRPO; theirs is `loss_average="episode"`). The
-reference is renewed every few rollouts (`reference_interval=None` keeps the first), and the KL is
-exact (`kl="exact"`; theirs is `kl="k3"`). The sampled mean of log-ratios (`kl="k1"`) has a gradient
-that is zero on average in the first pass and a wrong one later: as a penalty it does harm.
-Different from TRL's GRPOTrainer: the deviation that divides a group's advantages has ddof 0 and
-1e-8 added to it (TRL: ddof 1 and 1e-4), so groups of 8 have advantages 1.07 times as large; there
-is an entropy bonus; the KL is in the loss by default (TRL's `beta` is 0).
+Different from DeepSeekMath: a token is a step of the environment. Outcomes are sums of discounted
+rewards. An ended episode has rewards of 0 in the process advantages, which are scaled once and not
+step by step. All steps count alike (theirs is `loss_average="episode"`). The reference is renewed
+every few rollouts (`reference_interval=None` keeps the first), the KL is exact (theirs is "k3").
+Different from TRL's GRPOTrainer: a group's deviation has ddof 0 and 1e-8 added to it (TRL: ddof 1
+and 1e-4), so groups of 8 have advantages 1.07 times as large; there is an entropy bonus; the KL is
+in the loss by default (TRL's `beta` is 0).
 Added: the mean-only advantage of Dr. GRPO (Liu et al. 2025), asymmetric clipping of DAPO (Yu et al.
-2025), a critic's generalised advantage estimation where there are no groups
-(`advantage="critic"`). The ratio to the reference (`ratio="reference"`) is what this project
-started from: an action that the reference all but excludes has an unbounded ratio, which unclipped
-ends in infinite gradients.
+2025), a critic's generalised advantage estimation where there are no groups, and the ratio to the
+reference: an action that it all but excludes has an unbounded ratio.
 """
 
 import math
-import os
 import warnings
 from copy import deepcopy
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 from torch.nn import functional as F
 
 from agents.grpo import losses
 from agents.grpo.buffers import GRPODictRolloutBuffer, GRPORolloutBuffer, Rollout
-from agents.grpo.groups import has_single_rows, put_groups_under
+from agents.grpo.groups import check_environment, refuse_vector_environments, told, with_groups
 from agents.grpo.policies import (
     CnnPolicy,
-    Evaluated,
     MlpPolicy,
     MultiInputPolicy,
     SharedPolicy,
-    SharedPolicyNetwork,
-    actor_critic,
-    actor_log_probs,
-    compare,
+    evaluate,
+    refuse_running_statistics,
 )
 from agents.grpo.settings import DEFAULTS, SAMPLES, check
-
-ACTIONS: Final = (spaces.Discrete, spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 class GRPO(OnPolicyAlgorithm):
@@ -73,43 +61,39 @@ class GRPO(OnPolicyAlgorithm):
     n_steps is best several times the length of an episode, and never less than one.
 
     Args:
-        policy: The policy model to use (MlpPolicy, MultiInputPolicy, CnnPolicy, SharedPolicy, or a
-            class; agents.grpo.policies says how wide each is).
+        policy: MlpPolicy, MultiInputPolicy, CnnPolicy, SharedPolicy, or a class; see
+            agents.grpo.policies.
         env: The environment to learn from (if registered in Gymnasium, can be str). For advantages
             within groups, one whose neighbours start alike, such as `make_groups("CartPole-v1")`.
-        learning_rate: The learning rate, may be a function of the remaining progress (1 to 0).
-        n_steps: Steps of each environment per rollout; a rollout has n_steps * n_envs samples.
-            None: 1,024 samples, and with groups as many steps as a registered environment allows.
+        learning_rate: Of Adam, may be a function of the remaining progress (1 to 0).
+        n_steps: Steps of each environment per rollout. None: 1,024 samples in all, and with groups
+            as many steps as a registered environment allows.
         batch_size: Samples per gradient step; None: the whole rollout at once. Batches need not
-            respect groups: advantages belong to the rollout and are never normalised per batch.
+            respect groups: advantages belong to the rollout.
         n_epochs: Passes over each rollout.
         advantage: "outcome": for every step the episode's return minus the mean of its group, over
             the group's standard deviation (DeepSeekMath). "group_mean": without the division (Dr.
             GRPO). "process": what follows the step, compared with the group at every step
             (losses.process_advantages). "critic": generalised advantage estimation with the value
-            head, needs no groups. "auto": "outcome" where there are groups, else "critic", with a
-            warning. Only "critic" trains the value head and logs a value loss.
-        group_size: Environments per group, at least 2; None: what the environment says by an
-            attribute of that name. Where it says nothing, a DummyVecEnv or SubprocVecEnv is put in
-            such groups.
-        ratio: Denominator of the probability ratio: "old", the policy that acted in the rollout, or
-            "reference", the frozen policy.
-        clip_range: Ratios are clipped to [1 - clip_range, 1 + clip_range]; may be a function of the
-            remaining progress; None: not at all.
-        clip_range_high: Upper range where it differs from the lower (DAPO), also as a function;
-            None: it does not.
+            head, which alone is trained by it. "auto": "outcome" where there are groups, else
+            "critic", with a warning.
+        group_size: Environments per group, at least 2; None: the environment's attribute. Where it
+            has none, a DummyVecEnv or SubprocVecEnv is put in such groups.
+        ratio: Denominator of the probability ratio: "old", the policy that acted, or "reference".
+        clip_range: Ratios are clipped to 1 - and 1 + this, also as a function; None: not at all.
+        clip_range_high: Upper range where it differs from the lower (DAPO), also as a function.
         kl: Penalty to the reference: "exact", over all actions, or a sampled estimate "k1", "k2",
-            "k3" (see losses.sampled_kl for what their gradients do).
+            "k3" (losses.sampled_kl says what their gradients do; that of k1 does harm).
         kl_coef: Coefficient of the KL penalty.
-        reference_interval: Rollouts after which the reference becomes a copy of the policy; 1
-            makes it the policy that acted; None keeps the initial policy for ever.
+        reference_interval: Rollouts after which the reference becomes a copy of the policy; None
+            keeps the initial policy for ever.
         ent_coef: Coefficient of the entropy bonus.
         vf_coef: Coefficient of the value loss ("critic").
         max_grad_norm: Largest norm of the gradient, which is scaled down to it.
         gamma: Discount of rewards.
         gae_lambda: Of generalised advantage estimation ("critic").
-        loss_average: "step": all steps of a rollout count alike. "episode": all episodes do, so
-            that a step of a long one counts less (DeepSeekMath); of the policy loss alone.
+        loss_average: "step": all steps of a rollout count alike in the policy loss. "episode": all
+            episodes do, so that a step of a long one counts less (DeepSeekMath).
         normalize_advantage: Whether the advantages of "critic" lose their mean over the rollout and
             are divided by their deviation; None: where episodes have several steps.
         target_kl: Where a batch is 1.5 times as far from the policy that acted (train/approx_kl),
@@ -126,9 +110,9 @@ class GRPO(OnPolicyAlgorithm):
         _init_setup_model: Whether to build the network at the creation of the instance.
 
     Raises:
-        ValueError: A setting of another type or out of its range, a rollout beyond the machine's
-            memory, another action space, a policy with batch normalisation, or groups that are
-            missing or do not divide the environments; when learning: groups that start differently.
+        ValueError: A setting of another type or out of its range, another action space, a policy
+            with batch normalisation, groups that are missing or do not divide the environments, or
+            when learning, that start differently.
         FloatingPointError: When learning: a reward, loss or gradient is not finite. The policy
             keeps the parameters from before that gradient step.
     """
@@ -177,15 +161,6 @@ class GRPO(OnPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        _refuse_what_is_no_vec_env(env)
-        if clip_range_vf is not None:
-            raise ValueError(
-                f"clip_range_vf={clip_range_vf!r}: GRPO does not clip values, only None"
-            )
-        if use_sde:
-            raise ValueError(
-                "use_sde=True: GRPO has no state-dependent exploration; leave it False"
-            )
         super().__init__(
             policy,
             env,
@@ -196,7 +171,7 @@ class GRPO(OnPolicyAlgorithm):
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
-            use_sde=False,
+            use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
@@ -213,6 +188,7 @@ class GRPO(OnPolicyAlgorithm):
         self.ratio = ratio
         self.clip_range = clip_range
         self.clip_range_high = clip_range_high
+        self.clip_range_vf = clip_range_vf
         self.kl = kl
         self.kl_coef = kl_coef
         self.reference_interval = reference_interval
@@ -220,9 +196,7 @@ class GRPO(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self._rollouts_since_renewal = 0
-        # What was left open and the environment decided: not saved, so that a loaded model can be
-        # given another environment
-        self._settled: set[str] = set()
+        self._settled: set[str] = set()  # what the environment decided: is not saved
         if _init_setup_model:
             self._setup_model()
             self._require_groups()
@@ -230,62 +204,48 @@ class GRPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         # Checked here, not in __init__: load() first builds the algorithm with its defaults and
         # perhaps without an environment, and only then puts the saved settings in place.
-        self._settled = set()
         check(vars(self))
         self._settle()
-        self._check()
-        self._choose_buffer()
+        check_environment(self.env, self.action_space, self.policy_class)
+        samples = self.n_steps * self.n_envs
+        steps = self.n_epochs * math.ceil(samples / (self.batch_size or samples))
+        if self.clip_range is None and steps > 1:
+            warnings.warn(
+                f"{steps} gradient steps on each rollout of {samples} samples without clipping"
+                " drive the policy away from the one that acted: give clip_range=0.2, or"
+                " n_epochs=1 and batch_size=None",
+                UserWarning,
+                stacklevel=3,
+            )
         super()._setup_model()
-        self._check_network()
+        refuse_running_statistics(self.policy)
+        self._make_buffer()
         self.reference_policy = deepcopy(self.policy).requires_grad_(False)
         self.reference_policy.set_training_mode(False)
 
-    def _choose_buffer(self) -> None:
+    def _make_buffer(self) -> None:
         is_dict = isinstance(self.observation_space, spaces.Dict)
-        self.rollout_buffer_class = GRPODictRolloutBuffer if is_dict else GRPORolloutBuffer
-        names = ("advantage", "group_size", "loss_average", "normalize_advantage")
-        self.rollout_buffer_kwargs = {name: getattr(self, name) for name in names}
+        buffer = GRPODictRolloutBuffer if is_dict else GRPORolloutBuffer
+        places = (self.n_steps, self.observation_space, self.action_space, self.device)
+        names = ["gamma", "gae_lambda", "n_envs", "advantage", "group_size"]
+        names += ["loss_average", "normalize_advantage"]
+        self.rollout_buffer = buffer(*places, **{name: getattr(self, name) for name in names})
 
     def _settle(self) -> None:
         """Decide `advantage`, `group_size` and `n_steps` by the environment where left open."""
+        asked = {name: getattr(self, name) for name in ("advantage", "group_size", "n_steps")}
         if self.advantage != "critic" and self.env is not None:
-            self._settle_groups(self.env)
+            self.env, self.group_size = with_groups(self.env, self.group_size, self.advantage)
+            if self.advantage == "auto":
+                self.advantage = "critic" if self.group_size is None else "outcome"
         if self.n_steps is None:
-            self._settled.add("n_steps")
-            longest = 0
-            if self.advantage not in ("critic", "auto"):  # those go by whole episodes
-                longest = getattr(self._told("spec"), "max_episode_steps", None) or 0
-            self.n_steps = max(-(-SAMPLES // self.n_envs), longest)
-
-    def _settle_groups(self, env: VecEnv) -> None:
-        told = self._told("group_size")
-        told = told if isinstance(told, int | np.integer) and told > 1 else None
-        if self.group_size is None and told is not None:
-            self.group_size = int(told)
-            self._settled.add("group_size")
-        elif self.group_size is not None and told is None and has_single_rows(env):
-            fits = self.n_envs % self.group_size == 0  # else see _require_groups
-            self.env = put_groups_under(env, self.group_size) if fits else env
-        name = getattr(self._told("spec"), "id", None)
-        how = f"agents.grpo.make_groups({repr(name) if name else 'Env'}, num_envs=64, group_size=8)"
-        if self.group_size is not None:
-            chosen = "outcome"
-        elif self.advantage == "auto":
-            chosen = "critic"
-            warnings.warn(
-                f"the environment gives no groups: advantage='critic' is taken; {how} makes groups"
-                " of episodes from one start",
-                UserWarning,
-                stacklevel=5,
+            # Groups go by whole episodes
+            grouped = self.advantage not in ("critic", "auto")
+            longest = (
+                getattr(told(self.env, "spec"), "max_episode_steps", None) if grouped else None
             )
-        else:
-            raise ValueError(
-                f"advantage={self.advantage!r} needs groups of episodes from one start, and the"
-                f" environment names none: make it by {how}, or give group_size"
-            )
-        if self.advantage == "auto":
-            self.advantage = chosen
-            self._settled.add("advantage")
+            self.n_steps = max(-(-SAMPLES // self.n_envs), longest or 0)
+        self._settled = {name for name, value in asked.items() if value != getattr(self, name)}
 
     def _require_groups(self) -> None:
         """Refuse environments that do not divide into groups; a loaded model may still predict."""
@@ -296,88 +256,13 @@ class GRPO(OnPolicyAlgorithm):
                 " group_size or the number of environments"
             )
 
-    def _check(self) -> None:
-        """Refuse what cannot work, and warn of what works badly."""
-        space, observation = self.action_space, self.observation_space
-        if not isinstance(space, ACTIONS) or np.any(getattr(space, "start", 0)):
-            raise ValueError(
-                "GRPO needs Discrete actions that start at 0, Box, MultiDiscrete or MultiBinary"
-                f" ones, not {space}"
-            )
-        if self.normalize_advantage and self.advantage not in ("critic", "auto"):
-            raise ValueError(
-                f"normalize_advantage=True: advantage={self.advantage!r} is relative to its group"
-                " already; leave it out"
-            )
-        parts = observation.values() if isinstance(observation, spaces.Dict) else [observation]
-        numbers = sum(get_flattened_obs_dim(part) for part in parts)
-        samples = self.n_steps * self.n_envs
-        needed, there = 4 * numbers * samples / 2**30, _memory()
-        if needed > there:
-            raise ValueError(
-                f"n_steps={self.n_steps}: rollouts of {self.n_envs} environments with {numbers}"
-                f" numbers each need {needed:.3g} GiB, and this machine has {there:.3g}; lower"
-                " n_steps or the number of environments"
-            )
-        shared = isinstance(self.policy_class, type) and issubclass(
-            self.policy_class, SharedPolicyNetwork
-        )
-        if shared and self._told("numbers_per_action") == 0:
-            raise ValueError(
-                "SharedPolicy scores each action by its own numbers, and this environment's"
-                f" observation of {observation.shape} has none: take MlpPolicy"
-            )
-        steps = self.n_epochs * math.ceil(samples / (self.batch_size or samples))
-        if self.clip_range is None and steps > 1:
-            warnings.warn(
-                f"{steps} gradient steps on each rollout of {samples} samples without clipping"
-                " drive the policy away from the one that acted: give clip_range=0.2, or"
-                " n_epochs=1 and batch_size=None",
-                UserWarning,
-                stacklevel=4,
-            )
-        if self.env is not None and self.env.has_attr("action_masks"):
-            warnings.warn(
-                "GRPO does not use the environment's action_masks: it will try invalid actions;"
-                " MaskablePPO of sb3-contrib does not",
-                UserWarning,
-                stacklevel=4,
-            )
-
-    def _check_network(self) -> None:
-        """Refuse layers whose statistics would stay what they were."""
-        for name, module in self.policy.named_modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
-                raise ValueError(
-                    f"{name} is a {type(module).__name__}, whose running statistics GRPO never"
-                    " updates (it acts and learns in eval mode): take LayerNorm"
-                )
-
-    def _told(self, name: str) -> Any:
-        """What the environment says; None where it says nothing."""
-        told = self.env is not None and self.env.has_attr(name)
-        return self.env.get_attr(name)[0] if self.env is not None and told else None
-
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Go on with another environment, whose groups decide what was left open; see SB3."""
-        _refuse_what_is_no_vec_env(env)
         super().set_env(env, force_reset)
         for name in self._settled:
-            setattr(self, name, {"advantage": "auto"}.get(name))
-        self._settled = set()
+            setattr(self, name, "auto" if name == "advantage" else None)
         self._settle()
-        self._choose_buffer()
-        assert self.rollout_buffer_class is not None
-        self.rollout_buffer = self.rollout_buffer_class(  # type: ignore[assignment]
-            self.n_steps,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            n_envs=self.n_envs,
-            **self.rollout_buffer_kwargs,
-        )
+        self._make_buffer()
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._require_groups()
@@ -418,12 +303,11 @@ class GRPO(OnPolicyAlgorithm):
             None if schedule is None else FloatSchedule(schedule)(self._current_progress_remaining)
             for schedule in (self.clip_range, self.clip_range_high)
         )
-        rollout = self.rollout_buffer.tensors()
+        rollout = self.rollout_buffer.rollout
         if isinstance(self.action_space, spaces.Discrete):
             with th.no_grad():  # nothing changes the reference in here: once serves all epochs
-                reference = actor_log_probs(self.reference_policy, rollout.observations)
-            rollout = rollout._replace(reference_log_probs=reference)
-
+                reference: Any = self.reference_policy.get_distribution(rollout.observations)
+            rollout = rollout._replace(reference_log_probs=reference.distribution.logits)
         history: list[dict[str, float]] = []
         for _ in range(self.n_epochs):
             for batch in rollout.batches(self.batch_size):
@@ -437,7 +321,6 @@ class GRPO(OnPolicyAlgorithm):
         if self._rollouts_since_renewal == self.reference_interval:
             self.reference_policy.load_state_dict(self.policy.state_dict())
             self._rollouts_since_renewal = 0
-
         for name in history[0]:
             values = [record[name] for record in history if name in record]
             self.logger.record(f"train/{name}", np.mean(values))
@@ -454,76 +337,45 @@ class GRPO(OnPolicyAlgorithm):
         return self.target_kl is not None and record["approx_kl"] > 1.5 * self.target_kl
 
     def _update(self, batch: Rollout, low: float | None, high: float | None) -> dict[str, float]:
-        """One gradient step with these clip ranges; returns what is logged of it."""
+        """One gradient step, unless target_kl forbids it, and what is logged of it."""
+        said = evaluate(self.policy, self.reference_policy, batch, self.advantage == "critic")
+        log_prob, reference_log_prob, kl, entropy, values = said
+        base = reference_log_prob if self.ratio == "reference" else batch.log_probs
+        ratio = (log_prob - base).exp()
         terms: dict[str, th.Tensor] = {}
-        told = self._evaluated(batch)
-        if told.values is not None:
-            terms["value_loss"] = F.mse_loss(told.values, batch.returns)
-        base = told.reference_log_prob if self.ratio == "reference" else batch.log_probs
-        ratio = (told.log_prob - base).exp()
+        if values is not None:
+            terms["value_loss"] = F.mse_loss(values, batch.returns)
         terms["policy_loss"] = losses.policy_loss(ratio, batch.advantages, low, high)
         # Logged exactly whatever the penalty is, so that runs of different kinds compare
-        terms["kl_reference"] = told.kl.mean()
-        penalty = terms["kl_reference"]
+        terms["kl_reference"] = penalty = kl.mean()
         if self.kl != "exact":
-            penalty = losses.sampled_kl(told.log_prob, told.reference_log_prob, self.kl).mean()
-        terms["entropy_loss"] = -told.entropy.mean()
+            penalty = losses.sampled_kl(log_prob, reference_log_prob, self.kl).mean()
+        terms["entropy_loss"] = -entropy.mean()
         loss = terms["policy_loss"] + self.kl_coef * penalty + self.ent_coef * terms["entropy_loss"]
-        if "value_loss" in terms:
+        if values is not None:
             loss = loss + self.vf_coef * terms["value_loss"]
         terms["loss"] = loss
         if low is not None:
             terms["clip_fraction"] = losses.clip_fraction(ratio, low, high)
         with th.no_grad():  # as PPO's, of the policy that acted
-            terms["approx_kl"] = losses.sampled_kl(batch.log_probs, told.log_prob, "k3").mean()
+            terms["approx_kl"] = losses.sampled_kl(batch.log_probs, log_prob, "k3").mean()
 
         # one transfer from the device for all of them
         record = dict(zip(terms, th.stack(list(terms.values())).tolist(), strict=True))
-        self._require_finite(record)
         if self._is_far(record):
             return record
         self.policy.optimizer.zero_grad()
         loss.backward()
-        norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         record["grad_norm"] = float(norm)
-        self._require_finite(record)
-        self.policy.optimizer.step()
-        return record
-
-    def _evaluated(self, batch: Rollout) -> Evaluated:
-        """What the policy and its reference say of a batch now."""
-        observations, critic = batch.observations, self.advantage == "critic"
-        if not isinstance(self.action_space, spaces.Discrete):
-            with th.no_grad():
-                reference = self.reference_policy.get_distribution(observations)
-            evaluated = compare(
-                self.policy.get_distribution(observations), reference, batch.actions
-            )
-            values = self.policy.predict_values(observations).flatten() if critic else None
-            return evaluated._replace(values=values)
-        if critic:
-            log_probs, values = actor_critic(self.policy, observations)
-            values = batch.spread(values)
-        else:
-            log_probs, values = actor_log_probs(self.policy, observations), None
-        log_probs = batch.spread(log_probs)  # (U, D) -> (B, D)
-        reference_log_probs = batch.spread(batch.reference_log_probs)
-        action = batch.actions[:, None]
-        return Evaluated(
-            log_probs.gather(1, action)[:, 0],  # (B, D) -> (B,)
-            reference_log_probs.gather(1, action)[:, 0],
-            losses.exact_kl(log_probs, reference_log_probs),
-            losses.entropy(log_probs),
-            values,
-        )
-
-    def _require_finite(self, record: dict[str, float]) -> None:
         for name, value in record.items():
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"train/{name} is {value} at step {self.num_timesteps}: look for extreme "
                     "rewards or observations, or lower the learning rate"
                 )
+        self.policy.optimizer.step()
+        return record
 
     def learn(
         self,
@@ -539,24 +391,13 @@ class GRPO(OnPolicyAlgorithm):
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
 
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        refuse_vector_environments(env)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_settled", *self._settled]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "reference_policy"], []
-
-
-def _refuse_what_is_no_vec_env(env: Any) -> None:
-    while isinstance(env, VecEnvWrapper):
-        env = env.venv
-    if isinstance(env, VectorEnv):
-        raise ValueError(
-            f"{env} is a vector environment of Gymnasium: give GRPO agents.sb3.vec_env.to_sb3(env)"
-        )
-
-
-def _memory() -> float:
-    """GiB of this machine; infinity where it does not tell."""
-    if not hasattr(os, "sysconf"):  # on Windows
-        return math.inf
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

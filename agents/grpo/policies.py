@@ -9,19 +9,17 @@
 - GRPOPolicyNetwork: ReLU layers of 512, 256 and 128 units that actor and critic share, then 64 for
   each.
 - SharedPolicy: one small ReLU network (32, 32) that scores every action by its own numbers.
+
+Notation: B samples, O observed numbers, F numbers of each action, D actions, W features.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import (
-    CategoricalDistribution,
-    Distribution,
-    kl_divergence,
-)
+from stable_baselines3.common.distributions import CategoricalDistribution, kl_divergence
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
     ActorCriticPolicy,
@@ -33,16 +31,20 @@ from stable_baselines3.common.torch_layers import (
     FlattenExtractor,
     create_mlp,
 )
-from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
+from agents.grpo import losses
+from agents.grpo.buffers import Rollout
 
-class Standardised(BaseFeaturesExtractor):
-    """Base of encoders that begin with `(observation - mean) * scale`, clipped.
+
+class StateEncoder(BaseFeaturesExtractor):
+    """The encoder that policy and value head share: observation -> 512 -> 256 -> 128.
 
     Args:
         observation_space: Any space that can be flattened (Box, Discrete, ...).
-        features_dim: Width of what comes out.
+        widths: Widths of the layers; each is followed by the activation.
+        activation_fn: Class of the activation.
         mean: Subtracted from the flat observation (O numbers); None: nothing is.
         scale: Multiplies the difference (O numbers); None: nothing does. Observations whose numbers
             hardly differ between contexts teach a network little until they are standardised.
@@ -56,46 +58,31 @@ class Standardised(BaseFeaturesExtractor):
     def __init__(
         self,
         observation_space: spaces.Space[Any],
-        features_dim: int,
-        mean: Sequence[float] | None,
-        scale: Sequence[float] | None,
-        limit: float,
-    ) -> None:
-        super().__init__(observation_space, features_dim)
-        self.inputs = get_flattened_obs_dim(observation_space)
-        self.limit = limit
-        self.register_buffer("mean", _numbers(mean, 0.0, self.inputs, "mean"))
-        self.register_buffer("scale", _numbers(scale, 1.0, self.inputs, "scale"))
-
-    def standardised(self, observations: th.Tensor) -> th.Tensor:
-        """(B, *observation) float -> (B, O)."""
-        return ((observations.flatten(1) - self.mean) * self.scale).clamp(-self.limit, self.limit)
-
-
-class StateEncoder(Standardised):
-    """The encoder that policy and value head share: observation -> 512 -> 256 -> 128.
-
-    Args:
-        observation_space: Any space that can be flattened (Box, Discrete, ...).
-        widths: Widths of the layers; each is followed by the activation.
-        activation_fn: Class of the activation.
-        mean: See Standardised.
-        scale: See Standardised.
-        limit: See Standardised.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        widths: tuple[int, ...] = (512, 256, 128),
+        widths: Sequence[int] = (512, 256, 128),
         activation_fn: type[nn.Module] = nn.ReLU,
         mean: Sequence[float] | None = None,
         scale: Sequence[float] | None = None,
         limit: float = math.inf,
     ) -> None:
-        super().__init__(observation_space, widths[-1], mean, scale, limit)
+        super().__init__(observation_space, widths[-1])
+        self.limit = limit
+        numbers = get_flattened_obs_dim(observation_space)
+        for name, values, default in (("mean", mean, 0.0), ("scale", scale, 1.0)):
+            if values is not None and len(values) != numbers:
+                raise ValueError(f"{name} has {len(values)} numbers for observations of {numbers}")
+            given = th.full((numbers,), default) if values is None else th.tensor(values)
+            self.register_buffer(name, given.float())
         # output_dim < 1: no further layer after the last activation
-        self.layers = nn.Sequential(*create_mlp(self.inputs, -1, list(widths), activation_fn))
+        layers = create_mlp(self._inputs(numbers), -1, list(widths), activation_fn)
+        self.layers = nn.Sequential(*layers)
+
+    def _inputs(self, numbers: int) -> int:
+        """Width of what goes into the first layer, of so many observed numbers."""
+        return numbers
+
+    def standardised(self, observations: th.Tensor) -> th.Tensor:
+        """(B, *observation) float -> (B, O)."""
+        return ((observations.flatten(1) - self.mean) * self.scale).clamp(-self.limit, self.limit)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """(B, *observation) float -> (B, widths[-1])."""
@@ -103,7 +90,7 @@ class StateEncoder(Standardised):
         return features
 
 
-class SharedEncoder(Standardised):
+class SharedEncoder(StateEncoder):
     """One small network that all actions share: F numbers of each action -> features of each.
 
     An action is seen by its own numbers, by how far they are above their mean over actions, and by
@@ -117,10 +104,8 @@ class SharedEncoder(Standardised):
             action, and so on.
         actions: D.
         widths: Widths of the layers; each is followed by the activation.
-        activation_fn: Class of the activation.
-        mean: See Standardised; equal for all actions, or what differs between them is lost.
-        scale: See Standardised; likewise.
-        limit: See Standardised.
+        **kwargs: See StateEncoder; mean and scale are equal for all actions, or what differs
+            between them is lost.
 
     Raises:
         ValueError: The observation has not equally many numbers for every action.
@@ -130,21 +115,19 @@ class SharedEncoder(Standardised):
         self,
         observation_space: spaces.Space[Any],
         actions: int,
-        widths: tuple[int, ...] = (32, 32),
-        activation_fn: type[nn.Module] = nn.ReLU,
-        mean: Sequence[float] | None = None,
-        scale: Sequence[float] | None = None,
-        limit: float = math.inf,
+        widths: Sequence[int] = (32, 32),
+        **kwargs: Any,
     ) -> None:
-        super().__init__(observation_space, widths[-1], mean, scale, limit)
-        if self.inputs % actions:
-            raise ValueError(
-                f"a network shared by actions needs equally many numbers for each of the {actions};"
-                f" the observation has {self.inputs}: take MlpPolicy"
-            )
         self.actions = actions
-        layers = create_mlp(3 * self.inputs // actions, -1, list(widths), activation_fn)
-        self.layers = nn.Sequential(*layers)
+        super().__init__(observation_space, widths, **kwargs)
+
+    def _inputs(self, numbers: int) -> int:
+        if numbers % self.actions:
+            raise ValueError(
+                f"a network shared by actions needs equally many numbers for each of the"
+                f" {self.actions}; the observation has {numbers}: take MlpPolicy"
+            )
+        return 3 * numbers // self.actions
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """(B, F D) float -> (B, D, widths[-1])."""
@@ -153,14 +136,6 @@ class SharedEncoder(Standardised):
         others = own - own.mean(1, keepdim=True), own - own.amax(1, keepdim=True)
         features: th.Tensor = self.layers(th.cat((own, *others), -1))
         return features
-
-
-def _numbers(values: Sequence[float] | None, default: float, size: int, name: str) -> th.Tensor:
-    if values is None:
-        return th.full((size,), default)
-    if len(values) != size:
-        raise ValueError(f"{name} has {len(values)} numbers for observations of {size}")
-    return th.tensor(values, dtype=th.float32)
 
 
 class ActionHead(nn.Linear):
@@ -215,7 +190,7 @@ class GRPOPolicyNetwork(ActorCriticPolicy):
         features_extractor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if features_extractor_class is StateEncoder:
+        if features_extractor_class in (StateEncoder, SharedEncoder):
             own = {"activation_fn": activation_fn}
             features_extractor_kwargs = own | (features_extractor_kwargs or {})
         super().__init__(
@@ -243,8 +218,7 @@ class GRPOPolicyNetwork(ActorCriticPolicy):
         Raises:
             TypeError: The features extractor is not a plain MLP.
         """
-        known = StateEncoder | SharedEncoder | FlattenExtractor
-        if not isinstance(self.pi_features_extractor, known):
+        if not isinstance(self.pi_features_extractor, StateEncoder | FlattenExtractor):
             raise TypeError(
                 f"{type(self.pi_features_extractor).__name__} is not a plain MLP: actor_layers() "
                 "needs StateEncoder, SharedEncoder or FlattenExtractor as the features extractor"
@@ -270,7 +244,6 @@ class SharedPolicyNetwork(GRPOPolicyNetwork):
         action_space: Discrete, D actions.
         lr_schedule: Learning rate as a function of the remaining progress.
         net_arch: Further hidden widths of the two heads, applied to each action; none unless told.
-        activation_fn: Activation of the encoder and of the heads' further layers.
         features_extractor_class: SharedEncoder or a subclass.
         features_extractor_kwargs: Its arguments besides the observation space and the actions.
         **kwargs: The remaining arguments of GRPOPolicyNetwork.
@@ -280,15 +253,12 @@ class SharedPolicyNetwork(GRPOPolicyNetwork):
             numbers for every action.
     """
 
-    action_space: spaces.Discrete
-
     def __init__(
         self,
         observation_space: spaces.Space[Any],
-        action_space: spaces.Discrete,
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
-        activation_fn: type[nn.Module] = nn.ReLU,
         features_extractor_class: type[BaseFeaturesExtractor] = SharedEncoder,
         features_extractor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -301,21 +271,23 @@ class SharedPolicyNetwork(GRPOPolicyNetwork):
                 f" {action_space.n} actions, not {observation_space}: take MlpPolicy or"
                 " MultiInputPolicy"
             )
-        own = {"activation_fn": activation_fn, "actions": int(action_space.n)}
+        self._actions = int(action_space.n)
         super().__init__(
             observation_space,
             action_space,
             lr_schedule,
             net_arch=[] if net_arch is None else net_arch,
-            activation_fn=activation_fn,
             features_extractor_class=features_extractor_class,
-            features_extractor_kwargs=own | (features_extractor_kwargs or {}),
+            features_extractor_kwargs={
+                "actions": self._actions,
+                **(features_extractor_kwargs or {}),
+            },
             **kwargs,
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        self.action_net = ActionHead(self.mlp_extractor.latent_dim_pi, int(self.action_space.n))
+        self.action_net = ActionHead(self.mlp_extractor.latent_dim_pi, self._actions)
         self.value_net = MeanHead(self.mlp_extractor.latent_dim_vf)
         if self.ortho_init:
             self.init_weights(self.action_net, gain=0.01)
@@ -325,44 +297,52 @@ class SharedPolicyNetwork(GRPOPolicyNetwork):
         self.optimizer = self.optimizer_class(self.parameters(), **settings)
 
 
-def actor_log_probs(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
-    """Log-probabilities (B, D) of all D discrete actions, without the critic's work."""
-    distribution = cast(CategoricalDistribution, policy.get_distribution(observations))
-    return distribution.distribution.logits  # normalised by torch: they are log-probabilities
+def evaluate(
+    policy: ActorCriticPolicy, reference: ActorCriticPolicy, batch: Rollout, critic: bool
+) -> tuple[Any, ...]:
+    """Log pi(a), log p(a), KL(pi || p), entropy and, of a critic, values: (B,) each.
 
-
-def actor_critic(
-    policy: ActorCriticPolicy, observations: PyTorchObs
-) -> tuple[th.Tensor, th.Tensor]:
-    """Log-probabilities (B, D) of all D discrete actions, and values (B,), encoding once."""
-    if not policy.share_features_extractor:
-        return actor_log_probs(policy, observations), policy.predict_values(observations).flatten()
-    features = cast(th.Tensor, policy.extract_features(observations))
-    latent_pi, latent_vf = policy.mlp_extractor(features)
-    return policy.action_net(latent_pi).log_softmax(-1), policy.value_net(latent_vf).flatten()
-
-
-class Evaluated(NamedTuple):
-    """What a policy, and the reference p, say of B observations and their actions."""
-
-    log_prob: th.Tensor  # (B,) log pi(a)
-    reference_log_prob: th.Tensor  # (B,) log p(a)
-    kl: th.Tensor  # (B,) KL(pi || p)
-    entropy: th.Tensor  # (B,)
-    values: th.Tensor | None = None  # (B,)
-
-
-def compare(policy: Distribution, reference: Distribution, actions: th.Tensor) -> Evaluated:
-    """Evaluate actions (B, *action) of any space that Stable-Baselines3 has a distribution for."""
-    entropy = policy.entropy()
-    assert entropy is not None  # only of squashed Gaussians, which need use_sde
-    kl = kl_divergence(policy, reference)
-    return Evaluated(
-        policy.log_prob(actions),
-        reference.log_prob(actions),
+    Args:
+        policy: pi.
+        reference: p; of Discrete actions the batch has its log-probabilities already.
+        batch: B samples.
+        critic: Whether to give values; else None.
+    """
+    distribution = policy.get_distribution(batch.observations)
+    values = None
+    if critic:
+        values = batch.spread(policy.predict_values(batch.observations).flatten())
+    if isinstance(distribution, CategoricalDistribution):
+        log_probs = batch.spread(distribution.distribution.logits)  # (U, D) -> (B, D)
+        references = batch.spread(batch.reference_log_probs)
+        action = batch.actions[:, None]
+        return (
+            log_probs.gather(1, action)[:, 0],  # (B, D) -> (B,)
+            references.gather(1, action)[:, 0],
+            losses.exact_kl(log_probs, references),
+            losses.entropy(log_probs),
+            values,
+        )
+    with th.no_grad():
+        other = reference.get_distribution(batch.observations)
+    kl = kl_divergence(distribution, other)
+    return (
+        distribution.log_prob(batch.actions),
+        other.log_prob(batch.actions),
         kl.sum(dim=1) if kl.dim() > 1 else kl,  # of independent actions
-        entropy,
+        distribution.entropy(),
+        values,
     )
+
+
+def refuse_running_statistics(policy: nn.Module) -> None:
+    """Refuse layers whose statistics would stay what they were."""
+    for name, module in policy.named_modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+            raise ValueError(
+                f"{name} is a {type(module).__name__}, whose running statistics GRPO never"
+                " updates (it acts and learns in eval mode): take LayerNorm"
+            )
 
 
 MlpPolicy = ActorCriticPolicy

@@ -82,6 +82,19 @@ class AllSettings(GRPOSettings):
     """of the critic; None is where episodes have several steps"""
     target_kl: Above0 | None = None
     """ends a rollout's passes where the policy is 1.5 times as far from the one that acted"""
+    clip_range_vf: None = None
+    """of PPO; GRPO does not clip values"""
+    use_sde: Literal[False] = False
+    """of PPO; GRPO has no state-dependent exploration"""
+
+    @model_validator(mode="after")
+    def _normalised_once(self) -> "AllSettings":
+        if self.normalize_advantage and self.advantage not in ("critic", "auto"):
+            raise ValueError(
+                f"normalize_advantage=True: advantage={self.advantage!r} is relative to its group"
+                " already; leave it out"
+            )
+        return self
 
 
 DEFAULTS = AllSettings()

@@ -1,4 +1,9 @@
-"""What happens between rollouts: logging, looking at validation queries, checkpoints."""
+"""What happens between rollouts: logging, looking at validation queries, checkpoints.
+
+A checkpoint is taken between two rollouts, after the update: there is no rollout buffer to keep,
+and the values that the update has recorded wait in the logger, since Stable-Baselines3 writes them
+after the next rollout.
+"""
 
 import os
 from collections import defaultdict
@@ -6,22 +11,29 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
+import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image, KVWriter, TensorBoardOutputFormat
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from agents.sb3.training_state import aliases, first_not_finite, training_state
-from maw_gym.checkpoints import Checkpoints
+from maw_gym.checkpoints import Checkpoint, Checkpoints, optimizer_state, restore_optimizer
 from maw_gym.envs.bandit import NDCG, TERMS, Bandit, gap_closed
 from maw_gym.envs.rendering import attention_frame
 from maw_gym.tables.task import RetrievalTask
 
 MEASURES: Final = (*TERMS, "regret", "random")  # of each episode, in its info
+NETWORKS: Final = ("policy", "reference_policy")
+# Counters of the algorithms; GRPO's reference policy is renewed by the second.
+COUNTERS: Final = (
+    *("_n_updates", "_rollouts_since_renewal", "_episode_num"),
+    "_current_progress_remaining",
+)
 
 
 class ValidationCallback(BaseCallback):
@@ -60,13 +72,10 @@ class ValidationCallback(BaseCallback):
     def _on_rollout_start(self) -> None:
         # At the start, so that the untrained policy is judged too and every update but the last
         # is followed by a look; `_on_training_end` takes the last.
-        if self._begun_at == self.num_timesteps:
-            return  # the checkpoint that the run goes on from was written after this
-        self._begun_at = self.num_timesteps
-        self._average()
-        if self._rollouts % self.interval == 0:
-            self.evaluate()
-        self._rollouts += 1
+        if self._begins():
+            if self._rollouts % self.interval == 0:
+                self.evaluate()
+            self._rollouts += 1
 
     def _on_rollout_end(self) -> None:
         means = {name: total / self._sums["episodes"] for name, total in self._sums.items()}
@@ -79,20 +88,21 @@ class ValidationCallback(BaseCallback):
         self._sums.clear()
 
     def _on_training_end(self) -> None:
-        if self._begun_at != self.num_timesteps:
-            self._begun_at = self.num_timesteps
-            self._average()
+        if self._begins():
             self.evaluate()
 
-    def _average(self) -> None:
-        """Take the weights that the last update left into the average, or begin it with them."""
+    def _begins(self) -> bool:
+        """Take the weights that the last update left into the average, once, or begin it."""
+        if self._begun_at == self.num_timesteps:
+            return False  # the checkpoint that the run goes on from was written after this
+        self._begun_at = self.num_timesteps
         if self.num_timesteps <= self.average_from:
             self.average.n_averaged.zero_()
         self.average.update_parameters(self.model.policy)
+        return True
 
     def get_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Between two rollouts: the average of the weights, and JSON values."""
-        weights = self.average.module.state_dict()
         state = {
             "averaged": int(self.average.n_averaged),
             "history": self.history,
@@ -100,16 +110,14 @@ class ValidationCallback(BaseCallback):
             "rollouts": self._rollouts,
             "begun_at": self._begun_at,
         }
-        return {f"average/{name}": weights[name] for name in set(aliases(weights).values())}, state
+        return {"average": parameters_to_vector(self.average.parameters()).detach()}, state
 
     def set_state(
         self, policy: nn.Module, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
     ) -> None:
-        """Go on from `get_state`; the policy tells which names share a tensor."""
+        """Go on from `get_state`."""
         self.average = AveragedModel(policy)
-        names = aliases(policy.state_dict()).items()
-        weights = {name: tensors[f"average/{kept}"] for name, kept in names}
-        self.average.module.load_state_dict(weights)
+        _fill(self.average, tensors["average"])
         self.average.n_averaged.fill_(state["averaged"])
         self.history = [(step, mean) for step, mean in state["history"]]
         self.training = [(step, closed) for step, closed in state["training"]]
@@ -169,9 +177,7 @@ class CheckpointCallback(BaseCallback):
         self._rollouts = 0
 
     def _on_rollout_start(self) -> None:
-        name = first_not_finite(self.model.policy)
-        if name is not None:
-            raise FloatingPointError(f"{name} is not finite at step {self.num_timesteps}")
+        self._require_finite()
         self.queries.clear()
         asked = self.asked()
         if asked or self._rollouts == self.every:
@@ -185,10 +191,13 @@ class CheckpointCallback(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        name = first_not_finite(self.model.policy)
-        if name is not None:
-            raise FloatingPointError(f"{name} is not finite at step {self.num_timesteps}")
+        self._require_finite()
         self.write()
+
+    def _require_finite(self) -> None:
+        for name, parameter in self.model.policy.named_parameters():
+            if not parameter.isfinite().all():
+                raise FloatingPointError(f"{name} is not finite at step {self.num_timesteps}")
 
     def write(self) -> None:
         """Write a checkpoint now."""
@@ -198,26 +207,96 @@ class CheckpointCallback(BaseCallback):
                 # Events before the step are not written again after a resume: they must be there.
                 output.sync()
         tensors, state = training_state(self.model)  # type: ignore[arg-type]
-        best, validation = self.validation.get_state()
+        average, validation = self.validation.get_state()
         self.last = self.checkpoints.write(
-            self.num_timesteps, tensors | best, state | {"validation": validation}
+            self.num_timesteps, tensors | average, state | {"validation": validation}
         )
 
 
-class ProgressBar(BaseCallback):
-    """Environment steps on standard error, where that is a terminal."""
+def training_state(model: OnPolicyAlgorithm) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything that a training in progress consists of, as tensors and JSON values."""
+    monitor: Any = model.get_env()
+    buffer, logger = model.ep_info_buffer, model.logger
+    assert buffer is not None
+    tensors, groups = optimizer_state(model.policy.optimizer)
+    for name in NETWORKS:
+        if hasattr(model, name):
+            tensors[name] = parameters_to_vector(getattr(model, name).parameters()).detach()
+    kind, key, *position = np.random.get_state()  # noqa: NPY002 - SB3 uses it
+    arrays = {
+        "last/observations": model._last_obs,
+        "last/starts": model._last_episode_starts,
+        "monitor/returns": monitor.episode_returns,
+        "monitor/lengths": monitor.episode_lengths,
+        "generator/numpy": np.asarray(key).astype(np.int64),
+    }
+    tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    tensors["generator/torch"] = torch.get_rng_state()
+    if model.device.type == "cuda":
+        tensors["generator/cuda"] = torch.cuda.get_rng_state(model.device)
+    return tensors, {
+        "num_timesteps": model.num_timesteps,
+        "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
+        "groups": groups,
+        "environment": monitor.env_method("get_state")[0],
+        "episode_count": monitor.episode_count,
+        "episodes": [[float(one["r"]), int(one["l"]), float(one["t"])] for one in buffer],
+        "numpy": [kind, *position],
+        "pending": [
+            [
+                name,
+                np.asarray(value).item(),
+                logger.name_to_count[name],
+                logger.name_to_excluded[name],
+            ]
+            for name, value in logger.name_to_value.items()
+        ],
+    }
 
-    def _on_training_start(self) -> None:
-        total = self.locals["total_timesteps"]
-        done = self.model.num_timesteps
-        self.bar = tqdm(total=total, initial=done, unit="step", disable=None)
 
-    def _on_step(self) -> bool:
-        self.bar.update(self.training_env.num_envs)
-        return True
+def restore_training(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
+    """Put a freshly built algorithm where another one was."""
+    tensors, state = checkpoint.tensors, checkpoint.state
+    for name in NETWORKS:
+        if hasattr(model, name):
+            _fill(getattr(model, name), tensors[name])
+    restore_optimizer(model.policy.optimizer, tensors, state["groups"])
+    model.num_timesteps = state["num_timesteps"]
+    for name, value in state["counters"].items():
+        setattr(model, name, value)
+    model._last_obs = tensors["last/observations"].numpy()
+    model._last_episode_starts = tensors["last/starts"].numpy()
+    monitor: Any = model.get_env()
+    monitor.env_method("set_state", state["environment"])
+    monitor.episode_returns = tensors["monitor/returns"].numpy()
+    monitor.episode_lengths = tensors["monitor/lengths"].numpy()
+    monitor.episode_count = state["episode_count"]
+    # Numbers of the types VecMonitor gives, so that their mean is computed as before.
+    assert model.ep_info_buffer is not None
+    model.ep_info_buffer.clear()
+    model.ep_info_buffer.extend(
+        {"r": np.float32(r), "l": np.int32(length), "t": t} for r, length, t in state["episodes"]
+    )
+    for name, value, count, excluded in state["pending"]:
+        model.logger.name_to_value[name] = value
+        model.logger.name_to_count[name] = count
+        model.logger.name_to_excluded[name] = tuple(excluded)
+    # Last: building the algorithm has seeded them.
+    kind, *position = state["numpy"]
+    key = tensors["generator/numpy"].numpy().astype(np.uint32)
+    np.random.set_state((kind, key, *position))  # noqa: NPY002
+    torch.set_rng_state(tensors["generator/torch"])
+    if "generator/cuda" in tensors and model.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["generator/cuda"], model.device)
 
-    def _on_training_end(self) -> None:
-        self.bar.close()
+
+@torch.no_grad()
+def _fill(module: nn.Module, vector: Tensor) -> None:
+    """Give a module the parameters of `parameters_to_vector`."""
+    parameters = list(module.parameters())
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, values in zip(parameters, vector.split(sizes), strict=True):
+        parameter.copy_(values.view_as(parameter))
 
 
 class SyncedTensorBoard(TensorBoardOutputFormat):

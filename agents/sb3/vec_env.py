@@ -44,8 +44,7 @@ def to_sb3(
 class SB3VecEnv(VecEnv):
     """A Gymnasium vector environment as seen by SB3: one list of infos, `terminal_observation`.
 
-    Only SAME_STEP is accepted: it is what SB3's own environments do. In NEXT_STEP mode every
-    second step of a one-step episode would be a dummy that ignores its action and is rewarded 0.
+    Only SAME_STEP is accepted: it is what SB3's own environments do.
 
     The info of an environment whose episode ended is that of the finished episode (`final_info`)
     plus `terminal_observation` and `TimeLimit.truncated`; what the reset of the next episode said
@@ -72,11 +71,14 @@ class SB3VecEnv(VecEnv):
             raise ValueError(
                 f"{vector_env} has autoreset mode {mode}: SB3 needs one made with "
                 "autoreset_mode=AutoresetMode.SAME_STEP, as in gym.make_vec(..., vector_kwargs="
-                "{'autoreset_mode': AutoresetMode.SAME_STEP})"
+                "{'autoreset_mode': AutoresetMode.SAME_STEP}); in NEXT_STEP mode every second step"
+                " of a one-step episode is a dummy that ignores its action and is rewarded 0"
             )
         # before super().__init__, which asks for the attribute render_mode
         self.vector_env = vector_env
         self.spec = vector_env.spec
+        # One per row, of a SyncVectorEnv
+        self._envs: Any = getattr(vector_env.unwrapped, "envs", None)
         self._actions: NDArray[Any] = np.empty(0)
         super().__init__(
             vector_env.num_envs,
@@ -115,32 +117,22 @@ class SB3VecEnv(VecEnv):
         step = self.vector_env.step(self._actions)
         observations, rewards, terminations, truncations, infos = step
         dones = np.logical_or(terminations, truncations)
-        rows = self._infos(infos, dones, truncations & ~terminations)
+        final = ("final_obs", "_final_obs", "final_info", "_final_info")
+        rows = _rows({key: infos[key] for key in infos if key not in final}, self.num_envs)
+        if dones.any():
+            if infos.get("final_obs") is None or infos.get("final_info") is None:
+                raise ValueError(
+                    f"{self.vector_env} ended an episode without final_obs and final_info"
+                )
+            finished = _rows(infos["final_info"], self.num_envs)
+            last = _copied(infos["final_obs"])
+            for i in np.flatnonzero(dones).tolist():
+                self.reset_infos[i], rows[i] = rows[i], finished[i]
+                is_dict = isinstance(last, dict)
+                seen = {key: values[i] for key, values in last.items()} if is_dict else last[i]
+                truncated = bool(truncations[i] and not terminations[i])
+                rows[i] |= {"terminal_observation": seen, "TimeLimit.truncated": truncated}
         return _copied(observations), np.array(rewards, dtype=np.float32), dones, rows
-
-    def _infos(
-        self, infos: dict[str, Any], dones: NDArray[np.bool_], truncated: NDArray[np.bool_]
-    ) -> list[dict[str, Any]]:
-        infos = dict(infos)
-        final = {key: infos.pop(key, None) for key in ("final_obs", "final_info")}
-        for key in final:
-            infos.pop(f"_{key}", None)
-        current = _rows(infos, self.num_envs)
-        if not dones.any():
-            return current
-        if final["final_obs"] is None or final["final_info"] is None:
-            raise ValueError(f"{self.vector_env} ended an episode without final_obs and final_info")
-        finished = _rows(final["final_info"], self.num_envs)
-        final_observations = _copied(final["final_obs"])
-        for i in np.flatnonzero(dones).tolist():
-            self.reset_infos[i] = current[i]
-            info = current[i] = finished[i]
-            if isinstance(final_observations, dict):
-                info["terminal_observation"] = {k: v[i] for k, v in final_observations.items()}
-            else:
-                info["terminal_observation"] = final_observations[i]
-            info["TimeLimit.truncated"] = bool(truncated[i])
-        return current
 
     def close(self) -> None:
         """Close the vector environment."""
@@ -153,36 +145,30 @@ class SB3VecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Attribute of each environment asked for."""
+        rows = self._get_indices(indices)
+        if self._envs is not None:
+            return [self._envs[i].get_wrapper_attr(attr_name) for i in rows]
         base: Any = self.vector_env.unwrapped
-        envs = getattr(base, "envs", None)
-        if envs is not None:
-            return [envs[i].get_wrapper_attr(attr_name) for i in self._get_indices(indices)]
-        if hasattr(base, "get_attr"):
+        if hasattr(base, "get_attr"):  # in other processes
             values = base.get_attr(attr_name)
-            return [values[i] for i in self._get_indices(indices)]
-        return [getattr(self._holder(attr_name), attr_name) for _ in self._get_indices(indices)]
+            return [values[i] for i in rows]
+        return [getattr(self._holder(attr_name), attr_name) for _ in rows]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute of each environment asked for.
 
         Raises:
-            ValueError: `indices` names some of the rows of an environment that is one object.
+            ValueError: `indices` names some rows of an environment that answers for all at once.
         """
-        base: Any = self.vector_env.unwrapped
-        envs = getattr(base, "envs", None)
-        if envs is not None:
+        if self._envs is not None:
             for i in self._get_indices(indices):
-                envs[i].set_wrapper_attr(attr_name, value)
+                self._envs[i].set_wrapper_attr(attr_name, value)
             return
-        rows = set(self._get_indices(indices))
-        if hasattr(base, "set_attr") and len(rows) < self.num_envs:
-            # in other processes, which are told of all rows or of none
-            values = list(base.get_attr(attr_name))
-            base.set_attr(attr_name, [value if i in rows else v for i, v in enumerate(values)])
-        elif hasattr(base, "set_attr"):
+        self._require_all(indices)
+        base: Any = self.vector_env.unwrapped
+        if hasattr(base, "set_attr"):
             base.set_attr(attr_name, [value] * self.num_envs)
         else:
-            self._require_all(indices)
             setattr(self._holder(attr_name), attr_name, value)
 
     def env_method(
@@ -198,12 +184,11 @@ class SB3VecEnv(VecEnv):
             One result per environment asked for; from a single object the same result for all.
 
         Raises:
-            ValueError: `indices` names some of the rows of an environment that is one object.
+            ValueError: `indices` names some rows of an environment that answers for all at once.
         """
-        envs = getattr(self.vector_env.unwrapped, "envs", None)
-        if envs is not None:
+        if self._envs is not None:
             rows = self._get_indices(indices)
-            methods = [envs[i].get_wrapper_attr(method_name) for i in rows]
+            methods = [self._envs[i].get_wrapper_attr(method_name) for i in rows]
             return [method(*method_args, **method_kwargs) for method in methods]
         self._require_all(indices)
         base: Any = self.vector_env.unwrapped
@@ -216,8 +201,7 @@ class SB3VecEnv(VecEnv):
         self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:
         """Whether each environment has a wrapper; never so where the rows are one object."""
-        envs = getattr(self.vector_env.unwrapped, "envs", None)
-        rows = self._get_indices(indices)
+        rows, envs = self._get_indices(indices), self._envs
         return [envs is not None and is_wrapped(envs[i], wrapper_class) for i in rows]
 
     def _holder(self, name: str) -> Any:

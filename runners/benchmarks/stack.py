@@ -11,12 +11,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
+from stable_baselines3 import PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.grpo import GRPO
-from agents.ppo import make_ppo
 from agents.sb3.vec_env import to_sb3
-from agents.settings import PPOSettings
 from maw_gym.corpora import Collection
 from maw_gym.corpora.collection import QuerySet
 from maw_gym.encoders.embedder import Embedder
@@ -126,13 +125,12 @@ def training_rows(
 ) -> list[Row]:
     """Training steps of GRPO and of SB3's PPO: same network, rollouts, one epoch of one batch."""
     steps = 8
-    told = PPOSettings(n_steps=steps, batch_size=steps * num_envs, n_epochs=1)
     first, second = (
         to_sb3(GRPOVectorEnvironment(num_envs, group_size=8, table=table)) for _ in range(2)
     )
     same: dict[str, Any] = {"n_steps": steps, "n_epochs": 1, "seed": 0, "device": device}
     learners: dict[str, OnPolicyAlgorithm] = {
-        "PPO": make_ppo(first, told, seed=0, device=device),
+        "PPO": PPO("MlpPolicy", first, batch_size=steps * num_envs, **same),
         "GRPO": GRPO("MlpPolicy", second, advantage="outcome", group_size=8, **same),
     }
     functions: Functions = {

@@ -25,7 +25,7 @@ from agents.baseline_encoders import (
     evaluate_encoder,
     training_sources,
 )
-from agents.baselines import random_depths, static_router
+from agents.baselines import static_router
 from maw_gym.encoders.embedder import Embedder, untrained_embedder
 from maw_gym.encoders.training.selection import UNTRAINED, choose, judges
 from maw_gym.encoders.training.settings import TrainingSettings
@@ -177,7 +177,8 @@ def _better(
 def randomly(task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
     """A depth drawn for each query; its terms are those that are expected."""
     table = task.table(split)
-    depths = random_depths(len(table), table.num_depths, np.random.default_rng(spec.task.seed))
+    generator = np.random.default_rng(spec.task.seed)
+    depths = generator.integers(table.num_depths, size=len(table))
     result = by_depths(task, spec.task, split, depths)
     terms = Bandit(table, reward=spec.task.reward).terms
     result.terms = {name: values.astype(np.float64).mean(axis=1) for name, values in terms.items()}

@@ -15,8 +15,8 @@ from agents.settings import (
     FullInformationSettings,
     PPOSettings,
     SupervisedSettings,
-    check_batches,
     check_network,
+    ppo_arguments,
 )
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.envs.bandit import DEFAULT_WEIGHTS, RewardSpec
@@ -143,7 +143,7 @@ class GRPOSpec:
 
 @checked
 class PPOSpec:
-    """All that a training with PPO depends on; `agents.ppo` says which settings are inert."""
+    """All that a training with PPO depends on; `PPOSettings` says what is inert."""
 
     task: TaskSettings = TaskSettings()
     online: OnlineSettings = OnlineSettings()
@@ -152,7 +152,7 @@ class PPOSpec:
     @model_validator(mode="after")
     def _fill_rollouts(self) -> Self:
         self.online.check_rollouts(self.learner)
-        check_batches(self.learner, self.online.num_envs)
+        ppo_arguments(self.learner, self.online.num_envs)
         return self
 
 

@@ -19,14 +19,16 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from agents.baselines import train_full_information
-from agents.export import router_from_model
-from agents.fitting import router_settings
 from agents.grpo.policies import GRPOPolicyNetwork, SharedPolicyNetwork
-from agents.networks import LIMIT, is_shared, standardisation
-from agents.sb3.callbacks import CheckpointCallback, SyncedTensorBoard, ValidationCallback
-from agents.sb3.training_state import restore_training
+from agents.networks import LIMIT, GRPORouter, is_shared, router_settings, standardisation
+from agents.sb3.callbacks import (
+    CheckpointCallback,
+    SyncedTensorBoard,
+    ValidationCallback,
+    restore_training,
+)
 from agents.sb3.vec_env import to_sb3
+from agents.supervised import train_full_information
 from maw_gym.checkpoints import Checkpoint, Checkpoints, forget_checkpoints
 from maw_gym.corpora import load_collection
 from maw_gym.envs.bandit import NDCG, Bandit
@@ -252,7 +254,7 @@ def learn(
         model.save(temporary)
     model.policy.load_state_dict(validation.average.module.state_dict())
     about = router_settings(task, learner, seed=spec.task.seed)
-    router = router_from_model(model, spec.task.observation, about)
+    router = GRPORouter(model, spec.task.observation, about)
     return Trained(router, validation.history, validation.average_from, {}, validation.training)
 
 

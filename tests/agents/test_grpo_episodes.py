@@ -38,13 +38,13 @@ def advantages(kind: str, rewards: np.ndarray = REWARDS, **settings: Any) -> GRP
 
 
 def test_episodes_are_found() -> None:
-    number, step, length, whole = episodes = episodes_of(STARTS, DONES, 2)
+    number, step, length, whole, used = episodes_of(STARTS, DONES, 2)
     assert number.T.tolist() == [[0, 0, 1, 2], [0, 1, 1, 2]]
     assert step.T.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
     assert length.tolist() == [[2, 1], [1, 2], [1, 1]]
     # the third of the second environment has not ended, so that of the first does not count either
     assert whole.tolist() == [[True, True], [True, True], [False, False]]
-    assert episodes.used.T.tolist() == [[True, True, True, False]] * 2
+    assert used.T.tolist() == [[True, True, True, False]] * 2
 
 
 def test_first_episodes_that_the_rollout_cuts_count() -> None:
@@ -59,7 +59,7 @@ def test_outcomes_by_hand() -> None:
     buffer = advantages("outcome", group_size=2)
     assert_allclose(buffer.advantages[:3].T, [[-1, -1, 1], [1, -1, -1]], atol=1e-6)
     assert buffer.used.T.tolist() == [[True, True, True, False]] * 2  # type: ignore[union-attr]
-    assert buffer.tensors().advantages.tolist() == pytest.approx([-1, 1, -1, -1, 1, -1])
+    assert buffer.rollout.advantages.tolist() == pytest.approx([-1, 1, -1, -1, 1, -1])
     assert buffer.zero_std_groups == 0.0
     assert not buffer.in_step
     plain = advantages("group_mean", REWARDS * 3, group_size=2)

@@ -162,21 +162,28 @@ def test_several_passes_and_batches_see_every_sample_once_per_pass() -> None:
     assert logged["train/n_updates"] == 2
 
 
+class Repeating(GRPO):
+    """Sees an observation as often as there are samples of it."""
+
+    def train(self) -> None:
+        rollout = self.rollout_buffer.rollout
+        seen = rollout.spread(rollout.observations)
+        none = th.empty(len(seen), 0)
+        repeated = rollout._replace(rows=None, observations=seen, reference_log_probs=none)
+        self.rollout_buffer.rollout = repeated
+        super().train()
+
+
 @pytest.mark.parametrize("batch_size", [None, 24])
-def test_repeated_observations_once_or_each_time_make_no_difference(
-    batch_size: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeated_observations_once_or_each_time_make_no_difference(batch_size: int | None) -> None:
     results = []
-    for once in (True, False):
+    for kind in (GRPO, Repeating):
         env = to_sb3(GroupedBanditEnv(16, 8))
         settings = PLAIN | {"batch_size": batch_size, "clip_range": 0.2}
-        model = GRPO("MlpPolicy", env, n_steps=4, seed=0, device="cpu", **settings)
-        if not once:
-            monkeypatch.setattr("agents.grpo.buffers._runs", lambda arrays: np.arange(64))
-        model.learn(64)
-        rollout = model.rollout_buffer.tensors()
+        model = kind("MlpPolicy", env, n_steps=4, seed=0, device="cpu", **settings).learn(64)
+        rollout = model.rollout_buffer.rollout
         # 8 groups, of which neighbours in time may share their context too
-        assert len(rollout.observations) <= 8 if once else len(rollout.observations) == 64
+        assert len(rollout.observations) <= 8 if kind is GRPO else 64
         observations = model.rollout_buffer.observations.reshape(64, -1)
         np.testing.assert_array_equal(rollout.spread(rollout.observations), observations)
         results.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))

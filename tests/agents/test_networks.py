@@ -1,26 +1,41 @@
+"""Networks of learners, trained models as routers, and PPO's settings for one-step episodes."""
+
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
-import torch
-from hand_made import random_table
+import torch as th
+from bandits import CONTEXTS, BanditEnv, GroupedBanditEnv
+from gymnasium import spaces
+from hand_made import TABLE, random_table
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import nn
 
-from agents import GRPO, GRPOPolicyNetwork, SharedPolicyNetwork, router_from_model
+from agents import GRPO, GRPOPolicyNetwork, GRPORouter, SharedPolicyNetwork
+from agents.grpo.policies import ActionHead, MeanHead, SharedEncoder
 from agents.networks import is_shared, new_router, standardisation
 from agents.sb3.vec_env import to_sb3
-from agents.settings import check_network
+from agents.settings import PPOSettings, check_network, ppo_arguments
+from maw_gym.envs.bandit import Bandit
+from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
+from maw_gym.routers.depth_router import DepthRouter, depth_features, load_router, save_router
 
 QUERIES, DEPTHS = 20, 5
+ABOUT = {"learner": "GRPO", "seed": 7}
+BOX = spaces.Box(-1, 1, (4,), np.float32)
 
 
 def test_standardisation_by_hand() -> None:
-    mean, scale = standardisation([[1.0, 5.0], [3.0, 5.0]])
-    assert mean.tolist() == [2.0, 5.0]
-    assert scale.tolist() == [1.0, 1.0]
-    assert standardisation([[0.0], [4.0]])[1].tolist() == [0.5]
-
-
-def test_numbers_standardised_together_keep_what_differs_between_depths() -> None:
+    mean, scale = standardisation([[1.0, 5.0], [5.0, 5.0]])
+    assert mean.tolist() == [3.0, 5.0]
+    assert scale.tolist() == [0.5, 1.0]  # what hardly varies is left as it is
     # Two depths: 0, 2, 2, 4 of the first kind (mean 2, variance 2), 7 throughout of the second.
     mean, scale = standardisation([[0.0, 2.0, 7.0, 7.0], [2.0, 4.0, 7.0, 7.0]], together=2)
     assert mean.tolist() == [2.0, 2.0, 7.0, 7.0]
@@ -62,22 +77,204 @@ def test_new_router_has_grpos_shape_and_a_nearly_uniform_policy(
 ) -> None:
     table = random_table(QUERIES, DEPTHS)
     env = GRPOVectorEnvironment(8, 4, table=table, observation=observation)
-    actor = router_from_model(GRPO(policy, to_sb3(env), device="cpu"), observation, {})
-    assert [tuple(linear.weight.shape) for linear in actor.linears] == shapes
-    given = torch.from_numpy(table.observation(observation))
+    actor = GRPORouter(GRPO(policy, to_sb3(env), device="cpu"), observation, {})
+    given = th.from_numpy(table.observation(observation))
     routers = [
-        new_router(
-            random_table(QUERIES, DEPTHS),
-            observation,
-            "auto",
-            {},
-            torch.Generator().manual_seed(seed),
-        )
+        new_router(table, observation, "auto", {}, th.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
     ]
-    assert [tuple(linear.weight.shape) for linear in routers[0].linears] == shapes
+    for router in (actor, *routers):
+        assert [tuple(linear.weight.shape) for linear in router.linears] == shapes
     logits = [router(given).detach() for router in routers]
-    assert logits[0].shape == (QUERIES, DEPTHS)
-    assert torch.equal(logits[0], logits[1])
-    assert not torch.equal(logits[0], logits[2])
-    np.testing.assert_allclose(logits[0].softmax(-1), 0.2, atol=0.02)
+    assert th.equal(logits[0], logits[1])
+    assert not th.equal(logits[0], logits[2])
+    np.testing.assert_allclose(logits[0].softmax(-1), np.full((QUERIES, DEPTHS), 0.2), atol=0.02)
+
+
+def shared(algorithm: type[OnPolicyAlgorithm]) -> OnPolicyAlgorithm:
+    batches: Any = {"advantage": "critic"} if algorithm is GRPO else {"batch_size": 64}
+    env = to_sb3(GroupedBanditEnv(16, 4))
+    return algorithm(SharedPolicyNetwork, env, n_steps=4, seed=0, device="cpu", **batches)
+
+
+def layered(algorithm: type[OnPolicyAlgorithm], **policy: Any) -> OnPolicyAlgorithm:
+    env = to_sb3(GroupedBanditEnv(16, 4))
+    batches: Any = {} if algorithm is GRPO else {"batch_size": 64}
+    settings: Any = {"n_steps": 4, "seed": 0, "device": "cpu", "policy_kwargs": policy}
+    return algorithm(GRPOPolicyNetwork, env, **settings, **batches)
+
+
+STANDARD = {"mean": [0.1, 0.2, 0.3, 0.4], "scale": [1.0, 2.0, 3.0, 4.0], "limit": 2.0}
+OTHER = {
+    "net_arch": {"pi": [16, 8], "vf": [4]},
+    "activation_fn": nn.Tanh,
+    "features_extractor_kwargs": {"widths": (32,)},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "widths"),
+    [
+        (lambda: layered(GRPO, features_extractor_kwargs=STANDARD), [512, 256, 128, 64, 4]),
+        (lambda: layered(PPO, **OTHER), [32, 16, 8, 4]),
+        (lambda: shared(GRPO), [32, 32, 1]),
+        (lambda: shared(PPO), [32, 32, 1]),
+    ],
+    ids=["GRPO", "PPO, other widths", "GRPO, shared", "PPO, shared"],
+)
+def test_router_is_the_greedy_policy_and_a_copy(
+    model: Any, widths: list[int], tmp_path: Path
+) -> None:
+    learner = model().learn(128)
+    router = GRPORouter(learner, ("content",), ABOUT)
+    assert [len(linear.weight) for linear in router.linears] == widths
+    given = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
+    with th.no_grad():
+        distribution = learner.policy.get_distribution(th.from_numpy(given)).distribution
+    theirs, _ = learner.predict(given, deterministic=True)
+    assert len(set(theirs.tolist())) > 1
+    save_router(tmp_path / "router.safetensors", router)
+    with th.no_grad():
+        for weight in learner.policy.parameters():
+            weight.zero_()
+    loaded = load_router(tmp_path / "router.safetensors")
+    assert (type(loaded), loaded.observation, loaded.settings) == (DepthRouter, ("content",), ABOUT)
+    for each in (router, loaded):
+        mine = each(th.from_numpy(given)).log_softmax(-1).detach()
+        np.testing.assert_allclose(mine, distribution.logits, atol=1e-6)
+        np.testing.assert_array_equal(each.predict(given)[0], theirs)
+        assert each.predict(given[0])[0] == theirs[0]
+
+
+def test_models_that_are_no_router() -> None:
+    env = to_sb3(GroupedBanditEnv(16, 4))
+    other = PPO("MlpPolicy", env, n_steps=4, batch_size=64, device="cpu")
+    with pytest.raises(InputError, match="ActorCriticPolicy cannot be exported as a router"):
+        GRPORouter(other, ("attention",), ABOUT)
+    with pytest.raises(InputError, match="unknown activation 'elu'"):
+        GRPORouter(layered(GRPO, activation_fn=nn.ELU), ("attention",), ABOUT)
+    shifted = BanditEnv()
+    shifted.action_space = spaces.Discrete(4, start=1)
+    with pytest.raises(InputError, match="Discrete actions from 0"):
+        GRPORouter(PPO(GRPOPolicyNetwork, shifted, device="cpu"), ("attention",), ABOUT)
+
+
+def test_shared_encoder_by_hand() -> None:
+    encoder = SharedEncoder(
+        BOX, actions=2, mean=[1, 1, 0, 0], scale=[1, 1, 0.5, 0.5], limit=3.0, widths=(6,)
+    )
+    with th.no_grad():  # the layer passes on what it gets, where that is positive
+        encoder.layers[0].weight.copy_(th.eye(6))
+        encoder.layers[0].bias.fill_(10)
+    # First numbers (2, 9) become 1 and, clipped, 3; second numbers (4, 6) become 2 and 3.
+    seen = encoder(th.tensor([[2.0, 9, 4, 6]])) - 10
+    assert seen.tolist() == [[[1, 2, -1, -0.5, -2, -1], [3, 3, 1, 0.5, 0, 0]]]
+    # as the exported router's features are
+    given = th.tensor([[1.0, 3, 2, 3]])
+    assert th.equal(seen, depth_features(given, 2))
+
+
+def test_shared_heads_by_hand() -> None:
+    action, value = ActionHead(2, 3), MeanHead(2)
+    with th.no_grad():
+        action.weight.copy_(th.tensor([[1.0, 10]]))
+        action.bias.copy_(th.tensor([0.0, 0.5, -1.0]))
+        value.weight.copy_(th.tensor([[1.0, 2]]))
+        value.bias.fill_(4)
+    features = th.tensor([[[1.0, 2], [3, 4], [5, 6]]])
+    assert action(features).tolist() == [[21, 43.5, 64]]
+    assert value(features).tolist() == [[3 + 8 + 4]]
+
+
+def test_what_a_shared_network_refuses() -> None:
+    with pytest.raises(ValueError, match="of the 3; the observation has 4: take MlpPolicy"):
+        SharedEncoder(BOX, actions=3)
+    with pytest.raises(ValueError, match="mean has 3 numbers for observations of 4"):
+        SharedEncoder(BOX, actions=2, mean=[0, 0, 0])
+    with pytest.raises(ValueError, match="scores Discrete actions, got Box"):
+        SharedPolicyNetwork(BOX, BOX, lambda _: 1e-3)
+    for space in (spaces.Discrete(4), spaces.Dict(x=BOX), spaces.MultiBinary(4)):
+        with pytest.raises(ValueError, match=r"has numbers for each of the 2 actions.* not .*4"):
+            SharedPolicyNetwork(space, spaces.Discrete(2), lambda _: 1e-3)
+    # 64 numbers and 4 depths divide, but the environment says that they are of none
+    env = to_sb3(GRPOVectorEnvironment(8, 4, table=TABLE, observation="attention"))
+    with pytest.raises(ValueError, match="this environment's observation has none: take MlpPolicy"):
+        GRPO("SharedPolicy", env, device="cpu")
+    env = to_sb3(GRPOVectorEnvironment(8, 4, table=TABLE, observation="profile"))
+    assert GRPO("SharedPolicy", env, device="cpu").learn(8).num_timesteps == 1024
+
+
+@pytest.mark.parametrize("algorithm", [GRPO, PPO])
+def test_shared_policies(algorithm: type[OnPolicyAlgorithm], tmp_path: Path) -> None:
+    """Actions in another order have their logits in that order, and every parameter learns."""
+    learner = shared(algorithm)
+    policy, given, order = learner.policy, th.rand(5, CONTEXTS), th.tensor([2, 0, 3, 1])
+    logits = policy.get_distribution(given).distribution.logits
+    assert logits.std() > 0
+    swapped = policy.get_distribution(given[:, order]).distribution.logits
+    th.testing.assert_close(swapped, logits[:, order])
+    th.testing.assert_close(policy.predict_values(given[:, order]), policy.predict_values(given))
+    before = {name: value.clone() for name, value in policy.named_parameters()}
+    assert before["action_net.bias"].shape == (CONTEXTS,)
+    learner.learn(2048)
+    assert not [name for name, value in policy.named_parameters() if value.equal(before[name])]
+    greedy, _ = learner.predict(np.eye(CONTEXTS, dtype=np.float32), deterministic=True)
+    assert greedy.tolist() == [0, 1, 2, 3]
+    learner.save(tmp_path / "model.zip")
+    again = algorithm.load(tmp_path / "model.zip", device="cpu")
+    expected = policy.get_distribution(given).distribution.logits
+    assert th.equal(again.policy.get_distribution(given).distribution.logits, expected)
+    again.set_env(make_vec_env(BanditEnv, 16))
+    assert again.learn(64).num_timesteps == 64
+
+
+def test_ppo_learns_a_table_and_its_router_gets_what_sb3_measures() -> None:
+    """evaluate_policy over the queries in order equals looking depths up in the table."""
+    table = random_table(40, 6)
+    env = to_sb3(GRPOVectorEnvironment(num_envs=16, group_size=8, table=table))
+    told = ppo_arguments(PPOSettings(n_steps=4, batch_size=64), env.num_envs)
+    small = {"features_extractor_kwargs": {"widths": (32,)}}
+    model = PPO(GRPOPolicyNetwork, env, seed=1, policy_kwargs=small, device="cpu", **told)
+    model.learn(4096)
+    bandit = Bandit(table, ("attention",))
+    depths, _ = GRPORouter(model, ("attention",), {}).predict(bandit.observations)
+    single = Monitor(GRPOEnvironment(table=table, query_order="sequential"))
+    measured, _ = evaluate_policy(model, single, n_eval_episodes=40, deterministic=True)
+    assert measured == pytest.approx(bandit.mean(depths), abs=1e-6)
+    assert bandit.mean(depths) > bandit.rewards.mean() + 0.02
+
+
+def test_arguments_of_ppo() -> None:
+    told = ppo_arguments(PPOSettings(n_steps=4, clip_range=0.1, target_kl=0.05), 8)
+    assert told == {
+        "learning_rate": 1e-3,
+        "n_steps": 4,
+        "batch_size": 32,  # a small rollout is one batch
+        "n_epochs": 4,
+        "clip_range": 0.1,
+        "normalize_advantage": True,
+        "ent_coef": 0.01,
+        "vf_coef": 0.5,
+        "max_grad_norm": 0.5,
+        "target_kl": 0.05,
+        "gamma": 0.0,
+        "gae_lambda": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "num_envs", "message"),
+    [
+        ({"n_steps": 0}, 8, "n_steps must be at least 1, got 0"),
+        ({"batch_size": 1}, 8, "batch_size must be at least 2, got 1"),
+        ({"learning_rate": float("nan")}, 8, "learning_rate must be a finite number, got nan"),
+        ({"clip_range": 0.0}, 8, "clip_range must be above 0, got 0.0"),
+        ({"ent_coef": -1.0}, 8, "ent_coef must be at least 0, got -1.0"),
+        ({"target_kl": 0.0}, 8, "target_kl must be above 0, got 0.0"),
+        ({"batch_size": 100}, 64, "batch_size 100 does not divide the 512 samples of a rollout"),
+        ({"n_steps": 1}, 1, "needs 2 samples"),
+    ],
+)
+def test_settings_of_ppo_out_of_range(change: dict[str, Any], num_envs: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ppo_arguments(PPOSettings(**change), num_envs)

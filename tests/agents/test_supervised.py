@@ -1,44 +1,68 @@
-import dataclasses
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from hand_made import REWARD, TABLE
 
-from agents.fitting import Judge
+from agents import supervised
 from agents.networks import new_router
+from agents.settings import FullInformationSettings, SupervisedSettings
 from agents.supervised import (
+    RankingLoss,
     SupervisedClassificationRouter,
-    SupervisedSettings,
+    full_information_terms,
+    gumbel_choice,
     label_facts,
+    label_sentence,
+    one_hot_choice,
     relevant_counts,
     rule_labels,
+    standardised,
+    train_full_information,
     train_supervised,
 )
 from maw_gym.corpora import QuerySet
 from maw_gym.encoders.text import padded
-from maw_gym.envs.bandit import RewardSpec
+from maw_gym.envs.bandit import Bandit, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
+from maw_gym.tables.depth_table import TERMS, DepthTable
 from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
+FAST = SupervisedSettings(epochs=3, batch_size=4, negatives=8)
 
 
-def test_rule_labels_of_the_source_text() -> None:
-    assert rule_labels([0, 1, 2, 3, 9, 10, 500], 32).tolist() == [5, 5, 5, 15, 15, 25, 25]
+class Recorder:
+    """Stands for a SummaryWriter; may be interrupted."""
+
+    def __init__(self, stop_at: float = math.inf) -> None:
+        self.stop_at = stop_at
+        self.scalars: dict[str, list[tuple[int, float]]] = {}
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        if step == self.stop_at:
+            raise KeyboardInterrupt
+        self.scalars.setdefault(tag, []).append((step, value))
 
 
 @pytest.mark.parametrize(
-    ("depths", "expected"),
-    [(1, [0, 0, 0]), (4, [0, 1, 3]), (8, [1, 3, 6]), (16, [2, 7, 12]), (64, [10, 30, 50])],
+    ("counts", "depths", "expected"),
+    [
+        ([0, 1, 2, 3, 9, 10, 500], 32, [5, 5, 5, 15, 15, 25, 25]),
+        ([2, 3, 10], 1, [0, 0, 0]),
+        ([2, 3, 10], 4, [0, 1, 3]),
+        ([2, 3, 10], 64, [10, 30, 50]),
+    ],
 )
-def test_rule_labels_scale_with_the_number_of_depths(depths: int, expected: list[int]) -> None:
-    assert rule_labels([2, 3, 10], depths).tolist() == expected
+def test_rule_labels(counts: list[int], depths: int, expected: list[int]) -> None:
+    assert rule_labels(counts, depths).tolist() == expected
 
 
 def test_relevant_counts_leave_grade_0_out() -> None:
@@ -46,19 +70,78 @@ def test_relevant_counts_leave_grade_0_out() -> None:
     assert relevant_counts(queries).tolist() == [2, 1]
 
 
-def test_label_facts_tell_a_constant() -> None:
-    assert label_facts(np.array([1, 1, 3, 1]), 4) == {
+def test_label_facts_and_their_sentence() -> None:
+    facts = label_facts(np.array([1, 1, 3, 1]), 4)
+    assert facts == {
         "label_histogram": [0, 3, 0, 1],
         "label_most_common": 1,
         "label_share_of_most_common": 0.75,
         "label_constant": False,
     }
-    assert label_facts(np.array([2, 2]), 3)["label_constant"] is True
+    sentence = label_sentence({"labels": "oracle", **facts})
+    assert sentence.startswith("the oracle labels use 2 of 4 depths; the most common, depth 1, is")
+    constant = {"labels": "rule", **label_facts(np.array([2, 2]), 3)}
+    assert label_sentence(constant).startswith("the rule labels are a CONSTANT: depth 2 for every")
 
 
 def test_temperature_is_annealed_geometrically() -> None:
     told = SupervisedSettings(temperature_start=2.0, temperature_end=0.5)
     assert [told.temperature(x) for x in (0.0, 0.5, 1.0)] == pytest.approx([2.0, 1.0, 0.5])
+
+
+@pytest.mark.parametrize(("temperature", "slope"), [(1.0, 0.1875), (2.0, 0.09375)])
+def test_one_hot_choice_has_the_gradient_of_the_softmax(temperature: float, slope: float) -> None:
+    logits = torch.tensor([[0.0, temperature * math.log(3.0)]], requires_grad=True)
+    choice = one_hot_choice(logits, temperature)
+    assert choice.tolist() == [[0.0, 1.0]]
+    choice[0, 0].backward()
+    # softmax (1/4, 3/4); d soft_0 / d logits = soft_0 (1 - soft_0), -soft_0 soft_1, / temperature
+    np.testing.assert_allclose(logits.grad, [[slope, -slope]], rtol=1e-6)
+
+
+def test_gumbel_choice_samples_the_softmax_from_its_generator() -> None:
+    logits = torch.tensor([math.log(0.2), math.log(0.3), math.log(0.5)]).repeat(20_000, 1)
+    first, again, other = (
+        gumbel_choice(logits, 0.7, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert set(first.sum(1).tolist()) == {1.0}
+    np.testing.assert_allclose(first.mean(0), [0.2, 0.3, 0.5], atol=0.015)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_ranking_loss_over_all_documents_is_the_tables_listwise_mass(task: RetrievalTask) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    loss = RankingLoss(task, 10**12, generator)  # 30 documents, so all are taken and none is drawn
+    table = task.table("train")
+    rows = torch.arange(len(table))
+    for depth in range(DEPTHS):
+        found = loss(rows, torch.eye(DEPTHS)[depth].repeat(len(table), 1))
+        expected = -np.log(table.listwise[:, depth]).mean()
+        assert found.item() == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(generator.get_state(), before)
+    # its gradient raises the depth of smaller loss
+    logits = torch.zeros(len(table), DEPTHS, requires_grad=True)
+    loss(rows, one_hot_choice(logits, 1.0)).backward()
+    assert logits.grad is not None
+    assert logits.grad[0].argmin() == table.listwise[0].argmax()
+
+
+def test_ranking_loss_of_many_queries_holds_some_of_them(
+    task: RetrievalTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "MOST_QUERIES", 2)
+    loss = RankingLoss(task, 3000, torch.Generator().manual_seed(0))
+    single = [
+        loss(torch.tensor([row]), torch.eye(DEPTHS)[:1]).item() for row in range(len(loss.place))
+    ]
+    held = np.flatnonzero(single)
+    assert len(held) == 2
+    expected = -np.log(task.table("train").listwise[held, 0]).mean()
+    every = torch.arange(len(single))
+    found = loss(every, torch.eye(DEPTHS)[0].repeat(len(every), 1))
+    assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_forward_of_the_5d_tensor_is_the_observation_of_the_table(task: RetrievalTask) -> None:
@@ -72,8 +155,8 @@ def test_forward_of_the_5d_tensor_is_the_observation_of_the_table(task: Retrieva
     weights = task.embedder.maw.depth_attention(task.embedder.text.hidden(ids), mask)
     assert weights.shape == (len(texts), 8, ids.shape[1], ids.shape[1], DEPTHS)
     expected = router.logits(torch.from_numpy(np.array(table.block("attention"))))
-    found = router.attention_logits(weights, mask)
     assert expected.std() > 0
+    found = router.attention_logits(weights, mask)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     depths = router(weights, mask)
     assert depths.tolist() == expected.argmax(-1).tolist()
@@ -84,55 +167,24 @@ def test_forward_of_the_5d_tensor_is_the_observation_of_the_table(task: Retrieva
     torch.testing.assert_close(alone, expected[:1], atol=1e-5, rtol=0)
 
 
-def test_forward_needs_the_attention_block(task: RetrievalTask) -> None:
-    classifier = DepthRouter(
-        [(torch.zeros(2, 3), torch.zeros(2))],
-        "relu",
-        torch.zeros(3),
-        torch.ones(3),
-        ("content",),
-        {},
-    )
+def test_forward_needs_the_attention_block() -> None:
+    layers = [(torch.zeros(2, 3), torch.zeros(2))]
+    router = DepthRouter(layers, "relu", torch.zeros(3), torch.ones(3), ("content",), {})
     with pytest.raises(InputError, match="observes content, which 5D attention does not give"):
-        SupervisedClassificationRouter(classifier)(torch.zeros(1, 8, 2, 2, 4))
-
-
-FAST = SupervisedSettings(epochs=3, batch_size=4, negatives=8)
-
-
-class Recorder:
-    """Stands for a SummaryWriter."""
-
-    def __init__(self) -> None:
-        self.scalars: dict[str, list[tuple[int, float]]] = {}
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        self.scalars.setdefault(tag, []).append((step, value))
+        SupervisedClassificationRouter(router)(torch.zeros(1, 8, 2, 2, 4))
 
 
 def test_rule_labels_of_one_relevant_document_teach_a_constant(
-    task: RetrievalTask, tmp_path: Any
+    task: RetrievalTask, tmp_path: Path
 ) -> None:
     writer: Any = Recorder()
-    router, facts = train_supervised(
-        task, settings=replace(FAST, labels="rule"), seed=3, writer=writer
-    )
+    told = replace(FAST, labels="rule")
+    router, facts = train_supervised(task, settings=told, seed=3, writer=writer)
     count = len(task.table("train"))
-    assert facts["labels"] == "rule"
-    assert facts["label_histogram"] == [count, 0, 0, 0]
-    assert facts["label_share_of_most_common"] == 1.0
+    assert (facts["labels"], facts["label_histogram"]) == ("rule", [count, 0, 0, 0])
     assert facts["label_constant"] is True
-    assert facts["judged_on"] == "validation"
-    assert [epoch for epoch, _ in facts["history"]] == [1, 2, 3]
-    assert facts["validation_reward"] == max(reward for _, reward in facts["history"])
-    assert facts["history"][facts["best_epoch"] - 1][1] == facts["validation_reward"]
-    assert set(writer.scalars) == {
-        "train/loss",
-        "train/cross_entropy",
-        "train/ranking_loss",
-        "train/temperature",
-        "eval/reward",
-    }
+    names = ("loss", "cross_entropy", "ranking_loss", "temperature")
+    assert set(writer.scalars) == {*(f"train/{name}" for name in names), "eval/reward"}
     assert [step for step, _ in writer.scalars["train/loss"]] == [count, 2 * count, 3 * count]
     temperatures = [value for _, value in writer.scalars["train/temperature"]]
     assert temperatures == sorted(temperatures, reverse=True)
@@ -144,28 +196,26 @@ def test_rule_labels_of_one_relevant_document_teach_a_constant(
     assert again.predict(given)[0].tolist() == router.predict(given)[0].tolist()
 
 
-def test_validation_reward_is_that_of_the_router_returned(task: RetrievalTask) -> None:
+def test_the_epoch_of_largest_validation_reward_is_kept(task: RetrievalTask) -> None:
     router, facts = train_supervised(task, settings=FAST, observation=("content", "profile"))
-    table = task.table("validation")
-    depths, _ = router.predict(table.observation(("content", "profile")))
-    reward = RewardSpec().of(table)[np.arange(len(table)), depths]
-    assert facts["validation_reward"] == pytest.approx(float(reward.mean()), abs=1e-6)
+    bandit = Bandit(task.table("validation"), ("content", "profile"))
+    measured = bandit.mean(router.predict(bandit.observations)[0])
+    assert facts["validation_reward"] == pytest.approx(measured, abs=1e-6)
+    assert [epoch for epoch, _ in facts["history"]] == [1, 2, 3]
+    rewards = [reward for _, reward in facts["history"]]
+    assert facts["best_epoch"] == 1 + rewards.index(max(rewards))
+    assert facts["validation_reward"] == max(rewards)
+    assert facts["judged_on"] == "validation"
+    assert not any(weight.requires_grad for weight in router.parameters())
 
 
 def test_oracle_labels_can_be_learned_by_heart(task: RetrievalTask) -> None:
     settings = SupervisedSettings(epochs=60, batch_size=4, ranking_weight=0.0)
-    seen: list[float] = []
-
-    class Accuracy(Recorder):
-        def add_scalar(self, tag: str, value: float, step: int) -> None:
-            if tag == "train/cross_entropy":
-                seen.append(value)
-
-    writer: Any = Accuracy()
+    writer: Any = Recorder()
     _, facts = train_supervised(task, observation=("content",), settings=settings, writer=writer)
-    reward = RewardSpec().of(task.table("train"))
-    expected = np.bincount(reward.argmax(1), minlength=DEPTHS)
-    assert facts["label_histogram"] == expected.tolist()
+    best = RewardSpec().of(task.table("train")).argmax(1)
+    assert facts["label_histogram"] == np.bincount(best, minlength=DEPTHS).tolist()
+    seen = [value for _, value in writer.scalars["train/cross_entropy"]]
     assert seen[0] > 0.5
     assert seen[-1] < 0.05
 
@@ -179,36 +229,24 @@ def test_a_seed_repeats_the_training(task: RetrievalTask) -> None:
 
 
 def test_a_stopped_fit_goes_on_after_its_last_epoch(
-    task: RetrievalTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: RetrievalTask, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole: Any = Recorder()
-    expected = train_supervised(task, settings=FAST, writer=whole)
-    judged: list[int] = []
-    original = Judge.__call__
-
-    def judge(self: Judge, router: Any) -> float:
-        judged.append(1)
-        if len(judged) == 3:
-            raise KeyboardInterrupt
-        return original(self, router)
-
-    monkeypatch.setattr(Judge, "__call__", judge)
+    whole, stopped, resumed = Recorder(), Recorder(3 * len(task.table("train"))), Recorder()
+    fit: Any = {"task": task, "settings": FAST}
+    expected = train_supervised(**fit, writer=whole)
     with pytest.raises(KeyboardInterrupt):
-        train_supervised(task, settings=FAST, checkpoint=tmp_path / "fit")
-    resumed: Any = Recorder()
-    router, facts = train_supervised(
-        task, settings=FAST, writer=resumed, checkpoint=tmp_path / "fit"
-    )
-    assert len(judged) == 4  # epochs 1, 2 and 3, and 3 again
+        train_supervised(**fit, writer=stopped, checkpoint=tmp_path / "fit")
+    with caplog.at_level(logging.INFO):
+        router, facts = train_supervised(**fit, writer=resumed, checkpoint=tmp_path / "fit")
+        # Of other settings it is another fit.
+        fit["settings"] = replace(FAST, learning_rate=1e-2)
+        train_supervised(**fit, checkpoint=tmp_path / "fit")
+    assert caplog.text.count("going on after epoch") == caplog.text.count("after epoch 2") == 1
     assert facts == expected[1]
     assert resumed.scalars == whole.scalars
     weights = router.state_dict()
     for name, value in expected[0].state_dict().items():
         assert torch.equal(weights[name], value), name
-    # Of other settings it is another fit.
-    other = dataclasses.replace(FAST, learning_rate=1e-2)
-    train_supervised(task, settings=other, checkpoint=tmp_path / "fit")
-    assert len(judged) == 4 + 3
 
 
 @pytest.mark.parametrize(
@@ -236,9 +274,56 @@ def test_a_loss_that_is_not_finite_stops_the_training(task: RetrievalTask) -> No
         train_supervised(task, settings=settings)
 
 
-@pytest.mark.parametrize(("network", "shared"), [("auto", True), ("mlp", False)])
-def test_the_network_is_the_one_asked_for(task: RetrievalTask, network: str, shared: bool) -> None:
-    router, _ = train_supervised(task, settings=FAST, observation=("profile",), network=network)
-    assert router.shared is shared
-    assert isinstance(router.network[1], nn.ReLU)
-    assert not any(weight.requires_grad for weight in router.parameters())
+def test_standardised_rewards_by_hand() -> None:
+    reward = torch.tensor([[1.0, 3.0], [10.0, 12.0]])
+    assert standardised(reward).tolist() == [[-1.0, 1.0], [-1.0, 1.0]]
+    assert standardised(torch.ones(2, 3)).tolist() == [[0.0] * 3] * 2
+
+
+def test_full_information_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)]], requires_grad=True)
+    reward, advantage = torch.tensor([[0.2, 0.6]]), torch.tensor([[-1.0, 1.0]])
+    terms = full_information_terms(logits, reward, advantage, 0.5)
+    # Policy (1/4, 3/4): advantage 0.5, reward 0.5, entropy log 4 - 0.75 log 3 = 0.5623351.
+    assert terms["expected_reward"].item() == pytest.approx(0.5)
+    assert terms["entropy"].item() == pytest.approx(0.5623351)
+    assert terms["loss"].item() == pytest.approx(-0.5 - 0.5 * 0.5623351)
+    only = full_information_terms(logits, reward, advantage, 0.0)["loss"]
+    (gradient,) = torch.autograd.grad(only, logits)
+    # -pi_d (a_d - 0.5): -0.25 * -1.5, -0.75 * 0.5
+    np.testing.assert_allclose(gradient, [[0.375, -0.375]], rtol=1e-5)
+
+
+def test_full_information_learns_training_queries_by_heart(task: RetrievalTask) -> None:
+    told = FullInformationSettings(epochs=60, batch_size=4, ent_coef=0.0)
+    writer: Any = Recorder()
+    train_full_information(task, observation=("content",), settings=told, writer=writer)
+    best = RewardSpec().of(task.table("train")).max(1).mean()
+    assert writer.scalars["train/expected_reward"][-1][1] == pytest.approx(best, abs=0.003)
+
+
+@pytest.mark.parametrize(("balance", "tolerance"), [(1.0, 1e-3), (0.0, 0.01)])
+def test_groups_of_queries_may_be_shown_alike(balance: float, tolerance: float) -> None:
+    """A policy that hardly moves gets the mean reward of the queries that it is shown."""
+    terms: Any = {name: getattr(TABLE, name) for name in TERMS}
+    groups = ("large", "large", "small")
+    table = DepthTable(TABLE.query_ids, **terms, blocks=TABLE.blocks, groups=groups)
+    splits = {"validation": SimpleNamespace(ids=())}
+    task: Any = SimpleNamespace(
+        table=lambda split: table,
+        collection=SimpleNamespace(name="fruit", splits=splits),
+        embedder=SimpleNamespace(fingerprint=lambda: ""),
+        device="cpu",
+    )
+    told = FullInformationSettings(epochs=200, learning_rate=1e-9)
+    writer: Any = Recorder()
+    _, facts = train_full_information(task, settings=told, balance=balance, writer=writer)
+    assert facts["judged_on"] == "train"
+    shown = np.mean([value for _, value in writer.scalars["train/expected_reward"]])
+    means = np.mean(REWARD, axis=1)
+    expected = means.mean() if balance else (means[0] + means[1]) / 4 + means[2] / 2
+    assert shown == pytest.approx(expected, abs=tolerance)
+    table = TABLE
+    if balance != 1:
+        with pytest.raises(InputError, match=r"balance 0\.0 needs queries in groups"):
+            train_full_information(task, settings=told, balance=balance)

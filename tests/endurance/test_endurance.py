@@ -14,8 +14,7 @@ from hand_made import random_table
 from stable_baselines3.common.logger import Logger
 
 from agents.grpo import GRPO
-from agents.sb3.callbacks import SyncedTensorBoard
-from agents.sb3.training_state import training_state
+from agents.sb3.callbacks import SyncedTensorBoard, training_state
 from agents.sb3.vec_env import to_sb3
 from maw_gym.checkpoints import Checkpoints
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment

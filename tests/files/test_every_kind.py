@@ -20,7 +20,7 @@ import torch
 from hand_made import random_table
 
 from agents.grpo import GRPO
-from agents.sb3.training_state import training_state
+from agents.sb3.callbacks import training_state
 from agents.sb3.vec_env import to_sb3
 from maw_gym import files
 from maw_gym.checkpoints import Checkpoints

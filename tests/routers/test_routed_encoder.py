@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from agents.baselines import fixed_router
-from agents.fitting import router_settings
-from agents.networks import standardisation
+from agents.networks import router_settings, standardisation
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.files import save_embedder
 from maw_gym.encoders.maw import EncoderSettings

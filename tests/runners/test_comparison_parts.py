@@ -10,7 +10,7 @@ import pytest
 import torch
 from hand_made import TABLE
 
-from agents.fitting import router_settings
+from agents.networks import router_settings
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.routers.depth_router import DepthRouter

@@ -3,6 +3,7 @@
 Notation: T rollout steps, E environments, G environments per group, N samples.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from agents.grpo.losses import group_advantages, process_advantages
@@ -87,6 +89,21 @@ def episodes_of(starts: NDArray[np.bool_], dones: NDArray[np.bool_], group_size:
     ended[0] = True
     whole = ended.reshape(len(length), -1, group_size).all(axis=-1).repeat(group_size, axis=1)
     return Episodes(number, step, length, whole, whole[number, env])
+
+
+def require_memory(space: spaces.Space[Any], n_steps: int, n_envs: int) -> None:
+    """Refuse rollouts that do not fit into the machine's memory, where it tells how large it is."""
+    parts = space.values() if isinstance(space, spaces.Dict) else [space]
+    numbers = sum(get_flattened_obs_dim(part) for part in parts)
+    needed = 4 * numbers * n_steps * n_envs / 2**30
+    if hasattr(os, "sysconf"):  # not on Windows
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        if needed > there:
+            raise ValueError(
+                f"n_steps={n_steps}: rollouts of {n_envs} environments with {numbers} numbers each"
+                f" need {needed:.3g} GiB, and this machine has {there:.3g}; lower n_steps or the"
+                " number of environments"
+            )
 
 
 class GRPORolloutBuffer(RolloutBuffer):

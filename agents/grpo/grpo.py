@@ -36,7 +36,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from agents.grpo import losses
-from agents.grpo.buffers import GRPODictRolloutBuffer, GRPORolloutBuffer, Rollout
+from agents.grpo.buffers import GRPODictRolloutBuffer, GRPORolloutBuffer, Rollout, require_memory
 from agents.grpo.groups import check_environment, refuse_vector_environments, told, with_groups
 from agents.grpo.policies import (
     CnnPolicy,
@@ -207,6 +207,7 @@ class GRPO(OnPolicyAlgorithm):
         check(vars(self))
         self._settle()
         check_environment(self.env, self.action_space, self.policy_class)
+        require_memory(self.observation_space, self.n_steps, self.n_envs)
         samples = self.n_steps * self.n_envs
         steps = self.n_epochs * math.ceil(samples / (self.batch_size or samples))
         if self.clip_range is None and steps > 1:

@@ -247,6 +247,14 @@ def test_settings_of_ppo_are_taken() -> None:
         GRPO("MlpPolicy", "Pendulum-v1", use_sde=True, device="cpu")
 
 
+def test_rollouts_beyond_the_memory_are_refused() -> None:
+    message = r"n_steps=16777216: rollouts of 64 environments with 100000 numbers each need 4e\+05"
+    env = GroupedBanditEnv(64, 8)
+    env.single_observation_space = spaces.Box(0, 1, (100_000,))
+    with pytest.raises(ValueError, match=message):
+        small(to_sb3(env), n_steps=2**24)
+
+
 @pytest.mark.parametrize("settings", [{"n_epochs": 2}, {"batch_size": 32}])
 def test_several_gradient_steps_without_clipping_are_warned_of(settings: dict[str, Any]) -> None:
     with pytest.warns(UserWarning, match="2 gradient steps on each rollout of 64 samples without"):

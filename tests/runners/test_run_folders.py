@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from agents.grpo import grpo
 from maw_gym.errors import InputError
 from maw_gym.run import Run
 from runners.cli import main
@@ -63,7 +62,7 @@ def test_a_rollout_too_large_for_the_machine_leaves_no_folder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """The algorithm refuses it, when data and encoder are known and the run has begun."""
-    monkeypatch.setattr(grpo, "_memory", lambda: 1e-6)
+    monkeypatch.setattr("os.sysconf", lambda name: 32)  # pages of 32 bytes
     words = ["--dataset", tiny_folder, "--encoder", "untrained", "--logdir", tmp_path / "a" / "b"]
     with pytest.raises(SystemExit) as end:
         main(["train", "grpo", *map(str, words), "--num-envs", "64", "--n-steps", "16"])

@@ -245,10 +245,12 @@ def scored_candidates(
     found = []
     queries = embeddings.to(index.device, torch.float32)
     empty = index.empty.cpu().numpy()
+    hidden = np.zeros(0, int) if index.hidden is None else index.hidden.cpu().numpy()
     for row, (text, listed) in enumerate(zip(texts, lists, strict=True)):
         itself = -1 if own is None else own[row]
         scores = bm25.scores(text)
         scores[itself : itself + 1] = 0  # of -1 it is nothing
+        scores[hidden] = 0
         if k:
             listed = np.concatenate([listed, best_matches(scores, index.tie_of, k)])
         listed = listed[(listed >= 0) & ~np.isin(listed, [*empty, itself])]
@@ -329,7 +331,7 @@ def hybrid_ranking(
     for row, one in enumerate(scored_candidates(index, bm25, embeddings, texts, listed, FUSED)):
         fused = weighted_sum(one, weight)
         order = np.argsort(-fused, kind="stable")
-        below = ~np.isin(documents[row], one.documents)
+        below = (documents[row] >= 0) & ~np.isin(documents[row], one.documents)
         lowest = fused[order[-1]] if len(order) else 0.0
         scores = np.concatenate([fused[order], lowest - 1 + cosines[row, below]])[:k]
         found.append((scores, np.concatenate([one.documents[order], documents[row, below]])[:k]))

@@ -7,7 +7,8 @@ document's `tie_of` is its place in that second order: of equal scores the small
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -64,6 +65,7 @@ class DocumentIndex:
         copies = np.flatnonzero(self.first_of != np.arange(len(self)))
         self._copies = torch.from_numpy(copies).to(self.device)
         self._firsts = torch.from_numpy(self.first_of[copies]).to(self.device)
+        self.hidden: Tensor | None = None  # (N,) bool, those that are not to be found
 
     def __len__(self) -> int:
         return len(self.doc_ids)
@@ -77,6 +79,20 @@ class DocumentIndex:
     def positions(self) -> dict[str, int]:
         """Position of each id."""
         return {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
+
+    def places(self, doc_ids: Iterable[str]) -> Integers:
+        """Positions of documents; an InputError where an id is unknown."""
+        try:
+            return np.array([self.positions[doc_id] for doc_id in doc_ids], np.int64)
+        except KeyError as unknown:
+            raise InputError(f"no document {unknown} in this index") from None
+
+    def only(self, documents: Integers) -> "DocumentIndex":
+        """The same index, in which `search.rank` finds no other documents than these."""
+        shown = copy(self)
+        shown.hidden = torch.ones(len(self), dtype=torch.bool, device=self.device)
+        shown.hidden[torch.from_numpy(documents).to(self.device)] = False
+        return shown
 
     def relevant(self, queries: QuerySet) -> list[Relevant]:
         """The relevant documents of every query: graded above 0 and in this index."""
@@ -136,6 +152,8 @@ class DocumentIndex:
         """`scores` (B, D, C) with those of empty documents, and of none at all, put right."""
         listed = torch.from_numpy(documents).to(self.device)[:, None]
         scores.masked_fill_(torch.isin(listed, self.empty), EMPTY_SCORE)
+        if self.hidden is not None:
+            scores.masked_fill_(self.hidden[listed], -torch.inf)
         return scores.masked_fill_(listed < 0, -torch.inf)
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -23,11 +23,12 @@ from maw_gym.files import (
     written_folder,
 )
 from maw_gym.retrieval.bm25 import BM25, Words, hybrid_ranking
-from maw_gym.retrieval.documents import DocumentIndex, steps
+from maw_gym.retrieval.documents import DocumentIndex, Integers, steps
 from maw_gym.retrieval.search import MARGIN, Ranking, rank, rank_together
 
 KIND: Final = "search index"
 IDS: Final = "documents.jsonl"  # one id a line
+TEXTS: Final = "texts.jsonl"  # one text a line, where they are stored
 VECTORS: Final = "vectors.npy"
 WORDS: Final = "words"  # folder of BM25
 FAISS: Final = "approximate.faiss"
@@ -40,8 +41,8 @@ LISTS_ELSEWHERE: Final = re.compile(rb"ilod.{5}\0{3}.{5}\0{3}", re.DOTALL)
 
 
 class SearchIndex:
-    """Documents with the fingerprint of the encoder that made their vectors, and for hybrid and
-    approximate search (`kind` "faiss:" and a factory) BM25 and FAISS's index of them.
+    """Documents with the fingerprint of the encoder that made their vectors; for hybrid and for
+    approximate search (`kind` "faiss:" and a factory) BM25 and FAISS's index; perhaps their texts.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class SearchIndex:
         bm25: BM25 | None = None,
         kind: str = EXACT,
         approximate: Any = None,
+        texts: Sequence[str] | None = None,
     ) -> None:
         self.documents = documents
         self.encoder = encoder
         self.bm25 = bm25
         self.kind = kind
         self.approximate = approximate
+        self.texts = texts
 
     @classmethod
     def of(
@@ -66,6 +69,7 @@ class SearchIndex:
         words: Words | None = None,
         kind: str = EXACT,
         folder: Path | None = None,
+        texts: Sequence[str] | None = None,
     ) -> Self:
         """Index documents; in a folder, by all processes together."""
         if folder is not None:
@@ -74,7 +78,7 @@ class SearchIndex:
         if folder is None or is_first():
             bm25 = None if words is None else BM25.of(documents.doc_ids, words)
             approximate = None if kind == EXACT else _faiss_index(documents.vectors, kind)
-            index = cls(documents, encoder, bm25, kind, approximate)
+            index = cls(documents, encoder, bm25, kind, approximate, texts)
             if folder is None:
                 return index
             with written_folder(folder, MANIFEST) as temporary:
@@ -91,6 +95,8 @@ class SearchIndex:
         """The k best documents of queries (B, h); with a weight, of these texts' words besides."""
         if weight is None:
             return self._nearest(embeddings, k)
+        if self.bm25 is None and self.texts is not None:
+            self.bm25 = BM25.of(self.documents.doc_ids, self.texts)
         if self.bm25 is None:
             raise InputError("this index has no BM25; index the documents with hybrid=True")
         return hybrid_ranking(
@@ -105,11 +111,40 @@ class SearchIndex:
         _, found = self.approximate.search(_floats(embeddings), wanted)
         return rank(self.documents, embeddings, k, [listed[listed >= 0] for listed in found])
 
+    def only(self, doc_ids: Iterable[str]) -> "SearchIndex":
+        """The same index with no other documents to be found than these; its search is exact."""
+        documents = self.documents.only(self.documents.places(doc_ids))
+        return SearchIndex(documents, self.encoder, self.bm25, texts=self.texts)
+
+    def changed(
+        self, kept: Integers, ids: Sequence[str], vectors: Tensor, texts: Sequence[str]
+    ) -> "SearchIndex":
+        """An index of some of these documents and of more, with their vectors and texts.
+
+        Raises:
+            InputError: no document; or BM25 has to be made anew, and no texts are stored.
+        """
+        if self.bm25 is not None and self.texts is None:
+            raise InputError(
+                "the words of documents that are not stored cannot be counted anew; index them"
+                " with store=True or hybrid=False"
+            )
+        names = [*(self.documents.doc_ids[row] for row in kept), *ids]
+        stored = self.texts and [*(self.texts[row] for row in kept), *texts]
+        old = self.documents.vectors
+        vectors = torch.cat([old[torch.from_numpy(kept)], vectors.to(old)])
+        documents = DocumentIndex(names, vectors, self.documents.device)
+        bm25 = None if self.bm25 is None or stored is None else BM25.of(names, stored)
+        approximate = None if self.kind == EXACT else _faiss_index(vectors, self.kind)
+        return SearchIndex(documents, self.encoder, bm25, self.kind, approximate, stored)
+
     def write(self, folder: Path) -> None:
         """Write everything to a folder that is new."""
         encode = json.JSONEncoder().encode  # json.dumps looks at its options every time
-        with (folder / IDS).open("w", newline="") as file:
-            file.writelines(f"{encode(doc_id)}\n" for doc_id in self.documents.doc_ids)
+        for name, lines in ((IDS, self.documents.doc_ids), (TEXTS, self.texts)):
+            if lines is not None:
+                with (folder / name).open("w", newline="") as file:
+                    file.writelines(f"{encode(line)}\n" for line in lines)
         np.save(folder / VECTORS, self.documents.vectors.cpu().numpy(), allow_pickle=False)
         if self.bm25 is not None:
             self.bm25.index.save(folder / WORDS, show_progress=False)
@@ -128,10 +163,10 @@ class SearchIndex:
                 " index the documents again"
             )
         try:
-            with (folder / IDS).open(newline="") as file:
-                doc_ids = [json.loads(line) for line in file]
-            if not all(isinstance(doc_id, str) for doc_id in doc_ids):
-                raise ValueError("ids that are no strings")
+            doc_ids = _read_lines(folder / IDS)
+            texts = _read_lines(folder / TEXTS) if TEXTS in files else None
+            if texts is not None and len(texts) != len(doc_ids):
+                raise ValueError(f"{len(doc_ids)} ids for {len(texts)} texts")
             vectors = np.lib.format.open_memmap(folder / VECTORS, mode="c")
             if vectors.dtype not in (np.float32, np.float16) or not vectors.flags.c_contiguous:
                 raise ValueError(f"{VECTORS} has no rows of float32 or float16")
@@ -143,7 +178,15 @@ class SearchIndex:
             bm25 = BM25.read(folder / WORDS, documents.doc_ids)
         if kind != EXACT:
             approximate = _read_faiss(folder / FAISS, documents.vectors)
-        return cls(documents, encoder, bm25, kind, approximate)
+        return cls(documents, encoder, bm25, kind, approximate, texts)
+
+
+def _read_lines(path: Path) -> list[str]:
+    with path.open(newline="") as file:
+        lines = [json.loads(line) for line in file]
+    if not all(isinstance(line, str) for line in lines):
+        raise ValueError(f"{path.name} has lines that are no strings")
+    return lines
 
 
 def _faiss_index(vectors: Tensor, kind: str) -> Any:

@@ -105,7 +105,8 @@ def merged(rankings: Sequence[Ranking], index: DocumentIndex, k: int) -> Ranking
     """One ranking of the k best from those of parts of the documents, for the same queries."""
     scores, documents = (torch.cat(values, dim=1) for values in zip(*rankings, strict=True))
     order = tie_keys(scores, index.tie_rank[documents]).topk(min(k, scores.shape[1])).indices
-    return Ranking(scores.gather(1, order), documents.gather(1, order))
+    scores, documents = scores.gather(1, order), documents.gather(1, order)
+    return Ranking(scores, documents.masked_fill(scores.isneginf(), -1))
 
 
 def _rank_listed(index: DocumentIndex, queries: Tensor, documents: Tensor, k: int) -> Ranking:
@@ -138,7 +139,8 @@ def _rank_part(index: DocumentIndex, queries: Tensor, k: int, start: int, stop: 
     found = _rank_listed(index, queries, documents, k)
     if kept < stop - start:
         # Whoever was dropped has at most the last score kept: look again where that is too near.
-        near = (found.scores[:, -1] <= scores[:, -1] + CLOSE).nonzero()[:, 0]
+        last = found.scores[:, -1]
+        near = ((last <= scores[:, -1] + CLOSE) & last.isfinite()).nonzero()[:, 0]
         for some in steps(len(near), CLOSE_QUERIES):
             _rank_close(index, queries, near[some], found, start, stop)
     return found
@@ -173,4 +175,6 @@ def _score_blocks(
         for some in steps(len(queries), high):
             block = linear(queries[some], vectors)
             block[:, empty] = EMPTY_SCORE
+            if index.hidden is not None:
+                block[:, index.hidden[first : first + len(vectors)]] = -torch.inf
             yield some, first, block

@@ -1,10 +1,9 @@
 """DepthRouter: what every learner leaves behind, a plain network from observation to depth."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maw_gym import files
-from maw_gym.errors import InputError, checked_int, shown
-from maw_gym.files import check_tensors, expanded
+from maw_gym.errors import InputError, one_of
 from maw_gym.tables.depth_table import checked_blocks
 
 ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -56,20 +54,14 @@ class DepthRouter(nn.Module):
         shared: bool = False,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise InputError(
-                f"unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}"
-            )
-        self.activation = activation
-        self.limit = float(limit)
+        one_of("activation", activation, tuple(ACTIVATIONS))
+        self.activation, self.limit, self.shared = activation, float(limit), shared
         self.observation = checked_blocks(observation)
         self.settings = dict(settings)
         self.register_buffer("mean", mean.detach().clone())
         self.register_buffer("scale", scale.detach().clone())
-        self.shared = shared
         self.depths = layers[-1][1].numel() if layers else 0
-        modules: list[nn.Module] = []
-        width = len(mean)
+        width = self.inputs = mean.numel()
         if shared:
             if not self.depths or width % self.depths:
                 raise InputError(
@@ -77,19 +69,19 @@ class DepthRouter(nn.Module):
                     f" {self.depths}"
                 )
             width = 3 * width // self.depths
+        modules: list[nn.Module] = []
         for row, (weight, bias) in enumerate(layers):
-            scores = shared and row == len(layers) - 1
-            outputs = 1 if scores else bias.numel()
-            if weight.shape != (outputs, width) or bias.ndim != 1:
+            outputs = 1 if shared and row == len(layers) - 1 else bias.numel()
+            if weight.shape != (outputs, width) or mean.shape != scale.shape or mean.ndim != 1:
                 raise InputError(
                     f"router layers do not fit: weight {tuple(weight.shape)} and bias"
                     f" {tuple(bias.shape)} after {width} numbers"
                 )
-            width = outputs
-            linear = nn.Linear(weight.shape[1], width, device="meta")
+            linear = nn.Linear(width, outputs, device="meta")
             linear.weight = nn.Parameter(weight.detach().clone())
             linear.bias = nn.Parameter(bias.detach().clone())
             modules += [linear, ACTIVATIONS[activation]()]
+            width = outputs
         self.network = nn.Sequential(*modules[:-1])
 
     @property
@@ -101,14 +93,13 @@ class DepthRouter(nn.Module):
         """Logits (B, D) of observations (B, O)."""
         standard = (observation - self.mean) * self.scale
         standard = standard.clamp(-self.limit, self.limit)
-        logits: Tensor
-        if not self.shared:
+        if self.shared:
+            features = self.network[:-1](depth_features(standard, self.depths))
+            last = self.linears[-1]
+            logits = features @ last.weight[0] + last.bias  # (B, D, W) -> (B, D)
+        else:
             logits = self.network(standard)
-            return logits
-        features = self.network[:-1](depth_features(standard, self.depths))
-        scores = self.linears[-1]
-        logits = features @ scores.weight[0] + scores.bias  # (B, D, W) -> (B, D)
-        return logits
+        return cast(Tensor, logits)
 
     @torch.no_grad()
     def predict(
@@ -124,28 +115,18 @@ class DepthRouter(nn.Module):
         depth (`deterministic=False`) comes from torch's global generator, as in SB3.
         """
         del state, episode_start
-        given = torch.as_tensor(np.array(observation, np.float32), device=self.mean.device)
-        logits = self(given)
+        logits = self(torch.tensor(observation, dtype=torch.float32, device=self.mean.device))
         if deterministic:
-            depths = logits.argmax(-1)
-        else:
-            depths = torch.distributions.Categorical(logits=logits).sample()
-        return depths.cpu().numpy(), None
+            return logits.argmax(-1).cpu().numpy(), None
+        return torch.distributions.Categorical(logits=logits).sample().cpu().numpy(), None
 
 
 def depth_features(observation: Tensor, depths: int) -> Tensor:
-    """What a shared network sees of each depth.
+    """What a shared network sees of each depth: (B, D, 3 F) of observations (B, F D).
 
     Its own numbers, how far they are above their mean over depths, and how far below their largest:
     a depth is good or bad beside the others. A network of these features is permutation-equivariant
     (Zaheer et al. 2017, arXiv:1703.06114).
-
-    Args:
-        observation: (B, F D), the first number of every depth, the second of every depth, ...
-        depths: D.
-
-    Returns:
-        (B, D, 3 F).
     """
     own = observation.unflatten(-1, (-1, depths)).transpose(-1, -2)  # (B, F D) -> (B, D, F)
     return torch.cat((own, own - own.mean(-2, keepdim=True), own - own.amax(-2, keepdim=True)), -1)
@@ -161,7 +142,6 @@ def save_router(path: Path, router: DepthRouter) -> None:
         "limit": router.limit if math.isfinite(router.limit) else None,
         "observation": list(router.observation),
         "shared": router.shared,
-        "widths": [len(router.mean), *(len(linear.bias) for linear in router.linears)],
         "router": router.settings,
     }
     files.write(path, tensors, "router", settings)
@@ -171,37 +151,28 @@ def load_router(path: Path) -> DepthRouter:
     """Read a router; no code in the file is run.
 
     Raises:
-        InputError: the file is missing, damaged, foreign, or of other shapes than it says.
+        InputError: the file is missing, damaged or foreign, or its tensors do not fit.
     """
-    path = expanded(path)
+    path = files.expanded(path)
     settings, tensors = files.read(path, "router")
+    count = sum(name.endswith(".bias") for name in tensors)
+    shapes: dict[str, tuple[int | None, ...]] = {"mean": (None,), "scale": (None,)}
+    for row in range(max(count, 1)):
+        shapes |= {f"layers.{row}.weight": (None, None), f"layers.{row}.bias": (None,)}
+    files.check_tensors(path, tensors, shapes)
     try:
-        widths = settings["widths"]
-        count = sum(name.endswith(".bias") for name in tensors)
-        if not isinstance(widths, list) or len(widths) != count + 1:
-            raise ValueError(f"widths {shown(widths)} for {count} layers")
-        widths = [checked_int(width, "a width", 1) for width in widths]
-        activation, blocks = str(settings["activation"]), list(settings["observation"])
-        about = dict(settings["router"])
-        limit, shared = settings["limit"], bool(settings["shared"])
-        if len(widths) < 2 or (limit is not None and not 0 < float(limit) < math.inf):
-            raise ValueError(f"widths {widths}, limit {limit}")
-        limit = math.inf if limit is None else float(limit)
-    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        limit = math.inf if settings["limit"] is None else float(settings["limit"])
+        if not limit > 0 or settings["limit"] == math.inf:
+            raise ValueError(f"limit {limit}")
+        return DepthRouter(
+            [(tensors[f"layers.{n}.weight"], tensors[f"layers.{n}.bias"]) for n in range(count)],
+            str(settings["activation"]),
+            tensors["mean"],
+            tensors["scale"],
+            list(settings["observation"]),
+            dict(settings["router"]),
+            limit,
+            bool(settings["shared"]),
+        ).eval()
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:  # InputError among them
         raise InputError(f"{path}: incomplete router settings ({error})") from None
-    shapes: dict[str, tuple[int | None, ...]] = {"mean": (widths[0],), "scale": (widths[0],)}
-    for row, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-        if shared and row == 0:
-            inputs = 3 * inputs // widths[-1]
-        rows = 1 if shared and row == len(widths) - 2 else outputs
-        shapes |= {f"layers.{row}.weight": (rows, inputs), f"layers.{row}.bias": (outputs,)}
-    check_tensors(path, tensors, shapes)
-    layers = [
-        (tensors[f"layers.{row}.weight"], tensors[f"layers.{row}.bias"])
-        for row in range(len(widths) - 1)
-    ]
-    mean, scale = tensors["mean"], tensors["scale"]
-    try:
-        return DepthRouter(layers, activation, mean, scale, blocks, about, limit, shared).eval()
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None

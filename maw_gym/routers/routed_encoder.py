@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, Self
+from types import SimpleNamespace
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -22,15 +23,16 @@ from maw_gym.retrieval.documents import DocumentIndex, check_finite, check_ids, 
 from maw_gym.retrieval.index import EXACT, SearchIndex
 from maw_gym.retrieval.ranking import LONG, SHORT, ranking_statistics
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
-from maw_gym.tables.depth_table import BLOCKS, Seen, nothing_observed, observed
-from maw_gym.tables.task import resolve_device
+from maw_gym.tables.depth_table import BLOCKS, Seen, checked_blocks, nothing_observed, observed
+from maw_gym.tables.task import RetrievalTask, resolve_device
 
-ENCODER_FILE = "encoder.safetensors"
-ROUTER_FILE = "router.safetensors"
-INDEX = "index"  # folder of the documents to search
-BATCH = 4096  # texts looked at at once
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
-LARGEST_CONFIG = 50_000_000  # bytes; runs write some 10,000
+ENCODER_FILE: Final = "encoder.safetensors"
+ROUTER_FILE: Final = "router.safetensors"
+INDEX: Final = "index"  # folder of the documents to search
+BATCH: Final = 4096  # texts looked at at once
+DTYPES: Final = {"float32": torch.float32, "float16": torch.float16}
+LARGEST_CONFIG: Final = 50_000_000  # bytes; runs write some 10,000
+MTEB_ARGUMENTS: Final = {"task_name", "task_metadata", "hf_split", "hf_subset"}
 
 
 class RoutedEncoder:
@@ -51,31 +53,36 @@ class RoutedEncoder:
         InputError: the router was trained for another encoder, or does not fit this one.
     """
 
+    # As sentence-transformers' evaluators ask for them; there are no prompts, nor is there a card.
+    similarity_fn_name = "cosine"
+    prompts: Mapping[str, str] = {"query": "", "document": ""}
+    model_card_data = SimpleNamespace(set_evaluation_metrics=lambda *_: None)
+
     def __init__(
         self,
         embedder: Embedder,
-        router: DepthRouter,
+        router: "DepthRouter | _PolicyRouter",
         dataset: str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        told = router.settings.get("encoder")
-        found = embedder.fingerprint()
+        told, found = router.settings.get("encoder"), embedder.fingerprint()
         if told != found:
             raise InputError(
                 f"this router was trained for encoder {str(told)[:12]}, not {found[:12]}; depths of"
                 " one encoder mean nothing in another"
             )
         self.embedder = embedder.to(device)
-        self.router = router.to(device)
+        self.router: Any = router.to(device)
         self.dataset = dataset
         self.documents: SearchIndex | None = None
-        self.hybrid_weight = _weight(router.settings.get("hybrid_weight", WEIGHT))
-        # Of no query: nothing is computed, nor searched.
-        observed = observations(embedder, [], router.observation)
-        shape = (observed.shape[1], self.embedder.maw.depths)
-        if shape != (len(router.mean), router.depths):
+        weight = router.settings.get("hybrid_weight", WEIGHT)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+            raise InputError(f"hybrid_weight of a router must lie in [0, 1], got {shown(weight)}")
+        self.hybrid_weight = float(weight)
+        shape = (self.observe([]).shape[1], self.embedder.maw.depths)
+        if shape != (router.inputs, router.depths):
             raise InputError(
-                f"this router has {len(router.mean)} inputs and {router.depths}"
+                f"this router has {router.inputs} inputs and {router.depths}"
                 f" depths; the encoder gives {shape[0]} and has {shape[1]}"
             )
 
@@ -101,6 +108,28 @@ class RoutedEncoder:
         dataset = _dataset(folder / "config.json") or router.settings.get("dataset")
         return cls(embedder, router, dataset, resolve_device(device))
 
+    @classmethod
+    def from_model(
+        cls, task: RetrievalTask, model: Any, observation: str | Sequence[str] = "attention"
+    ) -> Self:
+        """What any model of Stable-Baselines3 has learned, over the documents of its task.
+
+        Args:
+            task: whose environment the model was trained on.
+            model: has SB3's `predict`, `observation_space` and `action_space`: an algorithm with
+                whatever policy, or a policy alone. It is asked, and not saved; see
+                `agents.export.router_from_model`.
+            observation: blocks of the model's observation, in order.
+
+        Raises:
+            InputError: the model's spaces are not those of the task.
+        """
+        encoder = task.embedder.fingerprint()
+        router = _PolicyRouter(model, checked_blocks(observation), {"encoder": encoder})
+        routed = cls(task.embedder, router, task.collection.name, task.device)
+        routed.documents = SearchIndex(task.index, encoder, texts=task.collection.doc_texts)
+        return routed
+
     def to(self, device: torch.device | str) -> Self:
         """Move the encoder and the router to another device; an index stays where it is."""
         where = resolve_device(str(device))
@@ -109,28 +138,36 @@ class RoutedEncoder:
 
     def encode(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[Any],
         *,
         prompt_name: str | None = None,
+        prompt: str | None = None,
         batch_size: int = BATCH,
         show_progress_bar: bool | None = False,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
         device: torch.device | str | None = None,
+        prompt_type: Any = None,
+        **about: Any,
     ) -> NDArray[np.float32] | Tensor | list[Tensor]:
-        """Embeddings of texts; arguments and results are those of sentence-transformers.
+        """Embeddings of texts; arguments and results are those of sentence-transformers and MTEB.
 
         Args:
-            texts: one text or N of them.
+            texts: one text or N of them, or batches ``{"text": texts}``, as MTEB has them.
             prompt_name: "query" encodes queries, each through the depth that the router chooses for
                 it; otherwise documents are encoded, through the standard attention.
+            prompt: goes before every text.
             batch_size: texts looked at at once.
             show_progress_bar: over batches.
             convert_to_numpy: an array; a list of tensors where this and the next are False.
             convert_to_tensor: a tensor on the encoder's device in the place of an array.
             normalize_embeddings: makes no difference, they always are.
+            truncate_dim: how many of the h numbers to keep; None keeps all.
             device: where to compute from now on, see `to`.
+            prompt_type: MTEB's word for `prompt_name`.
+            about: MTEB's words on its task; they make no difference.
 
         Returns:
             (h,) for one text, (N, h) for several; float32, of unit length, zero for a text without
@@ -140,24 +177,37 @@ class RoutedEncoder:
             InputError: something that is no text, or a device that is not available.
         """
         del normalize_embeddings
+        if unknown := about.keys() - MTEB_ARGUMENTS:
+            raise TypeError(f"encode() got an unexpected argument {min(unknown)!r}")
         if device is not None:
             self.to(device)
-        listed = [texts] if isinstance(texts, str) else checked_texts(texts)
-        encode = self.embedder.encode_documents if prompt_name != "query" else self._encode_routed
-        parts = [torch.zeros(0, self.embedder.text.width, device=self.embedder.device)]
-        parts += map(encode, self._batches(listed, batch_size, bool(show_progress_bar)))
-        embeddings = torch.cat(parts)
+        listed = [texts] if isinstance(texts, str) else _texts(texts)
+        if prompt:
+            listed = [prompt + text for text in listed]
+        queries = "query" in (prompt_name, getattr(prompt_type, "value", prompt_type))
+        embeddings = torch.zeros(len(listed), self.embedder.text.width, device=self.embedder.device)
+        with tqdm(
+            total=len(listed), unit="text", disable=not show_progress_bar, leave=False
+        ) as bar:
+            for some in steps(len(listed), checked_int(batch_size, "batch_size", 1)):
+                encode = self._encode_routed if queries else self.embedder.encode_documents
+                embeddings[some] = encode(listed[some])
+                bar.update(some.stop - some.start)
         check_finite(embeddings, "text")
+        if truncate_dim is not None:
+            embeddings = torch.nn.functional.normalize(embeddings[:, :truncate_dim], dim=1)
         embeddings = embeddings[0] if isinstance(texts, str) else embeddings
         if convert_to_tensor:
             return embeddings
-        return embeddings.cpu().numpy() if convert_to_numpy else list(torch.atleast_2d(embeddings))
+        if convert_to_numpy:
+            return embeddings.cpu().numpy()
+        return embeddings if isinstance(texts, str) else list(embeddings)
 
-    def encode_query(self, texts: str | Sequence[str], **how: Any) -> Any:
+    def encode_query(self, texts: str | Iterable[Any], **how: Any) -> Any:
         """Embeddings of queries, each through the depth that the router chooses; see `encode`."""
         return self.encode(texts, **how | {"prompt_name": "query"})
 
-    def encode_document(self, texts: str | Sequence[str], **how: Any) -> Any:
+    def encode_document(self, texts: str | Iterable[Any], **how: Any) -> Any:
         """Embeddings of documents, through the standard attention; see `encode`."""
         return self.encode(texts, **how | {"prompt_name": "document"})
 
@@ -172,18 +222,22 @@ class RoutedEncoder:
 
     def route(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """The depths (N,) that queries are encoded through."""
-        batches = self._batches(checked_texts(texts), BATCH, False)
-        return np.concatenate([np.zeros(0, np.int64), *(self._routed(some)[1] for some in batches)])
+        depths: NDArray[np.int64] = self.router.predict(self.observe(texts))[0]
+        return depths
 
     def similarity(
         self, queries: NDArray[np.float32] | Tensor, documents: NDArray[np.float32] | Tensor
     ) -> Tensor:
         """Cosines (A, B) of embeddings (A, h) and (B, h); a single one (h,) counts as one row."""
-        first, second = (
-            torch.nn.functional.normalize(torch.atleast_2d(torch.as_tensor(given)).float(), dim=1)
-            for given in (queries, documents)
-        )
+        first, second = _unit(queries), _unit(documents)
         return first @ second.to(first.device).T
+
+    def similarity_pairwise(
+        self, queries: NDArray[np.float32] | Tensor, documents: NDArray[np.float32] | Tensor
+    ) -> Tensor:
+        """Cosines (A,) of embeddings (A, h) with those (A, h) in the same rows."""
+        first, second = _unit(queries), _unit(documents)
+        return (first * second.to(first.device)).sum(-1)
 
     def observe(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Observations (N, O) of the router, as a depth table has them.
@@ -203,6 +257,7 @@ class RoutedEncoder:
         *,
         index: str = EXACT,
         hybrid: bool = True,
+        store: bool = False,
         folder: str | Path | None = None,
         dtype: str = "float32",
     ) -> Self:
@@ -217,6 +272,7 @@ class RoutedEncoder:
                 factory, whose numbers are 2 or more: "faiss:HNSW32". Behind a semicolon may stand
                 parameters of the search: "faiss:IVF1024,Flat;nprobe=16".
             hybrid: count words too, for `search(..., hybrid=True)`.
+            store: hold the texts too, for `search(..., texts=True)`.
             folder: where the index is written, in the place of one that is there, and mapped from;
                 None keeps it in memory.
             dtype: of the embeddings, "float32" or "float16".
@@ -237,8 +293,14 @@ class RoutedEncoder:
             check_ids(doc_ids)
         if index != EXACT and not index.startswith("faiss:"):
             raise InputError(f"unknown index {index!r}; give 'exact' or 'faiss:' and a factory")
-        words = Words() if hybrid else None
-        see = None if words is None else words.add
+        words, stored = Words() if hybrid else None, list[str]() if store else None
+
+        def see(read: list[str]) -> None:
+            if words is not None:
+                words.add(read)
+            if stored is not None:
+                stored.extend(read)
+
         ids, vectors = encoded_documents(self.embedder, doc_ids, texts, DTYPES[dtype], see)
         check_ids(ids)
         place = None if folder is None else expanded(folder)
@@ -246,11 +308,44 @@ class RoutedEncoder:
         documents = DocumentIndex(ids, vectors if place else vectors.to(device), device)
         del vectors
         encoder = self.embedder.fingerprint()
-        self.documents = SearchIndex.of(documents, encoder, words, index, place)
+        self.documents = SearchIndex.of(documents, encoder, words, index, place, stored)
+        return self
+
+    def add(self, doc_ids: Sequence[str], texts: Sequence[str]) -> Self:
+        """Encode more documents and index them with those there are, in memory; see `save`.
+
+        Raises:
+            InputError: ids that are there, lengths that differ, or see `SearchIndex.changed`.
+        """
+        there = self._indexed()
+        texts = checked_texts(texts)
+        check_ids([*there.documents.doc_ids, *checked_texts(doc_ids, "document ids")])
+        dtype = there.documents.vectors.dtype
+        ids, vectors = encoded_documents(self.embedder, doc_ids, texts, dtype)
+        everything = np.arange(len(there.documents))
+        self.documents = there.changed(everything, ids, vectors, texts)
+        return self
+
+    def remove(self, doc_ids: Iterable[str]) -> Self:
+        """Leave documents out from now on, in memory; see `save`.
+
+        Raises:
+            InputError: an id that is not there, none that would be left, or see `add`.
+        """
+        there = self._indexed()
+        gone = there.documents.places(checked_texts(doc_ids, "document ids"))
+        left = np.setdiff1d(np.arange(len(there.documents)), gone)
+        self.documents = there.changed(left, [], there.documents.vectors[:0], [])
         return self
 
     def search(
-        self, queries: str | Sequence[str], k: int = 10, *, hybrid: bool = False
+        self,
+        queries: str | Sequence[str],
+        k: int = 10,
+        *,
+        hybrid: bool = False,
+        only: Iterable[str] | Callable[[str], bool] | None = None,
+        texts: bool = False,
     ) -> list[Any]:
         """The best documents of one query, or of each of several.
 
@@ -258,6 +353,9 @@ class RoutedEncoder:
             queries: one text or N of them.
             k: documents per query; all of them where there are fewer.
             hybrid: fuse the cosines with BM25, by `hybrid_weight`.
+            only: ids of the documents to search, or what says of an id whether its document is to
+                be searched; None searches all. With it an approximate search is exact.
+            texts: give the texts too, which `index(..., store=True)` has stored.
 
         Returns:
             For each query a list of ``{"id": document id, "score": cosine}``, best first; equal
@@ -265,29 +363,34 @@ class RoutedEncoder:
             Fused scores are no cosines: sums of standardised scores, which compare within a query.
 
         Raises:
-            InputError: no documents to search, or k below 1.
+            InputError: no documents to search, k below 1, an unknown id, or texts that were not
+                stored.
         """
-        if self.documents is None:
-            raise InputError("there is nothing to search yet; call index(doc_ids, texts) first")
+        there = self._indexed()
         k = checked_int(k, "k", 1)
+        if texts and there.texts is None:
+            raise InputError("this index has no texts; index the documents with store=True")
         listed = [queries] if isinstance(queries, str) else checked_texts(queries)
+        names = there.documents.doc_ids
+        if only is not None:
+            there = there.only(filter(only, names) if callable(only) else only)
         embeddings = self.encode_query(listed, convert_to_tensor=True)
-        weight = self.hybrid_weight if hybrid else None
-        ranking = self.documents.rank(embeddings, k, listed, weight)
-        names = self.documents.documents.doc_ids
-        rows = zip(ranking.documents.tolist(), ranking.scores.tolist(), strict=True)
-        found = [
-            [{"id": names[d], "score": score} for d, score in zip(*row, strict=True) if d >= 0]
-            for row in rows
-        ]
+        ranking = there.rank(embeddings, k, listed, self.hybrid_weight if hybrid else None)
+        found = []
+        for row in zip(ranking.documents.tolist(), ranking.scores.tolist(), strict=True):
+            best = [(d, {"id": names[d], "score": s}) for d, s in zip(*row, strict=True) if d >= 0]
+            stored = there.texts if texts else None
+            found.append([one | ({"text": stored[d]} if stored else {}) for d, one in best])
         return found[0] if isinstance(queries, str) else found
 
     def save(self, folder: str | Path) -> None:
         """Write encoder, router and, where there is one, the index, for `load`.
 
         Raises:
-            InputError: a file cannot be written.
+            InputError: a file cannot be written, or the router is a model of Stable-Baselines3.
         """
+        if not isinstance(self.router, DepthRouter):
+            raise InputError("a model is saved as a router: see agents.export.router_from_model")
         place = expanded(folder)
         with written_folder(place / INDEX, MANIFEST) as temporary:
             if self.documents is not None:
@@ -322,6 +425,14 @@ class RoutedEncoder:
             routed.documents = found
         return routed
 
+    def _indexed(self) -> SearchIndex:
+        if self.documents is None:
+            raise InputError("there is nothing to search yet; call index(doc_ids, texts) first")
+        return self.documents
+
+    def _observed(self, ids: list[list[int]]) -> NDArray[np.float32]:
+        return observations(self.embedder, ids, self.router.observation, self.documents)
+
     def _routed(self, texts: list[str]) -> tuple[Tensor, NDArray[np.int64]]:
         """Embeddings (N, h) of queries, and the depths (N,) that they were routed through."""
         ids = self.embedder.query_ids(texts)
@@ -331,22 +442,41 @@ class RoutedEncoder:
     def _encode_routed(self, texts: list[str]) -> Tensor:
         return self._routed(texts)[0]
 
-    def _observed(self, ids: list[list[int]]) -> NDArray[np.float32]:
-        return observations(self.embedder, ids, self.router.observation, self.documents)
 
-    def _batches(self, texts: list[str], size: int, show: bool) -> Iterator[list[str]]:
-        size = checked_int(size, "batch_size", 1)
-        with tqdm(total=len(texts), unit="text", disable=not show, leave=False) as bar:
-            for some in steps(len(texts), size):
-                yield texts[some]
-                bar.update(some.stop - some.start)
+class _PolicyRouter:
+    """A model of Stable-Baselines3 in the place of a `DepthRouter`."""
+
+    def __init__(self, model: Any, observation: tuple[str, ...], settings: dict[str, Any]) -> None:
+        self.model, self.observation, self.settings = model, observation, settings
+        actions = model.action_space
+        if not hasattr(actions, "n") or getattr(actions, "start", 0) != 0:
+            raise InputError(f"depths are Discrete actions from 0; this model has {actions}")
+        self.inputs, self.depths = int(np.prod(model.observation_space.shape)), int(actions.n)
+
+    def predict(self, observation: NDArray[np.float32]) -> tuple[NDArray[np.int64], None]:
+        """Depths (B,) of observations (B, O)."""
+        if not len(observation):
+            return np.zeros(0, np.int64), None
+        return np.asarray(self.model.predict(observation, deterministic=True)[0], np.int64), None
+
+    def to(self, device: torch.device | str) -> Self:
+        """Itself: a model stays where it is."""
+        del device
+        return self
 
 
-def _weight(value: Any) -> float:
-    """The weight that a router's file gives."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise InputError(f"hybrid_weight of a router must lie in [0, 1], got {shown(value)}")
-    return float(value)
+def _texts(given: Iterable[Any]) -> list[str]:
+    """Texts, some of which may come in MTEB's batches."""
+    if isinstance(given, Iterable) and not isinstance(given, (str, Mapping)):
+        given = list(given)
+        if given and all(isinstance(one, Mapping) and "text" in one for one in given):
+            given = [text for batch in given for text in checked_texts(batch["text"])]
+    return checked_texts(given)
+
+
+def _unit(embeddings: NDArray[np.float32] | Tensor) -> Tensor:
+    given = torch.atleast_2d(torch.as_tensor(embeddings)).float()
+    return torch.nn.functional.normalize(given, dim=1)
 
 
 def _dataset(path: Path) -> str | None:
@@ -372,14 +502,7 @@ def observations(
 ) -> NDArray[np.float32]:
     """Observations (N, O) of queries given as token ids, as a depth table has them.
 
-    Args:
-        embedder: with a MAW encoder.
-        ids: N queries, see `Embedder.query_ids`.
-        blocks: see `DepthTable.observation`. `retrieval` costs D + 1 searches for every query.
-        documents: are searched for the block `retrieval`.
-
-    Raises:
-        InputError: no documents, where they are to be searched.
+    The block `retrieval` searches the documents D + 1 times for every query.
     """
     if not ids:
         return np.concatenate([nothing_observed(name, embedder) for name in blocks], axis=1)
@@ -389,9 +512,12 @@ def observations(
             " index(doc_ids, texts) first"
         )
 
-    def search(embeddings: Tensor) -> Tensor:
+    def search(embeddings: Tensor) -> Tensor:  # (B, D, h)
         assert documents is not None
-        return rankings_looked_at(documents, embeddings)
+        found = documents.rank(embeddings.flatten(0, 1), LONG)
+        of_mean = documents.rank(torch.nn.functional.normalize(embeddings.mean(1), dim=-1), SHORT)
+        scores, names = (part.view(*embeddings.shape[:2], -1) for part in found)
+        return ranking_statistics(scores, names, of_mean.documents)
 
     rows: dict[int, NDArray[np.float32]] = {}
     for places, batch, mask in embedder.batches(ids, embedder.statistics_tokens):
@@ -399,12 +525,3 @@ def observations(
         found = np.concatenate([observed(name, seen) for name in blocks], axis=1)
         rows |= zip(places.tolist(), found, strict=True)
     return np.stack([rows[place] for place in range(len(ids))])
-
-
-def rankings_looked_at(documents: SearchIndex, embeddings: Tensor) -> Tensor:
-    """`ranking_statistics` (B, 11 D) of searches with every depth's embedding (B, D, h)."""
-    queries, depths, _ = embeddings.shape
-    found = documents.rank(embeddings.flatten(0, 1), LONG)
-    of_mean = documents.rank(torch.nn.functional.normalize(embeddings.mean(1), dim=-1), SHORT)
-    scores, names = (part.view(queries, depths, -1) for part in found)
-    return ranking_statistics(scores, names, of_mean.documents)

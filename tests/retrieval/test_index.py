@@ -213,7 +213,7 @@ def test_damaged_and_foreign_indexes_are_refused(routed: RoutedEncoder, tmp_path
     write_manifest(folder, KIND, about | {"index": "faiss:Flat"})
     refused("is no FAISS index|needs FAISS")
     for name, written, message in (
-        ("documents.jsonl", b'"a"\n7\n', "ids that are no strings"),
+        ("documents.jsonl", b'"a"\n7\n', "lines that are no strings"),
         ("documents.jsonl", b'"a"\n"a"\n', "holds no index: document ids must differ"),
         ("documents.jsonl", b'"a"\n', "holds no index: 1 ids for embeddings"),
         ("documents.jsonl", b'"a"\n{', "holds no index"),

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN, PPO
 
 from agents.baselines import fixed_router
 from agents.networks import router_settings, standardisation
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.files import save_embedder
 from maw_gym.encoders.maw import EncoderSettings
+from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.errors import InputError
 from maw_gym.files import fingerprint
 from maw_gym.retrieval.evaluation import evaluate_rankings
@@ -23,14 +26,7 @@ from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
-BLOCKS = [
-    ("attention",),
-    ("profile",),
-    ("content",),
-    ("content", "attention"),
-    ("retrieval",),
-    ("retrieval", "profile"),
-]
+TEXTS = ["honey of bees", "sea and moon", "a king in check"]
 
 
 def a_router(task: RetrievalTask, blocks: tuple[str, ...]) -> DepthRouter:
@@ -50,7 +46,28 @@ def a_run(folder: Path, task: RetrievalTask, router: DepthRouter) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.fixture
+def fixed(task: RetrievalTask) -> RoutedEncoder:
+    """Every query through the second depth."""
+    return RoutedEncoder(task.embedder, fixed_router(task, 1))
+
+
+@pytest.fixture
+def routed(task: RetrievalTask) -> RoutedEncoder:
+    return RoutedEncoder(task.embedder, a_router(task, ("content",)))
+
+
+def ids_of(found: list[Any]) -> list[str]:
+    return [one["id"] for one in found]
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        *(("attention",), ("profile",), ("content",), ("retrieval",)),
+        *(("content", "attention"), ("retrieval", "profile")),
+    ],
+)
 def test_text_gives_the_tables_rows(
     task: RetrievalTask, tmp_path: Path, blocks: tuple[str, ...]
 ) -> None:
@@ -58,33 +75,28 @@ def test_text_gives_the_tables_rows(
     routed = RoutedEncoder.from_run(a_run(tmp_path, task, router), device="cpu")
     texts = task.collection.splits["test"].texts
     if "retrieval" in blocks:
-        with pytest.raises(
-            InputError, match=r"nothing to search yet; call index\(doc_ids, texts\)"
-        ):
+        with pytest.raises(InputError, match=r"nothing to search yet; call index\(doc_ids, tex"):
             routed.observe(texts)
         routed.index(task.collection.doc_ids, task.collection.doc_texts)
     expected = task.table("test").observation(blocks)
     np.testing.assert_allclose(routed.observe(texts), expected, atol=1e-6, rtol=0)
     # One at a time, too: batches change nothing.
     np.testing.assert_allclose(routed.observe(texts[2:3]), expected[2:3], atol=1e-6, rtol=0)
-    embeddings, depths = routed.encode_query(texts), routed.route(texts)
+    embeddings, depths = routed.encode_queries(texts)
     np.testing.assert_array_equal(depths, router.predict(expected)[0])
-    assert depths.dtype == np.int64
-    assert embeddings.dtype == np.float32
+    np.testing.assert_array_equal(routed.route(texts), depths)
+    assert (embeddings.dtype, depths.dtype) == (np.float32, np.int64)
     really = task.embedder.encode_queries(texts, torch.from_numpy(depths))
     np.testing.assert_allclose(embeddings, really, atol=1e-6, rtol=0)
 
 
-def test_search_ranks_as_the_evaluation_does(task: RetrievalTask, tmp_path: Path) -> None:
-    run = a_run(tmp_path, task, a_router(task, ("attention",)))
-    routed = RoutedEncoder.from_run(run, device="cpu")
+def test_search_ranks_as_the_evaluation_does(task: RetrievalTask, routed: RoutedEncoder) -> None:
     collection, queries = task.collection, task.collection.splits["test"]
     assert routed.index(collection.doc_ids, collection.doc_texts) is routed
     found = routed.search(queries.texts, k=12)
-    depths = routed.route(queries.texts)
-    evaluation, ranking = task.evaluate("test", torch.from_numpy(depths), k=12)
+    evaluation, ranking = task.evaluate("test", torch.from_numpy(routed.route(queries.texts)), k=12)
     place = {name: row for row, name in enumerate(collection.doc_ids)}
-    documents = [[place[one["id"]] for one in of_query] for of_query in found]
+    documents = [[place[name] for name in ids_of(of_query)] for of_query in found]
     assert documents == ranking.documents.tolist()
     scores = [[one["score"] for one in of_query] for of_query in found]
     np.testing.assert_allclose(scores, ranking.scores, atol=1e-6)
@@ -92,24 +104,20 @@ def test_search_ranks_as_the_evaluation_does(task: RetrievalTask, tmp_path: Path
     assert again.mean == evaluation.mean
 
 
-def test_search_of_few_documents(task: RetrievalTask) -> None:
-    routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
-    routed.index(["bee", "tide", "empty"], ["bees make honey", "the moon lifts the sea", ""])
-    found = routed.search(["honey of bees", "sea and moon"], k=10)
-    assert [[one["id"] for one in of_query] for of_query in found] == [
-        ["bee", "tide", "empty"],
-        ["tide", "bee", "empty"],
-    ]
-    assert found[0][2] == {"id": "empty", "score": -2.0}
-    assert 0 < found[0][0]["score"] <= 1.000001
-    assert [len(of_query) for of_query in routed.search(["honey"], k=1)] == [1]
-    # One text in, one list out.
-    alone = routed.search("honey of bees")
-    assert [one["id"] for one in alone] == ["bee", "tide", "empty"]
-    assert alone[0]["score"] == pytest.approx(found[0][0]["score"], abs=1e-6)
+def test_search_of_few_documents(fixed: RoutedEncoder) -> None:
+    fixed.index(["bee", "tide", "empty"], ["bees make honey", "the moon lifts the sea", ""])
+    first, second = fixed.search(["honey of bees", "sea and moon"], k=10)
+    assert ids_of(first) == ["bee", "tide", "empty"]
+    assert ids_of(second) == ["tide", "bee", "empty"]
+    assert first[2] == {"id": "empty", "score": -2.0}
+    assert 0 < first[0]["score"] <= 1.000001
+    assert [len(of_query) for of_query in fixed.search(["honey"], k=1)] == [1]
+    alone = fixed.search("honey of bees")  # one text in, one list out
+    assert ids_of(alone) == ids_of(first)
+    assert alone[0]["score"] == pytest.approx(first[0]["score"], abs=1e-6)
 
 
-def test_hybrid_search_is_the_evaluations(task: RetrievalTask) -> None:
+def test_hybrid_search_is_the_evaluations(task: RetrievalTask, fixed: RoutedEncoder) -> None:
     router = fixed_router(task, 1)
     router.settings["hybrid_weight"] = 0.3
     routed = RoutedEncoder(task.embedder, router)
@@ -118,85 +126,202 @@ def test_hybrid_search_is_the_evaluations(task: RetrievalTask) -> None:
     weighted = RetrievalTask(task.collection, task.embedder)
     weighted.hybrid_weight = 0.3
     _, expected = weighted.evaluate_hybrid("test", torch.full((7,), 1))
-    for of_query, documents in zip(
-        routed.search(queries.texts, 20, hybrid=True), expected.documents.tolist(), strict=True
-    ):
-        names = [collection.doc_ids[document] for document in documents[:20]]
-        assert [one["id"] for one in of_query] == names
-    without = RoutedEncoder(task.embedder, fixed_router(task, 1))
-    assert without.hybrid_weight == 0.5
-    without.index(["a"], ["x"], hybrid=False)
+    found = routed.search(queries.texts, 20, hybrid=True)
+    for of_query, documents in zip(found, expected.documents.tolist(), strict=True):
+        assert ids_of(of_query) == [collection.doc_ids[document] for document in documents[:20]]
+    assert fixed.hybrid_weight == 0.5
+    fixed.index(["a"], ["x"], hybrid=False)
     with pytest.raises(InputError, match="has no BM25; index the documents with hybrid=True"):
-        without.search("honey", hybrid=True)
+        fixed.search("honey", hybrid=True)
     for wrong in (1.5, "much", True, float("nan")):
         router.settings["hybrid_weight"] = wrong
         with pytest.raises(InputError, match=r"hybrid_weight of a router must lie in \[0, 1\]"):
             RoutedEncoder(task.embedder, router)
 
 
-def test_documents_take_the_standard_attention(task: RetrievalTask) -> None:
-    routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
+@pytest.mark.parametrize("index", ["exact", "faiss:Flat"])
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_documents_come_and_go(
+    task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path, index: str, hybrid: bool
+) -> None:
+    if index != "exact":
+        pytest.importorskip("faiss")
+    ids, texts = list(task.collection.doc_ids), list(task.collection.doc_texts)
+    queries = task.collection.splits["test"].texts
+    how: dict[str, Any] = {"index": index, "hybrid": hybrid}
+    search = {"k": 40, "hybrid": hybrid}
+    expected = routed.index(ids, texts, **how).search(queries, **search)
+    routed.index(ids[:9], texts[:9], store=True, **how).add(ids[9:20], texts[9:20])
+    routed.add(ids[20:], texts[20:])
+    found = routed.search(queries, texts=True, **search)
+    stored = dict(zip(ids, texts, strict=True))
+    assert [[one.pop("text") for one in of] for of in found] == [
+        [stored[name] for name in ids_of(of)] for of in expected
+    ]
+    assert found == expected
+    routed.remove(ids[3:8])
+    routed.save(tmp_path)
+    left = [*range(3), *range(8, len(ids))]
+    for one in (routed, RoutedEncoder.load(tmp_path, "cpu")):
+        found = one.search(queries, texts=True, **search)
+        assert all(entry["text"] == stored[entry["id"]] for of in found for entry in of)
+        one.index([ids[n] for n in left], [texts[n] for n in left], **how)
+        assert list(map(ids_of, one.search(queries, **search))) == list(map(ids_of, found))
+
+
+def test_mistakes_with_documents_that_come_and_go(fixed: RoutedEncoder) -> None:
+    with pytest.raises(InputError, match="nothing to search yet"):
+        fixed.add(["a"], ["x"])
+    fixed.index(["a", "b"], ["bees", "moon"], store=True)
+    for call, message in (
+        (lambda: fixed.add(["b"], ["x"]), "document ids must differ; 'b' is given 2 times"),
+        (lambda: fixed.add(["c"], []), "1 document ids for 0 texts"),
+        (lambda: fixed.remove(["c"]), "no document 'c' in this index"),
+        (lambda: fixed.remove(["a", "b"]), "0 document ids"),
+        (lambda: fixed.search("honey", only=["c"]), "no document 'c' in this index"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+    assert ids_of(fixed.search("bees")) == ["a", "b"]  # nothing has changed
+    fixed.index(["a"], ["x"])
+    with pytest.raises(InputError, match="index the documents with store=True"):
+        fixed.search("honey", texts=True)
+    with pytest.raises(InputError, match="index them with store=True or hybrid=False"):
+        fixed.add(["b"], ["y"])
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_a_filter_leaves_the_order_of_the_others(
+    task: RetrievalTask, routed: RoutedEncoder, hybrid: bool
+) -> None:
+    ids, queries = task.collection.doc_ids, task.collection.splits["test"].texts
+    routed.index(ids, task.collection.doc_texts, hybrid=hybrid)
+    even = [name for name in ids if int(name[1:]) % 2 == 0]
+    found = routed.search(queries, 5, only=even, hybrid=hybrid)
+    by_rule = routed.search(queries, 5, only=lambda name: int(name[1:]) % 2 == 0, hybrid=hybrid)
+    assert by_rule == found
+    assert all(len(of_query) == 5 for of_query in found)
+    if hybrid:  # fused scores are standardised over the candidates
+        assert all(set(ids_of(of_query)) <= set(even) for of_query in found)
+        everything = routed.search(queries, 100, only=even, hybrid=True)
+        assert all(sorted(ids_of(of_query)) == sorted(even) for of_query in everything)
+    else:
+        everything = routed.search(queries, 100)
+        assert found == [[one for one in of if one["id"] in even][:5] for of in everything]
+    assert routed.search(queries, 5, only=[]) == [[]] * len(queries)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN])
+def test_any_model_of_sb3_is_a_retriever(
+    task: RetrievalTask, algorithm: Any, tmp_path: Path
+) -> None:
+    table = task.table("train")
+    env = GRPOEnvironment(table=table, observation=("profile",))
+    model = algorithm("MlpPolicy", env, seed=0, device="cpu")
+    routed = RoutedEncoder.from_model(task, model, "profile")
+    texts = task.collection.splits["test"].texts
+    seen = task.table("test").observation("profile")
+    depths, _ = model.predict(seen, deterministic=True)
+    np.testing.assert_array_equal(routed.route(texts), depths)
+    assert routed.route([]).shape == (0,)
+    _, ranking = task.evaluate("test", torch.from_numpy(np.array(depths)), k=3)
+    found = routed.search(texts, 3, texts=True)
+    names = [[task.collection.doc_ids[d] for d in row] for row in ranking.documents.tolist()]
+    assert list(map(ids_of, found)) == names
+    assert found[0][0]["text"] in task.collection.doc_texts
+    assert len(routed.search(texts[0], 4, hybrid=True)) == 4
+    with pytest.raises(InputError, match=r"see agents\.export\.router_from_model"):
+        routed.save(tmp_path)
+    with pytest.raises(InputError, match="this router has 8 inputs and 4 depths; the encoder gi"):
+        RoutedEncoder.from_model(task, model)
+    model.policy.action_space = spaces.Box(-1, 1, (4,))
+    with pytest.raises(InputError, match="depths are Discrete actions from 0; this model has Box"):
+        RoutedEncoder.from_model(task, model.policy)
+
+
+def test_arguments_and_results_are_those_of_sentence_transformers(
+    task: RetrievalTask, routed: RoutedEncoder
+) -> None:
+    queries, documents = routed.encode_query(TEXTS), routed.encode_document(TEXTS)
+    assert isinstance(queries, np.ndarray)
+    assert (queries.shape, queries.dtype) == ((3, 256), np.float32)
+    np.testing.assert_array_equal(queries, routed.encode_queries(TEXTS)[0])
+    np.testing.assert_array_equal(documents, routed.encode_documents(TEXTS))
     found = routed.encode_document(task.collection.doc_texts)
-    assert found.dtype == np.float32
     np.testing.assert_allclose(found, task.index.vectors, atol=1e-6)
-
-
-def test_one_text_many_texts_arrays_and_tensors(task: RetrievalTask) -> None:
-    routed = RoutedEncoder(task.embedder, a_router(task, ("content",)))
-    texts = ["honey of bees", "sea and moon", "a king in check"]
-    for encode in (routed.encode_query, routed.encode_document):
-        many = encode(texts)
-        assert isinstance(many, np.ndarray)
-        assert many.shape == (3, 256)
-        one = encode(texts[1])
-        assert one.shape == (256,)
-        np.testing.assert_allclose(one, many[1], atol=1e-6)
-        np.testing.assert_allclose(encode(texts, batch_size=2), many, atol=1e-6)
-        tensor = encode(texts, convert_to_tensor=True, device="cpu", show_progress_bar=True)
+    for encode, expected in ((routed.encode_query, queries), (routed.encode_document, documents)):
+        np.testing.assert_allclose(encode(TEXTS[1]), expected[1], atol=1e-6)
+        np.testing.assert_allclose(encode(TEXTS, batch_size=2), expected, atol=1e-6)
+        tensor = encode(TEXTS, convert_to_tensor=True, device="cpu", show_progress_bar=True)
         assert isinstance(tensor, torch.Tensor)
-        np.testing.assert_array_equal(tensor, many)
+        np.testing.assert_array_equal(tensor, expected)
+        rows = encode(TEXTS, convert_to_numpy=False, normalize_embeddings=True)
+        assert isinstance(rows, list)
+        np.testing.assert_array_equal(torch.stack(rows), expected)
+        assert isinstance(encode(TEXTS[1], convert_to_numpy=False), torch.Tensor)
+        short = expected[:, :64] / np.linalg.norm(expected[:, :64], axis=1, keepdims=True)
+        np.testing.assert_allclose(encode(TEXTS, truncate_dim=64), short, atol=1e-6)
+        with_prompt = encode([f"find: {text}" for text in TEXTS])
+        np.testing.assert_array_equal(encode(TEXTS, prompt="find: "), with_prompt)
         with pytest.raises(InputError, match="batch_size must be a whole number of 1 or more"):
-            encode(texts, batch_size=0)
+            encode(TEXTS, batch_size=0)
         with pytest.raises(InputError, match="device 'abacus' is not available"):
-            encode(texts, device="abacus")
+            encode(TEXTS, device="abacus")
+        with pytest.raises(TypeError, match="unexpected argument 'batchsize'"):
+            encode(TEXTS, batchsize=3)
+    np.testing.assert_array_equal(routed.encode(TEXTS), documents)
+    np.testing.assert_array_equal(routed.encode(TEXTS, prompt_name="query"), queries)
 
 
-def test_similarity_is_the_cosine(task: RetrievalTask) -> None:
-    routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
-    found = routed.similarity(np.array([3.0, 4.0]), torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+def test_mtebs_batches_and_words(routed: RoutedEncoder) -> None:
+    batches = [{"text": TEXTS[:2], "title": ["", ""]}, {"text": TEXTS[2:]}]
+    about = {"task_metadata": None, "hf_split": "test", "hf_subset": "default", "batch_size": 32}
+    for kind, encode in (("query", routed.encode_query), ("document", routed.encode_document)):
+        found = routed.encode(iter(batches), prompt_type=kind, **about)
+        np.testing.assert_array_equal(found, encode(TEXTS))
+    with pytest.raises(InputError, match="texts must be strings; number 1 is 3 of type int"):
+        routed.encode([{"text": ["a", 3]}])
+    one, other = np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 2.0]])
+    assert routed.similarity_pairwise(one, other).tolist() == [pytest.approx(0.6), 0]
+
+
+def test_sentence_transformers_evaluates_as_we_do(
+    task: RetrievalTask, routed: RoutedEncoder
+) -> None:
+    evaluation = pytest.importorskip("sentence_transformers.sentence_transformer.evaluation")
+    queries = task.collection.splits["test"]
+    relevant = {
+        name: {document for document, grade in grades.items() if grade > 0}
+        for name, grades in zip(queries.ids, queries.relevance, strict=True)
+    }
+    evaluate = evaluation.InformationRetrievalEvaluator(
+        dict(zip(queries.ids, queries.texts, strict=True)),
+        dict(zip(task.collection.doc_ids, task.collection.doc_texts, strict=True)),
+        relevant,
+        name="tiny",
+    )
+    found = evaluate(routed)
+    expected, _ = task.evaluate("test", torch.from_numpy(routed.route(queries.texts)))
+    assert evaluate.primary_metric == "tiny_cosine_ndcg@10"
+    assert found["tiny_cosine_mrr@10"] == pytest.approx(expected.mean["RR@10"])
+    assert found["tiny_cosine_accuracy@10"] == pytest.approx(expected.mean["Success@10"])
+
+
+def test_similarity_is_the_cosine(fixed: RoutedEncoder) -> None:
+    found = fixed.similarity(np.array([3.0, 4.0]), torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
     assert found.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
-    assert routed.similarity(np.zeros((2, 2)), np.eye(2)).tolist() == [[0, 0], [0, 0]]
+    assert fixed.similarity(np.zeros((2, 2)), np.eye(2)).tolist() == [[0, 0], [0, 0]]
 
 
-def test_arguments_and_results_are_those_of_sentence_transformers(task: RetrievalTask) -> None:
-    routed = RoutedEncoder(task.embedder, a_router(task, ("content",)))
-    texts = ["honey of bees", "sea and moon", "a king in check"]
-    queries, documents = routed.encode_query(texts), routed.encode_document(texts)
-    np.testing.assert_array_equal(routed.encode(texts), documents)
-    np.testing.assert_array_equal(routed.encode(texts, prompt_name="query"), queries)
-    again = routed.encode_query(texts, prompt_name="query", normalize_embeddings=True)
-    np.testing.assert_array_equal(again, queries)
-    rows = routed.encode_document(texts, convert_to_numpy=False)
-    assert isinstance(rows, list)
-    np.testing.assert_array_equal(torch.stack(rows), documents)
-    np.testing.assert_array_equal(routed.encode_documents(texts), documents)
-    embeddings, depths = routed.encode_queries(texts)
-    np.testing.assert_array_equal(embeddings, queries)
-    np.testing.assert_array_equal(depths, routed.route(texts))
-    with pytest.raises(InputError, match=r"give a list of texts, not \{'title': 'bees'\}"):
-        routed.encode_document({"title": "bees"})
-
-
-def test_empty_texts_and_no_texts(task: RetrievalTask) -> None:
-    for blocks in (("attention", "profile"), ("content",)):
-        routed = RoutedEncoder(task.embedder, a_router(task, blocks))
-        embeddings, depths = routed.encode_query(["", "honey"]), routed.route(["", "honey"])
-        assert not embeddings[0].any()
-        assert np.linalg.norm(embeddings[1]) == pytest.approx(1.0, abs=1e-6)
-        assert depths.shape == (2,)
-        embeddings, depths = routed.encode_query([]), routed.route([])
-        assert embeddings.shape == (0, 256)
-        assert depths.shape == (0,)
+@pytest.mark.parametrize("blocks", [("attention", "profile"), ("content",)])
+def test_empty_texts_and_no_texts(task: RetrievalTask, blocks: tuple[str, ...]) -> None:
+    routed = RoutedEncoder(task.embedder, a_router(task, blocks))
+    embeddings, depths = routed.encode_queries(["", "honey"])
+    assert not embeddings[0].any()
+    assert np.linalg.norm(embeddings[1]) == pytest.approx(1.0, abs=1e-6)
+    assert depths.shape == (2,)
+    assert routed.encode_query([]).shape == (0, 256)
+    assert routed.route([]).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -222,37 +347,27 @@ def test_dataset_is_read_from_the_config(
         RoutedEncoder.from_run(run, "cpu")
 
 
-def test_a_router_of_another_encoder_is_refused(task: RetrievalTask, tmp_path: Path) -> None:
+def test_routers_of_others_are_refused(task: RetrievalTask, tmp_path: Path) -> None:
     run = a_run(tmp_path, task, fixed_router(task, 0))
     other = untrained_embedder(["other"], EncoderSettings(depths=DEPTHS))
     save_embedder(run / "encoder.safetensors", other, {})
     with pytest.raises(InputError, match="this router was trained for encoder"):
         RoutedEncoder.from_run(run, "cpu")
-
-
-def test_a_router_that_does_not_name_its_encoder_is_refused(task: RetrievalTask) -> None:
-    router = fixed_router(task, 0)
-    del router.settings["encoder"]
+    # Heads and cuts are part of an encoder.
+    fewer = untrained_embedder(task.collection.doc_texts, EncoderSettings(depths=DEPTHS, heads=4))
+    fewer.encoder.load_state_dict(task.embedder.encoder.state_dict())
+    assert fingerprint(fewer.tensors()) == fingerprint(task.embedder.tensors())
+    for embedder in (fewer, replace(task.embedder, query_tokens=8)):
+        with pytest.raises(InputError, match="this router was trained for encoder"):
+            RoutedEncoder(embedder, fixed_router(task, 0))
+    nameless = fixed_router(task, 0)
+    del nameless.settings["encoder"]
     with pytest.raises(InputError, match="this router was trained for encoder None"):
-        RoutedEncoder(task.embedder, router)
-
-
-def test_a_router_of_other_shapes_is_refused(task: RetrievalTask) -> None:
-    about = router_settings(task, "test")
-    layers = [(torch.zeros(7, 256), torch.zeros(7))]
+        RoutedEncoder(task.embedder, nameless)
+    layers, about = [(torch.zeros(7, 256), torch.zeros(7))], router_settings(task, "test")
     wrong = DepthRouter(layers, "relu", torch.zeros(256), torch.ones(256), ("content",), about)
     with pytest.raises(InputError, match="256 inputs and 7 depths; the encoder gives 256 and has"):
         RoutedEncoder(task.embedder, wrong)
-
-
-def test_missing_folders_and_files(task: RetrievalTask, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no run folder '.*nowhere'"):
-        RoutedEncoder.from_run(tmp_path / "nowhere")
-    for name in ("encoder", "router"):
-        run = a_run(tmp_path, task, fixed_router(task, 0))
-        (run / f"{name}.safetensors").unlink()
-        with pytest.raises(InputError, match=f"no {name} file"):
-            RoutedEncoder.from_run(run, "cpu")
 
 
 class Trap:
@@ -261,7 +376,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("name", ["encoder", "router"])
-def test_a_pickle_in_place_of_a_file_runs_nothing(
+def test_missing_files_and_pickles(
     task: RetrievalTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -273,22 +388,13 @@ def test_a_pickle_in_place_of_a_file_runs_nothing(
             RoutedEncoder.from_run(run, "cpu")
         assert "\n" not in str(caught.value)
     assert not Path("trap").exists()
-
-
-def test_mistakes_in_calls(task: RetrievalTask) -> None:
-    routed = RoutedEncoder(task.embedder, fixed_router(task, 0))
-    with pytest.raises(InputError, match=r"call index\(doc_ids, texts\) first"):
-        routed.search(["honey"])
-    with pytest.raises(InputError, match="give a list of texts, not the single text 'honey'"):
-        routed.route("honey")
-    with pytest.raises(InputError, match="1 document ids for 2 texts"):
-        routed.index(["a"], ["x", "y"])
-    with pytest.raises(InputError, match="document ids must differ; 'a' is given 2 times"):
-        routed.index(["a", "b", "a"], ["x", "y", "z"])
-    with pytest.raises(InputError, match="0 document ids"):
-        routed.index([], [])
-    with pytest.raises(InputError, match="k must be a whole number of 1 or more, got 0"):
-        routed.index(["a"], ["x"]).search(["honey"], k=0)
+    (run / f"{name}.safetensors").unlink()
+    with pytest.raises(InputError, match=f"no {name} file"):
+        RoutedEncoder.from_run(run, "cpu")
+    with pytest.raises(InputError, match=r"no run folder '.*nowhere'"):
+        RoutedEncoder.from_run(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no home folder is known for '~nosuchuser/run'; give the"):
+        RoutedEncoder.from_run("~nosuchuser/run")
 
 
 @pytest.mark.parametrize(
@@ -296,44 +402,46 @@ def test_mistakes_in_calls(task: RetrievalTask) -> None:
     [
         (None, "give a list of texts, not None"),
         (3, "give a list of texts, not 3"),
+        ({"title": "bees"}, "give a list of texts, not {'title': 'bees'}"),
         (b"honey", "texts must be strings; number 0 is 104 of type int"),
         (["honey", None], "texts must be strings; number 1 is None of type NoneType"),
-        ([b"honey"], "texts must be strings; number 0 is b'honey' of type bytes"),
         ([["honey"]], "texts must be strings; number 0 is ['honey'] of type list"),
         ([1.5], "texts must be strings; number 0 is 1.5 of type float"),
     ],
 )
-def test_what_is_no_text_is_refused(task: RetrievalTask, texts: Any, message: str) -> None:
-    routed = RoutedEncoder(task.embedder, fixed_router(task, 0)).index(["a"], ["x"])
-    calls = [
-        *(routed.encode_query, routed.encode_document, routed.route),
-        *(routed.observe, routed.search),
-    ]
-    for call in (*calls, lambda given: routed.index(["a"], given)):
+def test_what_is_no_text_is_refused(fixed: RoutedEncoder, texts: Any, message: str) -> None:
+    fixed.index(["a"], ["x"])
+    calls = [fixed.encode_query, fixed.encode_document, fixed.route, fixed.observe, fixed.search]
+    for call in (*calls, lambda given: fixed.index(["a"], given)):
         with pytest.raises(InputError) as caught:
             call(texts)
         assert str(caught.value) == message
+    with pytest.raises(InputError, match="give a list of texts, not the single text 'honey'"):
+        fixed.route("honey")
 
 
 def test_ids_are_checked_before_documents_are_encoded(
-    task: RetrievalTask, monkeypatch: pytest.MonkeyPatch
+    fixed: RoutedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    routed = RoutedEncoder(task.embedder, fixed_router(task, 0))
-    monkeypatch.setattr(type(task.embedder), "encode_ids", pytest.fail)
-    with pytest.raises(InputError, match="document ids must be strings; number 1 is 7 of type int"):
-        routed.index(["a", 7], ["x", "y"])  # type: ignore[list-item]
+    monkeypatch.setattr(type(fixed.embedder), "encode_ids", pytest.fail)
     many = [str(number) for number in range(200_000)]
     start = time.perf_counter()
-    with pytest.raises(InputError, match="document ids must differ; '199999' is given 2 times"):
-        routed.index([*many, "199999"], [*many, ""])
+    for ids, texts, message in (
+        (["a"], ["x", "y"], "1 document ids for 2 texts"),
+        ([], [], "0 document ids"),
+        (["a", 7], ["x", "y"], "document ids must be strings; number 1 is 7 of type int"),
+        ([*many, "199999"], [*many, ""], "document ids must differ; '199999' is given 2 times"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fixed.index(ids, texts)
     assert time.perf_counter() - start < 10  # over a minute where each id is sought in a list
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, "3", None, True])
-def test_k_is_a_whole_number(task: RetrievalTask, k: Any) -> None:
-    routed = RoutedEncoder(task.embedder, fixed_router(task, 0)).index(["a"], ["x"])
+def test_k_is_a_whole_number(fixed: RoutedEncoder, k: Any) -> None:
+    fixed.index(["a"], ["x"])
     with pytest.raises(InputError) as caught:
-        routed.search(["honey"], k)
+        fixed.search(["honey"], k)
     assert str(caught.value) == f"k must be a whole number of 1 or more, got {k!r}"
 
 
@@ -347,19 +455,3 @@ def test_a_pipe_or_a_huge_config_is_not_read(task: RetrievalTask, tmp_path: Path
         file.truncate(2**32)
     with pytest.raises(InputError, match=r"has 4294967296 bytes, and a config\.json of a run at"):
         RoutedEncoder.from_run(run, "cpu")
-
-
-def test_the_folder_of_an_unknown_user() -> None:
-    with pytest.raises(InputError) as caught:
-        RoutedEncoder.from_run("~nosuchuser/run")
-    assert str(caught.value) == "no home folder is known for '~nosuchuser/run'; give the whole path"
-
-
-def test_heads_and_cuts_are_part_of_the_encoder(task: RetrievalTask) -> None:
-    router = fixed_router(task, 0)
-    fewer = untrained_embedder(task.collection.doc_texts, EncoderSettings(depths=DEPTHS, heads=4))
-    fewer.encoder.load_state_dict(task.embedder.encoder.state_dict())
-    assert fingerprint(fewer.tensors()) == fingerprint(task.embedder.tensors())
-    for other in (fewer, replace(task.embedder, query_tokens=8)):
-        with pytest.raises(InputError, match="this router was trained for encoder"):
-            RoutedEncoder(other, router)

@@ -1,4 +1,3 @@
-import math
 import pickle
 
 import numpy as np
@@ -90,104 +89,69 @@ def test_predict_samples_from_the_softmax():
     np.testing.assert_allclose(shares, [0.9537, 0.0288, 0.0175], atol=0.012)
 
 
-def test_a_file_gives_the_shared_router_back(tmp_path):
-    router = shared_by_hand()
+@pytest.mark.parametrize(
+    "router", [by_hand(), by_hand(limit=2.5), by_hand("tanh"), shared_by_hand()]
+)
+def test_a_file_gives_the_router_back(tmp_path, router):
     save_router(tmp_path / "router.safetensors", router)
     again = load_router(tmp_path / "router.safetensors")
-    given = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)) * 4
+    given = torch.randn(20, router.inputs, generator=torch.Generator().manual_seed(0)) * 4
     assert torch.equal(again(given), router(given))
-    assert (again.shared, again.depths) == (True, 2)
+    for name in ("observation", "settings", "limit", "shared", "depths", "activation"):
+        assert getattr(again, name) == getattr(router, name)
+    assert again.settings == TELLS
+    assert not again.training
+
+
+@pytest.mark.parametrize(
+    ("layers", "more", "message"),
+    [
+        ([(3, 2, 3)], {"activation": "elu"}, "unknown activation 'elu'; choose one of relu, tanh"),
+        ([(3, 4, 3)], {}, r"weight \(3, 4\) and bias \(3,\) after 2 numbers"),
+        ([(3, 2, 2)], {}, "do not fit"),
+        ([(3, 2, 3)], {"scale": torch.ones(1)}, "do not fit"),
+        ([(1, 5, 2)], {"shared": True}, r"weight \(1, 5\) and bias \(2,\) after 3 numbers"),
+        ([(1, 4, 3)], {"shared": True}, "equally many numbers of each depth, got 2 for 3"),
+        ([], {"shared": True}, "got 2 for 0"),
+        ([], {"observation": ("mood",)}, "unknown observation block 'mood'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(layers, more, message):
+    given = [(torch.zeros(rows, columns), torch.zeros(biases)) for rows, columns, biases in layers]
+    about = {"activation": "relu", "mean": torch.zeros(2), "scale": torch.ones(2)}
+    about |= {"observation": ("content",), "settings": {}} | more
+    with pytest.raises(InputError, match=message):
+        DepthRouter(given, **about)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shared": False}, r"layers\.0\.weight"),
-        ({"widths": [4, 2, 3]}, r"layers\.0\.weight"),
-        ({"widths": [4, 2, 0]}, "incomplete router settings"),
+        (lambda s, _: s.pop("activation"), "settings"),
+        (lambda s, _: s.update(limit=10**400), "settings"),
+        (lambda s, _: s.update(limit=float("nan")), "limit nan"),
+        (lambda s, _: s.update(limit=float("inf")), "limit inf"),
+        (lambda s, _: s.update(limit=-1), "limit -1"),
+        (lambda s, _: s.update(observation=[["content"]]), "blocks must be strings"),
+        (lambda s, _: s.update(observation=3), "settings"),
+        (lambda s, _: s.update(activation="sin"), "unknown activation 'sin'"),
+        (lambda s, _: s.update(router=3), "settings"),
+        (lambda s, _: s.update(shared=True), "equally many numbers of each depth, got 2 for 3"),
+        (lambda _, t: t.pop("mean"), "'mean' is gone"),
+        (lambda _, t: t.pop("layers.0.weight"), r"'layers\.0\.weight' is gone"),
+        (lambda _, t: t.update(more=torch.ones(1)), "'more' is unknown"),
+        (lambda _, t: t["scale"].fill_(float("nan")), "not finite"),
+        (lambda _, t: t.update(mean=t["mean"].double()), "is torch.float64"),
+        (lambda _, t: t.update(mean=torch.zeros(2, 1)), r"shape \(2, 1\), expected"),
+        (lambda _, t: t.update({"layers.1.bias": torch.zeros(2)}), "layers do not fit"),
     ],
 )
-def test_a_shared_file_that_contradicts_itself(tmp_path, change, message):
-    path = tmp_path / "router.safetensors"
-    save_router(path, shared_by_hand())
-    rewritten(path, lambda settings: settings.update(change))
-    with pytest.raises(InputError, match=message):
-        load_router(path)
-
-
-@pytest.mark.parametrize("limit", [float("inf"), 2.5])
-def test_a_file_gives_the_router_back(tmp_path, limit):
-    router = by_hand(limit=limit)
-    save_router(tmp_path / "router.safetensors", router)
-    again = load_router(tmp_path / "router.safetensors")
-    given = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) * 4
-    assert torch.equal(again(given), router(given))
-    assert again.observation == ("content",)
-    assert again.settings == TELLS
-    assert again.limit == limit
-    assert not again.training
-
-
-def test_unknown_activation_and_layers_that_do_not_fit():
-    with pytest.raises(InputError, match="unknown activation 'elu'; choose from relu, tanh"):
-        by_hand("elu")
-    layers = [(torch.zeros(3, 4), torch.zeros(3))]
-    with pytest.raises(InputError, match=r"weight \(3, 4\) and bias \(3,\) after 2 numbers"):
-        DepthRouter(layers, "relu", torch.zeros(2), torch.ones(2), ("content",), {})
-    layers = [(torch.zeros(3, 2), torch.zeros(2))]
-    with pytest.raises(InputError, match="do not fit"):
-        DepthRouter(layers, "relu", torch.zeros(2), torch.ones(2), ("content",), {})
-    four = (torch.zeros(4), torch.ones(4), ("profile",), {})
-    layers = [(torch.zeros(1, 5), torch.zeros(2))]
-    with pytest.raises(InputError, match=r"weight \(1, 5\) and bias \(2,\) after 6 numbers"):
-        DepthRouter(layers, "relu", *four, shared=True)
-    layers = [(torch.zeros(1, 4), torch.zeros(3))]
-    with pytest.raises(InputError, match="equally many numbers of each depth, got 4 for 3"):
-        DepthRouter(layers, "relu", *four, shared=True)
-    with pytest.raises(InputError, match="got 4 for 0"):
-        DepthRouter([], "relu", *four, shared=True)
-    with pytest.raises(InputError, match="unknown observation block 'mood'"):
-        DepthRouter([], "relu", torch.zeros(2), torch.ones(2), ("mood",), {})
-
-
-def rewritten(path, change_settings=None, change_tensors=None):
-    """Write a router's file anew with other settings or tensors."""
-    settings, tensors = files.read(path, "router")
-    if change_settings:
-        change_settings(settings)
-    if change_tensors:
-        change_tensors(tensors)
-    files.write(path, tensors, "router", settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "tensors", "message"),
-    [
-        (lambda s: s.pop("widths"), None, "settings"),
-        (
-            lambda s: s.update(widths=[2] * 5_000_000),
-            None,
-            r"settings \(widths \[2, 2, .* for 2 layers",
-        ),
-        (lambda s: s.update(widths=[2, math.inf, 3]), None, "a width must be a whole number .*inf"),
-        (lambda s: s.update(widths=[2, 2.0, 3]), None, r"a width must be a whole number .*2\.0"),
-        (lambda s: s.update(widths="223"), None, r"settings \(widths '223' for 2 layers"),
-        (lambda s: s.update(limit=10**400), None, "settings"),
-        (lambda s: s.update(limit=float("nan")), None, "limit nan"),
-        (lambda s: s.update(limit=float("inf")), None, "limit inf"),
-        (lambda s: s.update(observation=[["content"]]), None, "blocks must be strings"),
-        (lambda s: s.update(observation=3), None, "settings"),
-        (lambda s: s.update(activation="sin"), None, "unknown activation 'sin'"),
-        (lambda s: s.update(widths=[2, 2]), None, r"widths \[2, 2\] for 2 layers"),
-        (lambda s: s.update(widths=[2, 5, 3]), None, "expected"),
-        (None, lambda t: t.pop("mean"), "'mean' is gone"),
-        (None, lambda t: t["scale"].fill_(float("nan")), "not finite"),
-    ],
-)
-def test_damaged_files_are_refused_in_one_line(tmp_path, settings, tensors, message):
+def test_damaged_files_are_refused_in_one_line(tmp_path, change, message):
     path = tmp_path / "router.safetensors"
     save_router(path, by_hand())
-    rewritten(path, settings, tensors)
+    settings, tensors = files.read(path, "router")
+    change(settings, tensors)
+    files.write(path, tensors, "router", settings)
     with pytest.raises(InputError, match=message) as caught:
         load_router(path)
     assert "\n" not in str(caught.value)

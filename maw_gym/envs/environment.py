@@ -144,6 +144,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         self.render_mode = render_mode
         self.observation_space = self.bandit.observation_space
         self.action_space = self.bandit.action_space
+        self.numbers_per_action = numbers_per_depth(self.bandit.blocks)  # observed ones
         self._query: int | None = None  # the row that is shown
         self._depth: int | None = None  # the depth that was chosen for it
 
@@ -204,11 +205,6 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
     def query_ids(self) -> NDArray[np.object_]:
         """The ids of all queries, (N,) strings."""
         return self.bandit.query_ids
-
-    @property
-    def numbers_per_action(self) -> int:
-        """How many observed numbers belong to each depth; 0 where some belong to none."""
-        return numbers_per_depth(self.bandit.blocks)
 
     def render(self) -> Any:
         """The chosen depth's attention and reward terms; before the step, what is observed.

@@ -110,8 +110,7 @@ def attention_frame(
         names, unit = [str(part + 1) for part in range(len(mean))], "eighth of the text"
         shares, ticks = mean / max(mean.max(initial=0), 1e-9), {0.0: "0", 1.0: "max"}
     else:
-        heading = f"attention of depth {depth} of {num_depths}, mean over heads"
-        heading += _cut(tokens)
+        heading = f"attention of depth {depth} of {num_depths}, mean over heads{_cut(tokens)}"
         names, unit = readable_tokens(tokens[:MAX_TOKENS]), "token"
         shares, ticks = np.cbrt(mean), WEIGHT_TICKS
     _write(image, (365, 65), heading, 13.5)

@@ -94,6 +94,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         self.bandit, self._order, _ = load_bandit(**settings)
         self.single_observation_space = self.bandit.observation_space
         self.single_action_space = self.bandit.action_space
+        self.numbers_per_action = numbers_per_depth(self.bandit.blocks)  # observed ones
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._queries: Rows | None = None  # (num_envs,) rows shown
@@ -104,11 +105,6 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
     def query_ids(self) -> NDArray[np.object_]:
         """The ids of all queries, (N,) strings: of ``infos["query"]`` is ``query_ids[...]``."""
         return self.bandit.query_ids
-
-    @property
-    def numbers_per_action(self) -> int:
-        """How many observed numbers belong to each depth; 0 where some belong to none."""
-        return numbers_per_depth(self.bandit.blocks)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

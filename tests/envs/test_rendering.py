@@ -104,7 +104,7 @@ def test_every_text_stands_in_its_place():
     _, top, _, bottom = changed(first, other)
     assert 50 < top < bottom < 80
     left, *_ = changed(first, frame(["▁red", "▁app"], outcome=OUTCOME._replace(focus=0.7499)))
-    assert left > 770  # the number beside the bar
+    assert left > 770  # the bar and the number beside it
 
 
 @pytest.mark.parametrize("count", [4, 12, 40, 97])

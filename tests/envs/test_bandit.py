@@ -103,24 +103,10 @@ def test_reward_of_a_table_by_hand():
 
 @pytest.mark.parametrize(
     "weights",
-    [
-        (0.5, 0.5),
-        (0.1, 0.2, 0.3, 0.4),
-        (float("nan"), 0.3, 0.4),
-        (float("inf"), 0.3, 0.4),
-        (-0.1, 0.6, 0.5),
-        (0, 0, 0),
-        "abc",
-        0.5,
-        (None, 0.5, 0.5),
-        None,
-        (1e300, 0, 0),
-        (10**400, 0, 0),
-        (0.3, 0.3, 2e6),
-        (5e-324, 0, 0),
-        (1e-7, 1e-7, 1e-7),
-    ],
-)
+    [(0.5, 0.5), (0.1, 0.2, 0.3, 0.4), (float("nan"), 0.3, 0.4), (float("inf"), 0.3, 0.4),
+     (-0.1, 0.6, 0.5), (0, 0, 0), "abc", 0.5, (None, 0.5, 0.5), None, (1e300, 0, 0),
+     (10**400, 0, 0), (0.3, 0.3, 2e6), (5e-324, 0, 0), (1e-7, 1e-7, 1e-7)],
+)  # fmt: skip
 def test_unusable_weights_are_shown_with_a_usable_example(weights):
     with pytest.raises(InputError) as caught:
         RewardSpec(weights)

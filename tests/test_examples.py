@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hostile_run import write_hostile_run
+from PIL import Image
 from tiny_collection import write_tiny_collection
 
 from maw_gym.tables.depth_table import BLOCKS
@@ -43,9 +44,9 @@ def shape(line: str) -> str:
 
 def test_every_example_is_tested() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
-        "environment_by_hand", "grpo_on_a_bandit", "own_collection", "own_learner",
-        "own_observation", "own_reward",
-        "own_text_encoder", "ppo_on_mawdepth", "search_with_a_run", "track_with_mlflow",
+        "attention_film", "environment_by_hand", "grpo_on_a_bandit", "own_collection",
+        "own_learner", "own_observation", "own_reward", "own_text_encoder",
+        "ppo_on_mawdepth", "search_with_a_run", "track_with_mlflow",
     }  # fmt: skip
 
 
@@ -125,3 +126,10 @@ def test_track_with_mlflow(
     assert found.info.run_name == "one"
     assert found.data.params["timesteps"] == "512"
     assert 0 < found.data.metrics["eval/reward"] < 1
+
+
+def test_attention_film(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    film = tmp_path / "film.gif"
+    assert run("attention_film", film, tiny_folder, "q20") == ["32 depths of q20"]
+    with Image.open(film) as frames:
+        assert (frames.n_frames, frames.size) == (32, (825, 450))

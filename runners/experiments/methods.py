@@ -7,13 +7,10 @@ A new row of every table is a function of `runners.experiments.result` and one `
 import difflib
 import hashlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 from maw_gym.encoders.training.settings import TrainingSettings
@@ -45,7 +42,7 @@ from runners.experiments.settings import (
     SupervisedSpec,
     TaskSettings,
 )
-from runners.experiments.training import Log, Trained, train_on_all_rewards
+from runners.experiments.training import Log, Trained, imported, train_on_all_rewards
 from runners.train_grpo import train_grpo
 from runners.train_ppo import train_ppo
 from runners.train_supervised import train_classifier
@@ -265,20 +262,14 @@ def method_of(given: str | Method | Learner) -> Method:
     if isinstance(given, str) and given in METHODS:
         return METHODS[given]
     if isinstance(given, str):
-        module, _, name = given.partition(":")
-        if not name:
+        if ":" not in given:
             close = difflib.get_close_matches(given, METHODS, n=1)
             question = f"did you mean {close[0]!r}? " if close else ""
             raise InputError(
                 f"unknown method {given!r}: {question}choose from {', '.join(METHODS)}, or give"
                 " module:name of a learner of your own"
             )
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
-        try:
-            given = getattr(import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as problem:
-            raise InputError(f"cannot import {module}:{name} ({problem})") from None
+        given = imported(given, "learner")
     if isinstance(given, Method):
         return given
     if not (inspect.isfunction(given) or inspect.isclass(given)) or given.__name__ in METHODS:

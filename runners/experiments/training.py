@@ -99,21 +99,32 @@ def training_run(learner: str, train: Train, settings: Any) -> None:
 
 
 def callback_named(name: str) -> BaseCallback:
-    """A callback that is named `module:Class`, from the working folder or installed."""
-    module, _, kind = name.partition(":")
-    sys.path.insert(0, os.getcwd())
+    """A callback of Stable-Baselines3 that is named `module:Class`."""
+    kind = imported(name, "callback")
     try:
-        callback = getattr(import_module(module), kind)()
-    except (ImportError, AttributeError, TypeError, ValueError) as problem:
+        callback = kind()
+    except TypeError as problem:
         raise InputError(
-            f"callback {name!r} cannot be made ({first_line(problem)}); give module:Class, a"
-            " callback of Stable-Baselines3 that needs no arguments"
+            f"callback {name!r} needs to be made without arguments ({problem})"
         ) from None
-    finally:
-        sys.path.remove(os.getcwd())
     if not isinstance(callback, BaseCallback):
         raise InputError(f"callback {name!r} is no BaseCallback of Stable-Baselines3")
     return callback
+
+
+def imported(name: str, what: str) -> Any:
+    """What `module:name` names, from the working folder or installed."""
+    module, _, inside = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(import_module(module), inside)
+    except (ImportError, AttributeError, ValueError) as problem:
+        raise InputError(
+            f"{what} {name!r} cannot be imported ({first_line(problem)}); give module:name of one"
+            " in the working folder, or of one that is installed"
+        ) from None
+    finally:
+        sys.path.remove(os.getcwd())
 
 
 def task_of(settings: TaskSettings) -> RetrievalTask:

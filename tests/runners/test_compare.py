@@ -305,8 +305,11 @@ def test_learners_of_ones_own_enter_a_comparison(
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("nowhere:learner", r"cannot import nowhere:learner \(No module named 'nowhere'"),
-        ("json:lerner", "cannot import json:lerner .*has no attribute 'lerner'"),
+        (
+            "nowhere:learner",
+            r"learner 'nowhere:learner' cannot be imported \(No module named 'nowhere'",
+        ),
+        ("json:lerner", "learner 'json:lerner' cannot be imported .*has no attribute 'lerner'"),
         ("os:name", "a learner is a function or a class with a name of its own, got 'posix'"),
     ],
 )

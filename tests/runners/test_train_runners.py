@@ -193,8 +193,8 @@ def test_evaluate_without_training_queries(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere:Nothing", "cannot be made (No module named 'nowhere'); give module:Class, a"),
-        ("json:Nothing", "cannot be made (module 'json' has no attribute 'Nothing'); give"),
+        ("nowhere:Nothing", "cannot be imported (No module named 'nowhere'); give module:name"),
+        ("json:Nothing", "cannot be imported (module 'json' has no attribute 'Nothing')"),
         ("json:JSONDecoder", "is no BaseCallback of Stable-Baselines3"),
     ],
 )

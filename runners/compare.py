@@ -40,8 +40,8 @@ class CompareSettings:
     datasets: Annotated[tuple[HomeText, ...], Field(min_length=1), Flag("dataset")] = ("pydocs",)
     """ir_datasets ids (pydocs, beir/scifact, cranfield, ...) or folders in BEIR's layout"""
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """methods by name, or own learners as module:name; all unless given (--quick: those that
-    train no encoder)"""
+    """methods by name, or own learners as module:name; all unless given (--quick: some of
+    each kind)"""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     """of the learners; 0 1 2 unless given (--quick: 0)"""
     encoder_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
@@ -61,7 +61,8 @@ class CompareSettings:
     verdict: bool = False
     """the study of docs/results.md: does choosing help? Folds, several encoders, fair controls"""
     quick: bool = False
-    """one seed, fewer timesteps, no encoder trained but the MAW encoder, short TREC runs"""
+    """one seed, fewer methods and timesteps, no encoder trained but the MAW encoder, short TREC
+    runs"""
 
     @property
     def tested_against(self) -> str:

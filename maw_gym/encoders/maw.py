@@ -79,7 +79,8 @@ class NonMAWEncoder(nn.Module):
         self.token_weight = nn.Parameter(torch.zeros(settings.vocabulary))
         with torch.no_grad():
             for projection in (self.query_proj, self.key_proj, self.value_proj, self.out_proj):
-                nn.init.eye_(projection.weight)
+                # The identity; torch.nn.init's takes a second of imports where nothing is drawn.
+                projection.weight.zero_().fill_diagonal_(1)
             self.query_proj.weight.mul_(UNTRAINED_SCALE)
 
     def forward(self, hidden: Tensor, mask: Tensor, depth: Tensor | None = None) -> Tensor:

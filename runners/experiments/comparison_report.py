@@ -166,7 +166,8 @@ def report_text(made: Sequence[Comparison], command: str, quick: bool = False) -
     ]
     if quick:
         parts.append(
-            "**A quick run**: one seed, fewer timesteps, no encoder trained but the MAW encoder."
+            "**A quick run**: one seed, fewer methods and timesteps, no encoder trained but the MAW"
+            " encoder."
             " Its numbers show that everything works; they are no result. The TREC runs have the"
             " first 10 documents of each query."
         )

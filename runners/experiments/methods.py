@@ -98,7 +98,7 @@ class Method(NamedTuple):
         specify: its specification, from the settings that the methods of a table share and the
             task.
         seeded: whether it differs from seed to seed.
-        slow: it trains an encoder, which `--quick` leaves out.
+        slow: `--quick` leaves it out: it trains an encoder, or is much like another one.
         needs: the split without whose queries it cannot run.
     """
 
@@ -133,9 +133,11 @@ def _rule(name: str, rule: str, about: str) -> Method:
     return Method(name, "static", partial(by_rule, rule), about, needs="train")
 
 
-def _learner(name: str, train: Learner, about: str, specify: Callable[..., Any]) -> Method:
+def _learner(
+    name: str, train: Learner, about: str, specify: Callable[..., Any], slow: bool = False
+) -> Method:
     run = partial(by_training, train)
-    return Method(name, "learner", run, about, specify, seeded=True, needs="train")
+    return Method(name, "learner", run, about, specify, seeded=True, slow=slow, needs="train")
 
 
 _BY_RULE = partial(_offline, SupervisedSpec, labels="rule")
@@ -146,7 +148,7 @@ _SEES = "that also sees what the ranking through each depth looks like, without 
 
 _ALL: Final = (
     Method("bm25", "ranker", bm25, "BM25 (Lucene's, k1 1.2, b 0.75) over the whole collection"),
-    _unrouted("mean-pooling", "mean_pooling", "mean of the token embeddings, no attention"),
+    _unrouted("mean-pooling", "mean_pooling", "mean of the token embeddings, no attention", True),
     _unrouted("non-maw-zero-shot", "zero_shot", "NON-MAW encoder, untrained"),
     Method(
         "standard-attention",
@@ -171,6 +173,7 @@ _ALL: Final = (
         "encoder",
         ensemble,
         "the mean of all depths' embeddings: nothing is chosen, at the cost of every depth",
+        slow=True,
     ),
     Method(
         "dense-bm25",
@@ -196,7 +199,9 @@ _ALL: Final = (
     ),
     _rule("rule-constant", "rule", "the rule's most common label of training queries"),
     _learner("supervised-rule", train_classifier, "classifier on the rule's labels", _BY_RULE),
-    _learner("supervised-oracle", train_classifier, "classifier on the best depths", _BY_ORACLE),
+    _learner(
+        "supervised-oracle", train_classifier, "classifier on the best depths", _BY_ORACLE, True
+    ),
     _learner(
         "full-information",
         train_on_all_rewards,
@@ -209,6 +214,7 @@ _ALL: Final = (
         _for_ndcg,
         f"one {_SEES}",
         partial(_ALL_REWARDS, **_SEES_RANKINGS),
+        slow=True,
     ),
     _learner("ppo", train_ppo, "PPO of Stable-Baselines3", partial(_online, PPOSpec)),
     _learner("grpo", train_grpo, "GRPO", partial(_online, GRPOSpec)),
@@ -217,6 +223,7 @@ _ALL: Final = (
         train_grpo,
         f"GRPO {_SEES}",
         partial(_online, GRPOSpec, **_SEES_RANKINGS),
+        slow=True,
     ),
     Method(
         "oracle",
@@ -284,5 +291,4 @@ def method_of(given: str | Method | Learner) -> Method:
         return OwnSpec(common.task, common.online, source)
 
     about = (inspect.getdoc(given) or given.__name__).partition("\n")[0].rstrip(".")
-    run = partial(by_training, given)
-    return Method(given.__name__, "learner", run, about, specify, seeded=True, needs="train")
+    return _learner(given.__name__, given, about, specify)

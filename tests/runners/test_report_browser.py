@@ -25,11 +25,16 @@ pytestmark = pytest.mark.skipif(
 )
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
 FLAGS += " --disable-background-networking --disable-component-update --disable-sync"
+NAMED = "button, input, select, canvas[tabindex], svg[role]"
 
 
 @pytest.fixture(scope="module")
 def payload(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_payload(write_hostile_run(tmp_path_factory.mktemp("hostile") / "run <b>1"))
+
+
+def query_of(payload: dict[str, Any], words: str) -> dict[str, Any]:
+    return next(one for one in payload["sample"]["queries"] if words in one["text"])
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +52,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 class Page:
     """The page in the browser."""
 
-    def __init__(self, browser: Any, path: Path) -> None:
+    def __init__(self, browser: Any, address: str) -> None:
         self.browser = browser
-        self.open(path.as_uri())
+        self.open(address)
 
     def open(self, address: str) -> None:
         self.browser.get(address)
-        self.wait("return document.getElementById('heads').children.length === 8")
+        self.wait("document.getElementById('heads').children.length === 8")
 
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.browser.execute_script(script, *arguments)
+    def run(self, expression: str, *arguments: Any) -> Any:
+        return self.browser.execute_script(f"return {expression}", *arguments)
 
     def wait(self, condition: str) -> None:
         support.WebDriverWait(self.browser, 60).until(lambda _: self.run(condition))
@@ -64,16 +69,13 @@ class Page:
     def find(self, selector: str) -> Any:
         return self.browser.find_element("css selector", selector)
 
-    def text(self, selector: str) -> str:
-        """All text of an element, hidden or not."""
-        return str(self.run("return document.querySelector(arguments[0]).textContent", selector))
-
-    def texts(self, selector: str) -> list[str]:
-        script = "return [...document.querySelectorAll(arguments[0])].map(one => one.textContent)"
+    def all(self, selector: str, what: str = "textContent") -> list[Any]:
+        script = f"[...document.querySelectorAll(arguments[0])].map(one => one.{what})"
         return list(self.run(script, selector))
 
-    def count(self, selector: str) -> int:
-        return int(self.run("return document.querySelectorAll(arguments[0]).length", selector))
+    def text(self, selector: str) -> str:
+        """All text of an element, hidden or not."""
+        return str(self.all(selector)[0])
 
     def show(self, words: str) -> None:
         """Search for a query, which shows the first that is found."""
@@ -93,13 +95,13 @@ class Page:
 def page(browser: Any, payload: dict[str, Any], tmp_path: Path) -> Iterator[Page]:
     path = tmp_path / "report.html"
     path.write_text(rendered(payload), encoding="ascii")
-    shown = Page(browser, path)
+    shown = Page(browser, path.as_uri())
     shown.device(1200, 900)
     yield shown
     # Whatever was done: nothing went wrong in a script, was refused by the policy, or was fetched.
     assert browser.get_log("browser") == []
-    assert shown.run("return performance.getEntriesByType('resource').length") == 0
-    assert shown.run("return window.owned === undefined")
+    assert shown.run("performance.getEntriesByType('resource').length") == 0
+    assert shown.run("window.owned === undefined")
 
 
 # --- what it shows ---------------------------------------------------------------------------
@@ -111,10 +113,18 @@ def test_title_table_and_settings(page: Page) -> None:
     assert page.text("#about").startswith(f"{SCRIPT} on ")
     assert "0.5 entropy + 0.25 focus + 0.25 nDCG@10" in page.text("#about")
     names = [IMAGE, "random depth", f"{SCRIPT} (this run)", "oracle, upper bound"]
-    assert page.texts("#table tbody th") == names
+    assert page.all("#table tbody th") == names
     # Of four queries two digits tell something.
-    assert page.texts("#table tr.own td")[:3] == ["0.63", "0.50", "0.50"]
-    assert page.texts("#config td")[-1] == IMAGE
+    assert page.all("#table tr.own td")[:3] == ["0.63", "0.50", "0.50"]
+    assert page.all("#config td")[-1] == IMAGE
+    head = page.find("#table th:nth-child(2) button")
+    for order, values in (
+        ("descending", ["0.75", "0.63", "0.50", "–"]),
+        ("ascending", ["0.50", "0.63", "0.75", "–"]),
+    ):
+        head.click()
+        assert page.all("#table tbody tr td:nth-child(2)") == values
+        assert page.find("#table th:nth-child(2)").get_attribute("aria-sort") == order
 
 
 def test_texts_are_text_whatever_they_hold(page: Page) -> None:
@@ -130,8 +140,8 @@ def test_texts_are_text_whatever_they_hold(page: Page) -> None:
     assert "d8\\u{001b}\\u{2066}" in page.text("#rankings")
     page.show("abcdefghij")
     assert page.text("#text") == LONG[:999] + "…"
-    assert page.count("script") == 2
-    assert page.count("img, iframe, object, embed, link, b, i") == 0
+    assert len(page.all("script")) == 2
+    assert page.all("img, iframe, object, embed, link, b, i") == []
 
 
 @pytest.mark.parametrize("width", [360, 768, 1200])
@@ -139,47 +149,37 @@ def test_no_word_is_wider_than_the_page(page: Page, width: int) -> None:
     page.device(width, 800)
     for words in ("honey script", "abcdefghij"):
         page.show(words)
-        for selector in ("html", "body"):
-            element = f"document.querySelector({selector!r})"
-            assert page.run(f"return {element}.scrollWidth") <= width
+        assert max(page.all("html, body", "scrollWidth")) <= width
 
 
 def test_terms_are_those_of_the_query(page: Page, payload: dict[str, Any]) -> None:
     page.show("tides")
-    query = next(one for one in payload["sample"]["queries"] if "tides" in one["text"])
-    terms = query["terms"]
+    terms = {k: np.array(one) for k, one in query_of(payload, "tides")["terms"].items()}
     says = page.text("#says")
     assert f"reward {terms['reward'][CHOSEN]:.3f} = entropy {terms['entropy'][CHOSEN]:.3f}" in says
     assert "the router's choice" in says
-    page.run("document.querySelector('#terms details').open = true")
-    page.wait("return document.querySelectorAll('#terms tbody tr').length === 4")
-    shown = np.array([float(text) for text in page.texts("#terms tbody :is(td, th)")]).reshape(
-        DEPTHS, 5
-    )
-    paid = [0.5 * np.array(terms["entropy"]), 0.25 * np.array(terms["focus"])]
-    paid += [0.25 * np.array(terms["alignment"]), np.array(terms["reward"])]
-    assert shown == pytest.approx(np.array([np.arange(DEPTHS), *paid]).T, abs=1e-3)
-    assert page.count("#terms svg .bar") == 3 * DEPTHS
+    page.browser.execute_script("document.querySelector('#terms details').open = true")
+    page.wait("document.querySelectorAll('#terms tbody tr').length === 4")
+    shown = np.array([float(text) for text in page.all("#terms tbody :is(td, th)")])
+    expected = [np.arange(DEPTHS), 0.5 * terms["entropy"], 0.25 * terms["focus"]]
+    expected += [0.25 * terms["alignment"], terms["reward"]]
+    assert shown.reshape(DEPTHS, 5) == pytest.approx(np.array(expected).T, abs=1e-3)
+    assert len(page.all("#terms svg .bar")) == 3 * DEPTHS
 
 
 def test_relevant_documents_are_marked_and_side_by_side(
     page: Page, payload: dict[str, Any]
 ) -> None:
     page.show("honey script")
-    query = next(one for one in payload["sample"]["queries"] if "honey" in one["text"])
-    columns = (CHOSEN, query["best"], DEPTHS)
-    for column, place in enumerate(columns, start=1):
+    query = query_of(payload, "honey")
+    for column, place in enumerate((CHOSEN, query["best"], DEPTHS), start=1):
         here = f"#rankings > section:nth-child({column})"
         ranking = query["rankings"][place]
-        relevant = [str(document) in query["relevant"] for document, _ in ranking]
-        assert page.count(f"{here} li") == len(ranking) == 10
-        classes = page.run(
-            "return [...document.querySelectorAll(arguments[0])].map(one => one.className)",
-            f"{here} li",
-        )
-        assert [name == "relevant" for name in classes] == relevant
+        marked = ["relevant" * (str(document) in query["relevant"]) for document, _ in ranking]
+        assert page.all(f"{here} li", "className") == marked
+        assert len(marked) == 10
         assert f"nDCG@10 {query['ndcg'][place]:.3f}" in page.text(here)
-    assert page.texts("#rankings .badge") == ["✓ relevant, grade 2"] * 3
+    assert page.all("#rankings .badge") == ["✓ relevant, grade 2"] * 3
 
 
 # --- how it is worked ------------------------------------------------------------------------
@@ -187,9 +187,7 @@ def test_relevant_documents_are_marked_and_side_by_side(
 
 def test_depths_by_slider_buttons_and_bars(page: Page) -> None:
     page.show("tides")
-    slider = page.find("#depth")
-    slider.send_keys(Keys.HOME)
-    slider.send_keys(Keys.ARROW_RIGHT)
+    page.find("#depth").send_keys(Keys.HOME + Keys.ARROW_RIGHT)
     assert page.text("#number") == "1"
     assert page.text("#says").startswith("Depth 1")
     assert page.text("#attention-title") == "Attention at depth 1, head 1"
@@ -202,9 +200,9 @@ def test_depths_by_slider_buttons_and_bars(page: Page) -> None:
     assert page.text("#terms .readout").startswith("depth 3: 0.5 × entropy ")
     chart.send_keys(Keys.ENTER)
     assert page.text("#number") == "3"
-    assert page.run("return location.hash").endswith(",3")
     # The view is in the address.
     address = page.browser.current_url
+    assert address.endswith(",3")
     page.browser.get("about:blank")
     page.open(address)
     assert page.text("#number") == "3"
@@ -212,17 +210,15 @@ def test_depths_by_slider_buttons_and_bars(page: Page) -> None:
 
 
 def test_queries_by_search_list_and_buttons(page: Page) -> None:
-    assert page.count("#query option") == 4
+    assert len(page.all("#query option")) == 4
     page.show("honey")
-    assert page.count("#query option") == 1
+    assert len(page.all("#query option")) == 1
     assert page.text("#matches") == "1 of 4 queries"
     page.show("no such words")
     assert page.text("#matches") == "0 of 4 queries"
     assert not page.find("#query").is_enabled()
-    page.show("")
-    page.find("#search").send_keys("q")
-    before = page.text("#text")
-    seen = []
+    page.show("q")
+    before, seen = page.text("#text"), []
     for _ in range(4):
         page.find("#next").click()
         seen.append(page.text("#text"))
@@ -234,34 +230,21 @@ def test_queries_by_search_list_and_buttons(page: Page) -> None:
 
 def test_weights_are_read_with_arrow_keys(page: Page, payload: dict[str, Any]) -> None:
     page.show("honey script")
-    query = next(one for one in payload["sample"]["queries"] if "honey" in one["text"])
-    page.wait("return document.getElementById('attention-title').textContent.includes('depth 2')")
+    query = query_of(payload, "honey")
+    page.wait("document.getElementById('attention-title').textContent.includes('depth 2')")
     page.find("#heads button:nth-child(3)").click()
-    assert page.run("return document.querySelectorAll('#heads [aria-pressed=true]').length") == 1
+    assert len(page.all("#heads [aria-pressed=true]")) == 1
     matrix = page.find("#matrix")
-    for key in (Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT):
-        matrix.send_keys(key)  # the first shows where one is
+    matrix.send_keys(Keys.ARROW_DOWN + Keys.ARROW_DOWN + Keys.ARROW_RIGHT)  # the first shows where
     numbers = gzip.decompress(base64.b64decode(query["attention"]))
-    n = len(query["tokens"])
-    at = ((CHOSEN * 8 + 2) * n + 1) * n + 1
-    weight = (numbers[at] / 255) ** 2
-    token = query["tokens"][1]
+    n, token = len(query["tokens"]), query["tokens"][1]
+    weight = (numbers[((CHOSEN * 8 + 2) * n + 1) * n + 1] / 255) ** 2
     assert page.text("#cell") == f"“{token}” attends to “{token}”: {weight:.3f} (token 2 to 2)"
     assert "head 3 at depth 2" in matrix.get_attribute("aria-label")
 
 
-def test_columns_sort_and_say_so(page: Page) -> None:
-    head = page.find("#table th:nth-child(2) button")
-    head.click()
-    assert page.texts("#table tbody tr td:nth-child(2)") == ["0.75", "0.63", "0.50", "–"]
-    assert page.find("#table th:nth-child(2)").get_attribute("aria-sort") == "descending"
-    head.click()
-    assert page.texts("#table tbody tr td:nth-child(2)") == ["0.50", "0.63", "0.75", "–"]
-    assert page.find("#table th:nth-child(2)").get_attribute("aria-sort") == "ascending"
-
-
 def test_curves_can_be_chosen_and_read(page: Page) -> None:
-    assert page.texts("#curve option") == ["Mean reward, validation queries", "train/" + IMAGE]
+    assert page.all("#curve option") == ["Mean reward, validation queries", "train/" + IMAGE]
     support.Select(page.find("#curve")).select_by_index(1)
     page.find("#curves svg").send_keys(Keys.END)
     assert page.text("#curves .readout") == f"training queries 20: train/{IMAGE} 0.7500"
@@ -269,34 +252,26 @@ def test_curves_can_be_chosen_and_read(page: Page) -> None:
 
 def test_light_and_dark(page: Page) -> None:
     def ground() -> str:
-        return str(page.run("return getComputedStyle(document.body).backgroundColor"))
+        return str(page.run("getComputedStyle(document.body).backgroundColor"))
 
     light = ground()
     page.device(1200, 900, dark=True)
     dark = ground()
     assert light != dark
-    seen = []
-    for _ in range(3):
+    for theme, colour in (("light", light), ("dark", dark), ("system", dark)):
         page.find("#theme").click()
-        seen.append((page.text("#theme"), ground()))
-    assert seen == [("Theme: light", light), ("Theme: dark", dark), ("Theme: system", dark)]
+        assert (page.text("#theme"), ground()) == (f"Theme: {theme}", colour)
 
 
 def test_everything_can_be_reached_with_the_keyboard_and_has_a_name(page: Page) -> None:
-    wanted = {"theme", "search", "query", "next", "previous", "depth", "matrix", "curve"}
     reached = set()
-    for _ in range(120):
+    for _ in range(60):
         page.browser.switch_to.active_element.send_keys(Keys.TAB)
-        reached.add(page.run("return document.activeElement.id"))
-    assert wanted <= reached
-    unnamed = page.run(
-        """return [...document.querySelectorAll(
-            "button, input, select, canvas[tabindex], svg[role]"
-        )].filter(one => !(one.textContent.trim() || one.getAttribute("aria-label") ||
-            (one.labels && one.labels.length))).map(one => one.outerHTML)"""
-    )
-    assert unnamed == []
-    assert page.run("return document.documentElement.lang") == "en"
+        reached.add(page.run("document.activeElement.id"))
+    assert reached >= {"theme", "search", "query", "next", "previous", "depth", "matrix", "curve"}
+    name = "textContent.trim() || one.getAttribute('aria-label') || (one.labels || []).length"
+    assert all(page.all(NAMED, name))
+    assert page.run("document.documentElement.lang") == "en"
 
 
 def test_a_page_without_queries_or_curves_says_so(
@@ -304,10 +279,9 @@ def test_a_page_without_queries_or_curves_says_so(
 ) -> None:
     empty = json.loads(json.dumps(payload))
     empty["sample"]["queries"], empty["curves"] = [], []
-    path = tmp_path / "empty.html"
-    path.write_text(rendered(empty), encoding="ascii")
-    browser.get(path.as_uri())
-    script = "return document.getElementById(arguments[0]).innerText"
-    assert browser.execute_script(script, "problem") == "The run has no test query to look at."
-    assert "no learning curves" in browser.execute_script(script, "curves")
+    (tmp_path / "empty.html").write_text(rendered(empty), encoding="ascii")
+    browser.get((tmp_path / "empty.html").as_uri())
+    said = [browser.find_element("id", name).text for name in ("problem", "curves")]
+    assert said[0] == "The run has no test query to look at."
+    assert "no learning curves" in said[1]
     assert browser.get_log("browser") == []

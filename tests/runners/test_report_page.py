@@ -53,32 +53,51 @@ def test_the_table_has_the_run_above_the_upper_bounds(payload: dict[str, Any]) -
     ]
 
 
-def test_the_depths_are_those_of_the_table(payload: dict[str, Any], task: RetrievalTask) -> None:
-    table, depths = task.table("test"), payload["depths"]
+def test_curves_come_from_the_logs_and_settings_are_lines(
+    payload: dict[str, Any], task: RetrievalTask
+) -> None:
+    values = {"name": "", "steps": [0, 10, 20], "values": [0.25, 0.5, 0.75]}
+    first, second = payload["curves"]
+    assert second == {"title": "train/" + IMAGE, "curves": [values], "levels": []}
+    assert (first["title"], first["curves"]) == ("Mean reward, validation queries", [values])
+    table = task.table("validation")
+    reward = 0.5 * table.entropy + 0.25 * table.focus + 0.25 * table.ndcg
+    fixed = reward[:, payload["depths"]["best_fixed"]]
+    assert {one["name"]: one["y"] for one in first["levels"]} == {
+        "random depth": pytest.approx(reward.mean(), abs=1e-4),
+        "best fixed depth": pytest.approx(fixed.mean(), abs=1e-4),
+        "oracle": pytest.approx(reward.max(1).mean(), abs=1e-4),
+    }
+    settings = dict(payload["run"]["settings"])
+    assert settings["settings.reward_weights"] == "0.5, 0.25, 0.25"
+    assert (settings[f"settings.{SCRIPT}"], settings["learner"]) == (IMAGE, SCRIPT)
+
+
+def test_depths_and_queries_are_those_of_the_table(
+    payload: dict[str, Any], task: RetrievalTask
+) -> None:
+    table, depths, sample = task.table("test"), payload["depths"], payload["sample"]
+    test, train = (
+        0.5 * one.entropy + 0.25 * one.focus + 0.25 * one.ndcg
+        for one in (table, task.table("train"))
+    )
     assert depths["ndcg"] == pytest.approx(table.ndcg.mean(0), abs=1e-4)
     assert depths["profile"]["entropy"] == pytest.approx(table.entropy.mean(0), abs=1e-4)
-    reward = 0.5 * table.entropy + 0.25 * table.focus + 0.25 * table.ndcg
-    assert depths["profile"]["reward"] == pytest.approx(reward.mean(0), abs=1e-4)
+    assert depths["profile"]["reward"] == pytest.approx(test.mean(0), abs=1e-4)
     assert depths["chosen"] == [0, 0, 4, 0]
-    assert depths["best"] == np.bincount(reward.argmax(1), minlength=DEPTHS).tolist()
-    train = task.table("train")
-    fixed = (0.5 * train.entropy + 0.25 * train.focus + 0.25 * train.ndcg).mean(0).argmax()
-    assert depths["best_fixed"] == fixed
+    assert depths["best"] == np.bincount(test.argmax(1), minlength=DEPTHS).tolist()
+    assert depths["best_fixed"] == train.mean(0).argmax()
     # Four queries: 1.96 standard deviations over 2.
     assert depths["intervals"]["nDCG@10"] == pytest.approx(0.98 * table.ndcg.std(0), abs=1e-4)
-
-
-def test_every_query_is_that_of_the_split(payload: dict[str, Any], task: RetrievalTask) -> None:
-    table, sample = task.table("test"), payload["sample"]
     assert sample["of"] == len(sample["queries"]) == 4
-    reward = 0.5 * table.entropy + 0.25 * table.focus + 0.25 * table.ndcg
     for row, query in enumerate(sample["queries"]):
         assert query["text"] == QUERIES[5 + row][1][:999] + "…" * (row == 3)
-        assert query["terms"]["entropy"] == pytest.approx(table.entropy[row], abs=1e-4)
-        assert query["terms"]["alignment"] == pytest.approx(table.ndcg[row], abs=1e-4)
-        assert query["terms"]["reward"] == pytest.approx(reward[row], abs=1e-4)
+        for name, values in (
+            ("entropy", table.entropy), ("alignment", table.ndcg), ("reward", test),
+        ):  # fmt: skip
+            assert query["terms"][name] == pytest.approx(values[row], abs=1e-4)
         assert query["ndcg"][:DEPTHS] == pytest.approx(table.ndcg[row], abs=1e-4)
-        assert (query["chosen"], query["best"]) == (CHOSEN, reward[row].argmax())
+        assert (query["chosen"], query["best"]) == (CHOSEN, test[row].argmax())
 
 
 def test_attention_is_that_of_every_depth_and_head(
@@ -116,28 +135,6 @@ def test_rankings_are_those_of_the_evaluation(payload: dict[str, Any], task: Ret
     relevant = [query["relevant"] for query in sample["queries"]]
     named = [{ids[int(place)][:2]: grade for place, grade in one.items()} for one in relevant]
     assert named == [{"d6": 2}, {"d7": 1}, {"d8": 1}, {"d9": 1}]
-
-
-def test_curves_come_from_the_logs(payload: dict[str, Any], task: RetrievalTask) -> None:
-    values = {"name": "", "steps": [0, 10, 20], "values": [0.25, 0.5, 0.75]}
-    first, second = payload["curves"]
-    assert second == {"title": "train/" + IMAGE, "curves": [values], "levels": []}
-    assert (first["title"], first["curves"]) == ("Mean reward, validation queries", [values])
-    table = task.table("validation")
-    reward = 0.5 * table.entropy + 0.25 * table.focus + 0.25 * table.ndcg
-    fixed = reward[:, payload["depths"]["best_fixed"]]
-    assert {one["name"]: one["y"] for one in first["levels"]} == {
-        "random depth": pytest.approx(reward.mean(), abs=1e-4),
-        "best fixed depth": pytest.approx(fixed.mean(), abs=1e-4),
-        "oracle": pytest.approx(reward.max(1).mean(), abs=1e-4),
-    }
-
-
-def test_settings_are_lines(payload: dict[str, Any]) -> None:
-    settings = dict(payload["run"]["settings"])
-    assert settings["settings.reward_weights"] == "0.5, 0.25, 0.25"
-    assert settings[f"settings.{SCRIPT}"] == IMAGE
-    assert settings["learner"] == SCRIPT
 
 
 # --- samples and curves by hand --------------------------------------------------------------

@@ -13,10 +13,10 @@ import shlex
 import sys
 import textwrap
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import reduce
 from typing import (
-    Annotated,
     Any,
     Final,
     Literal,
@@ -57,71 +57,69 @@ class Section:
 
 
 class Setting(NamedTuple):
-    """A field that is a flag: its type, default (MISSING: to be given), help and what is typed."""
+    """A field that is a flag: how it is checked and typed, and the path of attributes to it."""
 
+    hint: Any
     type: Any
-    default: Any
+    default: Any  # MISSING: it has to be given
     about: str
     flag: str
     positional: bool
+    path: tuple[str, ...]
 
     @property
     def word(self) -> str:
         """What messages call it: a positional one by its name in capitals."""
-        return self.flag[2:].replace("-", "_").upper() if self.positional else self.flag
+        return self.path[-1].upper() if self.positional else self.flag
 
 
 def settings_in(kind: type[Any]) -> dict[str, Setting]:
     """All flags of a dataclass by name, those of its sections among them."""
     found: dict[str, Setting] = {}
-    types_of, texts = get_type_hints(kind), described(kind)
-    for field, hint, section, names in _fields(kind):
-        if section is not None:
-            of_section = settings_in(section)
-            found |= {name: of_section[name] for name in names}
-            continue
-        told = next((one for one in get_args(hint) if isinstance(one, Flag)), Flag())
-        flag = "--" + (told.word or field.name).replace("_", "-")
-        make = field.default_factory
-        default = field.default if make is MISSING else make()
-        text = texts.get(field.name, "")
-        found[field.name] = Setting(types_of[field.name], default, text, flag, told.positional)
-    return found
-
-
-def _fields(kind: type[Any]) -> Iterator[tuple[Any, Any, type[Any] | None, list[str]]]:
-    """Each field with its annotation; of a section its dataclass and the names of its flags."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints, types_of = get_type_hints(kind, include_extras=True), get_type_hints(kind)
+    texts = described(kind)
     for field in fields(kind):
-        hint = hints[field.name]
-        of, *more = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        name, hint, of = field.name, hints[field.name], types_of[field.name]
+        more = getattr(hint, "__metadata__", ())
         if is_dataclass(of):
             told = next((one for one in more if isinstance(one, Section)), Section())
-            names = [
-                name
-                for name in settings_in(of)  # type: ignore[arg-type]
-                if name not in told.without and (not told.only or name in told.only)
-            ]
-            yield field, hint, of, names  # type: ignore[misc]
-        else:
-            yield field, hint, None, []
+            for inner, one in settings_in(of).items():  # type: ignore[arg-type]
+                if inner not in told.without and (not told.only or inner in told.only):
+                    found[inner] = one._replace(path=(name, *one.path))
+            continue
+        typed = next((one for one in more if isinstance(one, Flag)), Flag())
+        flag = "--" + (typed.word or name).replace("_", "-")
+        make = field.default_factory
+        default = field.default if make is MISSING else make()
+        about = texts.get(name, "")
+        found[name] = Setting(hint, of, default, about, flag, typed.positional, (name,))
+    return found
 
 
 def made(kind: type[Kind], values: Mapping[str, Any] | None = None, /, **more: Any) -> Kind:
     """Settings from flat values, as they are typed or as JSON has them; the rest are defaults."""
-    values = {**(values or {}), **more}
-    if unknown := sorted(values.keys() - settings_in(kind).keys()):
-        raise InputError(f"unknown setting {unknown[0]!r} of {kind.__name__}")
-    given: dict[str, Any] = {}
-    for field, hint, section, names in _fields(kind):
-        if section is not None:
-            part = {name: values[name] for name in names if name in values}
-            given[field.name] = made(section, part)
-        elif field.name in values:
-            try:
-                given[field.name] = TypeAdapter(hint).validate_python(values[field.name])
-            except ValidationError as error:
-                raise InputError(one_line(error, field.name)) from None
+    known, tree = settings_in(kind), dict[str, Any]()
+    for name, value in {**(values or {}), **more}.items():
+        if name not in known:
+            raise InputError(f"unknown setting {name!r} of {kind.__name__}")
+        try:
+            checked = TypeAdapter(known[name].hint).validate_python(value)
+        except ValidationError as error:
+            raise InputError(one_line(error, name)) from None
+        section, (*path, last) = tree, known[name].path
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = checked
+    return _built(kind, tree)
+
+
+def _built(kind: type[Kind], tree: Mapping[str, Any]) -> Kind:
+    """A dataclass of checked values, those of each section in a dictionary."""
+    types_of = get_type_hints(kind)
+    given = {
+        name: _built(types_of[name], value) if is_dataclass(types_of[name]) else value
+        for name, value in tree.items()
+    }
     try:
         return kind(**given)
     except ValidationError as error:  # of a dataclass that knows no InputError
@@ -130,14 +128,8 @@ def made(kind: type[Kind], values: Mapping[str, Any] | None = None, /, **more: A
 
 def flat(settings: Any) -> dict[str, Any]:
     """The values of settings by name, without their sections."""
-    values: dict[str, Any] = {}
-    for field, _, section, names in _fields(type(settings)):
-        value = getattr(settings, field.name)
-        if section is None:
-            values[field.name] = value
-        else:
-            values |= {name: one for name, one in flat(value).items() if name in names}
-    return values
+    known = settings_in(type(settings))
+    return {name: reduce(getattr, one.path, settings) for name, one in known.items()}
 
 
 def changed(settings: Kind, **values: Any) -> Kind:

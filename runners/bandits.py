@@ -1,9 +1,11 @@
-"""Compare GRPO with PPO, A2C and DQN of Stable-Baselines3 on eight contextual bandits.
+"""Compare GRPO with PPO, A2C and DQN of Stable-Baselines3 on bandits and on episodes of Gymnasium.
 
-Every learner has its defaults and the same number of environment steps; all rewards are known, so
-that the greedy policy's share of the optimum is exact. Leaves results.json, report.md with the
-table and bandits.png with the learning curves in the run's folder. It needs scikit-learn:
-pip install "maw_gym[benchmark]".
+On eight contextual bandits every learner has its defaults and the same number of environment steps;
+all rewards are known, so that the greedy policy's share of the optimum is exact. On episodes (asked
+for by name: CartPole-v1, Acrobot-v1, FrozenLake-v1, Pendulum-v1 and, with gymnasium[box2d],
+LunarLander-v3) PPO and A2C have rl_zoo3's settings, and the greedy policy's return is measured over
+20 episodes. Leaves results.json, report.md with the tables and bandits.png with the learning curves
+in the run's folder. The first three bandits need scikit-learn: pip install "maw_gym[benchmark]".
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +18,19 @@ from scipy import stats
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecNormalize
 from tqdm import tqdm
 
-from agents.grpo import GRPO
+from agents.grpo import GRPO, make_groups
 from agents.sb3.vec_env import to_sb3
 from maw_gym.envs.rendering import check_matplotlib
 from maw_gym.errors import InputError
 from maw_gym.files import write_json, written_whole
 from maw_gym.settings import Count, checked
-from runners.experiments.bandits import PROBLEMS, Problem, ProblemEnv, problem
+from runners.experiments.bandits import EPISODES, PROBLEMS, Problem, ProblemEnv, problem
 from runners.experiments.figures import new_figure, save
 from runners.experiments.report import markdown
 from runners.experiments.runs import open_run, run_main
@@ -33,6 +39,7 @@ from runners.experiments.settings import FolderSettings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TIMESTEPS: Final = 20_000  # on a bandit
 GOAL: Final = 0.97  # share of the optimum that the project wants of GRPO
 
 
@@ -70,15 +77,24 @@ LEARNERS: Final = {
 }
 
 
+EPISODE_LEARNERS: Final[dict[str, dict[str, Any]]] = {
+    "GRPO, process": {"advantage": "process", "learning_rate": 3e-3},
+    "GRPO, outcome": {"advantage": "outcome"},
+    "PPO": {},
+    "A2C": {},
+}
+
+
 @checked
 class BanditSettings:
     """What is compared."""
 
     main_flags: ClassVar = ("problems", "timesteps", "group_size", "seeds", "run_name")
     problems: tuple[str, ...] = PROBLEMS
-    """of digits, breast cancer, wine, one-hot, linear, dense, offset, ring"""
-    timesteps: Count = 20_000
-    """environment steps of every learner on every problem"""
+    """of digits, breast cancer, wine, one-hot, linear, dense, offset, ring; and of CartPole-v1,
+    Acrobot-v1, FrozenLake-v1, Pendulum-v1, LunarLander-v3"""
+    timesteps: Count | None = None
+    """environment steps of every learner; unless given, 20,000 of bandits, more of episodes"""
     group_size: Count = 8
     """sub-environments that share each context, where a learner wants groups; divides 64"""
     seeds: Count = 3
@@ -90,19 +106,20 @@ class BanditSettings:
     @model_validator(mode="after")
     def _exist(self) -> "BanditSettings":
         for name in self.problems:
-            if name not in PROBLEMS:
-                raise InputError(f"unknown bandit {name!r}; choose from {', '.join(PROBLEMS)}")
+            if name not in EPISODES and name not in PROBLEMS:
+                known = ", ".join((*PROBLEMS, *EPISODES))
+                raise InputError(f"unknown bandit {name!r}; choose from {known}")
         if 64 % self.group_size:
             raise InputError(f"group_size must divide 64, got {self.group_size}")
         return self
 
 
 class Curve(BaseCallback):
-    """The greedy policy's share of the optimum as training goes on."""
+    """What the greedy policy is worth as training goes on."""
 
-    def __init__(self, problem: Problem, interval: int) -> None:
+    def __init__(self, judge: Callable[[BaseAlgorithm], float], interval: int) -> None:
         super().__init__()
-        self.problem = problem
+        self.judge = judge
         self.interval = interval
         self.points: list[tuple[int, float]] = []
 
@@ -118,18 +135,51 @@ class Curve(BaseCallback):
         self._look()
 
     def _look(self) -> None:
-        actions, _ = self.model.predict(self.problem.contexts, deterministic=True)
-        self.points.append((self.num_timesteps, self.problem.share(actions)))
+        self.points.append((self.num_timesteps, self.judge(self.model)))
 
 
 def train(name: str, problem: Problem, seed: int, settings: BanditSettings) -> Curve:
-    """The learning curve of one learner."""
+    """The learning curve of one learner on a bandit."""
     learner = LEARNERS[name]
     groups = settings.group_size if learner.grouped else 1
     env = to_sb3(ProblemEnv(problem, learner.num_envs, groups))
-    curve = Curve(problem, settings.timesteps // settings.evaluations)
+    timesteps = settings.timesteps or TIMESTEPS
+
+    def share(model: BaseAlgorithm) -> float:
+        return problem.share(model.predict(problem.contexts, deterministic=True)[0])
+
+    curve = Curve(share, timesteps // settings.evaluations)
     model = learner.make("MlpPolicy", env, seed=seed, device="cpu")
-    model.learn(settings.timesteps, curve)
+    model.learn(timesteps, curve)
+    return curve
+
+
+def train_on_episodes(name: str, env_id: str, seed: int, settings: BanditSettings) -> Curve:
+    """The learning curve of one learner on episodes of Gymnasium."""
+    problem = EPISODES[env_id]
+    kind = {"PPO": PPO, "A2C": A2C}.get(name, GRPO)
+    given = {PPO: problem.ppo, A2C: problem.a2c, GRPO: problem.grpo}[kind]
+    given = {
+        key: LinearSchedule(float(value[4:]), 0.0, 1.0) if str(value)[:4] == "lin_" else value
+        for key, value in (dict(given) | EPISODE_LEARNERS[name]).items()
+    }
+    normalize = given.pop("normalize", False)
+    env = make_vec_env(env_id, given.pop("n_envs", 16), seed=seed, env_kwargs=dict(problem.kwargs))
+    if kind is GRPO:
+        env = make_groups(env, group_size=settings.group_size, seed=seed)
+    judged = make_vec_env(env_id, 10, seed=10_000 + seed, env_kwargs=dict(problem.kwargs))
+    if normalize:
+        env = VecNormalize(env, gamma=given.get("gamma", 0.99))
+        judged = VecNormalize(judged, training=False, norm_reward=False)
+        judged.obs_rms = env.obs_rms  # one object, so that it stays up to date
+    model = kind("MlpPolicy", env, seed=seed, device="cpu", **given)
+    timesteps = settings.timesteps or problem.timesteps
+
+    def mean_return(model: BaseAlgorithm) -> float:
+        return float(evaluate_policy(model, judged, n_eval_episodes=20)[0])  # type: ignore[arg-type]
+
+    curve = Curve(mean_return, timesteps // settings.evaluations)
+    model.learn(timesteps, curve)
     return curve
 
 
@@ -145,13 +195,21 @@ Curves = dict[str, dict[str, list[list[tuple[int, float]]]]]  # by problem, then
 
 
 def table(curves: Curves) -> str:
-    """Markdown: the share of the optimum at the end, mean over seeds and 95% interval."""
-    lines = []
-    for name, learners in curves.items():
-        ends = {learner: [run[-1][1] for run in runs] for learner, runs in learners.items()}
-        cells = [f"{np.mean(last):.3f} ± {interval(last):.3f}" for last in ends.values()]
-        lines.append([name, *cells])
-    return markdown(["share of the optimum", *next(iter(curves.values()))], lines)
+    """Markdown: what the policy is worth at the end, mean over seeds and 95% interval."""
+    tables = []
+    for heading, places, chosen in (
+        ("share of the optimum", 3, [name for name in curves if name not in EPISODES]),
+        ("return of an episode", 2, [name for name in curves if name in EPISODES]),
+    ):
+        lines = []
+        for name in chosen:
+            ends = [[run[-1][1] for run in runs] for runs in curves[name].values()]
+            lines.append(
+                [name, *(f"{np.mean(x):.{places}f} ± {interval(x):.{places}f}" for x in ends)]
+            )
+        if lines:
+            tables.append(markdown([heading, *curves[chosen[0]]], lines))
+    return "\n\n".join(tables)
 
 
 def draw(curves: Curves) -> "Figure":
@@ -168,11 +226,12 @@ def draw(curves: Curves) -> "Figure":
             (line,) = axes.plot(steps, shares.mean(axis=0), style, label=learner, linewidth=1.4)
             low, high = shares.min(axis=0), shares.max(axis=0)
             axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15)
-        axes.axhline(GOAL, color="grey", linewidth=0.6, linestyle=":")
+        if name not in EPISODES:
+            axes.axhline(GOAL, color="grey", linewidth=0.6, linestyle=":")
         axes.set_title(name)
         axes.set_xlabel("environment steps")
-        axes.set_ylabel("greedy share of the optimum")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+        axes.set_ylabel(f"greedy {'return' if name in EPISODES else 'share of the optimum'}")
+        axes.legend(frameon=False, fontsize=6)
     return figure
 
 
@@ -180,11 +239,11 @@ def report(curves: Curves, settings: BanditSettings) -> str:
     """The whole of report.md."""
     return "\n\n".join(
         (
-            "# Bandits",
-            f"Share of the optimum that the greedy policy gets after {settings.timesteps:,}"
-            f" environment steps; mean over {settings.seeds} seeds ± Student's 95% interval."
-            f" Contexts come in groups of {settings.group_size} for GRPO, so it sees so many times"
-            " fewer of them than the others do in as many steps.",
+            "# Bandits and episodes",
+            "What the greedy policy gets at the end, on bandits as a share of the optimum; mean"
+            f" over {settings.seeds} seeds ± Student's 95% interval. Contexts and starts come in"
+            f" groups of {settings.group_size} for GRPO, so it sees so many times fewer of them"
+            " than the others do in as many steps.",
             table(curves),
             "![learning curves](bandits.png)",
         )
@@ -192,23 +251,27 @@ def report(curves: Curves, settings: BanditSettings) -> str:
 
 
 def main(settings: BanditSettings) -> None:
-    """Train every learner on every problem and write what came of it."""
+    """Train every learner on every problem and write what came of it, after each."""
     check_matplotlib()
-    problems = [problem(name) for name in settings.problems]
+    problems = {name: problem(name) for name in settings.problems if name not in EPISODES}
     folder = open_run(settings, "bandits")
     curves: Curves = {}
-    runs = [
-        (p, name, seed) for p in problems for name in LEARNERS for seed in range(settings.seeds)
-    ]
-    for each, name, seed in (bar := tqdm(runs, desc="bandits", disable=None)):
-        bar.set_postfix_str(f"{each.name}, {name}")
-        curve = train(name, each, seed, settings)
-        curves.setdefault(each.name, {}).setdefault(name, []).append(curve.points)
-    write_json(folder / "results.json", curves)
+    learners = {
+        name: EPISODE_LEARNERS if name in EPISODES else LEARNERS for name in settings.problems
+    }
+    runs = [(p, name) for p in settings.problems for name in learners[p]]
+    for each, name in (bar := tqdm(runs, desc="bandits", disable=None)):
+        bar.set_postfix_str(f"{each}, {name}")
+        for seed in range(settings.seeds):
+            if each in EPISODES:
+                curve = train_on_episodes(name, each, seed, settings)
+            else:
+                curve = train(name, problems[each], seed, settings)
+            curves.setdefault(each, {}).setdefault(name, []).append(curve.points)
+        write_json(folder / "results.json", curves)
     save(draw(curves), folder / "bandits.png")
-    text = report(curves, settings)
     with written_whole(folder / "report.md") as temporary:
-        temporary.write_text(text + "\n", "utf-8")
+        temporary.write_text(report(curves, settings) + "\n", "utf-8")
     Console().print(table(curves), markup=False, highlight=False, soft_wrap=True)
     print(f"\n{folder / 'report.md'}")
 

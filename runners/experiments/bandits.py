@@ -1,8 +1,10 @@
-"""Contextual bandits whose every reward is known, to compare learners on.
+"""What learners are compared on: bandits whose every reward is known, and episodes of Gymnasium.
 
 Notation: N contexts, O observed numbers, A actions, E sub-environments.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,6 +23,63 @@ CLASSES: Final = {
 }
 SYNTHETIC: Final = ("one-hot", "linear", "dense", "offset", "ring")
 PROBLEMS: Final = (*CLASSES, *SYNTHETIC)
+
+
+class Episodes(NamedTuple):
+    """An environment of episodes, and what rl_zoo3's hyperparams/*.yml say of it.
+
+    Attributes:
+        timesteps: of a training.
+        ppo: arguments of PPO; beside them `n_envs`, and `normalize` of observations and rewards.
+            Schedules are texts, `lin_` and where they begin.
+        a2c: the same of A2C.
+        grpo: what GRPO has here that is not its default.
+        kwargs: of gymnasium.make.
+    """
+
+    timesteps: int
+    ppo: dict[str, Any]
+    a2c: dict[str, Any]
+    grpo: Mapping[str, Any] = MappingProxyType({})
+    kwargs: Mapping[str, Any] = MappingProxyType({})
+
+
+EPISODES: Final = {
+    "CartPole-v1": Episodes(
+        100_000,
+        {"n_envs": 8, "n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98}
+        | {"n_epochs": 20, "learning_rate": "lin_1e-3", "clip_range": "lin_0.2"},
+        {"n_envs": 8},
+    ),
+    "Acrobot-v1": Episodes(
+        150_000,
+        {"n_envs": 16, "n_steps": 256, "gae_lambda": 0.94, "n_epochs": 4, "normalize": True},
+        {"n_envs": 16, "normalize": True},
+    ),
+    # rl_zoo3 has nothing about it
+    "FrozenLake-v1": Episodes(
+        50_000,
+        {"n_envs": 8, "n_steps": 256},
+        {"n_envs": 8},
+        kwargs={"is_slippery": False},
+    ),
+    "Pendulum-v1": Episodes(
+        100_000,
+        {"n_envs": 4, "n_steps": 1024, "gamma": 0.9, "learning_rate": 1e-3, "use_sde": True}
+        | {"sde_sample_freq": 4},
+        {"n_envs": 8, "n_steps": 8, "gae_lambda": 0.9, "vf_coef": 0.4, "gamma": 0.9}
+        | {"learning_rate": "lin_7e-4", "use_sde": True, "normalize": True}
+        | {"policy_kwargs": {"log_std_init": -2, "ortho_init": False}},
+        {"gamma": 0.9},
+    ),
+    "LunarLander-v3": Episodes(
+        200_000,
+        {"n_envs": 16, "n_steps": 1024, "gae_lambda": 0.98, "gamma": 0.999, "n_epochs": 4}
+        | {"ent_coef": 0.01},
+        {"n_envs": 8, "gamma": 0.995, "learning_rate": "lin_8.3e-4", "ent_coef": 1e-5},
+        {"gamma": 0.999},
+    ),
+}
 
 
 class Problem(NamedTuple):

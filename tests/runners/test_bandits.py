@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from agents.sb3.vec_env import to_sb3
 from maw_gym.errors import InputError
@@ -152,6 +152,50 @@ def test_everything_that_a_run_leaves(
     assert "| wine                 | 0.500 ± 3.177 | 0.500 ± 3.177 |" in report
     assert report.splitlines()[4] in capsys.readouterr().out
     assert (tmp_path / "b" / "bandits.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "learners", "lowest", "highest"),
+    [("FrozenLake-v1", list(bandits.EPISODE_LEARNERS), 0, 1), ("Pendulum-v1", ["A2C"], -2000, 0)],
+)
+def test_episodes_of_gymnasium(
+    env_id: str, learners: list[str], lowest: float, highest: float
+) -> None:
+    settings = made(BanditSettings, problems=(env_id,), timesteps=512, evaluations=1)
+    curves = {}
+    for name in learners:
+        curve = bandits.train_on_episodes(name, env_id, 0, settings)
+        assert (curve.points[0][0], curve.points[-1][0] >= 512) == (0, True)
+        curves[name] = [curve.points]
+        assert all(lowest <= value <= highest for _, value in curve.points)
+    text = table({env_id: curves, "dense": {"GRPO": [[(0, 0.5), (8, 1.0)]]}})
+    assert "| dense                | 1.000 ± 0.000 |" in text
+    heading = text.split("\n\n")[1].splitlines()[0]
+    cells = [cell.strip() for cell in heading.strip("|").split("|")]
+    assert cells == ["return of an episode", *learners]
+    assert draw({env_id: curves}).axes[0].get_ylabel() == "greedy return"
+
+
+def test_settings_of_episodes_are_those_of_rl_zoo3(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    class Asked(Exception):
+        pass
+
+    def asked(policy: str, env: Any, **settings: Any) -> None:
+        given.update(settings, env=env)
+        raise Asked
+
+    monkeypatch.setattr(bandits, "PPO", asked)
+    settings = made(BanditSettings, timesteps=512)
+    for env_id in ("CartPole-v1", "Acrobot-v1"):
+        with pytest.raises(Asked):
+            bandits.train_on_episodes("PPO", env_id, 0, settings)
+        normalized = isinstance(given["env"], VecNormalize)
+        assert normalized == (env_id == "Acrobot-v1")
+        if not normalized:
+            assert (given["env"].num_envs, given["batch_size"], given["gamma"]) == (8, 256, 0.98)
+            assert [given["learning_rate"](left) for left in (1.0, 0.5)] == [1e-3, 5e-4]
 
 
 def test_curves_and_table_of_real_learners() -> None:

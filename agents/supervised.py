@@ -66,11 +66,7 @@ class SupervisedClassificationRouter(nn.Module):
         return self.attention_logits(attention_weights_5d, mask).argmax(-1)
 
     def attention_logits(self, attention_weights_5d: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, D) of attention (B, H, S, S, D).
-
-        Args:
-            attention_weights_5d: rows of real tokens sum to 1 over the keys.
-            mask: (B, S) bool, real tokens first; None: all are real.
+        """Logits (B, D) of attention (B, H, S, S, D); no mask (B, S): all tokens are real.
 
         Raises:
             InputError: the classifier's observation is not the block `attention`.
@@ -108,27 +104,17 @@ def relevant_counts(queries: QuerySet) -> NDArray[np.int64]:
 
 
 def rule_labels(counts: ArrayLike, depths: int) -> NDArray[np.int64]:
-    """Labels (N,) by rule: the more relevant documents, the broader the depth.
+    """Labels (N,) by rule of (N,) relevant documents: the more of them, the broader the depth.
 
     Fewer than 3 relevant documents: depth 5; fewer than 10: 15; else 25, of 32. With other numbers
     of depths these are ``floor(5 D / 32)`` and so on: the same place in the range.
-
-    Args:
-        counts: (N,) relevant documents of each query.
-        depths: D.
     """
     scaled = np.array([depth * depths // RULE_DEPTHS for _, depth in RULE], np.int64)
     return scaled[np.searchsorted([limit for limit, _ in RULE], np.asarray(counts), side="right")]
 
 
 def label_facts(labels: NDArray[np.int64], depths: int) -> dict[str, Any]:
-    """How labels (N,) are spread over D depths.
-
-    Returns:
-        ``label_histogram``: number of queries by depth; ``label_most_common``: the depth;
-        ``label_share_of_most_common``: its share; ``label_constant``: whether there is no other,
-        so that nothing can be learned from the cross-entropy but this depth.
-    """
+    """How labels (N,) are spread over D depths; from a constant only this depth can be learned."""
     histogram = np.bincount(labels, minlength=depths)
     return {
         "label_histogram": histogram.tolist(),
@@ -195,12 +181,12 @@ class RankingLoss:
 
     def __call__(self, rows: Tensor, choice: Tensor) -> Tensor:
         """Mean loss of the queries `rows` (B,) under their choices (B, D); 0 of no query."""
-        place = self.place[rows.cpu()]
+        rows, device = rows.cpu(), choice.device
+        place = self.place[rows]
         held = (place >= 0).nonzero()[:, 0]
         if not len(held):
             return choice.sum() * 0
-        device = choice.device
-        relevant = [self.relevant[row] for row in rows.cpu()[held].tolist()]
+        relevant = [self.relevant[row] for row in rows[held].tolist()]
         total = len(self.index)
         drawn = self.first_of  # all, where a sample would be no fewer
         if self.negatives < total:
@@ -302,22 +288,8 @@ def train_full_information(
     reward ``sum_d pi(d | x) r(x, d)``, computed exactly, minus an entropy bonus. What it does not
     reach, no learner with this network and these observations can be blamed for missing.
 
-    Args:
-        task: with a MAW encoder.
-        observation: blocks of the observation.
-        network: see `agents.networks.is_shared`.
-        reward: weights and alignment.
-        settings: see `FullInformationSettings`; None are the defaults.
-        seed: of weights and order.
-        balance: see `train_supervised`.
-        writer: gets ``train/loss``, ``train/expected_reward``, ``train/entropy`` and
-            ``eval/reward`` by epoch.
-
-    Returns:
-        The router, and facts about the fit as of `train_supervised`.
-
-    Raises:
-        InputError: a setting that does not exist or is out of its range, or no training query.
+    Arguments, facts and errors are those of `train_supervised`; `writer` gets ``train/loss``,
+    ``train/expected_reward``, ``train/entropy`` and ``eval/reward`` by epoch.
     """
     given = settings or FullInformationSettings()
     bandit = _training_bandit(task, observation, reward)
@@ -347,14 +319,7 @@ def standardised(reward: Tensor) -> Tensor:
 def full_information_terms(
     logits: Tensor, reward: Tensor, advantage: Tensor, ent_coef: float
 ) -> dict[str, Tensor]:
-    """Loss of a softmax policy under full information, and what is logged of it: means.
-
-    Args:
-        logits: (B, D).
-        reward: (B, D).
-        advantage: (B, D), see `standardised`.
-        ent_coef: weight of the entropy bonus.
-    """
+    """Loss of a softmax policy (B, D) under full information, and what is logged; means."""
     log_policy = logits.log_softmax(-1)
     policy = log_policy.exp()
     entropy = -(policy * log_policy).sum(-1).mean()
@@ -430,10 +395,9 @@ def _fit(
                 done += 1
                 bar.update()
             reward = judge.mean(router.predict(judge.observations)[0])
-            names = records[0]
             means = {
                 f"train/{name}": float(np.mean([record[name] for record in records]))
-                for name in names
+                for name in records[0]
             }
             history.append(means | {REWARD: reward})
             bar.set_postfix({"validation reward": f"{reward:.4f}"}, refresh=False)

@@ -178,10 +178,7 @@ class SB3VecEnv(VecEnv):
         indices: VecEnvIndices = None,
         **method_kwargs: Any,
     ) -> list[Any]:
-        """Call a method of each environment; of one that is a single object, once.
-
-        Returns:
-            One result per environment asked for; from a single object the same result for all.
+        """Call a method of each environment; of one that is a single object once, for all.
 
         Raises:
             ValueError: `indices` names some rows of an environment that answers for all at once.

@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from bandits import BanditEnv, GroupedBanditEnv
+from bandits import GroupedBanditEnv
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
 from agents.grpo import GRPO, GRPOPolicyNetwork, StateEncoder
@@ -146,20 +145,12 @@ def test_groups_of_equal_rewards_are_counted() -> None:
 
 def test_several_passes_and_batches_see_every_sample_once_per_pass() -> None:
     model = two_armed(n_epochs=2, batch_size=3, clip_range=0.2, kl_coef=0.0, ent_coef=0.0)
-    seen: list[int] = []
-    original = model._update
-
-    def spy(batch: Any, *ranges: Any) -> dict[str, float]:
-        seen.append(len(batch.actions))
-        # samples stay together in the shuffle: action, advantage, reference
+    assert update(model, [0, 1, 1, 1], [1, 0, 0, 0], [0.5] * 4)["train/n_updates"] == 2
+    for batch, size in zip(model.rollout_buffer.rollout.batches(3), (3, 1), strict=True):
+        assert len(batch.actions) == size
+        # samples stay together in the shuffle: action, advantage, observation
         np.testing.assert_array_equal(batch.actions == 0, batch.advantages == 0.75)
-        assert batch.spread(batch.reference_log_probs).shape == (len(batch.actions), 2)
-        return original(batch, *ranges)
-
-    model._update = spy  # type: ignore[method-assign]
-    logged = update(model, [0, 1, 1, 1], [1, 0, 0, 0], [0.5] * 4)
-    assert seen == [3, 1, 3, 1]
-    assert logged["train/n_updates"] == 2
+        assert batch.spread(batch.observations).shape == (size, 4)
 
 
 class Repeating(GRPO):
@@ -217,23 +208,23 @@ def test_a_reward_that_is_not_finite_is_named(bad: float) -> None:
         update(two_armed(), [0, 1, 0, 1], [1, 0, bad, 1], [0.5] * 4)
 
 
-def test_a_loss_that_is_not_finite_leaves_the_parameters_alone() -> None:
+@pytest.mark.parametrize(
+    ("reward", "gradient", "message"),
+    [
+        # (1e30 - 1/4)^2 is beyond float32
+        (1e30, 1.0, "train/value_loss is inf at step 7"),
+        (1.0, np.nan, "train/grad_norm is nan at step 7"),
+    ],
+)
+def test_what_is_not_finite_leaves_the_parameters_alone(
+    reward: float, gradient: float, message: str
+) -> None:
     model = two_armed()
     model.num_timesteps = 7
+    model.policy.action_net.bias.register_hook(lambda grad: grad * gradient)
     before = [parameter.clone() for parameter in model.policy.parameters()]
-    # (1e30 - 1/4)^2 is beyond float32
-    with pytest.raises(FloatingPointError, match="train/value_loss is inf at step 7"):
-        update(model, [0, 1, 0, 1], [1e30, 0, 0, 1], [0.5] * 4)
-    for old, new in zip(before, model.policy.parameters(), strict=True):
-        assert th.equal(old, new)
-
-
-def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone() -> None:
-    model = two_armed()
-    model.policy.action_net.bias.register_hook(lambda grad: grad * np.nan)
-    before = [parameter.clone() for parameter in model.policy.parameters()]
-    with pytest.raises(FloatingPointError, match="train/grad_norm is nan at step 0"):
-        update(model, [0, 1, 0, 1], [1, 0, 0, 1], [0.5] * 4)
+    with pytest.raises(FloatingPointError, match=message):
+        update(model, [0, 1, 0, 1], [reward, 0, 0, 1], [0.5] * 4)
     for old, new in zip(before, model.policy.parameters(), strict=True):
         assert th.equal(old, new)
 
@@ -265,31 +256,3 @@ def test_dropout_is_off_in_the_loss() -> None:
     model.learn(16)
     # the first update starts from the reference, in one batch: the KL is exactly zero
     assert model.logger.name_to_value["train/kl_reference"] == 0.0
-
-
-def test_actor_layers_are_the_policy() -> None:
-    env = make_vec_env(BanditEnv, 2)
-    model = GRPO(GRPOPolicyNetwork, env, advantage="critic", device="cpu")
-    policy = model.policy
-    assert isinstance(policy, GRPOPolicyNetwork)
-    layers = policy.actor_layers()
-    assert [(layer.in_features, layer.out_features) for layer in layers] == [
-        (4, 512),
-        (512, 256),
-        (256, 128),
-        (128, 64),
-        (64, 4),
-    ]
-    assert policy.activation_name == "relu"
-    hidden = observation = th.rand(3, 4)
-    for layer in layers[:-1]:
-        hidden = layer(hidden).relu()
-    expected = policy.get_distribution(observation).distribution.probs
-    th.testing.assert_close(layers[-1](hidden).softmax(-1), expected)
-    # 128-64 and 64-1 beside them
-    assert [tuple(p.shape) for p in policy.mlp_extractor.value_net.parameters()] == [
-        (64, 128),
-        (64,),
-    ]
-    assert tuple(policy.value_net.weight.shape) == (1, 64)
-    assert not any(isinstance(module, th.nn.Dropout) for module in policy.modules())

@@ -51,13 +51,6 @@ class Place:
     def copy(self) -> Path:
         return Path(shutil.copytree(self.tiny, self.tmp / "data"))
 
-    def changed(self, name: str, content: bytes, add: bool = True) -> Path:
-        """A copy of the tiny collection with a line added to a file, or another file."""
-        folder = self.copy()
-        before = (folder / name).read_bytes() if add else b""
-        (folder / name).write_bytes(before + content)
-        return folder
-
     def test_alone(self, name: bytes = b"data") -> Path:
         """A copy of the tiny collection that has test.tsv alone."""
         folder = self.copy().rename(self.tmp / os.fsdecode(name))
@@ -258,10 +251,6 @@ def vector_stepped(actions: Any) -> Any:
     return environment.step(actions)
 
 
-def collection(at: Place, name: str, content: bytes, add: bool = True) -> Any:
-    return load_collection(str(at.changed(name, content, add)))
-
-
 def encoder_file(at: Place, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Any:
     """Load a copy of an encoder file whose tensors or settings were changed."""
     settings, tensors = files.read(at.encoder, "encoder")
@@ -343,16 +332,6 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "frames of many": (lambda at: vector(render_mode="ansi"), "the batched form draws no frames, got render_mode 'ansi'; .*"),
     "state of others": (lambda at: vector(3).set_state(vector(2).get_state() | {"queries": [0, 1]}), r"the state must be what get_state\(\) has given, got {.*: it is of 2 rows, not of 3"),
     "made of nothing": (lambda at: gym.make("MAWDepth-v0", dataset="nope", disable_env_checker=True), "unknown dataset 'nope': .*"),
-    "document twice": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "d1", "text": "x"}\n'), ".*corpus.jsonl, line 31: _id 'd1' was there before; make ids unique"),
-    "document not UTF-8": (lambda at: collection(at, "corpus.jsonl", b'{"_id": "x", "text": "\xff"}'), r".*corpus.jsonl, line 31: not UTF-8; save .*"),
-    "document without id": (lambda at: collection(at, "corpus.jsonl", b'{"text": "x"}'), ".*line 31, _id: an id must be a whole number or a text without white space and NUL, got None"),
-    "query's id": (lambda at: collection(at, "queries.jsonl", b'{"_id": "a\\tb", "text": "x"}'), r".*queries.jsonl, line 25, _id: an id must be a whole number or a text without white space and NUL, got 'a\\tb'"),
-    "nested": (lambda at: collection(at, "queries.jsonl", b"[" * 100_000), r".*queries.jsonl, line 25: not JSON \(.*"),
-    "no documents": (lambda at: collection(at, "corpus.jsonl", b"", False), ".*corpus.jsonl is empty: it needs a line like .*"),
-    "grade": (lambda at: collection(at, "qrels/test.tsv", b"q1\td1\thigh\n"), ".*test.tsv, line 16: a grade must be a whole number from -1000000 to 1000000, got 'high'"),
-    "huge grade": (lambda at: collection(at, "qrels/test.tsv", b"q1\td1\t" + b"9" * 400), ".*test.tsv, line 16: a grade must be a whole number from -1000000 to 1000000, got '9{78}…"),
-    "judgments of nothing": (lambda at: load_collection(str(judged(at, b"q1\tnowhere\t1\n"))), ".*test.tsv has no query with a relevant document in the collection; mend it or take it away"),
-    "no judgments": (lambda at: load_collection(str(judged(at, None))), ".*qrels has none of train.tsv, dev.tsv and test.tsv: .*"),
     "NaN weight": (lambda at: encoder_file(at, with_nan), ".*encoder.safetensors: tensor 'query_proj.weight' holds values that are not finite"),
     "other depths": (lambda at: encoder_file(at, lambda t, s: s["encoder"].update(depths=3)), r".*: tensor 'depth_.*' has shape \(512, 256\), expected \(768, 256\)"),
     "depths without end": (lambda at: encoder_file(at, lambda t, s: s["encoder"].update(depths=2**62)), r".*encoder.safetensors: .*"),
@@ -371,15 +350,6 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "setting of training": (lambda at: TrainingSettings(depths="layers"), "there is no setting 'depths'; choose among epochs, .*"),
     "weights as text": (lambda at: RewardSpec("abc"), "reward_weights must be three finite numbers .*; got 'abc'"),
 }  # fmt: skip
-
-
-def judged(at: Place, content: bytes | None) -> Path:
-    folder = at.copy()
-    for name in ("train.tsv", "dev.tsv", "test.tsv"):
-        (folder / "qrels" / name).unlink()
-    if content is not None:
-        (folder / "qrels" / "test.tsv").write_bytes(content)
-    return folder
 
 
 @pytest.mark.parametrize(("call", "expected"), CALLS.values(), ids=CALLS)

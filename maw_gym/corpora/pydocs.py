@@ -68,50 +68,34 @@ class Pydocs(NamedTuple):
 
 
 def build(found: Sequence[Docstring]) -> Pydocs:
-    """Merge equal texts and find what must stay on one side."""
-    documents: dict[str, str] = {}  # ids by normalised text
-    queries: dict[str, tuple[str, str]] = {}  # ids and texts, by normalised text
+    """Merge equal texts; join queries of documents that are shared or nearly equal."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    doc_ids: dict[str, str] = {}  # by normalised text, as the next
+    query_ids: dict[str, str] = {}
     docs: dict[str, str] = {}
-    relevance: dict[str, list[str]] = {}
+    queries: dict[str, str] = {}
+    relevance: dict[str, dict[str, None]] = {}
     for name, query, document in found:
-        doc_id = documents.setdefault(normalised(document), name)
-        if doc_id == name:
-            docs[name] = document
-        query_id, _ = queries.setdefault(normalised(query), (name, query))
-        if doc_id not in (relevant := relevance.setdefault(query_id, [])):
-            relevant.append(doc_id)
+        doc_id = doc_ids.setdefault(normalised(document), name)
+        query_id = query_ids.setdefault(normalised(query), name)
+        docs.setdefault(doc_id, document)
+        queries.setdefault(query_id, query)
+        relevance.setdefault(query_id, {})[doc_id] = None
     row = {doc_id: row for row, doc_id in enumerate(docs)}
-    rows = [[row[doc_id] for doc_id in relevant] for relevant in relevance.values()]
-    names = components(list(queries), list(documents), rows)
-    return Pydocs(
-        docs, dict(queries.values()), relevance, dict(zip(relevance, names, strict=True)), {}
-    )
-
-
-def components(
-    queries: Sequence[str], documents: Sequence[str], relevant: Sequence[Sequence[int]]
-) -> list[str]:
-    """Per query the smallest text of its component.
-
-    What joins queries: shared documents, and documents that are near-duplicates of each other.
-    """
-    parent = list(range(len(documents)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    pairs = [(first, other) for first, *others in relevant for other in others]
-    texts = [text.split() for text in documents]
-    for one, other in [*pairs, *near_duplicates(texts, NEAR_DUPLICATE)]:
-        parent[root(one)] = root(other)
-    component = [root(rows[0]) for rows in relevant]
+    shared = [(row[first], row[other]) for first, *others in relevance.values() for other in others]
+    near = near_duplicates([text.split() for text in doc_ids], NEAR_DUPLICATE)
+    edges = np.array([*shared, *near], np.int64).reshape(-1, 2).T
+    size = max(len(docs), 1)
+    graph = coo_array((np.ones(edges.shape[1]), tuple(edges)), (size, size))
+    labels = connected_components(graph, directed=False)[1].tolist()
+    component = {name: labels[row[next(iter(answers))]] for name, answers in relevance.items()}
     smallest: dict[int, str] = {}
-    for text, one in zip(queries, component, strict=True):
-        smallest[one] = min(text, smallest.get(one, text))
-    return [smallest[one] for one in component]
+    for text, name in query_ids.items():
+        smallest[component[name]] = min(text, smallest.get(component[name], text))
+    twins = {name: smallest[label] for name, label in component.items()}
+    return Pydocs(docs, queries, {name: list(relevance[name]) for name in queries}, twins, {})
 
 
 def near_duplicates(

@@ -155,11 +155,12 @@ def test_a_log_folder_that_is_not_utf8(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_home_folder_that_is_not_known() -> None:
+def test_home_folders_are_filled_in_and_relative_paths_stay_as_they_are() -> None:
     for setting in ("logdir", "resume", "encoder"):
         with pytest.raises(InputError, match="no home folder is known for '~nosuchuser/x'"):
             made(SupervisedRunSettings, **{setting: "~nosuchuser/x"})
     assert FolderSettings(logdir="~/runs").logdir == Path.home() / "runs"
+    assert made(SupervisedRunSettings, dataset="data").spec.task.dataset == "data"
 
 
 def test_settings_from_a_file_give_way_to_flags(tmp_path: Path) -> None:

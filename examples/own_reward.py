@@ -2,7 +2,7 @@
 
 Run `python examples/own_reward.py [DATASET] [STEPS]`; it prints something like
 
-    mean reward of the last 100 episodes: 0.177
+    mean reward of the last 100 episodes: 0.217
 """
 
 import sys

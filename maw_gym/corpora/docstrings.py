@@ -158,7 +158,10 @@ def read_docstrings(
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
             counts["unreadable_files"] += 1
             continue
-        for name, text in _docstrings(tree, _module(package, path)):
+        parts = [part for part in (package, *path.removesuffix(".py").split("/")) if part]
+        if parts[-1] == "__init__" and len(parts) > 1:
+            parts.pop()
+        for name, text in _docstrings(tree, ".".join(parts)):
             counts["docstrings"] += 1
             pair = query_and_document(text)
             if pair:
@@ -192,14 +195,6 @@ def query_and_document(docstring: str) -> tuple[str, str] | None:
     if not least <= len(normalised(query).split()) <= most:
         return None
     return (query, document) if len(normalised(document).split()) >= DOCUMENT_WORDS else None
-
-
-def _module(package: str, path: str) -> str:
-    parts = [package] if package else []
-    parts += path.removesuffix(".py").split("/") if path else []
-    if parts[-1] == "__init__" and len(parts) > 1:
-        parts.pop()
-    return ".".join(parts)
 
 
 def _docstrings(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:

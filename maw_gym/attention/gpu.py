@@ -98,7 +98,6 @@ def _power_of_2(number: int, least: int = 1) -> int:
     return max(least, 1 << (number - 1).bit_length())
 
 
-@torch.no_grad()
 def fused_statistics(
     inputs: Inputs, exact: bool = False, blocks: Blocks | None = None
 ) -> Statistics:
@@ -132,13 +131,15 @@ def fused_statistics(
     rows, keys, warps, stages, registers = blocks
     at_once = max(1, min(depths, PROJECTED // max(1, 2 * batch * size * width)))
     for first in range(0, depths, at_once):
-        some = weight[:, first * 2 * width : (first + at_once) * 2 * width]
+        count = min(at_once, depths - first)
+        some = weight
+        if count < depths:
+            some = weight[:, first * 2 * width : (first + count) * 2 * width]
         if x.is_cuda:
             numbers = torch.float32 if exact else weight.dtype
             projected = torch.mm(tokens, some, out_dtype=numbers)
         else:  # Triton's interpreter
             projected = tokens.float() @ some.float()
-        count = some.shape[1] // (2 * width)
         _statistics(
             batch * count * heads,
             (projected, columns, of_token, of_text, state_parts, sums, pooled),

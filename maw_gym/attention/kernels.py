@@ -34,13 +34,6 @@ def tokens_of(cell, n):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def halves(x):  # type: ignore[no-untyped-def]
-    """Large and small parts in float16; their sum is `x`, of at most 2^15, to 22 bits."""
-    large = x.to(tl.float16)
-    return large, (x - large.to(tl.float32)).to(tl.float16)
-
-
-@triton.jit
 def scale_of(largest):  # type: ignore[no-untyped-def]
     """What numbers of at most `largest` are multiplied by before they are cut into halves."""
     return 1024.0 / tl.maximum(largest, 1.0e-30)
@@ -57,9 +50,10 @@ def added(to, left, left_small, right, right_small, exact: tl.constexpr):  # typ
 
 @triton.jit
 def operands(x, exact: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Halves where exact, else `x` in bfloat16 twice."""
+    """`x` in bfloat16 twice; or, of at most 2^15, halves whose sum it is to 22 bits."""
     if exact:
-        large, small = halves(x)
+        large = x.to(tl.float16)
+        small = (x - large.to(tl.float32)).to(tl.float16)
     else:
         large = x.to(tl.bfloat16)
         small = large
@@ -126,28 +120,24 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
             in_cell = (token[:, None] >= first[None, :]) & (token[:, None] < last[None, :])
             numbers = tl.where(in_cell & is_cell[None, :], 1.0, v * scale)
             out = columns + (program * size + token)[:, None] * stride + column[None, :]
+            large, small = operands(numbers, exact)
+            tl.store(out, large, mask=real)
             if exact:
-                large, small = halves(numbers)
-                tl.store(out, large, mask=real)
                 tl.store(out + padded_columns, small, mask=real)
-            else:
-                tl.store(out, numbers.to(tl.bfloat16), mask=real)
     else:
         row = program - texts * heads
         place = tl.arange(0, padded_hidden)
         inside = place < hidden
         real = inside & (tl.load(mask + row) != 0)
         numbers = tl.load(x + row * hidden + place, mask=real, other=0.0).to(tl.float32)
+        scale = scale_of(tl.max(tl.abs(numbers), 0)) if exact else 1.0
+        large, small = operands(numbers * scale, exact)
+        at = tokens + row * (3 * hidden if exact else hidden) + place
+        tl.store(at, small, mask=inside)
         if exact:
-            scale = scale_of(tl.max(tl.abs(numbers), 0))
-            large, small = halves(numbers * scale)
-            at = tokens + row * 3 * hidden + place
-            tl.store(at, small, mask=inside)
             tl.store(at + hidden, large, mask=inside)
             tl.store(at + 2 * hidden, large, mask=inside)
             tl.store(of_token + 2 * row, tl.load(weight_unit) / scale)
-        else:
-            tl.store(tokens + row * hidden + place, numbers.to(tl.bfloat16), mask=inside)
         tl.store(of_token + 2 * row + 1, tl.load(pooling + row).to(tl.float32))
 
 
@@ -164,7 +154,7 @@ def keys_and_columns(  # type: ignore[no-untyped-def]
     if exact:
         k *= tl.load(of_token + 2 * token, mask=token < n, other=0.0)[:, None]
         scale = scale_of(tl.max(tl.abs(k)))
-        k, k_small = halves(k * scale)
+        k, k_small = operands(k * scale, exact)
         v_small = tl.load(at + columns.shape[1], mask=known, other=0.0)
     return k, k_small, scale, v, v_small
 
@@ -235,7 +225,7 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
         if exact:
             q *= tl.load(of_token + 2 * row, mask=real, other=0.0)[:, None]
             q_scale = scale_of(tl.max(tl.abs(q)))
-            q, q_small = halves(q * q_scale)
+            q, q_small = operands(q * q_scale, exact)
         # Finite, and above masked scores: a text without tokens has weights of 0.
         top = tl.full([rows_at_once], -1.0e20, tl.float32)
         total = tl.zeros([rows_at_once], tl.float32)

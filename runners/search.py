@@ -1,10 +1,12 @@
 """Search the documents of a trained run's collection, through the depth that its router chooses.
 
-`maw-gym search runs/NAME "how do I read a file line by line"`
+`maw-gym search runs/NAME "how do I read a file line by line"`; without a query it stays open and
+reads queries from its input, one a line.
 """
 
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 from maw_gym.errors import InputError, printable
@@ -22,8 +24,8 @@ class SearchSettings:
     main_flags: ClassVar = ("k", "hybrid", "dataset", "device")
     run: Annotated[HomePath, Flag(positional=True)]
     """folder of a training run, with encoder.safetensors and router.safetensors"""
-    query: Annotated[str, Flag(positional=True)]
-    """what is searched for, in one word of the shell: quote it"""
+    query: Annotated[str | None, Flag(positional=True)] = None
+    """what is searched for, in one word of the shell: quote it; lines of the input unless given"""
     k: Count = 10
     """documents to print"""
     hybrid: bool = False
@@ -35,14 +37,15 @@ class SearchSettings:
 
 
 def main(settings: SearchSettings) -> None:
-    """Print the best documents: score, id and the first line of the text."""
+    """Print the depth, and of the best documents rank, score, id and the first line of the text."""
+    # Late: nothing of training is imported, nor waited for.
     from maw_gym.corpora import load_collection
     from maw_gym.retrieval.index import SearchIndex
     from maw_gym.routers.routed_encoder import RoutedEncoder
     from maw_gym.run import Run
     from maw_gym.tables.task import RetrievalTask
 
-    if not settings.query.strip():
+    if settings.query is not None and not settings.query.strip():
         raise InputError(f"the query is {settings.query!r}; give some words")
     routed = RoutedEncoder.from_run(settings.run, settings.device)
     dataset = settings.dataset
@@ -50,14 +53,29 @@ def main(settings: SearchSettings) -> None:
     # The task keeps the documents' embeddings on disk: only the first search encodes them.
     task = RetrievalTask(collection, routed.embedder, routed.embedder.device)
     bm25 = task.bm25 if settings.hybrid else None
-    routed.documents = SearchIndex(task.index, routed.embedder.fingerprint(), bm25)
-    texts = dict(zip(collection.doc_ids, collection.doc_texts, strict=True))
-    found = routed.search(settings.query, settings.k, hybrid=settings.hybrid)
+    encoder = routed.embedder.fingerprint()
+    routed.documents = SearchIndex(task.index, encoder, bm25, texts=collection.doc_texts)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else LONGEST
-    for document in found:
-        first = next(iter(texts[document["id"]].strip().splitlines()), "")
-        line = printable(f"{document['score']:7.4f}  {document['id']}  {first}")
-        print(line if len(line) <= width else line[: width - 1] + "…")
+    for query in _queries() if settings.query is None else [settings.query]:
+        found = routed.search(query, settings.k, hybrid=settings.hybrid, texts=True)
+        print(f"depth {routed.route([query])[0]}")
+        for rank, one in enumerate(found, 1):
+            first = next(iter(one["text"].strip().splitlines()), "")
+            line = printable(f"{rank:3}  {one['score']:7.4f}  {one['id']}  {first}")
+            print(line if len(line) <= width else line[: width - 1] + "…")
+        sys.stdout.flush()
+
+
+def _queries() -> Iterator[str]:
+    """Lines of the input that hold words, until it ends."""
+    while True:
+        if sys.stdin.isatty():
+            print("query: ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from maw_gym.retrieval.documents import (
     padded,
     trec_order,
 )
-from maw_gym.retrieval.ranking import CUTOFF, gains, ideal_dcg, ndcg_of_columns
+from maw_gym.retrieval.ranking import CUTOFF, gains, ndcg_of_columns
 from maw_gym.retrieval.search import Ranking
 
 log = logging.getLogger(__name__)
@@ -343,13 +343,12 @@ def best_weight(index: DocumentIndex, queries: QuerySet, candidates: Sequence[Ca
     if not queries.ids:
         return WEIGHT
     relevant = index.relevant(queries)
-    ideals = [ideal_dcg(one.grades) for one in relevant]
 
     def quality(weight: float) -> float:
         fused = [weighted_sum(one, weight) for one in candidates]
         documents = fused_ranking(candidates, fused, CUTOFF).documents.numpy()
         columns = torch.arange(documents.shape[1]).expand(len(documents), 1, -1)
         graded = torch.from_numpy(gains(documents, relevant))
-        return float(ndcg_of_columns(columns, graded, ideals).double().mean())
+        return float(ndcg_of_columns(columns, graded, relevant).double().mean())
 
     return max(sorted(WEIGHTS, key=lambda weight: abs(weight - WEIGHT)), key=quality)

@@ -98,8 +98,7 @@ def rankings_of_depths(
         values, columns = _best(block, LONG if at_once else CUTOFF)
         if at_once:
             statistics[some] = _observed(block, values, columns)
-        ideals = [ideal_dcg(one.grades) for one in relevant[some]]
-        ndcg[some] = ndcg_of_columns(columns, block.gains, ideals)
+        ndcg[some] = ndcg_of_columns(columns, block.gains, relevant[some])
         # Of the weights, in the place of the scores, only those of relevant documents are read; a
         # query without documents has none, but NaN.
         weights = block.scores.mul_(1 / TEMPERATURE).softmax(-1)
@@ -181,7 +180,7 @@ def gains(documents: Integers, relevant: Sequence[Relevant]) -> NDArray[np.float
     return gains
 
 
-def ndcg_of_columns(columns: Tensor, gains: Tensor, ideals: Sequence[float]) -> Tensor:
+def ndcg_of_columns(columns: Tensor, gains: Tensor, relevant: Sequence[Relevant]) -> Tensor:
     """NDCG@10 (B, D) as trec_eval's ndcg_cut: linear gain, discount log2(rank + 1).
 
     Source: Järvelin and Kekäläinen, TOIS 20(4), 2002, as implemented in trec_eval's m_ndcg_cut.c.
@@ -189,7 +188,7 @@ def ndcg_of_columns(columns: Tensor, gains: Tensor, ideals: Sequence[float]) -> 
     Args:
         columns: (B, D, k) int64, those of the k best documents, best first; 10 of them count.
         gains: (B, C), the grade of each column, 0 where it is not relevant.
-        ideals: B numbers, see `ideal_dcg`; 0 gives 0.
+        relevant: all relevant documents, of which the ideal is; 0 without any.
     """
     b, depths, _ = columns.shape
     columns = columns[..., :CUTOFF]
@@ -197,11 +196,12 @@ def ndcg_of_columns(columns: Tensor, gains: Tensor, ideals: Sequence[float]) -> 
     ranks = torch.arange(2, ranked.shape[-1] + 2, device=columns.device)
     # float64 as in trec_eval, so that a perfect ranking is 1 and not 0.99999994
     dcg = (ranked.double() / torch.log2(ranks.double())).sum(-1)
+    ideals = [_ideal_dcg(one.grades) for one in relevant]
     ideal = torch.tensor(ideals, dtype=torch.float64, device=columns.device)[:, None]
     return torch.where(ideal > 0, dcg / ideal, 0.0).clamp_(0, 1).float()
 
 
-def ideal_dcg(grades: NDArray[np.float32]) -> float:
+def _ideal_dcg(grades: NDArray[np.float32]) -> float:
     """Largest DCG@10 that documents of these grades (r,) allow."""
     best = np.sort(np.asarray(grades, np.float64))[::-1][:CUTOFF]
     return float((best / np.log2(np.arange(2, len(best) + 2))).sum())

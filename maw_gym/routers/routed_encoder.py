@@ -118,7 +118,7 @@ class RoutedEncoder:
             task: whose environment the model was trained on.
             model: has SB3's `predict`, `observation_space` and `action_space`: an algorithm with
                 whatever policy, or a policy alone. It is asked, and not saved; see
-                `agents.export.router_from_model`.
+                `agents.networks.GRPORouter`.
             observation: blocks of the model's observation, in order.
 
         Raises:
@@ -390,7 +390,9 @@ class RoutedEncoder:
             InputError: a file cannot be written, or the router is a model of Stable-Baselines3.
         """
         if not isinstance(self.router, DepthRouter):
-            raise InputError("a model is saved as a router: see agents.export.router_from_model")
+            raise InputError(
+                "a model is saved by its own library, or as an agents.networks.GRPORouter"
+            )
         place = expanded(folder)
         with written_folder(place / INDEX, MANIFEST) as temporary:
             if self.documents is not None:
@@ -485,11 +487,11 @@ def _dataset(path: Path) -> str | None:
         return None
     check_readable(path, "config.json of a run", LARGEST_CONFIG)
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        name: Any = json.loads(path.read_text(encoding="utf-8"))["settings"]["dataset"]
+    except (LookupError, TypeError):
+        return None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable as JSON: {error}") from None
-    settings = config.get("settings") if isinstance(config, dict) else None
-    name = settings.get("dataset") if isinstance(settings, dict) else None
     return name if isinstance(name, str) else None
 
 

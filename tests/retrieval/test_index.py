@@ -12,7 +12,7 @@ from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.text import load_text_encoder
 from maw_gym.errors import InputError
 from maw_gym.files import write_manifest
-from maw_gym.retrieval.index import KIND
+from maw_gym.retrieval.index import KIND, SearchIndex
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import RetrievalTask
 
@@ -186,18 +186,17 @@ def test_a_folder_of_the_user_is_not_replaced(routed: RoutedEncoder, tmp_path: P
 
 
 def test_damaged_and_foreign_indexes_are_refused(routed: RoutedEncoder, tmp_path: Path) -> None:
-    routed.index(["a", "b"], ["bees make honey", "the moon"]).save(tmp_path)
+    routed.index(["a", "b"], ["bees make honey", "the moon"], store=True).save(tmp_path)
     folder = tmp_path / "index"
     whole = saved(folder)
     about = {"encoder": routed.embedder.fingerprint(), "index": "exact"}
 
     def refused(message: str) -> None:
         with pytest.raises(InputError, match=message) as caught:
-            RoutedEncoder.load(tmp_path, "cpu")
+            SearchIndex.load(folder, about["encoder"])
         assert "\n" not in str(caught.value)
         for name, content in whole.items():
             (folder / name).write_bytes(content)
-        RoutedEncoder.load(tmp_path, "cpu")
 
     for name in whole:
         (folder / name).unlink()
@@ -215,8 +214,10 @@ def test_damaged_and_foreign_indexes_are_refused(routed: RoutedEncoder, tmp_path
     for name, written, message in (
         ("documents.jsonl", b'"a"\n7\n', "lines that are no strings"),
         ("documents.jsonl", b'"a"\n"a"\n', "holds no index: document ids must differ"),
-        ("documents.jsonl", b'"a"\n', "holds no index: 1 ids for embeddings"),
+        ("documents.jsonl", b'"a"\n', "holds no index: 1 ids for 2 texts"),
         ("documents.jsonl", b'"a"\n{', "holds no index"),
+        ("texts.jsonl", b'"a"\n', "holds no index: 2 ids for 1 texts"),
+        ("texts.jsonl", b'"a"\n[]\n', "lines that are no strings"),
         ("documents.jsonl", b'"a"\n\xff', "holds no index"),
         ("vectors.npy", b"no array", "holds no index"),
         ("vectors.npy", b"", "holds no index"),
@@ -230,8 +231,6 @@ def test_damaged_and_foreign_indexes_are_refused(routed: RoutedEncoder, tmp_path
         np.ones((2, 256)),
         np.ones((2, 256), np.int32),
         np.ones(2, np.float32),
-        np.ones((2, 0), np.float32),
-        np.ones((2, 7), np.float32),
         np.asfortranarray(np.ones((2, 256), np.float32)),
         np.ones((2, 256), ">f4"),
         np.full((2, 256), np.nan, np.float32),
@@ -242,6 +241,18 @@ def test_damaged_and_foreign_indexes_are_refused(routed: RoutedEncoder, tmp_path
             (np.savez if isinstance(odd, dict) else np.save)(file, odd)  # type: ignore[operator]
         write_manifest(folder, KIND, about)
         refused("holds no index")
+
+
+@pytest.mark.parametrize("width", [0, 7])
+def test_an_index_of_another_width_is_refused(
+    routed: RoutedEncoder, tmp_path: Path, width: int
+) -> None:
+    routed.index(["a", "b"], ["bees make honey", "the moon"]).save(tmp_path)
+    np.save(tmp_path / "index" / "vectors.npy", np.ones((2, width), np.float32))
+    about = {"encoder": routed.embedder.fingerprint(), "index": "exact"}
+    write_manifest(tmp_path / "index", KIND, about)
+    with pytest.raises(InputError, match=f"holds no index: its vectors have {width} numbers"):
+        RoutedEncoder.load(tmp_path, "cpu")
 
 
 def test_settings_that_do_not_exist(routed: RoutedEncoder, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """The command maw-gym: every runner under one name."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hostile_run import write_hostile_run
+from hostile_run import CHOSEN, write_hostile_run
 
 import maw_gym
 from runners.cli import COMMANDS, main, overview
@@ -30,19 +31,31 @@ def test_search_finds_the_honey_and_draws_nothing_on_the_screen(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["search", str(run), "how bees make honey", "--k", "2", "--device", "cpu"])
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.split(maxsplit=2)[1:] == [
+    depth, first, second = capsys.readouterr().out.splitlines()
+    assert depth == f"depth {CHOSEN}"
+    assert first.split(maxsplit=3)[2:] == [
         "d1", "Worker bees gather nectar and dry it in the hive until it is honey.",
     ]  # fmt: skip
-    assert 1 >= float(first.split()[0]) >= float(second.split()[0]) >= -1
+    assert [first.split()[0], second.split()[0]] == ["1", "2"]
+    assert 1 >= float(first.split()[1]) >= float(second.split()[1]) >= -1
     main(["search", str(run), "bell bread", "--k", "12", "--device", "cpu", "--hybrid"])
-    lines = capsys.readouterr().out.splitlines()
+    _, *lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 12
     assert all(line.isprintable() and len(line) <= 200 for line in lines)
     bell = next(line for line in lines if " d8" in line)
-    assert bell.split(maxsplit=1)[1] == (
+    assert bell.split(maxsplit=2)[2] == (
         r"d8\x1b\u2066  Bread: a bell \x07, an escape \x1b[31m, a turn \u202eback"
     )
+
+
+def test_search_stays_open_for_lines_and_loads_once(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("how bees make honey\n\n  bell bread \n"))
+    main(["search", str(run), "--k", "1", "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["depth", "1"] * 2
+    assert [" d1  " in lines[1], " d8" in lines[3]] == [True, True]
 
 
 def test_search_in_another_collection(

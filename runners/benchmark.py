@@ -61,8 +61,8 @@ class BenchmarkSettings:
 
 @torch.no_grad()
 def ragged_problem(embedder: Embedder, texts: tuple[str, ...]) -> attention.Problem:
-    """The first 64 queries as the encoder sees them."""
-    ids = [row for row in embedder.query_ids(texts[:RAGGED_QUERIES]) if row]
+    """Queries as the encoder sees them."""
+    ids = [row for row in embedder.query_ids(texts) if row]
     batch, mask = (tensor.to(embedder.device) for tensor in padded(ids))
     inputs = embedder.maw.depth_inputs(batch, embedder.text.hidden(batch), mask)
     inputs = Inputs(*(tensor.detach() for tensor in inputs))
@@ -84,6 +84,7 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
             str(one): one.problem(device) for one in (attention.QUICK_SHAPES if quick else shapes)
         }
         texts = max((queries.texts for queries in collection.splits.values()), key=len)
+        texts = texts[: RAGGED_QUERIES // 8 if quick else RAGGED_QUERIES]
         problems[f"queries of {collection.name}"] = ragged_problem(embedder, texts)
         for case, problem in problems.items():
             rows += attention.attention_rows(case, problem, rounds, settings.budget)

@@ -21,7 +21,7 @@ from runners.experiments.settings import CommonSpec, OnlineSettings, RunSettings
 if TYPE_CHECKING:
     from runners.experiments.analysis import Comparison
 
-QUICK_TIMESTEPS: Final = 10_000
+QUICK_TIMESTEPS: Final = 8_000
 QUICK_BASELINE: Final = "standard-attention"
 BASELINE: Final = "non-maw-trained"
 SINGLE: Final = "maw-single"  # one depth, trained as the depths are: the fair control of routing
@@ -48,7 +48,7 @@ class CompareSettings:
     """an encoder is trained with each of them, and all methods run on each encoder; that of
     --encoder-seed alone unless given (--verdict: 0 1 2)"""
     timesteps: Count | None = None
-    """training queries that each learner sees; as train_grpo.py (--quick: 10000)"""
+    """training queries that each learner sees; as train_grpo.py (--quick: 8000)"""
     baseline: str | None = None
     """what all are tested against; non-maw-trained (--quick: standard-attention)"""
     seed_intervals: bool = False

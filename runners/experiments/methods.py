@@ -187,6 +187,7 @@ _ALL: Final = (
         "ranker",
         partial(with_bm25, "ranks"),
         "standard attention and BM25: reciprocal rank fusion",
+        slow=True,
     ),
     Method("random", "static", randomly, "a depth drawn uniformly for each query", seeded=True),
     _rule("best-fixed-reward", "best_fixed", "the depth of largest mean training reward"),

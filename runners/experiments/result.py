@@ -274,7 +274,8 @@ def evaluated(
     scores = torch.cat([ranking.scores for *_, ranking in parts])[order]
     documents = torch.cat([ranking.documents for *_, ranking in parts])[order]
     ranking = Ranking(scores, documents)
-    known.append((depths, whole, ranking))
+    if len(left):
+        known.append((depths, whole, ranking))
     return Evaluation(whole), ranking
 
 

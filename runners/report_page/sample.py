@@ -122,7 +122,7 @@ def attention_of(task: RetrievalTask, ids: Sequence[int]) -> NDArray[np.float32]
 def packed(weights: NDArray[np.float32]) -> str:
     """Weights in [0, 1] as text: bytes 255 sqrt(w), compressed, in base64."""
     numbers = np.rint(255 * np.sqrt(weights.clip(0, 1))).astype(np.uint8)
-    return base64.b64encode(gzip.compress(numbers.tobytes(), mtime=0)).decode()
+    return base64.b64encode(gzip.compress(numbers.tobytes(), 4, mtime=0)).decode()
 
 
 def cut(text: str, characters: int) -> str:

@@ -32,19 +32,16 @@ DIFFERENCE: Final = ("method", MAIN, *TESTED, "vs zero-shot", "vs trained")
 RETRIEVAL: Final = ("method", *(f"{name} [95%]" for name in NAMES))
 REWARD: Final = ("method", *COLUMNS, "gap closed", "depths used")
 SEEDS: Final = ("method", MAIN, "deviation over seeds", "95% over seeds")
-COST: Final = (
-    *("method", "what it is", "parameters", "training s", "added ms per query"),
-    "seeds",
-)
+COST: Final = ("method", "what it is", "parameters", "training s", "added ms per query", "seeds")
 
 
 def method_table(
     made: Comparison, columns: Sequence[str], rows: Iterable[Row] | None = None, left: int = 1
 ) -> str:
-    """Some columns of some methods' rows, of all unless given; "" where there is none."""
+    """Some columns of the methods' rows, of all unless some are given."""
     digits = digits_for(len(made.query_ids))
     cells = [_cells(row, digits) for row in (made.rows if rows is None else rows)]
-    # "95% over seeds" is there where it was asked for.
+    # "95% over seeds" says nothing where it was not asked for.
     columns = [name for name in columns if any(line[name] for line in cells)]
     head = [name.replace("difference", f"minus {made.baseline}") for name in columns]
     return markdown(head, [[line[name] for name in columns] for line in cells], left)

@@ -50,19 +50,12 @@ WARM_UP: Final = 3
 
 
 class Fold(NamedTuple):
-    """One fold of a dataset with one encoder.
-
-    Attributes:
-        task: of both.
-        spec: what the methods' specifications are made of.
-        encoder: part of file names that tells the encoder; "" where there is one.
-        number: part of file names that tells the fold; "" where there is one.
-    """
+    """One fold of a dataset with one encoder; `spec` makes the methods' specifications."""
 
     task: RetrievalTask
     spec: CommonSpec
-    encoder: str = ""
-    number: str = ""
+    encoder: str = ""  # part of file names, "" where there is one
+    number: str = ""  # likewise, of the fold
 
     def label(self, method: Method, seed: int) -> str:
         """What the files of a method are called, whatever the fold."""
@@ -152,7 +145,7 @@ def run_cell(method: Method, fold: Fold, seed: int, folder: Path, ranked: int = 
         forget_training(training)
     if result.encode is not None:
         result.latency_ms = added_latency(result.encode, task)
-    write_run(trec, task, "test", result, method.name, ranked)
+    write_run(trec, task, result, method.name, ranked)
     result.save(path)
     return result
 
@@ -188,16 +181,11 @@ def result_key(method: str, task: RetrievalTask, spec: AnySpec) -> str:
     )
 
 
-def write_run(
-    path: Path, task: RetrievalTask, split: str, result: Result, tag: str, ranked: int = 100
-) -> None:
-    """Write a result's TREC run, of so many documents for each query."""
+def write_run(path: Path, task: RetrievalTask, result: Result, tag: str, ranked: int = 100) -> None:
+    """Write the TREC run of a result on test queries, of so many documents for each."""
     assert result.ranking is not None
-    documents, scores = (
-        values[:, :ranked].cpu().numpy()
-        for values in (result.ranking.documents, result.ranking.scores)
-    )
-    ids = task.collection.splits[split].ids
+    scores, documents = (values[:, :ranked].cpu().numpy() for values in result.ranking)
+    ids = task.collection.splits["test"].ids
     write_trec_run(path, ids, task.collection.doc_ids, documents, scores, tag)
 
 
@@ -304,8 +292,8 @@ def open_fold(spec: CommonSpec, specs: Sequence[CommonSpec]) -> Fold:
     for name, field in (("encoder", "encoder_seed"), ("fold", "fold")):
         several = len({getattr(one.task, field) for one in specs}) > 1
         names[name] = f"{name}{getattr(spec.task, field)}" if several else ""
-    told = [spec.task.dataset, *filter(None, names.values())]
-    print(f"{', '.join(told)}: encoder and depth tables ...", file=sys.stderr, flush=True)
+    told = ", ".join([spec.task.dataset, *filter(None, names.values())])
+    print(f"{told}: encoder and depth tables ...", file=sys.stderr, flush=True)
     parts = (f".{one}" if one else "" for one in names.values())
     return Fold(task_of(spec.task), spec, *parts)
 
@@ -318,18 +306,9 @@ def run_fold(spec: CommonSpec, specs: Sequence[CommonSpec], options: Mapping[str
 def run_side_by_side(
     function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int
 ) -> None:
-    """Call a function with each of `calls`, `jobs` at once.
+    """Call a function with each of `calls` in `jobs` processes, which share cores and GPUs.
 
-    The cores are shared out among the processes, and so are the GPUs, where there are several.
-
-    Args:
-        function: of a module, so that another process finds it; leaves what it does in files.
-        calls: its arguments.
-        jobs: processes.
-
-    Raises:
-        InputError: a process was ended from outside. What a call raises is raised here, and the
-            other processes are ended.
+    What a call raises is raised here, and an InputError where a process was ended from outside.
     """
     context = multiprocessing.get_context("spawn")
     share = (max(1, torch.get_num_threads() // jobs), context.Value("i", 0))

@@ -95,8 +95,7 @@ class Method(NamedTuple):
             the depth), "learner" (training chooses it), "oracle" (reads the answers).
         run: see the head of this module.
         about: what it is, in a line.
-        specify: its specification, from the settings that the methods of a table share and the
-            task.
+        specify: its specification, from what the methods of a table share and the task.
         seeded: whether it differs from seed to seed.
         slow: `--quick` leaves it out: it trains an encoder, or is much like another one.
         needs: the split without whose queries it cannot run.

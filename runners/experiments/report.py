@@ -84,13 +84,7 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 
 class RunRow(NamedTuple):
-    """One line of a single run's table.
-
-    Attributes:
-        reward: see `maw_gym.envs.bandit.RewardSummary`; None where no depth is chosen.
-        retrieval: mean of each of `MEASURES` over the split's queries.
-        result: where they come from.
-    """
+    """One line of a single run's table: a `RewardSummary` or None, and means of `MEASURES`."""
 
     reward: dict[str, float | None] | None
     retrieval: dict[str, float]
@@ -193,7 +187,7 @@ def report(
             for title, one in every.items()
         ]
         write_csv(folder / "per_query.csv.gz", pd.concat(frames))
-        write_run(folder / "run.trec.gz", task, "test", result, learner)
+        write_run(folder / "run.trec.gz", task, result, learner)
         figures.draw_run(task, spec, learner, result, folder / "figures")
     content = metrics(spec, rows, row, watch)
     content |= {"chosen_at": result.chosen_at, "training": result.facts}

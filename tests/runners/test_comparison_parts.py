@@ -220,7 +220,7 @@ def test_depths_are_ranked_once_for_all_methods(task: RetrievalTask, tmp_path: P
         assert found.ranking is not None
         assert found.measures["nDCG@10"].tolist() == expected.per_query["nDCG@10"].tolist()
         assert found.ranking.documents.tolist() == ranking.documents.tolist()
-    write_run(tmp_path / "one.trec", task, "test", found, "mine", ranked=1)
+    write_run(tmp_path / "one.trec", task, found, "mine", ranked=1)
     lines = [line.split() for line in (tmp_path / "one.trec").read_text().splitlines()]
     assert [line[0] for line in lines] == list(task.collection.splits["test"].ids)
     assert {(line[3], line[5]) for line in lines} == {("1", "mine")}

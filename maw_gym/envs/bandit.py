@@ -260,7 +260,7 @@ class Bandit:
         return Outcome(*numbers[:6])
 
     def outcome_of(self, queries: NDArray[np.int64], depths: Any) -> Outcome:
-        """What depths (B,) bring for queries (B,): contiguous float64 arrays (B,).
+        """What depths (B,) bring for queries (B,): float64 arrays (B,).
 
         Raises:
             InputError: depths of another shape or type, or outside [0, D).
@@ -268,7 +268,8 @@ class Bandit:
         places = queries * self.num_depths
         places += self.checked_actions(depths, len(queries))
         records = self._outcomes.take(places, axis=0, mode="clip")
-        return Outcome(*records.T[:6].astype(np.float64, order="C"))
+        # Whole records are converted, as columns one by one take longer.
+        return Outcome(*records.astype(np.float64).T[:6])
 
     def checked_actions(self, actions: Any, count: int) -> NDArray[np.int64]:
         """`actions` as `count` numbers (count,) int64 in [0, D).

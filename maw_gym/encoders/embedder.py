@@ -6,9 +6,10 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Final, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -16,7 +17,14 @@ from tqdm import tqdm
 from maw_gym.attention.reference import DepthStatistics
 from maw_gym.distributed import check_same, from_all, is_first, process, processes
 from maw_gym.encoders.maw import EncoderSettings, MAWEncoder, NonMAWEncoder, attention_encoder
-from maw_gym.encoders.text import TextEncoder, WordLlama, length_batches, on_device, padded
+from maw_gym.encoders.text import (
+    TextEncoder,
+    WordLlama,
+    length_batches,
+    on_device,
+    padded,
+    tokenized,
+)
 from maw_gym.errors import InputError, checked_texts, shown
 from maw_gym.files import canonical, content_key, fingerprint
 
@@ -296,10 +304,9 @@ def untrained_embedder(
     text = text or WordLlama()
     settings = settings or encoder_shape(text)
     encoder = attention_encoder(settings)
-    counts = torch.zeros(settings.vocabulary)
-    ids = text.tokenize(doc_texts)
-    for row in ids:
-        counts[sorted(set(row))] += 1
+    ids = tokenized(text, tuple(doc_texts))
+    found = np.fromiter(chain.from_iterable(map(set, ids)), np.int64)
+    counts = torch.from_numpy(np.bincount(found, minlength=settings.vocabulary)).float()
     idf = torch.log((len(ids) + 1) / (counts + 0.5))
     with torch.no_grad():
         encoder.token_weight.copy_(idf.clamp(min=0.5).log())

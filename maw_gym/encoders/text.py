@@ -1,7 +1,8 @@
 """Text to token ids to hidden states: the models that encoders stand on, by name."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from itertools import chain
@@ -238,6 +239,33 @@ def _transformer(name: str, folder: Path, version: tuple[Any, ...]) -> Transform
         content |= {"tokenizer": text.tokenizer.to_str(), "positions": text.positions}
     text.name = f"{Path(name).name}-{content_key(content)}"
     return text
+
+
+_remembered: dict[tuple[str, Sequence[str]], list[list[int]]] | None = None
+
+
+@contextmanager
+def tokenized_once() -> Iterator[None]:
+    """Within this, `tokenized` remembers the texts of a collection that were asked for together."""
+    global _remembered
+    outer, _remembered = _remembered, {} if _remembered is None else _remembered
+    try:
+        yield
+    finally:
+        _remembered = outer
+
+
+def tokenized(
+    text: TextEncoder, texts: tuple[str, ...], rows: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Token ids of some texts, not truncated; `rows` None are all of them."""
+    key = (text.name, texts)
+    if _remembered is not None and rows is None and key not in _remembered:
+        _remembered[key] = text.tokenize(texts)
+    if _remembered is not None and key in _remembered:
+        found = _remembered[key]
+        return found if rows is None else [found[row] for row in rows]
+    return text.tokenize(texts if rows is None else [texts[row] for row in rows])
 
 
 def padded(

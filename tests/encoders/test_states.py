@@ -74,16 +74,6 @@ def test_another_process_reads_the_file(home, text, computed):
     assert len(computed) == 3
 
 
-def test_a_damaged_file_is_made_anew(home, text, caplog):
-    before = find(stored(text), "bread").clone()
-    (path,) = (home / "states").glob("*.safetensors")
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 64
-    path.write_bytes(data)
-    assert (find(stored(text), "bread") == before).all()
-    assert "it is made anew" in caplog.text
-
-
 def test_states_that_would_take_too_much_are_not_kept(home, text, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(files, "LARGEST_STATES", 2 * 24 * 18)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
-from maw_gym.encoders.text import WordLlama, load_text_encoder, padded
+from maw_gym.encoders.text import WordLlama, load_text_encoder, padded, tokenized, tokenized_once
 from maw_gym.errors import InputError
 
 
@@ -72,6 +72,20 @@ def test_padding():
     # Of nothing there is one column.
     assert [tuple(t.shape) for t in padded([[]])] == [(1, 1), (1, 1)]
     assert [tuple(t.shape) for t in padded([])] == [(0, 1), (0, 1)]
+
+
+def test_texts_are_tokenized_once_for_as_long_as_it_is_asked_for(text, monkeypatch):
+    asked = []
+    monkeypatch.setattr(WordLlama, "tokenize", lambda self, texts: asked.append(texts) or texts)
+    texts = ("one", "two", "three")
+    with tokenized_once():
+        for _ in range(2):
+            with tokenized_once():  # a training within another
+                assert tokenized(text, texts, [2]) == ["three"]
+                assert tokenized(WordLlama(), texts) == texts
+                assert tokenized(text, texts, [2, 0]) == ["three", "one"]
+    assert tokenized(text, texts, [1]) == ["two"]
+    assert asked == [["three"], texts, ["two"]]
 
 
 # --- MiniLM ----------------------------------------------------------------------------------

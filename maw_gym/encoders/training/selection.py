@@ -1,11 +1,11 @@
 """The trained encoder of a collection: candidates, their training, and the choice among them."""
 
 import contextlib
+import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from maw_gym.encoders.files import (
     with_token_states,
 )
 from maw_gym.encoders.maw import EncoderSettings, MAWEncoder
-from maw_gym.encoders.text import TextEncoder, WordLlama
+from maw_gym.encoders.text import TextEncoder, WordLlama, tokenized_once
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.stages import Validation, pairs_of, train_attention, train_depths
 from maw_gym.encoders.transformer import Transformer
@@ -197,9 +197,10 @@ def encoder_path(
 
 def kept_encoder(path: Path, device: torch.device | str, build: Callable[[], Trained]) -> Trained:
     """The encoder at `path`, built if need be; checkpoints of a finished training go."""
-    embedder, provenance = cached(
-        path, build, lambda path, made: save_embedder(path, *made), load_embedder, together=True
-    )
+    with tokenized_once():
+        embedder, provenance = cached(
+            path, build, lambda path, made: save_embedder(path, *made), load_embedder, together=True
+        )
     with contextlib.suppress(OSError):  # left by a kill after the end; the cache may be read-only
         if is_first():
             forget_checkpoints(path)
@@ -288,7 +289,7 @@ def trained_embedder(
     path = encoder_path("trained", [collection], device, about, text)
 
     def build() -> Trained:
-        untrained = _untrained(collection, text, others)
+        untrained = _untrained(collection, [text, *others])
         candidates = _candidates(collection)
         asked = len(judges(collection, False).ids)
         if "pydocs" in candidates and not text.static and asked < JUDGES_OF_TRANSFORMERS:
@@ -300,7 +301,7 @@ def trained_embedder(
         log.info("encoder of %s: %s", collection.name, choice)
         chosen = choice["chosen"]
         if chosen in untrained:
-            return untrained[chosen](32).to(device), {**choice, "training": {}}
+            return with_depths(untrained[chosen].to(device), 32), {**choice, "training": {}}
         embedder, training = train_encoder(
             candidates[chosen], device, settings, checkpoint=path, text=text
         )
@@ -309,27 +310,16 @@ def trained_embedder(
     return kept_encoder(path, device, build)
 
 
-def _untrained(
-    collection: Collection, text: TextEncoder, others: Sequence[TextEncoder]
-) -> dict[str, Callable[[int], Embedder]]:
-    """Candidates that need no training, by name: of a number of depths."""
-
-    def make(text: TextEncoder, depths: int) -> Embedder:
-        return untrained_embedder(collection.doc_texts, encoder_shape(text, depths), text)
-
-    def mean_pooling(depths: int) -> Embedder:
-        embedder = make(text, depths)
-        with torch.no_grad():
-            embedder.encoder.token_weight.zero_()
-            # Enough of V to tell the depths apart.
-            torch.nn.init.eye_(embedder.encoder.out_proj.weight).mul_(CONTEXTUAL_OUTPUT)
-        return embedder
-
-    return {
-        UNTRAINED: partial(make, text),
-        "mean pooling": mean_pooling,
-        **{f"untrained {other.name}": partial(make, other) for other in others},
-    }
+def _untrained(collection: Collection, texts: Sequence[TextEncoder]) -> dict[str, Embedder]:
+    """Candidates that need no training, by name, without depths; the first text has two."""
+    made = [untrained_embedder(collection.doc_texts, encoder_shape(one, 0), one) for one in texts]
+    pooled = copy.deepcopy(made[0].encoder)
+    with torch.no_grad():
+        pooled.token_weight.zero_()
+        # Enough of V to tell the depths apart.
+        torch.nn.init.eye_(pooled.out_proj.weight).mul_(CONTEXTUAL_OUTPUT)
+    others = {f"untrained {one.text.name}": one for one in made[1:]}
+    return {UNTRAINED: made[0], "mean pooling": replace(made[0], encoder=pooled), **others}
 
 
 def _candidates(collection: Collection) -> dict[str, list[Collection]]:
@@ -347,7 +337,7 @@ def _candidates(collection: Collection) -> dict[str, list[Collection]]:
 
 def _scores(
     collection: Collection,
-    untrained: Mapping[str, Callable[[int], Embedder]],
+    untrained: Mapping[str, Embedder],
     candidates: Mapping[str, Sequence[Collection]],
     device: torch.device | str,
     settings: TrainingSettings,
@@ -371,7 +361,7 @@ def _scores(
         found: NDArray[np.floating] = validation.scores(embedder).numpy()
         return found
 
-    scores = {name: scores_of(make(0).to(device), False) for name, make in untrained.items()}
+    scores = {name: scores_of(one.to(device), False) for name, one in untrained.items()}
     for name, sources in candidates.items():
         scores[name] = scores_of(trained_attention(sources, device, settings, text=text)[0], True)
     return scores

@@ -34,7 +34,7 @@ from maw_gym.distributed import (
 )
 from maw_gym.encoders.embedder import Embedder, ProgressBar
 from maw_gym.encoders.maw import temperatures
-from maw_gym.encoders.text import on_device, padded
+from maw_gym.encoders.text import on_device, padded, tokenized
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.files import content_key, fingerprint
 from maw_gym.retrieval.documents import DocumentIndex
@@ -66,7 +66,7 @@ def pairs_of(collections: Sequence[Collection], embedder: Embedder) -> Pairs:
     for collection in collections:
         split, start = collection.splits["encoder"], len(pairs.documents)
         position = {name: start + row for row, name in enumerate(collection.doc_ids)}
-        pairs.documents.extend(embedder.text.tokenize(collection.doc_texts))
+        pairs.documents.extend(tokenized(embedder.text, collection.doc_texts))
         queries = embedder.text.tokenize(split.texts)
         groups = collection.query_groups("encoder")
         for ids, grades, group in zip(queries, split.relevance, groups, strict=True):
@@ -105,7 +105,7 @@ class Validation:
         rows += [row for row, _ in zip(rest, range(DOCUMENTS_CHECKED - len(rows)), strict=False)]
         self.rows = sorted(rows)
         self.doc_ids = [collection.doc_ids[row] for row in self.rows]
-        tokens = embedder.text.tokenize([collection.doc_texts[row] for row in self.rows])
+        tokens = tokenized(embedder.text, collection.doc_texts, self.rows)
         self.documents = [embedder.text.cut(ids, document_tokens) for ids in tokens]
         self.query_tokens = embedder.query_ids(self.queries.texts)
 

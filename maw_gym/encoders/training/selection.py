@@ -290,11 +290,13 @@ def trained_embedder(
 
     def build() -> Trained:
         untrained = _untrained(collection, [text, *others])
-        candidates = _candidates(collection)
         asked = len(judges(collection, False).ids)
-        if "pydocs" in candidates and not text.static and asked < JUDGES_OF_TRANSFORMERS:
+        few = asked < JUDGES_OF_TRANSFORMERS and not text.static
+        if few and not _has_pairs(collection):
             log.info("%d queries are too few to prefer a %s trained on pydocs", asked, text.name)
-            del candidates["pydocs"]
+            candidates = {}
+        else:
+            candidates = _candidates(collection)
         scores = _scores(collection, untrained, candidates, device, settings, text)
         # A rounding apart, others might choose another.
         choice = from_first(choose(scores))
@@ -322,9 +324,13 @@ def _untrained(collection: Collection, texts: Sequence[TextEncoder]) -> dict[str
     return {UNTRAINED: made[0], "mean pooling": replace(made[0], encoder=pooled), **others}
 
 
+def _has_pairs(collection: Collection) -> bool:
+    return bool(collection.splits["encoder"].ids and collection.splits["validation"].ids)
+
+
 def _candidates(collection: Collection) -> dict[str, list[Collection]]:
     """What the trained candidates are trained on, by name."""
-    own = bool(collection.splits["encoder"].ids and collection.splits["validation"].ids)
+    own = _has_pairs(collection)
     if is_pydocs(collection):  # pydocs may have read its test queries
         return {"own pairs": [collection]} if own else {}
     if not judges(collection, own).ids:
@@ -348,16 +354,16 @@ def _scores(
 
     def scores_of(embedder: Embedder, trained: bool) -> NDArray[np.floating]:
         own = settings.suited(embedder.text, device)
-        # All documents only for what is trained on their states.
-        if trained and not settings.train_text_encoder:
-            embedder = with_states(embedder, [collection], own)
-        embedder = with_query_states(embedder, collection)
         validation = Validation(collection, embedder, own.document_tokens, queries)
-        if not trained:  # several stand on one text encoder
+        everything = trained or len(validation.doc_ids) == len(collection.doc_ids)
+        if everything and not settings.train_text_encoder:
+            embedder = with_states(embedder, [collection], own)
+        elif not trained:  # several stand on one text encoder
             longest = max(map(len, validation.documents), default=0)
             kind = f"judged documents, {content_key({'documents': validation.doc_ids})}"
             ids = validation.documents
             embedder = with_token_states(embedder, collection, kind, longest, lambda: ids)
+        embedder = with_query_states(embedder, collection)
         found: NDArray[np.floating] = validation.scores(embedder).numpy()
         return found
 

@@ -224,7 +224,9 @@ def test_candidates_and_their_judges(tiny, pydocs):
 
 
 def test_few_queries_train_no_transformer_on_pydocs(tiny, pydocs, text, steps, monkeypatch):
-    assert candidates(unlearned(tiny, "a"), text=text)[0] == set()
+    with monkeypatch.context() as patch:
+        patch.setattr(selection, "load_collection", pytest.fail)  # nor is it read
+        assert candidates(unlearned(tiny, "a"), text=text)[0] == set()
     assert steps == []
     monkeypatch.setattr(selection, "JUDGES_OF_TRANSFORMERS", 7)
     assert candidates(unlearned(tiny, "b"), text=text)[0] == {"pydocs"}

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,33 +181,28 @@ def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
     )
     shape = {"embeddings": (len(collection.doc_ids), embedder.text.width)}
 
-    def build() -> Tensor:
-        return encoded_documents(knowing, collection.doc_ids, collection.doc_texts)[1]
-
-    def save(path: Path, embeddings: Tensor) -> None:
-        files.write(path, {"embeddings": embeddings}, "documents", {})
-
     def load(path: Path) -> Tensor:
         tensors = files.read(path, "documents").tensors
         check_tensors(path, tensors, shape)
         return tensors["embeddings"]
 
-    path = cache_home() / "documents" / f"{key}.safetensors"
     # States are cached by one process; several are quicker without, each with its own share.
     knowing = with_document_states(embedder, collection) if processes() == 1 else embedder
     check_same("collection", collection.provenance["content"])
-    return cached(path, build, save, load, together=True).to(embedder.device)
+    return cached(
+        cache_home() / "documents" / f"{key}.safetensors",
+        lambda: encoded_documents(knowing, collection.doc_ids, collection.doc_texts)[1],
+        lambda path, found: files.write(path, {"embeddings": found}, "documents", {}),
+        load,
+        together=True,
+    ).to(embedder.device)
 
 
 class StoredStates:
     """Hidden states of some texts in one cached file, computed at the first look at one of them.
 
-    Args:
-        text: the transformer, frozen.
-        about: JSON values that say which texts these are; equal ones share a file.
-        ids: gives the token ids of all texts; called only where the file is not there.
-        device: where states are computed; devices round differently.
-        label: names them in the log and beside the bar.
+    The file's key is `about`, which says which texts these are, beside the frozen transformer and
+    the kind of device; `ids` gives the texts' token ids and is called where the file is not there.
     """
 
     def __init__(
@@ -286,11 +281,9 @@ def _digest(ids: Sequence[int] | NDArray[np.int64]) -> bytes:
 
 def with_query_states(embedder: Embedder, collection: Collection) -> Embedder:
     """The same embedder, which has the states of all queries of a collection in the cache."""
-
-    def ids() -> Ids:
-        splits = collection.splits.values()
-        return embedder.query_ids([query for split in splits for query in split.texts])
-
+    splits = collection.splits.values()
+    texts = [query for split in splits for query in split.texts]
+    ids = partial(embedder.query_ids, texts)
     return with_token_states(embedder, collection, "queries", embedder.query_tokens, ids)
 
 
@@ -301,10 +294,7 @@ def with_document_states(embedder: Embedder, collection: Collection) -> Embedder
     """
     if isinstance(embedder.text, Transformer) and embedder.text.tuned:
         return embedder
-
-    def ids() -> Ids:
-        return embedder.document_ids(collection.doc_texts)
-
+    ids = partial(embedder.document_ids, collection.doc_texts)
     return with_token_states(embedder, collection, "documents", embedder.document_tokens, ids)
 
 

@@ -37,14 +37,9 @@ class RoutedRetriever(pt.Transformer):
         self.hybrid = hybrid
 
     def transform(self, queries: "pd.DataFrame") -> "pd.DataFrame":
-        """The best documents of every query.
+        """Rows of queries (with qid and query), one for each document, with docno, score and rank.
 
-        Args:
-            queries: one row per query with the columns qid and query.
-
-        Returns:
-            The rows of `queries`, one for each document, with docno, score and rank (from 0, in
-            trec_eval's order of equal scores).
+        Ranks are from 0, in trec_eval's order of equal scores.
         """
         pt.validate.query_frame(queries, extra_columns=["query"])
         found = self.encoder.search(queries["query"].tolist(), self.num_results, hybrid=self.hybrid)

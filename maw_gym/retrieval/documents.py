@@ -28,17 +28,11 @@ Integers = NDArray[np.int64]
 
 
 class Relevant(NamedTuple):
-    """Relevant documents of one query.
+    """Relevant documents of one query."""
 
-    Attributes:
-        documents: (r,) positions in the index.
-        grades: (r,) above 0.
-        own: position of the document that is the query itself and not to be ranked; -1 is none.
-    """
-
-    documents: Integers
-    grades: NDArray[np.float32]
-    own: int = -1
+    documents: Integers  # (r,) positions in the index
+    grades: NDArray[np.float32]  # (r,) above 0
+    own: int = -1  # the document that is the query itself and not to be ranked; -1 is none
 
 
 class DocumentIndex:
@@ -170,9 +164,8 @@ def own_documents(queries: QuerySet, positions: Mapping[str, int]) -> Integers:
     """See `DocumentIndex.own_documents`; `positions` are those of the documents by id."""
     own = np.full(len(queries.ids), -1)
     for row, grades in enumerate(queries.relevance):
-        for name, grade in grades.items():
-            if grade == OWN:
-                own[row] = positions.get(name, -1)
+        for name in (name for name, grade in grades.items() if grade == OWN):
+            own[row] = positions.get(name, -1)
     return own
 
 

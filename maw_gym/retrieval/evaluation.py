@@ -29,11 +29,7 @@ DEPTH_OF_RANKING: Final = 100  # the deepest cutoff among the measures
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measures of one ranker on one query set.
-
-    Attributes:
-        per_query: measure name to values (N,) float64 in the query set's order.
-    """
+    """Measures of one ranker on N queries: by name, values (N,) in the queries' order."""
 
     per_query: dict[str, NDArray[np.float64]]
 
@@ -135,9 +131,6 @@ def write_trec_run(
         documents: (N, k) positions in `doc_ids`, best first; -1 is left out.
         scores: (N, k) float32.
         tag: name of the run.
-
-    Raises:
-        ValueError: shapes that do not fit.
     """
     lists, values = np.asarray(documents), np.asarray(scores)
     if lists.shape != values.shape or lists.ndim != 2 or len(lists) != len(query_ids):

@@ -41,17 +41,11 @@ STATISTICS: Final = (
 
 
 class Rankings(NamedTuple):
-    """Of the rankings of B queries through D depths, on the index's device.
+    """Of the rankings of B queries through D depths, on the index's device."""
 
-    Attributes:
-        ndcg: (B, D) in [0, 1], nDCG@10.
-        listwise: (B, D) in [0, 1], mass of softmax(cosine / 0.05) on relevant documents.
-        statistics: (B, 11 D), see `ranking_statistics`; (B, 0) where they are not observed.
-    """
-
-    ndcg: Tensor
-    listwise: Tensor
-    statistics: Tensor
+    ndcg: Tensor  # (B, D) in [0, 1], nDCG@10
+    listwise: Tensor  # (B, D) in [0, 1], mass of softmax(cosine / 0.05) on relevant documents
+    statistics: Tensor  # (B, 11 D), see `ranking_statistics`; (B, 0) where they are not observed
 
 
 class _Block(NamedTuple):
@@ -185,10 +179,8 @@ def ndcg_of_columns(columns: Tensor, gains: Tensor, relevant: Sequence[Relevant]
 
     Source: Järvelin and Kekäläinen, TOIS 20(4), 2002, as implemented in trec_eval's m_ndcg_cut.c.
 
-    Args:
-        columns: (B, D, k) int64, those of the k best documents, best first; 10 of them count.
-        gains: (B, C), the grade of each column, 0 where it is not relevant.
-        relevant: all relevant documents, of which the ideal is; 0 without any.
+    The columns (B, D, k) are those of the best documents, best first; `gains` (B, C) their grades.
+    The ideal is that of all relevant documents; without any the result is 0.
     """
     b, depths, _ = columns.shape
     columns = columns[..., :CUTOFF]

@@ -49,12 +49,9 @@ def bootstrap_means(values: ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> 
     pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007.
 
     Args:
-        values: (M, N), or (M, S, N) where every seed was judged on the same queries.
+        values: (M, N), or (M, S, N) where every seed was judged on the same queries; finite.
         draws: resamples.
         seed: of the resampling.
-
-    Raises:
-        ValueError: no values, one that is not finite, or draws < 1.
     """
     numbers = _finite(values, draws)
     numbers = numbers.reshape(len(numbers), -1, numbers.shape[-1])  # (M, S, N)
@@ -126,9 +123,6 @@ def sign_flip_tests(differences: ArrayLike, *, draws: int = DRAWS, seed: int = 0
             other seeds. All rows are tested by the same signs.
         draws: random sign assignments.
         seed: of the signs.
-
-    Raises:
-        ValueError: no differences, one that is not finite, or draws < 1.
     """
     numbers = _finite(differences, draws)
     scale = np.abs(numbers).sum(1, keepdims=True)

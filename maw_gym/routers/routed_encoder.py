@@ -88,9 +88,7 @@ class RoutedEncoder:
 
     @classmethod
     def from_run(cls, path: str | Path, device: str = "auto") -> Self:
-        """The encoder and the router that a training run has left behind.
-
-        No code in the files is run.
+        """The encoder and the router that a training run has left; no code in the files is run.
 
         Args:
             path: folder with encoder.safetensors and router.safetensors; config.json, where there
@@ -167,7 +165,7 @@ class RoutedEncoder:
             truncate_dim: how many of the h numbers to keep; None keeps all.
             device: where to compute from now on, see `to`.
             prompt_type: MTEB's word for `prompt_name`.
-            about: MTEB's words on its task; they make no difference.
+            about: MTEB's words on its task, which make no difference.
 
         Returns:
             (h,) for one text, (N, h) for several; float32, of unit length, zero for a text without
@@ -242,11 +240,8 @@ class RoutedEncoder:
     def observe(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Observations (N, O) of the router, as a depth table has them.
 
-        The block `retrieval` is made of D + 1 searches for every query, so that routers that
-        observe it need documents, and a search takes as much longer.
-
-        Raises:
-            InputError: no documents to search, see `index`.
+        The block `retrieval` is made of D + 1 searches for every query, for which a router that
+        observes it needs documents; an InputError says so where there are none.
         """
         return self._observed(self.embedder.query_ids(checked_texts(texts)))
 
@@ -261,9 +256,7 @@ class RoutedEncoder:
         folder: str | Path | None = None,
         dtype: str = "float32",
     ) -> Self:
-        """Encode the documents to search; those of an earlier call are forgotten.
-
-        Both are read once, in portions, and may be streams.
+        """Encode the documents to search, which may be streams, in the place of earlier ones.
 
         Args:
             doc_ids: N different ids.
@@ -272,7 +265,7 @@ class RoutedEncoder:
                 factory, whose numbers are 2 or more: "faiss:HNSW32". Behind a semicolon may stand
                 parameters of the search: "faiss:IVF1024,Flat;nprobe=16".
             hybrid: count words too, for `search(..., hybrid=True)`.
-            store: hold the texts too, for `search(..., texts=True)`.
+            store: hold the texts, for `search(..., texts=True)`, `add` and `remove`.
             folder: where the index is written, in the place of one that is there, and mapped from;
                 None keeps it in memory.
             dtype: of the embeddings, "float32" or "float16".
@@ -315,7 +308,8 @@ class RoutedEncoder:
         """Encode more documents and index them with those there are, in memory; see `save`.
 
         Raises:
-            InputError: ids that are there, lengths that differ, or see `SearchIndex.changed`.
+            InputError: ids that are there, lengths that differ, or words of documents whose texts
+                are not stored would have to be counted anew.
         """
         there = self._indexed()
         texts = checked_texts(texts)
@@ -327,11 +321,7 @@ class RoutedEncoder:
         return self
 
     def remove(self, doc_ids: Iterable[str]) -> Self:
-        """Leave documents out from now on, in memory; see `save`.
-
-        Raises:
-            InputError: an id that is not there, none that would be left, or see `add`.
-        """
+        """Leave documents out from now on; an InputError where an id is unknown, else as `add`."""
         there = self._indexed()
         gone = there.documents.places(checked_texts(doc_ids, "document ids"))
         left = np.setdiff1d(np.arange(len(there.documents)), gone)
@@ -411,11 +401,7 @@ class RoutedEncoder:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> Self:
-        """What `save` has written to a folder; its index is mapped, not read.
-
-        Raises:
-            InputError: see `from_run`; or a file of the index is missing, damaged or foreign.
-        """
+        """What `save` has written to a folder; see `from_run`. Vectors of an index are mapped."""
         routed = cls.from_run(folder, device)
         place = expanded(folder) / INDEX
         if place.exists():

@@ -37,12 +37,8 @@ def is_shared(network: str, observation: Sequence[str]) -> bool:
 def standardisation(
     observations: ArrayLike, together: int = 1
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and reciprocal standard deviation (O,) of training observations (N, O).
-
-    Args:
-        observations: (N, O).
-        together: how many neighbouring numbers have one mean and deviation, such as those of all
-            depths.
+    """Mean and reciprocal standard deviation (O,) of training observations (N, O), one of as many
+    neighbouring numbers as are `together`, such as those of all depths.
     """
     values = np.asarray(observations)
     kinds = values.reshape(len(values), -1, together)  # (N, O) -> (N, O / together, together)

@@ -168,15 +168,9 @@ class GRPOPolicyNetwork(ActorCriticPolicy):
     the ratios explode. ReLU with SB3's orthogonal initialisation: gain sqrt(2) inside, 0.01 on the
     logits, so that the first policy is close to uniform.
 
-    Args:
-        observation_space: Observation space.
-        action_space: Action space.
-        lr_schedule: Learning rate as a function of the remaining progress.
-        net_arch: Hidden widths of the two heads, `{"pi": [64], "vf": [64]}` unless told.
-        activation_fn: Activation of the heads, and of a StateEncoder.
-        features_extractor_class: The shared encoder.
-        features_extractor_kwargs: Its arguments besides the observation space.
-        **kwargs: The remaining arguments of SB3's ActorCriticPolicy.
+    Arguments are those of SB3's ActorCriticPolicy: `net_arch` is `{"pi": [64], "vf": [64]}` unless
+    told, `activation_fn` is that of the heads and of a StateEncoder, `features_extractor_kwargs`
+    are the encoder's arguments besides the observation space.
     """
 
     def __init__(
@@ -205,15 +199,12 @@ class GRPOPolicyNetwork(ActorCriticPolicy):
         )
 
     def actor_layers(self) -> list[nn.Linear]:
-        """Linear layers from the flat observation to the logits, in order.
+        """Linear layers from the flat observation to the logits, in order; not copies.
 
         The policy is exactly these layers with `activation_name` between them (none after the
         last), over the `(observation - mean) * scale` of the encoder clipped to its limit: all
         that is needed to export it. Of a shared policy the first takes 3 F numbers of each action,
         and the last has one row of weights and D biases.
-
-        Returns:
-            The layers themselves, not copies: by default obs-512, 512-256, 256-128, 128-64, 64-D.
 
         Raises:
             TypeError: The features extractor is not a plain MLP.
@@ -239,14 +230,8 @@ class SharedPolicyNetwork(GRPOPolicyNetwork):
     Each action has a bias of its own, so that a constant choice can be learned too; the value is
     linear in the mean of the actions' features.
 
-    Args:
-        observation_space: F * D numbers, see SharedEncoder.
-        action_space: Discrete, D actions.
-        lr_schedule: Learning rate as a function of the remaining progress.
-        net_arch: Further hidden widths of the two heads, applied to each action; none unless told.
-        features_extractor_class: SharedEncoder or a subclass.
-        features_extractor_kwargs: Its arguments besides the observation space and the actions.
-        **kwargs: The remaining arguments of GRPOPolicyNetwork.
+    Arguments are those of GRPOPolicyNetwork; `net_arch` are further hidden widths of the two heads,
+    applied to each action, and none unless told.
 
     Raises:
         ValueError: The actions are not Discrete, or the observation is no Box of equally many
@@ -259,7 +244,6 @@ class SharedPolicyNetwork(GRPOPolicyNetwork):
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
-        features_extractor_class: type[BaseFeaturesExtractor] = SharedEncoder,
         features_extractor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -272,17 +256,14 @@ class SharedPolicyNetwork(GRPOPolicyNetwork):
                 " MultiInputPolicy"
             )
         self._actions = int(action_space.n)
+        own = {"actions": self._actions} | (features_extractor_kwargs or {})
         super().__init__(
             observation_space,
             action_space,
             lr_schedule,
             net_arch=[] if net_arch is None else net_arch,
-            features_extractor_class=features_extractor_class,
-            features_extractor_kwargs={
-                "actions": self._actions,
-                **(features_extractor_kwargs or {}),
-            },
-            **kwargs,
+            features_extractor_kwargs=own,
+            **({"features_extractor_class": SharedEncoder} | kwargs),
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -300,13 +281,9 @@ class SharedPolicyNetwork(GRPOPolicyNetwork):
 def evaluate(
     policy: ActorCriticPolicy, reference: ActorCriticPolicy, batch: Rollout, critic: bool
 ) -> tuple[Any, ...]:
-    """Log pi(a), log p(a), KL(pi || p), entropy and, of a critic, values: (B,) each.
+    """Log pi(a), log p(a), KL(pi || p), entropy and, of a critic, values (else None): (B,) each.
 
-    Args:
-        policy: pi.
-        reference: p; of Discrete actions the batch has its log-probabilities already.
-        batch: B samples.
-        critic: Whether to give values; else None.
+    Of Discrete actions the batch has the log-probabilities by the reference p already.
     """
     distribution = policy.get_distribution(batch.observations)
     values = None

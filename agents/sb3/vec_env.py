@@ -44,17 +44,11 @@ def to_sb3(
 class SB3VecEnv(VecEnv):
     """A Gymnasium vector environment as seen by SB3: one list of infos, `terminal_observation`.
 
-    Only SAME_STEP is accepted: it is what SB3's own environments do.
-
     The info of an environment whose episode ended is that of the finished episode (`final_info`)
     plus `terminal_observation` and `TimeLimit.truncated`; what the reset of the next episode said
     is in `reset_infos`. Observations and rewards are copies: the environment may reuse its arrays.
-
-    Environments of the SyncVectorEnv kind hold one environment per row, which attributes and
-    methods address one by one; other vector environments answer for all rows at once.
-
-    Args:
-        vector_env: The environment.
+    A SyncVectorEnv holds one environment per row, which attributes and methods address one by one;
+    other vector environments answer for all rows at once.
 
     Raises:
         ValueError: No vector environment, or `metadata["autoreset_mode"]` is not SAME_STEP.
@@ -155,11 +149,7 @@ class SB3VecEnv(VecEnv):
         return [getattr(self._holder(attr_name), attr_name) for _ in rows]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of each environment asked for.
-
-        Raises:
-            ValueError: `indices` names some rows of an environment that answers for all at once.
-        """
+        """Set an attribute of each environment asked for; of one that is a single object, all."""
         if self._envs is not None:
             for i in self._get_indices(indices):
                 self._envs[i].set_wrapper_attr(attr_name, value)
@@ -178,11 +168,7 @@ class SB3VecEnv(VecEnv):
         indices: VecEnvIndices = None,
         **method_kwargs: Any,
     ) -> list[Any]:
-        """Call a method of each environment; of one that is a single object once, for all.
-
-        Raises:
-            ValueError: `indices` names some rows of an environment that answers for all at once.
-        """
+        """Call a method of each environment; of one that is a single object once, for all."""
         if self._envs is not None:
             rows = self._get_indices(indices)
             methods = [self._envs[i].get_wrapper_attr(method_name) for i in rows]

@@ -61,22 +61,19 @@ class GRPO(OnPolicyAlgorithm):
     n_steps is best several times the length of an episode, and never less than one.
 
     Args:
-        policy: MlpPolicy, MultiInputPolicy, CnnPolicy, SharedPolicy, or a class; see
-            agents.grpo.policies.
+        policy: MlpPolicy, MultiInputPolicy, CnnPolicy, SharedPolicy, or a class.
         env: The environment to learn from (if registered in Gymnasium, can be str). For advantages
             within groups, one whose neighbours start alike, such as `make_groups("CartPole-v1")`.
         learning_rate: Of Adam, may be a function of the remaining progress (1 to 0).
-        n_steps: Steps of each environment per rollout. None: 1,024 samples in all, and with groups
-            as many steps as a registered environment allows.
-        batch_size: Samples per gradient step; None: the whole rollout at once. Batches need not
-            respect groups: advantages belong to the rollout.
+        n_steps: Steps of each environment per rollout. None: 1,024 samples, with groups episodes.
+        batch_size: Samples per gradient step, across groups; None: the whole rollout at once.
         n_epochs: Passes over each rollout.
         advantage: "outcome": for every step the episode's return minus the mean of its group, over
             the group's standard deviation (DeepSeekMath). "group_mean": without the division (Dr.
             GRPO). "process": what follows the step, compared with the group at every step
-            (losses.process_advantages). "critic": generalised advantage estimation with the value
-            head, which alone is trained by it. "auto": "outcome" where there are groups, else
-            "critic", with a warning.
+            (losses.process_advantages); of one-step episodes the same as "outcome". "critic":
+            generalised advantage estimation with the value head, which alone is trained by it.
+            "auto": "process" where there are groups, else "critic", with a warning.
         group_size: Environments per group, at least 2; None: the environment's attribute. Where it
             has none, a DummyVecEnv or SubprocVecEnv is put in such groups.
         ratio: Denominator of the probability ratio: "old", the policy that acted, or "reference".
@@ -98,9 +95,9 @@ class GRPO(OnPolicyAlgorithm):
             are divided by their deviation; None: where episodes have several steps.
         target_kl: Where a batch is 1.5 times as far from the policy that acted (train/approx_kl),
             the rollout's passes end; None: never.
-        clip_range_vf: As in PPO's settings; only None.
-        use_sde: As in PPO's settings; only False.
-        sde_sample_freq: As in PPO's settings; without effect.
+        clip_range_vf: Of PPO; only None.
+        use_sde: Of PPO; only False.
+        sde_sample_freq: Of PPO; without effect.
         stats_window_size: Episodes in the mean reward that is logged.
         tensorboard_log: Log location for TensorBoard (None: no logging).
         policy_kwargs: Additional arguments of the policy.
@@ -110,9 +107,8 @@ class GRPO(OnPolicyAlgorithm):
         _init_setup_model: Whether to build the network at the creation of the instance.
 
     Raises:
-        ValueError: A setting of another type or out of its range, another action space, a policy
-            with batch normalisation, groups that are missing or do not divide the environments, or
-            when learning, that start differently.
+        ValueError: A setting out of its range, another action space, batch normalisation, groups
+            that are missing, do not divide the environments or (in learning) start differently.
         FloatingPointError: When learning: a reward, loss or gradient is not finite. The policy
             keeps the parameters from before that gradient step.
     """
@@ -238,7 +234,7 @@ class GRPO(OnPolicyAlgorithm):
         if self.advantage != "critic" and self.env is not None:
             self.env, self.group_size = with_groups(self.env, self.group_size, self.advantage)
             if self.advantage == "auto":
-                self.advantage = "critic" if self.group_size is None else "outcome"
+                self.advantage = "critic" if self.group_size is None else "process"
         if self.n_steps is None:
             # Groups go by whole episodes
             grouped = self.advantage not in ("critic", "auto")

@@ -157,11 +157,11 @@ def test_reference_of_every_rollout_is_the_old_policy() -> None:
 
 def test_advantages_are_those_of_groups_where_the_environment_gives_groups() -> None:
     model = GRPO("MlpPolicy", grouped(16, 4), n_steps=4, device="cpu")
-    assert (model.advantage, model.group_size) == ("outcome", 4)
+    assert (model.advantage, model.group_size) == ("process", 4)
     assert "train/value_loss" not in logged_by(model)
     # groups that only the user knows of
     env = make_vec_env(BanditEnv, 8, seed=0)
-    assert GRPO("MlpPolicy", env, group_size=4, device="cpu").advantage == "outcome"
+    assert GRPO("MlpPolicy", env, group_size=4, device="cpu").advantage == "process"
     # the kind is the user's, the size the environment's
     model = GRPO("MlpPolicy", grouped(16, 8), advantage="group_mean", device="cpu")
     assert (model.advantage, model.group_size) == ("group_mean", 8)
@@ -324,9 +324,9 @@ def test_what_the_environment_decided_is_decided_again_after_loading(tmp_path: P
     for env in (grouped(8, 4), None):
         model = GRPO.load(tmp_path / "model", env=env, device="cpu")
         decided.append((model.advantage, model.group_size, model.n_steps))
-    assert decided == [("outcome", 4, 128), ("auto", None, 64)]
+    assert decided == [("process", 4, 128), ("auto", None, 64)]
     model.set_env(grouped(16, 2))
-    assert (model.advantage, model.group_size) == ("outcome", 2)
+    assert (model.advantage, model.group_size) == ("process", 2)
     assert model.learn(1).num_timesteps == 1024
     with pytest.warns(UserWarning, match="gives no groups"):
         model = GRPO.load(tmp_path / "model", env=BanditEnv(), device="cpu")

@@ -256,7 +256,7 @@ def test_rollouts_begin_in_step_and_are_as_long_as_an_episode() -> None:
     gym.register("Walk-v0", entry_point=Walk, max_episode_steps=300)
     try:
         model = GRPO("MlpPolicy", make_groups("Walk-v0", 4, 2), batch_size=None, device="cpu")
-        assert (model.n_steps, model.advantage) == (300, "outcome")
+        assert (model.n_steps, model.advantage) == (300, "process")
         model.learn(3 * 1200)
         assert model.rollout_buffer.episode_starts[0].all()
         assert 0.9 < model.logger.name_to_value["train/used_steps"] <= 1

@@ -94,6 +94,7 @@ def test_the_gradients_norm() -> None:
         # rewards (1,0,0,0): mean 1/4, std sqrt(3)/4; advantages sqrt(3), -1/sqrt(3) three times.
         # Ratios to the old policy 2, 1, 1, 1: (2 sqrt(3) - sqrt(3)) / 4
         ({"advantage": "outcome"}, -0.4330127),
+        ({"advantage": "process"}, -0.4330127),  # a single step is its own outcome
         # the first gain is cut to 1.2 sqrt(3): .2 sqrt(3) / 4
         ({"advantage": "outcome", "clip_range": 0.2}, -0.0866025),
         # asymmetric: 1.5 sqrt(3): .5 sqrt(3) / 4
@@ -135,12 +136,6 @@ def test_kl_penalties(kl: str, penalty: float) -> None:
     logged = update(model, [0, 1, 1, 1], [0.25] * 4, [0.5] * 4)  # advantages 0
     assert logged["train/loss"] == pytest.approx(2.0 * penalty, abs=1e-6)
     assert logged["train/kl_reference"] == pytest.approx(KL, abs=1e-6)  # exact for every kind
-
-
-def test_groups_of_equal_rewards_are_counted() -> None:
-    model = two_armed(advantage="outcome", group_size=2)
-    logged = update(model, [0, 1, 0, 1], [1, 1, 0, 1], [0.5] * 4)
-    assert logged["train/zero_std_groups"] == 0.5
 
 
 def test_several_passes_and_batches_see_every_sample_once_per_pass() -> None:

@@ -238,7 +238,7 @@ def test_groups_of_single_environments_meet_the_same_contexts() -> None:
 def test_grpo_learns_in_groups_of_single_environments() -> None:
     env = to_sb3(sync(64), group_size=8)
     model = GRPO("MlpPolicy", env, learning_rate=1e-2, seed=0, device="cpu").learn(4 * 1024)
-    assert model.advantage == "outcome"
+    assert model.advantage == "process"
     chosen, _ = model.predict(np.eye(4, dtype=np.float32), deterministic=True)
     assert chosen.tolist() == [0, 1, 2, 3]
 

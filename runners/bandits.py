@@ -11,6 +11,7 @@ in the run's folder. The first three bandits need scikit-learn: pip install "maw
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from pydantic import model_validator
 from rich.console import Console
@@ -254,6 +255,11 @@ def main(settings: BanditSettings) -> None:
     """Train every learner on every problem and write what came of it, after each."""
     check_matplotlib()
     problems = {name: problem(name) for name in settings.problems if name not in EPISODES}
+    for name in EPISODES.keys() & settings.problems:
+        try:
+            gym.make(name).close()
+        except gym.error.DependencyNotInstalled as missing:
+            raise InputError(f"{name}: {missing}") from None
     folder = open_run(settings, "bandits")
     curves: Curves = {}
     learners = {

@@ -79,6 +79,13 @@ def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problem("dense").name == "dense"
 
 
+def test_without_box2d(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    with pytest.raises(InputError, match=r"LunarLander-v3: Box2D is not installed"):
+        main(made(BanditSettings, problems=("LunarLander-v3",), logdir=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_environment_by_hand() -> None:
     env = ProblemEnv(SMALL, 6, group_size=3)
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP

@@ -24,13 +24,7 @@ from ir_datasets.indices import DEFAULT_DOCSTORE_OPTIONS, Docstore
 from ir_datasets.util import Download, LocalDownload, apply_sub_slice
 from tqdm import tqdm
 
-from maw_gym.corpora.collection import (
-    QuerySet,
-    Source,
-    checked_grade,
-    checked_id,
-    judged_queries,
-)
+from maw_gym.corpora.collection import QuerySet, Source, checked_grade, checked_id, judged_queries
 from maw_gym.corpora.pydocs import NAME, Pydocs, installed_pydocs
 from maw_gym.corpora.splits import SPLITS
 from maw_gym.corpora.text import encodable
@@ -41,13 +35,7 @@ HINT: Final = (
     " path, where it is relative, is taken from the current folder"
 )
 # Subsets `x/<name>` of a collection `x`, in the order in which they are looked for.
-SUBSETS: Final = {
-    "encoder": "encoder",
-    "train": "train",
-    "dev": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+SUBSETS: Final = ("encoder", "train", "dev", "validation", "test")
 # Three tries of 15 s for each mirror would keep a machine without a network waiting for minutes.
 DOWNLOAD: Final = {"IR_DATASETS_DL_TRIES": "2", "IR_DATASETS_DL_TIMEOUT": "5"}
 # What ir_datasets logs about its daily work. Terms of use and instructions are shown.
@@ -76,7 +64,8 @@ def read_ir_dataset(name: str) -> Source:
 
 def _read(name: str, dataset: Any) -> Source:
     subsets: dict[str, tuple[str, Any]] = {}
-    for suffix, part in SUBSETS.items():
+    for suffix in SUBSETS:
+        part = "validation" if suffix == "dev" else suffix
         subset = _registered(f"{name}/{suffix}")
         if subset is not None and part not in subsets and not _lacks(subset):
             subsets[part] = f"{name}/{suffix}", subset
@@ -98,7 +87,7 @@ def _read(name: str, dataset: Any) -> Source:
         if doc_id in documents:
             dropped["documents with an id seen before"] += 1
         else:
-            documents[doc_id] = encodable(document_text(doc))
+            documents[doc_id] = encodable(_text(doc, titled=True))
     if not documents:
         raise InputError(f"dataset {name!r} has no document: {HINT}")
     parts = {part: _queries(*subset, documents, dropped) for part, subset in subsets.items()}
@@ -138,21 +127,15 @@ def _queries(name: str, subset: Any, documents: dict[str, str], dropped: Counter
     return judged_queries(queries, judgments, documents, dropped)
 
 
-def document_text(doc: Any) -> str:
-    """Title, a space and text of an ir_datasets document, or else its `default_text`."""
-    title, text = getattr(doc, "title", None), getattr(doc, "text", None)
+def _text(record: Any, titled: bool = False) -> str:
+    """`text` of a record, after a title where documents have one, or else its `default_text`."""
+    text = getattr(record, "text", None)
+    title = getattr(record, "title", None) if titled else None
     if isinstance(text, str) and isinstance(title, str | None):
-        return f"{title or ''} {text}".strip()
-    return _text(doc, "default_text")
-
-
-def _text(record: Any, *fields: str) -> str:
-    """The first text among fields of a record: `text`, or what `default_text` returns."""
-    for field in fields or ("text", "default_text"):
-        found = getattr(record, field, None)
-        found = found() if callable(found) else found
-        if isinstance(found, str):
-            return found
+        return f"{title or ''} {text}".strip() if titled else text
+    default = record.default_text() if hasattr(record, "default_text") else None
+    if isinstance(default, str):
+        return default
     raise InputError(
         f"a {type(record).__name__} of the dataset has no text: give its class a field `text` or a"
         " method `default_text` that returns one"

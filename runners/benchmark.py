@@ -60,13 +60,12 @@ class BenchmarkSettings:
 
 
 @torch.no_grad()
-def ragged_problem(embedder: Embedder, texts: tuple[str, ...]) -> attention.Problem:
+def ragged_inputs(embedder: Embedder, texts: tuple[str, ...]) -> Inputs:
     """Queries as the encoder sees them."""
     ids = [row for row in embedder.query_ids(texts) if row]
     batch, mask = (tensor.to(embedder.device) for tensor in padded(ids))
     inputs = embedder.maw.depth_inputs(batch, embedder.text.hidden(batch), mask)
-    inputs = Inputs(*(tensor.detach() for tensor in inputs))
-    return attention.Problem(inputs, [len(row) for row in ids])
+    return Inputs(*(tensor.detach() for tensor in inputs))
 
 
 def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
@@ -80,14 +79,14 @@ def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
     rows: list[Row] = []
     if "attention" in parts:
         shapes = attention.CUDA_SHAPES if device.type == "cuda" else attention.CPU_SHAPES
-        problems = {
-            str(one): one.problem(device) for one in (attention.QUICK_SHAPES if quick else shapes)
+        inputs_of = {
+            str(one): one.inputs(device) for one in (attention.QUICK_SHAPES if quick else shapes)
         }
         texts = max((queries.texts for queries in collection.splits.values()), key=len)
         texts = texts[: RAGGED_QUERIES // 8 if quick else RAGGED_QUERIES]
-        problems[f"queries of {collection.name}"] = ragged_problem(embedder, texts)
-        for case, problem in problems.items():
-            rows += attention.attention_rows(case, problem, rounds, settings.budget)
+        inputs_of[f"queries of {collection.name}"] = ragged_inputs(embedder, texts)
+        for case, inputs in inputs_of.items():
+            rows += attention.attention_rows(case, inputs, rounds, settings.budget)
     if {"table", "environment", "training"} & {*parts}:
         found, table = stack.table_rows(collection, embedder, device)
         if "table" in parts:

@@ -20,7 +20,6 @@ from runners.benchmarks.measuring import Row, interleaved, peak_memory, row
 
 BY_DEPTH, TENSOR, OURS, FLOOR = "depth by depth", "5D tensor", "depth_statistics", "floor"
 EXACT, COPIES = "depth_statistics, exact", "floor with copies"
-DEPTHS = 32
 
 
 class Shape(NamedTuple):
@@ -35,9 +34,9 @@ class Shape(NamedTuple):
         width = "" if self.width == Shape._field_defaults["width"] else f", h = {self.width}"
         return f"{self.texts} x {self.tokens}{width}"
 
-    def problem(self, device: torch.device) -> "Problem":
-        """Random inputs of this shape for 32 depths."""
-        return random_problem([self.tokens] * self.texts, self.heads, DEPTHS, self.width, device)
+    def inputs(self, device: torch.device) -> Inputs:
+        """Random ones of this shape for 32 depths."""
+        return random_inputs([self.tokens] * self.texts, self.heads, 32, self.width, device)
 
 
 MINILM = {"heads": 12, "width": 384}
@@ -48,16 +47,9 @@ CUDA_SHAPES = (*SHAPES, *LARGE)
 QUICK_SHAPES = (Shape(2, 9),)
 
 
-class Problem(NamedTuple):
-    """Inputs of `depth_statistics`, and the lengths of the texts."""
-
-    inputs: Inputs
-    lengths: list[int]
-
-
-def random_problem(
+def random_inputs(
     lengths: Sequence[int], heads: int, depths: int, width: int, device: torch.device
-) -> Problem:
+) -> Inputs:
     """Normally distributed inputs for texts of these lengths."""
     generator = torch.Generator().manual_seed(0)
 
@@ -67,7 +59,7 @@ def random_problem(
     batch, size = len(lengths), max(lengths)
     mask = torch.arange(size) < torch.tensor(lengths)[:, None]
     pooling = torch.rand(batch, size, generator=generator) * mask
-    inputs = Inputs(
+    return Inputs(
         normal(batch, size, width),
         mask.to(device),
         normal(depths * width, width) / width**0.5,
@@ -75,14 +67,13 @@ def random_problem(
         normal(batch, heads, size, width // heads),
         (pooling / pooling.sum(-1, keepdim=True)).to(device),
     )
-    return Problem(inputs, list(lengths))
 
 
-def depth_by_depth(problem: Problem) -> tuple[Tensor, list[list[tuple[float, float, Tensor]]]]:
+def depth_by_depth(inputs: Inputs) -> tuple[Tensor, list[list[tuple[float, float, Tensor]]]]:
     """A loop over depths into a zeroed 5D tensor, then one text at a time."""
-    x, mask, query_weight, key_weight, value, pooling = problem.inputs
+    x, mask, query_weight, key_weight, value, pooling = inputs
     batch, heads, size, head_width = value.shape
-    depths = problem.inputs.depths
+    depths = inputs.depths
     shape = (batch, size, depths, heads, head_width)
     query = (x @ query_weight.T).view(shape).permute(0, 3, 1, 4, 2)  # (B, H, S, e, D)
     key = (x @ key_weight.T).view(shape).permute(0, 3, 1, 4, 2)
@@ -93,7 +84,7 @@ def depth_by_depth(problem: Problem) -> tuple[Tensor, list[list[tuple[float, flo
         weights[..., d] = scores.softmax(-1)
     mean = weights.mean(-1)
     states, outcomes = [], []
-    for text, n in enumerate(problem.lengths):
+    for text, n in enumerate(mask.sum(-1).tolist()):
         pooled = adaptive_avg_pool2d(mean[text, :, :n, :n], 8)
         states.append(normalize(pooled.flatten(), dim=0))
         rewards = []
@@ -108,9 +99,9 @@ def depth_by_depth(problem: Problem) -> tuple[Tensor, list[list[tuple[float, flo
     return torch.stack(states), outcomes
 
 
-def tensor_way(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def tensor_way(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The 5D tensor of the whole batch, then its reductions."""
-    x, mask, query_weight, key_weight, value, pooling = problem.inputs
+    x, mask, query_weight, key_weight, value, pooling = inputs
     weights = depth_attention(x, mask, query_weight, key_weight, value.shape[1])
     by_depth = weights.movedim(-1, 2)  # (B, H, D, S, S), as it lies in memory
     row = (pooling[:, None, None, None] @ by_depth).squeeze(-2)  # (B, H, D, S)
@@ -119,11 +110,11 @@ def tensor_way(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return state, row_entropy(by_depth, mask), row_focus(by_depth, mask), pooled
 
 
-def floor(problem: Problem, *, copies: bool = False) -> Callable[[], Tensor]:
+def floor(inputs: Inputs, *, copies: bool = False) -> Callable[[], Tensor]:
     """What no way can do without: the depth projections and torch's own attention."""
-    x, mask, *weights, value, _ = problem.inputs
+    x, mask, *weights, value, _ = inputs
     batch, heads, size, head_width = value.shape
-    depths = problem.inputs.depths
+    depths = inputs.depths
     if x.is_cuda:
         x, value = x.bfloat16(), value.bfloat16()
         weights = [weight.bfloat16() for weight in weights]
@@ -143,16 +134,16 @@ def floor(problem: Problem, *, copies: bool = False) -> Callable[[], Tensor]:
 
 
 @torch.no_grad()
-def attention_rows(case: str, problem: Problem, rounds: int, budget: float) -> list[Row]:
+def attention_rows(case: str, inputs: Inputs, rounds: int, budget: float) -> list[Row]:
     """Time and memory of every way on one problem."""
-    device = problem.inputs.x.device
+    device = inputs.x.device
     functions: dict[str, Callable[[], object]] = {
-        BY_DEPTH: lambda: depth_by_depth(problem),
-        TENSOR: lambda: tensor_way(problem),
-        OURS: lambda: depth_statistics(problem.inputs),
-        EXACT: lambda: depth_statistics(problem.inputs, exact=True),
-        FLOOR: floor(problem),
-        COPIES: floor(problem, copies=True),
+        BY_DEPTH: lambda: depth_by_depth(inputs),
+        TENSOR: lambda: tensor_way(inputs),
+        OURS: lambda: depth_statistics(inputs),
+        EXACT: lambda: depth_statistics(inputs, exact=True),
+        FLOOR: floor(inputs),
+        COPIES: floor(inputs, copies=True),
     }
     if device.type != "cuda":
         del functions[EXACT]  # depth_statistics itself
@@ -165,8 +156,7 @@ def attention_rows(case: str, problem: Problem, rounds: int, budget: float) -> l
         except torch.OutOfMemoryError:
             del functions[name]
     times = interleaved(functions, device, rounds, budget)
-    texts = len(problem.lengths)
     return [
-        row("attention", case, name, found, times[FLOOR], texts, "queries/s", memory[name])
+        row("attention", case, name, found, times[FLOOR], len(inputs.x), "queries/s", memory[name])
         for name, found in times.items()
     ]

@@ -24,7 +24,7 @@ from runners.benchmarks.attention import (
     Shape,
     attention_rows,
     depth_by_depth,
-    random_problem,
+    random_inputs,
     tensor_way,
 )
 from runners.benchmarks.measuring import interleaved, peak_memory, row, tables
@@ -36,11 +36,11 @@ CPU = torch.device("cpu")
 
 
 def test_all_ways_compute_the_same() -> None:
-    problem = random_problem([9, 4], heads=2, depths=3, width=16, device=CPU)
-    state, entropy, focus, pooled = depth_statistics(problem.inputs)
-    for got, want in zip(tensor_way(problem), (state, entropy, focus, pooled), strict=True):
+    inputs = random_inputs([9, 4], heads=2, depths=3, width=16, device=CPU)
+    state, entropy, focus, pooled = depth_statistics(inputs)
+    for got, want in zip(tensor_way(inputs), (state, entropy, focus, pooled), strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
-    states, outcomes = depth_by_depth(problem)
+    states, outcomes = depth_by_depth(inputs)
     torch.testing.assert_close(states, state, atol=1e-5, rtol=1e-5)
     for text, d in np.ndindex(2, 3):
         one, other, embedding = outcomes[text][d]
@@ -52,9 +52,9 @@ def test_all_ways_compute_the_same() -> None:
 
 def test_rows_of_one_problem() -> None:
     assert (str(Shape(4, 128)), str(Shape(2, 3, **MINILM))) == ("4 x 128", "2 x 3, h = 384")
-    assert Shape(2, 3, **MINILM).problem(CPU).inputs.value.shape == (2, 12, 3, 32)
-    problem = random_problem([4, 4], heads=2, depths=3, width=16, device=CPU)
-    rows = {one.name: one for one in attention_rows("small", problem, rounds=3, budget=1.0)}
+    assert Shape(2, 3, **MINILM).inputs(CPU).value.shape == (2, 12, 3, 32)
+    inputs = random_inputs([4, 4], heads=2, depths=3, width=16, device=CPU)
+    rows = {one.name: one for one in attention_rows("small", inputs, rounds=3, budget=1.0)}
     assert [*rows] == [BY_DEPTH, TENSOR, OURS, FLOOR, COPIES]
     assert rows[FLOOR].ratio == (1, 1, 1)
     assert rows[OURS].per_second == pytest.approx(2 / rows[OURS].seconds)  # two texts
@@ -110,8 +110,8 @@ def test_peak_memory_by_hand() -> None:
 def test_extra_memory_is_small_and_flat_in_depth() -> None:
     peaks = []
     for depths in (16, 64):
-        problem = random_problem([512, 512], heads=8, depths=depths, width=256, device=CPU)
-        peaks.append(peak_memory(lambda p=problem: depth_statistics(p.inputs), CPU))
+        inputs = random_inputs([512, 512], heads=8, depths=depths, width=256, device=CPU)
+        peaks.append(peak_memory(lambda p=inputs: depth_statistics(p), CPU))
     tensor = 2 * 8 * 512 * 512 * 64 * 4
     assert peaks[1] < tensor / 20
     assert peaks[1] < 1.1 * peaks[0]

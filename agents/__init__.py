@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.grpo import GRPO, GRPOPolicyNetwork, SharedPolicyNetwork
-    from agents.networks import GRPORouter
-    from agents.supervised import SupervisedClassificationRouter
+    from maw_gym.agents.grpo import GRPO, GRPOPolicyNetwork, SharedPolicyNetwork
+    from maw_gym.agents.networks import GRPORouter
+    from maw_gym.agents.supervised import SupervisedClassificationRouter
 
 __all__ = [
     "GRPO",

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.networks import router_settings
-from agents.supervised import label_facts, relevant_counts, rule_labels
+from maw_gym.agents.networks import router_settings
+from maw_gym.agents.supervised import label_facts, relevant_counts, rule_labels
 from maw_gym.envs.bandit import DEFAULT_REWARD, NDCG, Bandit, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
@@ -33,7 +33,7 @@ def static_router(
       ``argmax over d of w_entropy entropy_d + w_focus focus_d + w_alignment a_d``: entropy and
       focus of the query's own attention (the block `profile`), and a_d the mean alignment of depth
       d on training queries.
-    - ``rule``: the most common label by rule of training queries (`agents.supervised`), for every
+    - ``rule``: the most common label by rule of training queries (see `.supervised`), for every
       query. Of what the rule knows this is all that can be used where judgments are missing.
 
     Args:

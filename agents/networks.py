@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
-from agents.grpo.policies import GRPOPolicyNetwork, SharedEncoder, StateEncoder
-from agents.settings import check_network
+from maw_gym.agents.grpo.policies import GRPOPolicyNetwork, SharedEncoder, StateEncoder
+from maw_gym.agents.settings import check_network
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.tables.depth_table import DepthTable, checked_blocks, numbers_per_depth

@@ -1,6 +1,6 @@
 """How learners beside GRPO are trained, and what can be checked of it before anything is loaded.
 
-GRPO's settings are in `agents.grpo.settings`. Neither needs torch.
+GRPO's settings are in `maw_gym.agents.grpo.settings`. Neither needs torch.
 """
 
 import math

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from agents.networks import new_router, router_settings
-from agents.settings import FitSettings, FullInformationSettings, SupervisedSettings
+from maw_gym.agents.networks import new_router, router_settings
+from maw_gym.agents.settings import FitSettings, FullInformationSettings, SupervisedSettings
 from maw_gym.attention.reference import pooled_state
 from maw_gym.checkpoints import Best, EpochCheckpoints, Progress
 from maw_gym.corpora import QuerySet
@@ -218,7 +218,7 @@ def train_supervised(
     Args:
         task: with a MAW encoder.
         observation: blocks of the observation.
-        network: see `agents.networks.is_shared`.
+        network: see `maw_gym.agents.networks.is_shared`.
         reward: weights and alignment.
         settings: see `SupervisedSettings`; None are the defaults.
         seed: of weights, order, Gumbel noise and negatives.

@@ -8,8 +8,8 @@ Run `python examples/grpo_on_a_bandit.py`; it prints
 import gymnasium as gym
 import numpy as np
 
-from agents.grpo import GRPO
-from agents.sb3.vec_env import to_sb3
+from maw_gym.agents.grpo import GRPO
+from maw_gym.agents.sb3.vec_env import to_sb3
 
 COLOURS = 5
 

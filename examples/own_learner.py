@@ -14,9 +14,9 @@ import gymnasium as gym
 from stable_baselines3 import A2C
 
 import maw_gym
-from agents.sb3.vec_env import to_sb3
-from runners.experiments.comparison import compare
-from runners.experiments.settings import CommonSpec, OnlineSettings
+from maw_gym.agents.sb3.vec_env import to_sb3
+from maw_gym.runners.experiments.comparison import compare
+from maw_gym.runners.experiments.settings import CommonSpec, OnlineSettings
 
 
 def a2c(task, spec, log):

@@ -9,8 +9,8 @@ import sys
 
 import gymnasium as gym
 
-from agents.grpo import GRPO
-from agents.sb3.vec_env import to_sb3
+from maw_gym.agents.grpo import GRPO
+from maw_gym.agents.sb3.vec_env import to_sb3
 
 dataset = sys.argv[1] if len(sys.argv) > 1 else "pydocs"
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 20_000

@@ -12,7 +12,7 @@ import gymnasium as gym
 from stable_baselines3 import PPO
 
 import maw_gym
-from agents.sb3.vec_env import to_sb3
+from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.envs.bandit import Bandit
 
 dataset = sys.argv[1] if len(sys.argv) > 1 else "pydocs"

@@ -28,7 +28,7 @@ class Run:
     Args:
         path: the folder, such as `runs/NAME`.
 
-    Example:
+    Examples:
         >>> run = maw_gym.Run("runs/mine")
         >>> run.metrics["reward"]["gap_closed"]
         >>> run.curves()["eval/reward"].dropna().plot()

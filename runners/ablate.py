@@ -12,28 +12,28 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import AfterValidator, Field
 
 from maw_gym.errors import InputError
-from maw_gym.settings import Count, Seed, checked
-from maw_gym.tables.task import RetrievalTask
-from runners.experiments.command_line import Section, changed, command_of
-from runners.experiments.comparison import compare
-from runners.experiments.comparison_report import (
+from maw_gym.runners.experiments.command_line import Section, changed, command_of
+from maw_gym.runners.experiments.comparison import compare
+from maw_gym.runners.experiments.comparison_report import (
     DIFFERENCE,
     REWARD,
     method_table,
     write_comparisons,
 )
-from runners.experiments.methods import Method
-from runners.experiments.result import Result, by_training
-from runners.experiments.runs import open_run, run_main, write_config
-from runners.experiments.settings import (
+from maw_gym.runners.experiments.methods import Method
+from maw_gym.runners.experiments.result import Result, by_training
+from maw_gym.runners.experiments.runs import open_run, run_main, write_config
+from maw_gym.runners.experiments.settings import (
     CommonSpec,
     GRPOSpec,
     OnlineSettings,
     RunSettings,
     TaskSettings,
 )
-from runners.experiments.training import Log, open_task
-from runners.train_grpo import train_grpo
+from maw_gym.runners.experiments.training import Log, open_task
+from maw_gym.runners.train_grpo import train_grpo
+from maw_gym.settings import Count, Seed, checked
+from maw_gym.tables.task import RetrievalTask
 
 VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "defaults": {},

@@ -25,17 +25,17 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm import tqdm
 
-from agents.grpo import GRPO, make_groups
-from agents.sb3.vec_env import to_sb3
+from maw_gym.agents.grpo import GRPO, make_groups
+from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.envs.rendering import check_matplotlib
 from maw_gym.errors import InputError
 from maw_gym.files import write_json, written_whole
+from maw_gym.runners.experiments.bandits import EPISODES, PROBLEMS, Problem, ProblemEnv, problem
+from maw_gym.runners.experiments.figures import new_figure, save
+from maw_gym.runners.experiments.report import markdown
+from maw_gym.runners.experiments.runs import open_run, run_main
+from maw_gym.runners.experiments.settings import FolderSettings
 from maw_gym.settings import Count, checked
-from runners.experiments.bandits import EPISODES, PROBLEMS, Problem, ProblemEnv, problem
-from runners.experiments.figures import new_figure, save
-from runners.experiments.report import markdown
-from runners.experiments.runs import open_run, run_main
-from runners.experiments.settings import FolderSettings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,11 +19,11 @@ from maw_gym.corpora import load_collection
 from maw_gym.encoders.embedder import Embedder, untrained_embedder
 from maw_gym.encoders.text import padded
 from maw_gym.files import write_json
+from maw_gym.runners.benchmarks import attention, search, stack
+from maw_gym.runners.benchmarks.measuring import Row, machine, tables
+from maw_gym.runners.experiments.runs import run_main, writable_output
 from maw_gym.settings import Coefficient, Count, HomePath, HomeText, Index, checked
 from maw_gym.tables.task import resolve_device
-from runners.benchmarks import attention, search, stack
-from runners.benchmarks.measuring import Row, machine, tables
-from runners.experiments.runs import run_main, writable_output
 
 Part = Literal["attention", "table", "environment", "training", "search"]
 PARTS: tuple[Part, ...] = get_args(Part)[:-1]  # search takes some ten minutes, and is asked for

@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if name is not None:
-        from runners.experiments.runs import run_main
+        from maw_gym.runners.experiments.runs import run_main
 
-        runner = import_module(f"runners.{COMMANDS[name][0]}").main
+        runner = import_module(f"maw_gym.runners.{COMMANDS[name][0]}").main
         settings = get_type_hints(runner)["settings"]
         run_main(settings, runner, words[len(name.split()) :], f"maw-gym {name}")
     elif not words or words[0] in HELP:

@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self
 from pydantic import Field, model_validator
 
 from maw_gym.errors import InputError
+from maw_gym.runners.experiments.command_line import Flag, Section, command_of
+from maw_gym.runners.experiments.runs import open_run, run_main, write_config
+from maw_gym.runners.experiments.settings import (
+    CommonSpec,
+    OnlineSettings,
+    RunSettings,
+    TaskSettings,
+)
 from maw_gym.settings import Count, HomeText, Seed, checked
-from runners.experiments.command_line import Flag, Section, command_of
-from runners.experiments.runs import open_run, run_main, write_config
-from runners.experiments.settings import CommonSpec, OnlineSettings, RunSettings, TaskSettings
 
 if TYPE_CHECKING:
-    from runners.experiments.analysis import Comparison
+    from maw_gym.runners.experiments.analysis import Comparison
 
 QUICK_TIMESTEPS: Final = 8_000
 QUICK_BASELINE: Final = "standard-attention"
@@ -74,7 +79,7 @@ class CompareSettings:
     def method_names(self) -> tuple[str, ...]:
         """All methods to run, as they are given, the baseline among them."""
         # Late, here and below: a help that shows the settings need not wait for all methods.
-        from runners.experiments.methods import METHODS
+        from maw_gym.runners.experiments.methods import METHODS
 
         if self.methods is not None:
             every = METHODS if "all" in self.methods else ()
@@ -112,7 +117,7 @@ class CompareSettings:
 
     @model_validator(mode="after")
     def _fit_the_comparison(self) -> Self:
-        from runners.experiments.methods import chosen_methods
+        from maw_gym.runners.experiments.methods import chosen_methods
 
         for name in ("datasets", "seeds", "encoder_seeds"):
             given = getattr(self, name) or ()
@@ -143,7 +148,12 @@ def compare_dataset(
     settings: CompareSettings, dataset: str, folds: tuple[int, ...], folder: Path
 ) -> "Comparison":
     """Every method on one dataset, over all its folds and with every encoder."""
-    from runners.experiments.comparison import compare, open_fold, run_fold, run_side_by_side
+    from maw_gym.runners.experiments.comparison import (
+        compare,
+        open_fold,
+        run_fold,
+        run_side_by_side,
+    )
 
     specs = settings.specs(dataset, folds)
     options: dict[str, Any] = {
@@ -164,14 +174,14 @@ def main(settings: CompareSettings) -> None:
     """Run what is not there yet, then write the report from everything."""
     from maw_gym.encoders.text import text_encoders
     from maw_gym.envs.rendering import check_matplotlib
-    from maw_gym.tables.task import load_task, resolve_device
-    from runners.experiments.comparison import checked_folds
-    from runners.experiments.comparison_report import (
+    from maw_gym.runners.experiments.comparison import checked_folds
+    from maw_gym.runners.experiments.comparison_report import (
         DIFFERENCE,
         method_table,
         reading,
         write_comparisons,
     )
+    from maw_gym.tables.task import load_task, resolve_device
 
     check_matplotlib()
     task, start = settings.task, time.perf_counter()

@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from maw_gym.errors import InputError, printable
 from maw_gym.files import write_json
 from maw_gym.run import CONFIG, Run
+from maw_gym.runners.experiments.command_line import Flag, made
+from maw_gym.runners.experiments.runs import Stopwatch, run_main, writable_output
+from maw_gym.runners.experiments.settings import TaskSettings
 from maw_gym.settings import Folds, HomePath, HomeText, Index, Seed, checked
-from runners.experiments.command_line import Flag, made
-from runners.experiments.runs import Stopwatch, run_main, writable_output
-from runners.experiments.settings import TaskSettings
 
 
 @checked
@@ -67,9 +67,9 @@ def judged_task(settings: EvaluateSettings, own: Mapping[str, Any]) -> TaskSetti
 def main(settings: EvaluateSettings) -> None:
     """Print the table of a training run for another collection."""
     from maw_gym.routers.routed_encoder import RoutedEncoder
-    from runners.experiments.report import metrics, ordered, row_of, rows_of, run_table
-    from runners.experiments.result import by_router
-    from runners.experiments.training import task_of
+    from maw_gym.runners.experiments.report import metrics, ordered, row_of, rows_of, run_table
+    from maw_gym.runners.experiments.result import by_router
+    from maw_gym.runners.experiments.training import task_of
 
     out = settings.out and writable_output(settings.out)
     routed = RoutedEncoder.from_run(settings.run, settings.device)

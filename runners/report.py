@@ -5,10 +5,10 @@
 
 from typing import Annotated, ClassVar
 
+from maw_gym.runners.experiments.command_line import Flag
+from maw_gym.runners.experiments.runs import run_main
+from maw_gym.runners.report_page import QUERIES
 from maw_gym.settings import Count, HomePath, checked
-from runners.experiments.command_line import Flag
-from runners.experiments.runs import run_main
-from runners.report_page import QUERIES
 
 
 @checked
@@ -24,7 +24,7 @@ class ReportSettings:
 
 def main(settings: ReportSettings) -> None:
     """Write the page and say where it is."""
-    from runners.report_page.page import write_report_page
+    from maw_gym.runners.report_page.page import write_report_page
 
     print(write_report_page(settings.run, queries=settings.queries))
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 from maw_gym.errors import InputError, printable
+from maw_gym.runners.experiments.command_line import Flag
+from maw_gym.runners.experiments.runs import run_main
 from maw_gym.settings import Count, HomePath, HomeText, checked
-from runners.experiments.command_line import Flag
-from runners.experiments.runs import run_main
 
 LONGEST = 200  # characters of a line that nobody looks at on a terminal
 

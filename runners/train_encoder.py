@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar
 
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.files import write_json
+from maw_gym.runners.experiments.command_line import Section
+from maw_gym.runners.experiments.runs import Stopwatch, open_run, run_main, write_config
+from maw_gym.runners.experiments.settings import FolderSettings, TaskSettings
 from maw_gym.settings import checked
-from runners.experiments.command_line import Section
-from runners.experiments.runs import Stopwatch, open_run, run_main, write_config
-from runners.experiments.settings import FolderSettings, TaskSettings
 
 
 @checked
@@ -35,8 +35,8 @@ def main(settings: EncoderRunSettings) -> None:
     from maw_gym.encoders.files import save_embedder
     from maw_gym.encoders.text import text_encoders
     from maw_gym.encoders.training.selection import trained_embedder
+    from maw_gym.runners.experiments.report import BASELINES, metrics, rows_of, run_table
     from maw_gym.tables.task import RetrievalTask, resolve_device
-    from runners.experiments.report import BASELINES, metrics, rows_of, run_table
 
     given = settings.task
     start(given.device)

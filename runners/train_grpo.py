@@ -3,13 +3,13 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, ClassVar
 
+from maw_gym.runners.experiments.runs import run_main
+from maw_gym.runners.experiments.settings import GRPOSpec, TrainingRunSettings
 from maw_gym.settings import checked
-from runners.experiments.runs import run_main
-from runners.experiments.settings import GRPOSpec, TrainingRunSettings
 
 if TYPE_CHECKING:
+    from maw_gym.runners.experiments.training import Log, Trained
     from maw_gym.tables.task import RetrievalTask
-    from runners.experiments.training import Log, Trained
 
 
 @checked
@@ -26,8 +26,8 @@ class GRPORunSettings:
 
 def train_grpo(task: "RetrievalTask", spec: GRPOSpec, log: "Log") -> "Trained":
     """A router trained with GRPO."""
-    from agents.grpo import GRPO
-    from runners.experiments.training import build, learn
+    from maw_gym.agents.grpo import GRPO
+    from maw_gym.runners.experiments.training import build, learn
 
     model = build(GRPO, task, spec, **asdict(spec.learner))
     return learn(model, task, spec, log, "GRPO")
@@ -35,7 +35,7 @@ def train_grpo(task: "RetrievalTask", spec: GRPOSpec, log: "Log") -> "Trained":
 
 def main(settings: GRPORunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
-    from runners.experiments.training import training_run
+    from maw_gym.runners.experiments.training import training_run
 
     training_run("GRPO", train_grpo, settings)
 

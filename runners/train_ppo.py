@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from maw_gym.runners.experiments.runs import run_main
+from maw_gym.runners.experiments.settings import PPOSpec, TrainingRunSettings
 from maw_gym.settings import checked
-from runners.experiments.runs import run_main
-from runners.experiments.settings import PPOSpec, TrainingRunSettings
 
 if TYPE_CHECKING:
+    from maw_gym.runners.experiments.training import Log, Trained
     from maw_gym.tables.task import RetrievalTask
-    from runners.experiments.training import Log, Trained
 
 
 @checked
@@ -27,8 +27,8 @@ def train_ppo(task: "RetrievalTask", spec: PPOSpec, log: "Log") -> "Trained":
     """A router trained with PPO."""
     from stable_baselines3 import PPO
 
-    from agents.settings import ppo_arguments
-    from runners.experiments.training import build, learn
+    from maw_gym.agents.settings import ppo_arguments
+    from maw_gym.runners.experiments.training import build, learn
 
     model = build(PPO, task, spec, **ppo_arguments(spec.learner, spec.online.num_envs))
     return learn(model, task, spec, log, "PPO")
@@ -36,7 +36,7 @@ def train_ppo(task: "RetrievalTask", spec: PPOSpec, log: "Log") -> "Trained":
 
 def main(settings: PPORunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
-    from runners.experiments.training import training_run
+    from maw_gym.runners.experiments.training import training_run
 
     training_run("PPO", train_ppo, settings)
 

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from maw_gym.runners.experiments.runs import run_main
+from maw_gym.runners.experiments.settings import RunSettings, SupervisedSpec
 from maw_gym.settings import checked
-from runners.experiments.runs import run_main
-from runners.experiments.settings import RunSettings, SupervisedSpec
 
 if TYPE_CHECKING:
+    from maw_gym.runners.experiments.training import Log, Trained
     from maw_gym.tables.task import RetrievalTask
-    from runners.experiments.training import Log, Trained
 
 
 @checked
@@ -25,9 +25,9 @@ class SupervisedRunSettings:
 
 def train_classifier(task: "RetrievalTask", spec: SupervisedSpec, log: "Log") -> "Trained":
     """A router trained on labels."""
-    from agents.supervised import train_supervised
+    from maw_gym.agents.supervised import train_supervised
     from maw_gym.checkpoints import stage_folder
-    from runners.experiments.training import ROUTER, fit_router
+    from maw_gym.runners.experiments.training import ROUTER, fit_router
 
     checkpoint = stage_folder(log.folder / ROUTER, "training")
     return fit_router(train_supervised, task, spec, log, checkpoint=checkpoint)
@@ -35,7 +35,7 @@ def train_classifier(task: "RetrievalTask", spec: SupervisedSpec, log: "Log") ->
 
 def main(settings: SupervisedRunSettings) -> None:
     """Train, judge on the test split, and leave a run folder."""
-    from runners.experiments.training import training_run
+    from maw_gym.runners.experiments.training import training_run
 
     training_run(f"supervised-{settings.spec.learner.labels}", train_classifier, settings)
 

@@ -32,10 +32,10 @@ from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter, load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
+from maw_gym.runners.experiments.command_line import flat, made
+from maw_gym.runners.experiments.runs import run_main
+from maw_gym.runners.train_grpo import GRPORunSettings
 from maw_gym.tables.task import load_task
-from runners.experiments.command_line import flat, made
-from runners.experiments.runs import run_main
-from runners.train_grpo import GRPORunSettings
 
 assert maw_gym.__name__ == "maw_gym"  # imported for its registration
 
@@ -192,7 +192,7 @@ def test_runners(
     if runner not in ("evaluate", "benchmark") and not {"--logdir", "--resume"} & set(given):
         given = ["--logdir", logdir, *given]
     monkeypatch.setattr(sys, "argv", [runner, *map(str, given)])
-    module = importlib.import_module(f"runners.{runner}")
+    module = importlib.import_module(f"maw_gym.runners.{runner}")
     with pytest.raises(SystemExit) as caught:
         run_main(getattr(module, RUNNERS[runner]), module.main)
     shown = capsys.readouterr()
@@ -221,7 +221,7 @@ def test_flags_that_are_none(
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setattr(sys, "argv", [runner, *flags.split()])
-    module = importlib.import_module(f"runners.{runner}")
+    module = importlib.import_module(f"maw_gym.runners.{runner}")
     with pytest.raises(SystemExit) as caught:
         run_main(getattr(module, RUNNERS[runner]), module.main)
     assert caught.value.code == 2

@@ -12,8 +12,8 @@ import pytest
 import torch
 from processes import DEVICE, assert_lost, free_port, full_disk, together
 
-from agents.baselines import fixed_router
 from maw_gym import distributed
+from maw_gym.agents.baselines import fixed_router
 from maw_gym.corpora import load_collection, splits
 from maw_gym.encoders import embedder as embedder_module
 from maw_gym.encoders.embedder import untrained_embedder

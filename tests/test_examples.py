@@ -114,7 +114,7 @@ def test_track_with_mlflow(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow: pip install mlflow-skinny")
-    from runners.cli import main
+    from maw_gym.runners.cli import main
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(tmp_path / "tracked")

@@ -28,9 +28,13 @@ def test_the_public_names_want_no_more_than_they_use(run_python: Callable[[str],
     assert loaded(run_python, program) == {"torch", "tokenizers", "ir_measures", "tqdm"}
 
 
-def test_grpo_comes_without_maw_gym(run_python: Callable[[str], str]) -> None:
-    assert loaded(run_python, "import agents.grpo.settings") == {"pydantic"}
-    program = "from agents.grpo import GRPO\nimport sys\nassert 'maw_gym' not in sys.modules"
+def test_grpo_comes_without_the_rest_of_maw_gym(run_python: Callable[[str], str]) -> None:
+    assert loaded(run_python, "import maw_gym.agents.grpo.settings") == {"pydantic"}
+    program = """
+from maw_gym.agents.grpo import GRPO
+import sys
+rest = {name for name in sys.modules if name.startswith("maw_gym.")} - {"maw_gym.errors"}
+assert all(name.startswith("maw_gym.agents") for name in rest), rest"""
     assert {"torch", "stable_baselines3"} <= loaded(run_python, program)
 
 
@@ -52,7 +56,7 @@ def test_help_does_not_wait_for_torch(run_python: Callable[[str], str]) -> None:
     others = [f"{what} --help-all" for what in ("evaluate", "report", "search", "compare")]
     program = f"""
 import contextlib, io
-from runners.cli import main
+from maw_gym.runners.cli import main
 for command in {["", "--version", "train", *learners, *others]}:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -63,11 +67,11 @@ for command in {["", "--version", "train", *learners, *others]}:
 
 
 def test_every_public_name_is_there() -> None:
-    import agents
-    import agents.grpo
     import maw_gym
+    import maw_gym.agents
+    import maw_gym.agents.grpo
 
-    for module in (maw_gym, agents, agents.grpo):
+    for module in (maw_gym, maw_gym.agents, maw_gym.agents.grpo):
         for name in module.__all__:
             assert getattr(module, name) is not None
         with pytest.raises(AttributeError, match=r"has no attribute 'Nothing'"):
@@ -112,10 +116,10 @@ def test_the_command_line_lets_threads_wait_asleep(
 ) -> None:
     ask = "\nprint(os.environ.get('OMP_WAIT_POLICY'))"
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert run_python("import os, maw_gym, agents" + ask) == "None\n"
-    assert run_python("import os, runners.train_grpo" + ask) == "PASSIVE\n"
+    assert run_python("import os, maw_gym.agents" + ask) == "None\n"
+    assert run_python("import os, maw_gym.runners.train_grpo" + ask) == "PASSIVE\n"
     monkeypatch.setenv("GOMP_SPINCOUNT", "0")
-    assert run_python("import os, runners.train_grpo" + ask) == "None\n"
+    assert run_python("import os, maw_gym.runners.train_grpo" + ask) == "None\n"
 
 
 def test_an_environment_says_once_what_it_computes_and_where_it_is_kept(

@@ -10,7 +10,7 @@ pd = pytest.importorskip("pandas")
 
 from ir_measures import RR, nDCG  # noqa: E402
 
-from agents.baselines import fixed_router  # noqa: E402
+from maw_gym.agents.baselines import fixed_router  # noqa: E402
 from maw_gym.errors import InputError  # noqa: E402
 from maw_gym.pyterrier import RoutedRetriever  # noqa: E402
 from maw_gym.routers.routed_encoder import RoutedEncoder  # noqa: E402

@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.grpo.groups import Groups, make_groups
-    from agents.grpo.grpo import GRPO
-    from agents.grpo.policies import (
+    from maw_gym.agents.grpo.groups import Groups, make_groups
+    from maw_gym.agents.grpo.grpo import GRPO
+    from maw_gym.agents.grpo.policies import (
         CnnPolicy,
         GRPOPolicyNetwork,
         MlpPolicy,

@@ -15,7 +15,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from agents.grpo.losses import group_advantages, process_advantages
+from maw_gym.agents.grpo.losses import group_advantages, process_advantages
 
 
 class Rollout(NamedTuple):
@@ -237,7 +237,7 @@ class GRPORolloutBuffer(RolloutBuffer):
                     f"advantage={self.advantage!r} compares episodes from one start, but"
                     f" environments {first} to {first + size - 1} differ at step {step} of the"
                     f" rollout{f' in {key!r}' if key else ''}: let a group start alike, as"
-                    " agents.grpo.make_groups does, or use advantage='critic'"
+                    " maw_gym.agents.grpo.make_groups does, or use advantage='critic'"
                 )
 
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from agents.grpo.policies import SharedPolicyNetwork
+from maw_gym.agents.grpo.policies import SharedPolicyNetwork
 
 
 def make_groups(
@@ -157,7 +157,8 @@ def with_groups(env: VecEnv, group_size: int | None, advantage: str) -> tuple[Ve
             env = _put_groups_under(env, size)
         return env, size
     name = getattr(told(env, "spec"), "id", None)
-    how = f"agents.grpo.make_groups({repr(name) if name else 'Env'}, num_envs=64, group_size=8)"
+    made = repr(name) if name else "Env"
+    how = f"maw_gym.agents.grpo.make_groups({made}, num_envs=64, group_size=8)"
     if advantage != "auto":
         raise ValueError(
             f"advantage={advantage!r} needs groups of episodes from one start, and the"
@@ -201,5 +202,6 @@ def refuse_vector_environments(env: Any) -> None:
         env = env.venv
     if isinstance(env, VectorEnv):
         raise ValueError(
-            f"{env} is a vector environment of Gymnasium: give GRPO agents.sb3.vec_env.to_sb3(env)"
+            f"{env} is a vector environment of Gymnasium: give GRPO"
+            " maw_gym.agents.sb3.vec_env.to_sb3(env)"
         )

@@ -35,10 +35,20 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 from torch.nn import functional as F
 
-from agents.grpo import losses
-from agents.grpo.buffers import GRPODictRolloutBuffer, GRPORolloutBuffer, Rollout, require_memory
-from agents.grpo.groups import check_environment, refuse_vector_environments, told, with_groups
-from agents.grpo.policies import (
+from maw_gym.agents.grpo import losses
+from maw_gym.agents.grpo.buffers import (
+    GRPODictRolloutBuffer,
+    GRPORolloutBuffer,
+    Rollout,
+    require_memory,
+)
+from maw_gym.agents.grpo.groups import (
+    check_environment,
+    refuse_vector_environments,
+    told,
+    with_groups,
+)
+from maw_gym.agents.grpo.policies import (
     CnnPolicy,
     MlpPolicy,
     MultiInputPolicy,
@@ -46,7 +56,7 @@ from agents.grpo.policies import (
     evaluate,
     refuse_running_statistics,
 )
-from agents.grpo.settings import DEFAULTS, SAMPLES, check
+from maw_gym.agents.grpo.settings import DEFAULTS, SAMPLES, check
 
 
 class GRPO(OnPolicyAlgorithm):

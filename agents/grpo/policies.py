@@ -34,8 +34,8 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from agents.grpo import losses
-from agents.grpo.buffers import Rollout
+from maw_gym.agents.grpo import losses
+from maw_gym.agents.grpo.buffers import Rollout
 
 
 class StateEncoder(BaseFeaturesExtractor):

@@ -15,7 +15,7 @@ Above0 = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 @dataclass(frozen=True, config=ConfigDict(use_attribute_docstrings=True, strict=True))
 class GRPOSettings:
-    """Settings of GRPO; `agents.grpo.GRPO` says more about each.
+    """Settings of GRPO; `maw_gym.agents.grpo.GRPO` says more about each.
 
     Defaults were chosen on the bandits of runners/bandits.py, see docs/grpo.md.
 

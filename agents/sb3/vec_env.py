@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from agents.grpo.groups import Groups
+from maw_gym.agents.grpo.groups import Groups
 
 
 def to_sb3(
@@ -24,7 +24,7 @@ def to_sb3(
         vector_env: A Gymnasium vector environment in SAME_STEP autoreset mode.
         filename: Where VecMonitor writes its log; None for no log.
         group_size: So many neighbouring environments of a SyncVectorEnv start every episode alike,
-            as GRPO wants it (agents.grpo.Groups); None: each has starts of its own, or the
+            as GRPO wants it (maw_gym.agents.grpo.Groups); None: each has starts of its own, or the
             environment has groups already.
 
     Raises:
@@ -35,7 +35,7 @@ def to_sb3(
         if not isinstance(vector_env.unwrapped, SyncVectorEnv):
             raise ValueError(
                 f"{vector_env} does not reset its rows one by one: give group_size where it is"
-                " made, if it takes one, or make it with agents.grpo.make_groups"
+                " made, if it takes one, or make it with maw_gym.agents.grpo.make_groups"
             )
         adapted = Groups(adapted, group_size)
     return VecMonitor(adapted, filename)

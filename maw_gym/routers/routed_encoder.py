@@ -116,7 +116,7 @@ class RoutedEncoder:
             task: whose environment the model was trained on.
             model: has SB3's `predict`, `observation_space` and `action_space`: an algorithm with
                 whatever policy, or a policy alone. It is asked, and not saved; see
-                `agents.networks.GRPORouter`.
+                `maw_gym.agents.networks.GRPORouter`.
             observation: blocks of the model's observation, in order.
 
         Raises:
@@ -381,7 +381,7 @@ class RoutedEncoder:
         """
         if not isinstance(self.router, DepthRouter):
             raise InputError(
-                "a model is saved by its own library, or as an agents.networks.GRPORouter"
+                "a model is saved by its own library, or as an maw_gym.agents.networks.GRPORouter"
             )
         place = expanded(folder)
         with written_folder(place / INDEX, MANIFEST) as temporary:

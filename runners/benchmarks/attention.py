@@ -16,7 +16,7 @@ from maw_gym.attention.reference import (
     row_entropy,
     row_focus,
 )
-from runners.benchmarks.measuring import Row, interleaved, peak_memory, row
+from maw_gym.runners.benchmarks.measuring import Row, interleaved, peak_memory, row
 
 BY_DEPTH, TENSOR, OURS, FLOOR = "depth by depth", "5D tensor", "depth_statistics", "floor"
 EXACT, COPIES = "depth_statistics, exact", "floor with copies"

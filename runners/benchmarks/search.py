@@ -23,7 +23,7 @@ from maw_gym.retrieval.index import SearchIndex
 from maw_gym.retrieval.search import rank
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from runners.benchmarks.measuring import Row, interleaved, row
+from maw_gym.runners.benchmarks.measuring import Row, interleaved, row
 
 DOCUMENT_WORDS: Final = (20, 60)  # of a synthetic document, drawn evenly
 QUERY_WORDS: Final = (4, 12)

@@ -14,15 +14,15 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from agents.grpo import GRPO
-from agents.sb3.vec_env import to_sb3
+from maw_gym.agents.grpo import GRPO
+from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.corpora import Collection
 from maw_gym.corpora.collection import QuerySet
 from maw_gym.encoders.embedder import Embedder
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
+from maw_gym.runners.benchmarks.measuring import Functions, Row, interleaved, row
 from maw_gym.tables.depth_table import TERMS, DepthTable
 from maw_gym.tables.task import RetrievalTask
-from runners.benchmarks.measuring import Functions, Row, interleaved, row
 
 SYNTHETIC_TOKENS = 24
 CPU = torch.device("cpu")

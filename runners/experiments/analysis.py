@@ -26,8 +26,8 @@ from maw_gym.retrieval.significance import (
     smallest_detectable_difference,
     wins_ties_losses,
 )
-from runners.experiments.methods import METHODS, Method
-from runners.experiments.result import Floats, Result
+from maw_gym.runners.experiments.methods import METHODS, Method
+from maw_gym.runners.experiments.result import Floats, Result
 
 MAIN: Final = "nDCG@10"
 NAMES: Final = tuple(str(measure) for measure in MEASURES)

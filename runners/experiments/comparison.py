@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import torch
 
-from agents.networks import is_shared
+from maw_gym.agents.networks import is_shared
 from maw_gym.corpora import load_collection
 from maw_gym.corpora.splits import FOLDS
 from maw_gym.envs.bandit import Bandit
@@ -33,12 +33,12 @@ from maw_gym.errors import InputError
 from maw_gym.files import content_key, loaded, written_whole
 from maw_gym.retrieval.evaluation import write_trec_run
 from maw_gym.routers.depth_router import save_router
+from maw_gym.runners.experiments.analysis import Comparison, Reference
+from maw_gym.runners.experiments.methods import Method, chosen_methods
+from maw_gym.runners.experiments.result import Encode, Learner, Result, standard_encode
+from maw_gym.runners.experiments.settings import AnySpec, CommonSpec, TaskSettings
+from maw_gym.runners.experiments.training import ROUTER, Log, forget_training, task_of
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments.analysis import Comparison, Reference
-from runners.experiments.methods import Method, chosen_methods
-from runners.experiments.result import Encode, Learner, Result, standard_encode
-from runners.experiments.settings import AnySpec, CommonSpec, TaskSettings
-from runners.experiments.training import ROUTER, Log, forget_training, task_of
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
@@ -78,7 +78,7 @@ def compare(
 
     Args:
         methods: names of `METHODS`, a `Method`, or a learner of one's own (see
-            `runners.experiments.methods.method_of`); the baseline joins them.
+            `maw_gym.runners.experiments.methods.method_of`); the baseline joins them.
         task: with its encoder; or all folds of one dataset, encoder by encoder.
         seeds: of the methods that have some.
         baseline: the method that the others are tested against.

@@ -8,13 +8,13 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from agents.supervised import label_sentence
+from maw_gym.agents.supervised import label_sentence
 from maw_gym.files import write_json, written_whole
-from runners.experiments import figures
-from runners.experiments.analysis import COLUMNS, MAIN, NAMES, Comparison, Row, Tests
-from runners.experiments.comparison import slug
-from runners.experiments.report import digits_for, markdown, number, p_value, write_csv
-from runners.experiments.result import Floats
+from maw_gym.runners.experiments import figures
+from maw_gym.runners.experiments.analysis import COLUMNS, MAIN, NAMES, Comparison, Row, Tests
+from maw_gym.runners.experiments.comparison import slug
+from maw_gym.runners.experiments.report import digits_for, markdown, number, p_value, write_csv
+from maw_gym.runners.experiments.result import Floats
 
 FIGURES: Final = {
     "reward_curves": "Mean reward of the greedy policy on validation queries while it trains; bands"

@@ -16,10 +16,10 @@ from torch.utils.tensorboard import SummaryWriter
 from maw_gym.envs.bandit import SMALLEST_GAP, Bandit
 from maw_gym.envs.rendering import COLOURS, check_matplotlib, depths_frame
 from maw_gym.files import written_whole
+from maw_gym.runners.experiments.analysis import COLUMNS, MAIN, Comparison
+from maw_gym.runners.experiments.result import Floats, Result
+from maw_gym.runners.experiments.settings import TaskSettings
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments.analysis import COLUMNS, MAIN, Comparison
-from runners.experiments.result import Floats, Result
-from runners.experiments.settings import TaskSettings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,6 +1,6 @@
 """The methods that experiments can run, by name: the one list that all runners and tables read.
 
-A new row of every table is a function of `runners.experiments.result` and one `Method`, in
+A new row of every table is a function of `maw_gym.runners.experiments.result` and one `Method`, in
 `METHODS` or given to `compare`; a learner may also be given as it is, see `method_of`.
 """
 
@@ -16,10 +16,8 @@ from typing import Any, Final, NamedTuple
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.envs.bandit import NDCG
 from maw_gym.errors import InputError
-from maw_gym.settings import checked
-from maw_gym.tables.task import RetrievalTask
-from runners.experiments.command_line import changed
-from runners.experiments.result import (
+from maw_gym.runners.experiments.command_line import changed
+from maw_gym.runners.experiments.result import (
     Learner,
     Result,
     bm25,
@@ -32,7 +30,7 @@ from runners.experiments.result import (
     unrouted,
     with_bm25,
 )
-from runners.experiments.settings import (
+from maw_gym.runners.experiments.settings import (
     CommonSpec,
     FullInformationSpec,
     GRPOSpec,
@@ -42,10 +40,12 @@ from runners.experiments.settings import (
     SupervisedSpec,
     TaskSettings,
 )
-from runners.experiments.training import Log, Trained, imported, train_on_all_rewards
-from runners.train_grpo import train_grpo
-from runners.train_ppo import train_ppo
-from runners.train_supervised import train_classifier
+from maw_gym.runners.experiments.training import Log, Trained, imported, train_on_all_rewards
+from maw_gym.runners.train_grpo import train_grpo
+from maw_gym.runners.train_ppo import train_ppo
+from maw_gym.runners.train_supervised import train_classifier
+from maw_gym.settings import checked
+from maw_gym.tables.task import RetrievalTask
 
 
 @checked

@@ -6,21 +6,21 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
-from agents.supervised import label_sentence
+from maw_gym.agents.supervised import label_sentence
 from maw_gym.encoders.files import save_embedder
 from maw_gym.envs.bandit import Bandit
 from maw_gym.files import write_json, written_whole
 from maw_gym.routers.depth_router import save_router
+from maw_gym.runners.experiments import figures
+from maw_gym.runners.experiments.analysis import MAIN, query_frame
+from maw_gym.runners.experiments.comparison import write_run
+from maw_gym.runners.experiments.methods import METHODS
+from maw_gym.runners.experiments.result import Result
+from maw_gym.runners.experiments.runs import Stopwatch
+from maw_gym.runners.experiments.settings import CommonSpec, TaskSettings
+from maw_gym.runners.experiments.training import ROUTER
+from maw_gym.runners.report_page.page import write_report_page
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments import figures
-from runners.experiments.analysis import MAIN, query_frame
-from runners.experiments.comparison import write_run
-from runners.experiments.methods import METHODS
-from runners.experiments.result import Result
-from runners.experiments.runs import Stopwatch
-from runners.experiments.settings import CommonSpec, TaskSettings
-from runners.experiments.training import ROUTER
-from runners.report_page.page import write_report_page
 
 MEASURES: Final = (MAIN, "RR@10", "R@100", "Success@10")
 ORACLES: Final = {

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import Module
 
-from agents.baseline_encoders import (
+from maw_gym.agents.baseline_encoders import (
     TRAINED,
     baseline_encoder,
     ensemble_queries,
@@ -25,7 +25,7 @@ from agents.baseline_encoders import (
     evaluate_encoder,
     training_sources,
 )
-from agents.baselines import static_router
+from maw_gym.agents.baselines import static_router
 from maw_gym.encoders.embedder import Embedder, untrained_embedder
 from maw_gym.encoders.training.selection import UNTRAINED, choose, judges
 from maw_gym.encoders.training.settings import TrainingSettings
@@ -38,9 +38,9 @@ from maw_gym.retrieval.index import SearchIndex
 from maw_gym.retrieval.search import Ranking
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.routers.routed_encoder import RoutedEncoder
+from maw_gym.runners.experiments.settings import TaskSettings
+from maw_gym.runners.experiments.training import Log, Trained
 from maw_gym.tables.task import RetrievalTask
-from runners.experiments.settings import TaskSettings
-from runners.experiments.training import Log, Trained
 
 RESULT: Final = "result"  # kind of a result's file
 
@@ -137,7 +137,7 @@ def with_bm25(fusion: str, task: RetrievalTask, spec: Any, split: str, log: Log 
 
 
 def unrouted(name: str, task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
-    """An encoder of `agents.baseline_encoders`."""
+    """An encoder of `maw_gym.agents.baseline_encoders`."""
     sources = training_sources(task) if name in TRAINED else []
     embedder, provenance = baseline_encoder(
         name, task.collection, sources, task.device, spec.training, text=task.pretrained
@@ -186,7 +186,7 @@ def randomly(task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Res
 
 
 def by_rule(name: str, task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
-    """A rule of `agents.baselines`."""
+    """A rule of `maw_gym.agents.baselines`."""
     return by_router(task, spec.task, split, static_router(name, task, spec.task.reward))
 
 

@@ -21,7 +21,7 @@ import yaml
 from maw_gym.errors import InputError, first_line, printable
 from maw_gym.files import check_readable, expanded, hold, let_go, sweep, write_json
 from maw_gym.run import CONFIG, METRICS, Run
-from runners.experiments.command_line import PLACES, flat, given_flags, made, settings_in
+from maw_gym.runners.experiments.command_line import PLACES, flat, given_flags, made, settings_in
 
 Settings = TypeVar("Settings")
 

@@ -10,8 +10,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import model_validator
 
-from agents.grpo.settings import GRPOSettings
-from agents.settings import (
+from maw_gym.agents.grpo.settings import GRPOSettings
+from maw_gym.agents.settings import (
     FullInformationSettings,
     PPOSettings,
     SupervisedSettings,
@@ -21,9 +21,9 @@ from agents.settings import (
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.envs.bandit import DEFAULT_WEIGHTS, RewardSpec
 from maw_gym.errors import InputError
+from maw_gym.runners.experiments.command_line import Flag
 from maw_gym.settings import Count, Folds, HomePath, HomeText, Index, Seed, Share, checked
 from maw_gym.tables.depth_table import checked_blocks
-from runners.experiments.command_line import Flag
 
 LARGEST_ROLLOUT: Final = 2**22  # samples, some gigabytes of observations
 
@@ -161,7 +161,7 @@ OnlineSpec = GRPOSpec | PPOSpec  # both meet their queries in the environment
 
 @checked
 class SupervisedSpec:
-    """All that a supervised training depends on; see `agents.supervised`."""
+    """All that a supervised training depends on; see `maw_gym.agents.supervised`."""
 
     task: TaskSettings = TaskSettings()
     learner: SupervisedSettings = SupervisedSettings()

@@ -19,26 +19,26 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from agents.grpo.policies import GRPOPolicyNetwork, SharedPolicyNetwork
-from agents.networks import LIMIT, GRPORouter, is_shared, router_settings, standardisation
-from agents.sb3.callbacks import (
+from maw_gym.agents.grpo.policies import GRPOPolicyNetwork, SharedPolicyNetwork
+from maw_gym.agents.networks import LIMIT, GRPORouter, is_shared, router_settings, standardisation
+from maw_gym.agents.sb3.callbacks import (
     CheckpointCallback,
     SyncedTensorBoard,
     ValidationCallback,
     restore_training,
 )
-from agents.sb3.vec_env import to_sb3
-from agents.supervised import train_full_information
+from maw_gym.agents.sb3.vec_env import to_sb3
+from maw_gym.agents.supervised import train_full_information
 from maw_gym.checkpoints import Checkpoint, Checkpoints, forget_checkpoints
 from maw_gym.corpora import load_collection
 from maw_gym.envs.bandit import NDCG, Bandit
 from maw_gym.errors import InputError, first_line
 from maw_gym.files import written_whole
 from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.runners.experiments.command_line import flat
+from maw_gym.runners.experiments.runs import STOP, Stopwatch, open_run, write_config
+from maw_gym.runners.experiments.settings import FullInformationSpec, OnlineSpec, TaskSettings
 from maw_gym.tables.task import RetrievalTask, load_task
-from runners.experiments.command_line import flat
-from runners.experiments.runs import STOP, Stopwatch, open_run, write_config
-from runners.experiments.settings import FullInformationSpec, OnlineSpec, TaskSettings
 
 Algorithm = TypeVar("Algorithm", bound=OnPolicyAlgorithm)
 
@@ -80,8 +80,8 @@ Train = Callable[[RetrievalTask, Any, Log], Trained]
 
 def training_run(learner: str, train: Train, settings: Any) -> None:
     """A run from its settings to its report: train, judge on the test split, leave a folder."""
-    from runners.experiments.report import report
-    from runners.experiments.result import by_training
+    from maw_gym.runners.experiments.report import report
+    from maw_gym.runners.experiments.result import by_training
 
     spec, run = settings.spec, settings.run
     callbacks = [callback_named(name) for name in getattr(run, "callbacks", ())]

@@ -20,9 +20,9 @@ from maw_gym.errors import InputError
 from maw_gym.files import written_whole
 from maw_gym.routers.depth_router import load_router
 from maw_gym.run import Run
+from maw_gym.runners.report_page import QUERIES
+from maw_gym.runners.report_page.sample import looked_at, rounded
 from maw_gym.tables.task import RetrievalTask, resolve_device
-from runners.report_page import QUERIES
-from runners.report_page.sample import looked_at, rounded
 
 NAME: Final = "report.html"
 LARGEST: Final = 10_000_000  # bytes
@@ -54,7 +54,7 @@ def write_report_page(
 
 def rendered(payload: dict[str, Any]) -> str:
     """The page that shows `payload`, in ASCII."""
-    assets = files("runners.report_page") / "assets"
+    assets = files("maw_gym.runners.report_page") / "assets"
     style, page, *scripts = (
         (assets / name).read_text(encoding="utf-8")
         for name in ("style.css", "template.html", *SCRIPTS)

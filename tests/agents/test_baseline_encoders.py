@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents.baseline_encoders import (
+from maw_gym.agents.baseline_encoders import (
     baseline_encoder,
     ensemble_queries,
     evaluate_bm25,

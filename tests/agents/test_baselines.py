@@ -7,7 +7,7 @@ import pytest
 import torch
 from hand_made import TABLE
 
-from agents.baselines import STATIC, fixed_router, static_router
+from maw_gym.agents.baselines import STATIC, fixed_router, static_router
 from maw_gym.corpora import Collection
 from maw_gym.envs.bandit import RewardSpec
 from maw_gym.errors import InputError

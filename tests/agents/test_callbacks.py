@@ -9,9 +9,9 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecMonitor
 
-from agents.grpo import GRPO
-from agents.sb3.callbacks import ValidationCallback
-from agents.sb3.vec_env import to_sb3
+from maw_gym.agents.grpo import GRPO
+from maw_gym.agents.sb3.callbacks import ValidationCallback
+from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.envs.bandit import Bandit
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 

@@ -20,7 +20,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecMonitor
 
-from agents.grpo import (
+from maw_gym.agents.grpo import (
     GRPO,
     CnnPolicy,
     GRPOPolicyNetwork,
@@ -28,7 +28,7 @@ from agents.grpo import (
     MultiInputPolicy,
     StateEncoder,
 )
-from agents.sb3.vec_env import to_sb3
+from maw_gym.agents.sb3.vec_env import to_sb3
 
 SMALL = {"features_extractor_kwargs": {"widths": (32,)}, "net_arch": [16]}
 # One step of plain gradient descent on the critic's advantages
@@ -169,7 +169,7 @@ def test_advantages_are_those_of_groups_where_the_environment_gives_groups() -> 
 
 @pytest.mark.parametrize("env", [BanditEnv(), make_vec_env(BanditEnv, 16), grouped(16, 1)])
 def test_an_environment_without_groups_gets_a_critic_and_the_user_a_hint(env: Any) -> None:
-    hint = r"no groups: advantage='critic' is taken; agents\.grpo\.make_groups\(Env, num_envs=64"
+    hint = r"no groups: advantage='critic' is taken; maw_gym\.agents\.grpo\.make_groups\(Env, num"
     with pytest.warns(UserWarning, match=hint) as warned:
         model = GRPO("MlpPolicy", env, n_steps=4, batch_size=2, device="cpu")
     assert "\n" not in str(warned[0].message)
@@ -410,7 +410,7 @@ def test_callbacks_tensorboard_and_evaluation(tmp_path: Path) -> None:
 
 
 def test_layers_of_the_policies() -> None:
-    """What agents.grpo.policies says of them."""
+    """What maw_gym.agents.grpo.policies says of them."""
     dictionary = make_vec_env(lambda: Observed(spaces.Dict), 1)
     for name, kind, env in (
         ("MlpPolicy", MlpPolicy, make_vec_env(BanditEnv, 1)),

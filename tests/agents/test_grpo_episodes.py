@@ -12,9 +12,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
-from agents.grpo import GRPO, Groups, make_groups
-from agents.grpo.buffers import GRPORolloutBuffer, episodes_of
-from agents.sb3.vec_env import to_sb3
+from maw_gym.agents.grpo import GRPO, Groups, make_groups
+from maw_gym.agents.grpo.buffers import GRPORolloutBuffer, episodes_of
+from maw_gym.agents.sb3.vec_env import to_sb3
 
 BOX = spaces.Box(0.0, 1.0, (1,), np.float32)
 # Two environments in a group: episodes of 2, 1 and 1 steps, and of 1, 2 and, unfinished, 1
@@ -184,7 +184,7 @@ def test_groups_that_cannot_be(group_size: Any) -> None:
 
 def test_a_vector_environment_goes_through_to_sb3() -> None:
     env = gym.vector.SyncVectorEnv([Walk] * 2)
-    with pytest.raises(ValueError, match=r"give GRPO agents\.sb3\.vec_env\.to_sb3"):
+    with pytest.raises(ValueError, match=r"give GRPO maw_gym\.agents\.sb3\.vec_env\.to_sb3"):
         GRPO("MlpPolicy", env)  # type: ignore[arg-type]
     for other in (Walk(), make_vec_env(Walk, 2)):
         with pytest.raises(ValueError, match="to_sb3 takes a vector environment of Gymnasium"):

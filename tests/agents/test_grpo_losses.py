@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from agents.grpo import losses
+from maw_gym.agents.grpo import losses
 
 PI = th.tensor([[0.5, 0.5]])  # the policy, D = 2
 P = th.tensor([[0.25, 0.75]])  # the reference

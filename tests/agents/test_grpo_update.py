@@ -10,8 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
-from agents.grpo import GRPO, GRPOPolicyNetwork, StateEncoder
-from agents.sb3.vec_env import to_sb3
+from maw_gym.agents.grpo import GRPO, GRPOPolicyNetwork, StateEncoder
+from maw_gym.agents.sb3.vec_env import to_sb3
 
 LN2 = 0.6931472
 KL = 0.1438410  # of (1/2, 1/2) to (1/4, 3/4): 1/2 ln(4/3)

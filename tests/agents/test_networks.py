@@ -16,11 +16,11 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 
-from agents import GRPO, GRPOPolicyNetwork, GRPORouter, SharedPolicyNetwork
-from agents.grpo.policies import ActionHead, MeanHead, SharedEncoder
-from agents.networks import is_shared, new_router, standardisation
-from agents.sb3.vec_env import to_sb3
-from agents.settings import PPOSettings, check_network, ppo_arguments
+from maw_gym.agents import GRPO, GRPOPolicyNetwork, GRPORouter, SharedPolicyNetwork
+from maw_gym.agents.grpo.policies import ActionHead, MeanHead, SharedEncoder
+from maw_gym.agents.networks import is_shared, new_router, standardisation
+from maw_gym.agents.sb3.vec_env import to_sb3
+from maw_gym.agents.settings import PPOSettings, check_network, ppo_arguments
 from maw_gym.envs.bandit import Bandit
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment

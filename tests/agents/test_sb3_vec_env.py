@@ -12,8 +12,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, is_vecenv_wrapped
 
-from agents.grpo import GRPO
-from agents.sb3.vec_env import SB3VecEnv, to_sb3
+from maw_gym.agents.grpo import GRPO
+from maw_gym.agents.sb3.vec_env import SB3VecEnv, to_sb3
 
 
 def sync(num_envs: int = 3, wrapper: Any = lambda env: env, **kwargs: Any) -> SyncVectorEnv:

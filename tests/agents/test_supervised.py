@@ -10,10 +10,10 @@ import pytest
 import torch
 from hand_made import REWARD, TABLE
 
-from agents import supervised
-from agents.networks import new_router
-from agents.settings import FullInformationSettings, SupervisedSettings
-from agents.supervised import (
+from maw_gym.agents import supervised
+from maw_gym.agents.networks import new_router
+from maw_gym.agents.settings import FullInformationSettings, SupervisedSettings
+from maw_gym.agents.supervised import (
     RankingLoss,
     SupervisedClassificationRouter,
     full_information_terms,

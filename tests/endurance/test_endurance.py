@@ -13,9 +13,9 @@ import pytest
 from hand_made import random_table
 from stable_baselines3.common.logger import Logger
 
-from agents.grpo import GRPO
-from agents.sb3.callbacks import SyncedTensorBoard, training_state
-from agents.sb3.vec_env import to_sb3
+from maw_gym.agents.grpo import GRPO
+from maw_gym.agents.sb3.callbacks import SyncedTensorBoard, training_state
+from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.checkpoints import Checkpoints
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 

@@ -22,8 +22,8 @@ import maw_gym.envs.queries
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.queries import load_bandit
 from maw_gym.errors import InputError
+from maw_gym.runners.experiments.settings import GRPOSpec
 from maw_gym.tables.depth_table import BLOCKS
-from runners.experiments.settings import GRPOSpec
 
 
 def env(**settings):

@@ -19,10 +19,10 @@ import pytest
 import torch
 from hand_made import random_table
 
-from agents.grpo import GRPO
-from agents.sb3.callbacks import training_state
-from agents.sb3.vec_env import to_sb3
 from maw_gym import files
+from maw_gym.agents.grpo import GRPO
+from maw_gym.agents.sb3.callbacks import training_state
+from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.checkpoints import Checkpoints
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.files import load_embedder, save_embedder

@@ -14,9 +14,9 @@ from maw_gym.encoders.files import load_embedder
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from runners.experiments.runs import open_run, settings_of
-from runners.experiments.settings import FolderSettings
-from runners.train_grpo import GRPORunSettings
+from maw_gym.runners.experiments.runs import open_run, settings_of
+from maw_gym.runners.experiments.settings import FolderSettings
+from maw_gym.runners.train_grpo import GRPORunSettings
 
 
 class Bomb:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.baselines import fixed_router
+from maw_gym.agents.baselines import fixed_router
 from maw_gym.encoders import embedder as embedder_module
 from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings

@@ -12,8 +12,8 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO
 
-from agents.baselines import fixed_router
-from agents.networks import router_settings, standardisation
+from maw_gym.agents.baselines import fixed_router
+from maw_gym.agents.networks import router_settings, standardisation
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.files import save_embedder
 from maw_gym.encoders.maw import EncoderSettings

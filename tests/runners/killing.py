@@ -17,7 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 TIMED = ("time/fps",)
 # One server imports what runs need; every run is a fork of it, and pays no imports.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["runners.experiments.report", "runners.train_encoder"])
+CONTEXT.set_forkserver_preload(
+    ["maw_gym.runners.experiments.report", "maw_gym.runners.train_encoder"]
+)
 
 
 class Started(NamedTuple):
@@ -56,7 +58,7 @@ def _run(words: list[str], out: str, err: str, environment: dict[str, str], tiny
     torch.set_num_threads(1)
     from maw_gym.corpora import splits
     from maw_gym.encoders.training import selection
-    from runners.cli import main
+    from maw_gym.runners.cli import main
 
     if tiny:
         splits.ENCODER_MINIMUM = 0

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from maw_gym.errors import InputError
+from maw_gym.runners import ablate
+from maw_gym.runners.ablate import VARIANTS, AblateSettings
+from maw_gym.runners.experiments.command_line import changed, made
+from maw_gym.runners.experiments.result import Result
+from maw_gym.runners.experiments.settings import GRPOSpec
 from maw_gym.tables.task import load_task
-from runners import ablate
-from runners.ablate import VARIANTS, AblateSettings
-from runners.experiments.command_line import changed, made
-from runners.experiments.result import Result
-from runners.experiments.settings import GRPOSpec
 
 
 def test_variants_are_settings_of_grpo() -> None:

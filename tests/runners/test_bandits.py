@@ -8,12 +8,12 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
-from agents.sb3.vec_env import to_sb3
+from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.errors import InputError
-from runners import bandits
-from runners.bandits import BanditSettings, Curve, Learner, draw, interval, main, table
-from runners.experiments.bandits import PROBLEMS, Problem, ProblemEnv, problem
-from runners.experiments.command_line import made
+from maw_gym.runners import bandits
+from maw_gym.runners.bandits import BanditSettings, Curve, Learner, draw, interval, main, table
+from maw_gym.runners.experiments.bandits import PROBLEMS, Problem, ProblemEnv, problem
+from maw_gym.runners.experiments.command_line import made
 
 SMALL = Problem("small", np.eye(2, dtype=np.float32), np.array([[1.0, 0.0, 0.5], [0.0, 3.0, 1.0]]))
 

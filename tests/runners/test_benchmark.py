@@ -13,8 +13,8 @@ from maw_gym.attention.reference import depth_statistics
 from maw_gym.corpora import Collection
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.errors import InputError
-from runners.benchmark import BenchmarkSettings, main
-from runners.benchmarks.attention import (
+from maw_gym.runners.benchmark import BenchmarkSettings, main
+from maw_gym.runners.benchmarks.attention import (
     BY_DEPTH,
     COPIES,
     FLOOR,
@@ -27,10 +27,10 @@ from runners.benchmarks.attention import (
     random_inputs,
     tensor_way,
 )
-from runners.benchmarks.measuring import interleaved, peak_memory, row, tables
-from runners.benchmarks.search import faiss_rows, size_rows, synthetic_texts
-from runners.benchmarks.stack import synthetic_queries
-from runners.experiments.runs import run_main
+from maw_gym.runners.benchmarks.measuring import interleaved, peak_memory, row, tables
+from maw_gym.runners.benchmarks.search import faiss_rows, size_rows, synthetic_texts
+from maw_gym.runners.benchmarks.stack import synthetic_queries
+from maw_gym.runners.experiments.runs import run_main
 
 CPU = torch.device("cpu")
 

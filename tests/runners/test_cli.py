@@ -9,7 +9,7 @@ import pytest
 from hostile_run import CHOSEN, write_hostile_run
 
 import maw_gym
-from runners.cli import COMMANDS, main, overview
+from maw_gym.runners.cli import COMMANDS, main, overview
 
 
 @pytest.fixture(scope="module")

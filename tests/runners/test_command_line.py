@@ -10,11 +10,18 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 import pytest
 
 from maw_gym.errors import InputError
+from maw_gym.runners.cli import COMMANDS
+from maw_gym.runners.experiments.command_line import (
+    Flag,
+    Section,
+    changed,
+    command_of,
+    flat,
+    given_flags,
+)
 from maw_gym.settings import Count, HomePath, checked
-from runners.cli import COMMANDS
-from runners.experiments.command_line import Flag, Section, changed, command_of, flat, given_flags
 
-from runners.experiments.command_line import made  # isort: skip
+from maw_gym.runners.experiments.command_line import made  # isort: skip
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -150,7 +157,7 @@ def test_the_flags_of_documented_commands_are_there() -> None:
     for page in PAGES:
         for runner, flags in commands(page.read_text(encoding="utf-8")):
             runners.add(runner)
-            settings = get_type_hints(import_module(f"runners.{runner}").main)["settings"]
+            settings = get_type_hints(import_module(f"maw_gym.runners.{runner}").main)["settings"]
             if flags and not flags[0].startswith("--help"):
                 given_flags(settings, None, flags)
     assert runners >= {

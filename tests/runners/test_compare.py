@@ -19,14 +19,14 @@ from tiny_collection import PAIRS
 from maw_gym.corpora import load_collection
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
+from maw_gym.runners.compare import CompareSettings, compare_dataset, main
+from maw_gym.runners.experiments.command_line import changed, made
+from maw_gym.runners.experiments.comparison import checked_folds, compare, run_side_by_side
+from maw_gym.runners.experiments.methods import chosen_methods
+from maw_gym.runners.experiments.result import Result
+from maw_gym.runners.experiments.runs import run_main
+from maw_gym.runners.experiments.settings import CommonSpec, OnlineSettings
 from maw_gym.tables.task import RetrievalTask, load_task
-from runners.compare import CompareSettings, compare_dataset, main
-from runners.experiments.command_line import changed, made
-from runners.experiments.comparison import checked_folds, compare, run_side_by_side
-from runners.experiments.methods import chosen_methods
-from runners.experiments.result import Result
-from runners.experiments.runs import run_main
-from runners.experiments.settings import CommonSpec, OnlineSettings
 
 METHODS = [
     "bm25", "non-maw-zero-shot", "random", "best-fixed-reward",
@@ -243,7 +243,7 @@ def test_processes_end_with_the_one_that_asked_for_them(tmp_path: Path) -> None:
     program = tmp_path / "asks.py"
     work = f"import time; open({str(tmp_path / 'begun')!r}, 'x'); time.sleep(600)"
     program.write_text(
-        "from runners.experiments.comparison import run_side_by_side\n"
+        "from maw_gym.runners.experiments.comparison import run_side_by_side\n"
         "if __name__ == '__main__':\n"
         f"    run_side_by_side(exec, [({work!r},)], 1)\n"
     )

@@ -10,20 +10,19 @@ import pytest
 import torch
 from hand_made import TABLE
 
-from agents.networks import router_settings
+from maw_gym.agents.networks import router_settings
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import DamagedFileError, InputError
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.tables.task import RetrievalTask
-from runners.compare import CompareSettings
-from runners.experiments.analysis import COLUMNS, NAMES, Comparison, Reference
-from runners.experiments.command_line import changed, command_of, flat, made
-from runners.experiments.comparison import Fold, reference, result_key, slug, write_run
-from runners.experiments.comparison_report import group_table, pair_table, percent
-from runners.experiments.methods import METHODS
-from runners.experiments.report import digits_for, markdown, p_value, row_of
-from runners.experiments.result import Result, by_depths, by_router, randomly
-from runners.experiments.settings import (
+from maw_gym.runners.compare import CompareSettings
+from maw_gym.runners.experiments.analysis import COLUMNS, NAMES, Comparison, Reference
+from maw_gym.runners.experiments.command_line import changed, command_of, flat, made
+from maw_gym.runners.experiments.comparison import Fold, reference, result_key, slug, write_run
+from maw_gym.runners.experiments.comparison_report import group_table, pair_table, percent
+from maw_gym.runners.experiments.methods import METHODS
+from maw_gym.runners.experiments.report import digits_for, markdown, p_value, row_of
+from maw_gym.runners.experiments.result import Result, by_depths, by_router, randomly
+from maw_gym.runners.experiments.settings import (
     AnySpec,
     CommonSpec,
     GRPOSpec,
@@ -31,7 +30,8 @@ from runners.experiments.settings import (
     SupervisedSpec,
     TaskSettings,
 )
-from runners.experiments.training import task_of
+from maw_gym.runners.experiments.training import task_of
+from maw_gym.tables.task import RetrievalTask
 
 SPEC = TaskSettings()
 

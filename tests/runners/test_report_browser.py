@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hostile_run import BELL, CHOSEN, DEPTHS, IMAGE, LONG, SCRIPT, write_hostile_run
 
-from runners.report_page.page import rendered, run_payload
+from maw_gym.runners.report_page.page import rendered, run_payload
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys

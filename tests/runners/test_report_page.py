@@ -16,11 +16,17 @@ from hostile_run import CHOSEN, DEPTHS, IMAGE, LONG, QUERIES, SCRIPT, write_host
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.retrieval.evaluation import evaluate_embeddings
+from maw_gym.runners.cli import main
+from maw_gym.runners.report_page import page
+from maw_gym.runners.report_page.page import (
+    curve,
+    data_block,
+    rendered,
+    run_payload,
+    write_report_page,
+)
+from maw_gym.runners.report_page.sample import looked_at, packed, sampled_queries
 from maw_gym.tables.task import RetrievalTask, load_task
-from runners.cli import main
-from runners.report_page import page
-from runners.report_page.page import curve, data_block, rendered, run_payload, write_report_page
-from runners.report_page.sample import looked_at, packed, sampled_queries
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from killing import await_file, differences, kill_until_done, metrics, run, scal
 
 from maw_gym.errors import InputError
 from maw_gym.files import let_go
-from runners.experiments.runs import open_run, settings_of
-from runners.experiments.settings import RunSettings
-from runners.train_supervised import SupervisedRunSettings
+from maw_gym.runners.experiments.runs import open_run, settings_of
+from maw_gym.runners.experiments.settings import RunSettings
+from maw_gym.runners.train_supervised import SupervisedRunSettings
 
 Arguments = list[object]
 

@@ -11,18 +11,18 @@ import pytest
 
 from maw_gym.errors import InputError
 from maw_gym.run import Run
-from runners.cli import main
-from runners.compare import CompareSettings
-from runners.experiments.command_line import changed, made
-from runners.experiments.runs import (
+from maw_gym.runners.cli import main
+from maw_gym.runners.compare import CompareSettings
+from maw_gym.runners.experiments.command_line import changed, made
+from maw_gym.runners.experiments.runs import (
     open_run,
     run_main,
     settings_of,
     writable_output,
     write_config,
 )
-from runners.experiments.settings import FolderSettings, RunSettings
-from runners.train_supervised import SupervisedRunSettings
+from maw_gym.runners.experiments.settings import FolderSettings, RunSettings
+from maw_gym.runners.train_supervised import SupervisedRunSettings
 
 
 def supervised_run(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Path:

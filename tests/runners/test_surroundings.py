@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from runners.experiments.runs import run_main
-from runners.experiments.settings import FolderSettings
+from maw_gym.runners.experiments.runs import run_main
+from maw_gym.runners.experiments.settings import FolderSettings
 
 
 def test_nobody_reads_and_nothing_can_be_told(tiny_folder: Path, tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_nobody_reads_and_nothing_can_be_told(tiny_folder: Path, tmp_path: Path)
     streams = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PATH": "", "OMP_NUM_THREADS": "1"}
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "runners.train_supervised", *encoded],
+            [sys.executable, "-m", "maw_gym.runners.train_supervised", *encoded],
             env=os.environ | streams,
             stdout=writer,
             stderr=full,
@@ -51,8 +51,8 @@ def test_a_broken_matplotlib_is_one_line_before_the_work(
     monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
     said = run_python(f"""
 import sys
-from runners import ablate, bandits, benchmark, compare, evaluate, report, train_encoder
-from runners.cli import main
+from maw_gym.runners import ablate, bandits, benchmark, compare, evaluate, report, train_encoder
+from maw_gym.runners.cli import main
 sys.stderr = sys.stdout
 for command in ("train grpo", "train ppo", "train supervised", "bandits", "compare"):
     try:

@@ -19,8 +19,8 @@ from stable_baselines3.common.monitor import Monitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_collection import write_tiny_collection
 
-from agents.grpo import GRPO, losses
 from maw_gym import files
+from maw_gym.agents.grpo import GRPO, losses
 from maw_gym.corpora import splits
 from maw_gym.encoders.files import load_embedder
 from maw_gym.encoders.training import selection
@@ -29,10 +29,10 @@ from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.run import Run
+from maw_gym.runners.cli import main
+from maw_gym.runners.evaluate import EvaluateSettings
+from maw_gym.runners.evaluate import main as evaluate
 from maw_gym.tables.task import load_task
-from runners.cli import main
-from runners.evaluate import EvaluateSettings
-from runners.evaluate import main as evaluate
 
 # SB3 silences this one when it is imported, which pytest undoes.
 pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.baseline_encoders import evaluate_bm25
+from maw_gym.agents.baseline_encoders import evaluate_bm25
 from maw_gym.corpora import load_collection
 from maw_gym.corpora.collection import OWN
 from maw_gym.encoders.embedder import untrained_embedder

@@ -1,12 +1,18 @@
 """What importing brings along, and what it leaves for its first use."""
 
+import ast
+import importlib.metadata
 import logging
+import re
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
 
+ROOT = Path(__file__).parents[1]
 SLOW = (
     "torch", "matplotlib", "ir_datasets", "ir_measures", "bm25s", "scipy", "pydantic",
     "transformers", "tokenizers", "stable_baselines3", "tensorboard", "pandas", "tqdm",
@@ -138,3 +144,33 @@ def test_an_environment_says_once_what_it_computes_and_where_it_is_kept(
         f" {tables}"
     ]
     assert len(list(tables.glob("*-test.safetensors"))) == 1
+
+
+def test_what_is_imported_is_declared() -> None:
+    """At the top of a module what every installation has; elsewhere what some extra brings."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = importlib.metadata.packages_distributions()
+
+    def declared(requirements: list[str]) -> set[str]:
+        return {re.split(r"[^\w.-]", text)[0].lower().replace("-", "_") for text in requirements}
+
+    always = declared(project["dependencies"])
+    always |= {"pydantic_core", "huggingface_hub"}  # brought by pydantic and tokenizers
+    extras = always.union(*map(declared, project["optional-dependencies"].values()))
+    rooms = (ROOT / name for name in ("maw_gym", "agents", "runners"))
+    for path in (path for room in rooms for path in room.rglob("*.py")):
+        whole = "attention" in str(path) or path.name == "pyterrier.py"  # imported where it can be
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                modules = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules = {str(node.module).split(".")[0]}
+            else:
+                continue
+            for module in modules - {*sys.stdlib_module_names, "maw_gym"}:
+                allowed = always if node in tree.body and not whole else extras
+                from_packages = {
+                    name.lower().replace("-", "_") for name in names.get(module, [module])
+                }
+                assert from_packages & allowed, f"{path}: {module}"

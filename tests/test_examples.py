@@ -5,6 +5,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hostile_run import write_hostile_run
@@ -133,3 +134,13 @@ def test_attention_film(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     assert run("attention_film", film, tiny_folder, "q20") == ["32 depths of q20"]
     with Image.open(film) as frames:
         assert (frames.n_frames, frames.size) == (32, (825, 450))
+
+
+def test_the_lines_of_the_readme(tiny_folder: Path) -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    lines = lines.replace('MAWDepth-v0"', f'MAWDepth-v0", dataset="{tiny_folder}"')
+    found: dict[str, Any] = {}
+    exec(lines.replace("20_000", "1_024"), found)
+    assert found["info"]["regret"] >= 0
+    assert found["model"].num_timesteps == 1024

@@ -21,10 +21,13 @@ from hand_made import TABLE
 
 import maw_gym
 from maw_gym import files
+from maw_gym.agents.grpo import GRPO
+from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.corpora import load_collection
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.files import load_embedder, save_embedder
 from maw_gym.encoders.maw import EncoderSettings
+from maw_gym.encoders.text import load_text_encoder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.envs.bandit import RewardSpec
 from maw_gym.envs.environment import GRPOEnvironment
@@ -391,3 +394,20 @@ def test_odd_texts_and_grades_are_read(place: Place):
     reward = RewardSpec().of(table)
     assert np.isfinite(reward).all()
     assert ((reward >= 0) & (reward <= 1)).all()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """As a random search draws them."""
+    env = to_sb3(GRPOVectorEnvironment(np.int64(16), group_size=np.int32(8), table=TABLE))
+    model = GRPO("MlpPolicy", env, n_steps=np.int64(4), batch_size=np.int64(64), device="cpu")
+    model.learn(np.int64(64))
+    assert model.num_timesteps == 64
+
+
+def test_weights_that_are_a_pointer_are_named(tiny_transformer: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_transformer, tmp_path / "model"))
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    with pytest.raises(
+        InputError, match=r"model\.safetensors is a pointer of git-lfs, .*run git lfs"
+    ):
+        load_text_encoder(str(folder))

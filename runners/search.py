@@ -4,6 +4,7 @@
 reads queries from its input, one a line.
 """
 
+import io
 import shutil
 import sys
 from collections.abc import Iterator
@@ -67,8 +68,10 @@ def main(settings: SearchSettings) -> None:
 
 
 def _queries() -> Iterator[str]:
-    """Lines of the input that hold words, until it ends."""
-    while True:
+    """Lines of the input that hold words, until it ends or nobody reads the answers."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    while sys.stdin and not getattr(sys.stdout, "lost", False):
         if sys.stdin.isatty():
             print("query: ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()

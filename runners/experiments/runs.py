@@ -129,6 +129,7 @@ class _Stream:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self.lost = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -144,6 +145,7 @@ class _Stream:
         try:
             self._stream.flush()
         except OSError:
+            self.lost = True
             # What the stream still holds would fail once more when Python ends.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())

@@ -1,6 +1,7 @@
 """The command maw-gym: every runner under one name."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,40 @@ def test_search_stays_open_for_lines_and_loads_once(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["depth", "1"] * 2
     assert [" d1  " in lines[1], " d8" in lines[3]] == [True, True]
+
+
+class Reads(io.StringIO):
+    """Lines of which it is known how many were read."""
+
+    count = 0
+
+    def readline(self, *_: int) -> str:
+        self.count += 1
+        return super().readline()
+
+
+def test_search_ends_when_nobody_reads_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = Reads("honey\n" * 9)
+    monkeypatch.setattr("sys.stdin", lines)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as gone:
+        monkeypatch.setattr("sys.stdout", gone)
+        main(["search", str(run), "--k", "1", "--device", "cpu"])
+    assert lines.count == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_an_input_of_other_bytes_or_none(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latin = io.TextIOWrapper(io.BytesIO(b"caf\xe9 honey\nhoney\n"), "utf-8")
+    for given, searches in ((latin, 2), (None, 0)):
+        monkeypatch.setattr("sys.stdin", given)
+        main(["search", str(run), "--k", "1", "--device", "cpu"])
+        assert capsys.readouterr().out.count(f"depth {CHOSEN}\n") == searches
 
 
 def test_search_in_another_collection(

@@ -90,31 +90,36 @@ class SearchIndex:
         return cls.load(folder, encoder, device)
 
     def rank(
-        self, embeddings: Tensor, k: int, texts: Sequence[str] = (), weight: float | None = None
+        self,
+        embeddings: Tensor,
+        k: int,
+        texts: Sequence[str] = (),
+        weight: float | None = None,
+        only: Iterable[str] | None = None,
     ) -> Ranking:
-        """The k best documents of queries (B, h); with a weight, of these texts' words besides."""
+        """The k best documents of queries (B, h); with a weight, of these texts' words besides.
+
+        Where there are ids, `only` those are found, and the search is exact.
+        """
+        documents = self.documents
+        if only is not None:
+            documents = documents.only(documents.places(only))
+
+        def nearest(embeddings: Tensor, k: int) -> Ranking:
+            if only is not None or self.approximate is None:
+                return rank_together(documents, embeddings, k)
+            # FAISS finds documents, exact cosines put them in order.
+            wanted = min(k + MARGIN, len(documents))
+            _, found = self.approximate.search(_floats(embeddings), wanted)
+            return rank(documents, embeddings, k, [listed[listed >= 0] for listed in found])
+
         if weight is None:
-            return self._nearest(embeddings, k)
+            return nearest(embeddings, k)
         if self.bm25 is None and self.texts is not None:
             self.bm25 = BM25.of(self.documents.doc_ids, self.texts)
         if self.bm25 is None:
             raise InputError("this index has no BM25; index the documents with hybrid=True")
-        return hybrid_ranking(
-            self.documents, self.bm25, self._nearest, embeddings, texts, k, weight
-        )
-
-    def _nearest(self, embeddings: Tensor, k: int) -> Ranking:
-        if self.approximate is None:
-            return rank_together(self.documents, embeddings, k)
-        # FAISS finds documents, exact cosines put them in order.
-        wanted = min(k + MARGIN, len(self.documents))
-        _, found = self.approximate.search(_floats(embeddings), wanted)
-        return rank(self.documents, embeddings, k, [listed[listed >= 0] for listed in found])
-
-    def only(self, doc_ids: Iterable[str]) -> "SearchIndex":
-        """The same index with no other documents to be found than these; its search is exact."""
-        documents = self.documents.only(self.documents.places(doc_ids))
-        return SearchIndex(documents, self.encoder, self.bm25, texts=self.texts)
+        return hybrid_ranking(documents, self.bm25, nearest, embeddings, texts, k, weight)
 
     def changed(
         self, kept: Integers, ids: Sequence[str], vectors: Tensor, texts: Sequence[str]

@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -312,8 +313,8 @@ class RoutedEncoder:
                 are not stored would have to be counted anew.
         """
         there = self._indexed()
-        texts = checked_texts(texts)
-        check_ids([*there.documents.doc_ids, *checked_texts(doc_ids, "document ids")])
+        doc_ids, texts = checked_texts(doc_ids, "document ids"), checked_texts(texts)
+        check_ids([*there.documents.doc_ids, *doc_ids])
         dtype = there.documents.vectors.dtype
         ids, vectors = encoded_documents(self.embedder, doc_ids, texts, dtype)
         everything = np.arange(len(there.documents))
@@ -363,9 +364,9 @@ class RoutedEncoder:
         listed = [queries] if isinstance(queries, str) else checked_texts(queries)
         names = there.documents.doc_ids
         if only is not None:
-            there = there.only(filter(only, names) if callable(only) else only)
+            only = checked_texts(filter(only, names) if callable(only) else only, "document ids")
         embeddings = self.encode_query(listed, convert_to_tensor=True)
-        ranking = there.rank(embeddings, k, listed, self.hybrid_weight if hybrid else None)
+        ranking = there.rank(embeddings, k, listed, self.hybrid_weight if hybrid else None, only)
         found = []
         for row in zip(ranking.documents.tolist(), ranking.scores.tolist(), strict=True):
             best = [(d, {"id": names[d], "score": s}) for d, s in zip(*row, strict=True) if d >= 0]
@@ -436,10 +437,15 @@ class _PolicyRouter:
 
     def __init__(self, model: Any, observation: tuple[str, ...], settings: dict[str, Any]) -> None:
         self.model, self.observation, self.settings = model, observation, settings
-        actions = model.action_space
-        if not hasattr(actions, "n") or getattr(actions, "start", 0) != 0:
-            raise InputError(f"depths are Discrete actions from 0; this model has {actions}")
-        self.inputs, self.depths = int(np.prod(model.observation_space.shape)), int(actions.n)
+        actions, seen = (
+            getattr(model, f"{name}_space", None) for name in ("action", "observation")
+        )
+        if not isinstance(actions, Discrete) or actions.start != 0 or not isinstance(seen, Box):
+            raise InputError(
+                f"depths are Discrete actions from 0; this model has {shown(actions)} and observes"
+                f" {shown(seen)}, not a Box"
+            )
+        self.inputs, self.depths = int(np.prod(seen.shape)), int(actions.n)
 
     def predict(self, observation: NDArray[np.float32]) -> tuple[NDArray[np.int64], None]:
         """Depths (B,) of observations (B, O)."""

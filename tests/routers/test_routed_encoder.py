@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.errors import InputError
 from maw_gym.files import fingerprint
+from maw_gym.retrieval.bm25 import BM25
 from maw_gym.retrieval.evaluation import evaluate_rankings
 from maw_gym.routers.depth_router import DepthRouter, save_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
@@ -179,6 +181,11 @@ def test_mistakes_with_documents_that_come_and_go(fixed: RoutedEncoder) -> None:
         (lambda: fixed.remove(["c"]), "no document 'c' in this index"),
         (lambda: fixed.remove(["a", "b"]), "0 document ids"),
         (lambda: fixed.search("honey", only=["c"]), "no document 'c' in this index"),
+        (
+            lambda: fixed.search("honey", only="a"),
+            "a list of document ids, not the single text 'a'",
+        ),
+        (lambda: fixed.search("honey", only=[["a"]]), r"ids must be strings; number 0 is \['a'\]"),
     ):
         with pytest.raises(InputError, match=message):
             call()
@@ -188,6 +195,19 @@ def test_mistakes_with_documents_that_come_and_go(fixed: RoutedEncoder) -> None:
         fixed.search("honey", texts=True)
     with pytest.raises(InputError, match="index them with store=True or hybrid=False"):
         fixed.add(["b"], ["y"])
+
+
+def test_words_are_counted_once_for_all_searches(
+    fixed: RoutedEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Mock(wraps=BM25.of)
+    monkeypatch.setattr(BM25, "of", counted)
+    fixed.index(["a", "b"], ["bees", "moon"], hybrid=False, store=True)
+    for only in (["b"], ["a", "b"], None):
+        assert ids_of(fixed.search("moon", hybrid=True, only=only))[0] == "b"
+    assert counted.call_count == 1
+    fixed.add((name for name in "cd"), (text for text in ("tides", "sea")))
+    assert ids_of(fixed.search("tides", 1, hybrid=True)) == ["c"]
 
 
 @pytest.mark.parametrize("hybrid", [False, True])
@@ -234,8 +254,14 @@ def test_any_model_of_sb3_is_a_retriever(
         routed.save(tmp_path)
     with pytest.raises(InputError, match="this router has 8 inputs and 4 depths; the encoder gi"):
         RoutedEncoder.from_model(task, model)
-    model.policy.action_space = spaces.Box(-1, 1, (4,))
-    with pytest.raises(InputError, match="depths are Discrete actions from 0; this model has Box"):
+    actions = model.policy.action_space
+    for others in (spaces.Box(-1, 1, (4,)), spaces.MultiBinary(4), spaces.Discrete(4, start=1)):
+        model.policy.action_space = others
+        with pytest.raises(InputError, match=r"Discrete actions from 0; this model has [BMD].*4"):
+            RoutedEncoder.from_model(task, model.policy)
+    model.policy.action_space = actions
+    model.policy.observation_space = spaces.Dict({"profile": env.observation_space})
+    with pytest.raises(InputError, match=r"observes Dict.*, not a Box"):
         RoutedEncoder.from_model(task, model.policy)
 
 

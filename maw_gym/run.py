@@ -1,13 +1,14 @@
 """A run as data: its settings, its results, its learning curves, and the retriever it leaves."""
 
 import stat
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json
 
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, first_line
 from maw_gym.files import expanded
 
 if TYPE_CHECKING:
@@ -105,7 +106,12 @@ class Run:
             raise InputError(
                 f"no {PER_QUERY} in {str(self.path)!r}; give the folder of a finished run"
             )
-        return pd.read_csv(path, dtype={"query_id": str})
+        try:
+            return pd.read_csv(path, dtype={"query_id": str})
+        except (OSError, EOFError, ValueError, zlib.error) as problem:
+            raise InputError(
+                f"{path} is damaged ({first_line(problem)}); give another run"
+            ) from None
 
     def retriever(self, device: str = "auto") -> "RoutedEncoder":
         """The encoder and its router, see `RoutedEncoder.from_run`."""

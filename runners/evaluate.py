@@ -3,6 +3,7 @@
 `maw-gym evaluate runs/NAME --dataset beir/scifact --split test`
 """
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -47,9 +48,10 @@ def judged_task(settings: EvaluateSettings, own: Mapping[str, Any]) -> TaskSetti
     dataset = settings.dataset or own.get("dataset")
     if dataset is None:
         raise InputError(f"{settings.run} does not name its dataset; give one with --dataset")
+    same = os.path.realpath(dataset) == os.path.realpath(str(own.get("dataset")))
     for name in ("fold", "folds"):
         told = getattr(settings, name)
-        if dataset == own.get("dataset"):
+        if same:  # whatever way a folder is spelled
             if told not in (None, own.get(name)):
                 raise InputError(
                     f"--{name} {told} is not the run's own {own.get(name)}: queries that it learned"

@@ -56,6 +56,15 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
             read()
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"a,b", gzip.compress(b""), gzip.compress(b"a" * 99)[:-9]]
+)
+def test_queries_that_are_damaged(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "per_query.csv.gz").write_bytes(content)
+    with pytest.raises(InputError, match=r"per_query.csv.gz is damaged \(.*\); give another run"):
+        Run(tmp_path).per_query()
+
+
 @pytest.mark.parametrize("name", ["config", "metrics"])
 def test_a_swarm_of_files_that_are_none(name: str, tmp_path: Path) -> None:
     def refused(content: Any, message: str) -> None:

@@ -145,6 +145,8 @@ def run_cell(method: Method, fold: Fold, seed: int, folder: Path, ranked: int = 
         forget_training(training)
     if result.encode is not None:
         result.latency_ms = added_latency(result.encode, task)
+    for other in path.parent.glob(f"{label}.{'[0-9a-f]' * 16}.json"):
+        other.unlink()  # the ranking that belongs to it is written over
     write_run(trec, task, result, method.name, ranked)
     result.save(path)
     return result

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -362,9 +362,16 @@ def _settings_in_file(kind: type[Any], path: Path) -> dict[str, Any]:
         return {name: value for name, value in own if name not in PLACES}
     if not isinstance(content, dict):
         raise InputError(f"{path} has no settings; write one a line, such as `timesteps: 1000`")
-    names = {one.flag[2:]: name for name, one in settings_in(kind).items()}
-    found = {str(word).replace("_", "-"): value for word, value in content.items()}
-    return {names.get(word, word): value for word, value in found.items()}
+    known = settings_in(kind)
+    names = {one.flag[2:]: name for name, one in known.items()}
+    found = dict[str, Any]()
+    for word, value in content.items():
+        name = names.get(str(word).replace("_", "-"), str(word))
+        hint = known[name].type if name in known else None
+        if isinstance(value, str | int) and tuple in map(get_origin, (hint, *get_args(hint))):
+            value = [value]  # one of several, as behind a flag
+        found[name] = value
+    return found
 
 
 def _settings_of_run(kind: type[Settings], run: Path) -> Settings:

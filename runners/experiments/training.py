@@ -118,7 +118,7 @@ def imported(name: str, what: str) -> Any:
     sys.path.insert(0, os.getcwd())
     try:
         return getattr(import_module(module), inside)
-    except (ImportError, AttributeError, ValueError) as problem:
+    except (ImportError, AttributeError, TypeError, ValueError) as problem:
         raise InputError(
             f"{what} {name!r} cannot be imported ({first_line(problem)}); give module:name of one"
             " in the working folder, or of one that is installed"

@@ -25,7 +25,7 @@ from maw_gym.runners.experiments.comparison import checked_folds, compare, run_s
 from maw_gym.runners.experiments.methods import chosen_methods
 from maw_gym.runners.experiments.result import Result
 from maw_gym.runners.experiments.runs import run_main
-from maw_gym.runners.experiments.settings import CommonSpec, OnlineSettings
+from maw_gym.runners.experiments.settings import CommonSpec, OnlineSettings, TaskSettings
 from maw_gym.tables.task import RetrievalTask, load_task
 
 METHODS = [
@@ -300,6 +300,20 @@ def test_learners_of_ones_own_enter_a_comparison(
     assert table.loc["Always", "reward.mean"] == pytest.approx(rewards[:, 1].mean())
     # What is kept is read again; another source is another learner.
     assert compare(given, task, seeds=(0, 1), spec=spec, folder=tmp_path).table().equals(table)
+
+
+def test_a_result_is_never_beside_the_ranking_of_another(
+    task: RetrievalTask, tmp_path: Path
+) -> None:
+    def ranked(weights: tuple[float, float, float]) -> bytes:
+        spec = CommonSpec(TaskSettings(reward_weights=weights))
+        compare(["oracle"], task, spec=spec, folder=tmp_path)
+        (found,) = (tmp_path / "runs").glob("*.oracle.trec.gz")
+        return gzip.decompress(found.read_bytes())
+
+    first = ranked((1, 0, 0))
+    assert ranked((0, 1, 0)) != first
+    assert ranked((1, 0, 0)) == first
 
 
 @pytest.mark.parametrize(

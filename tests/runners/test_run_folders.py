@@ -176,6 +176,9 @@ def test_settings_from_a_file_give_way_to_flags(tmp_path: Path) -> None:
     assert (second.run.run_name, second.run.logdir) == (None, Path("runs"))
     file.write_text("dataset: [cranfield, vaswani]")
     assert settings_of(CompareSettings, {"config": file}).datasets == ("cranfield", "vaswani")
+    file.write_text("dataset: cranfield\nmethods: random\nseeds: 3\nencoder_seeds: null")
+    one = settings_of(CompareSettings, {"config": file})  # of a list, as behind a flag
+    assert (one.datasets, one.methods, one.seeds) == (("cranfield",), ("random",), (3,))
 
 
 @pytest.mark.parametrize(

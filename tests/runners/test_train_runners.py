@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -173,6 +174,9 @@ def test_evaluate_finds_the_numbers_of_the_run(
     for title, row in found["baselines"].items():
         assert row == own["baselines"][title]
     assert "| supervised-rule " in capsys.readouterr().out
+    same = os.path.relpath(own["dataset"])  # another spelling is no other collection
+    with pytest.raises(InputError, match="--folds 3 is not the run's own None: queries that it"):
+        evaluate(EvaluateSettings(run=supervised, dataset=same, folds=3, device="cpu"))
 
 
 def test_evaluate_without_training_queries(
@@ -194,6 +198,7 @@ def test_evaluate_without_training_queries(
     ("name", "message"),
     [
         ("nowhere:Nothing", "cannot be imported (No module named 'nowhere'); give module:name"),
+        (".x:Y", "cannot be imported (the 'package' argument is required"),
         ("json:Nothing", "cannot be imported (module 'json' has no attribute 'Nothing')"),
         ("json:JSONDecoder", "is no BaseCallback of Stable-Baselines3"),
     ],

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from maw_gym.agents.networks import is_shared
 from maw_gym.corpora import load_collection
@@ -344,6 +345,7 @@ def _begin(threads: int, started: "Synchronized[int]") -> None:
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent
+    tqdm.set_lock(threading.RLock())  # its own would be said to leak where a process is ended
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with started.get_lock():

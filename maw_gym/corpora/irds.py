@@ -169,7 +169,10 @@ def _downloading(name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, tarfile.TarError) as e:
+    except (
+        *(OSError, RuntimeError, ValueError, EOFError, AttributeError),
+        *(zipfile.BadZipFile, tarfile.TarError),
+    ) as e:
         raise InputError(f"dataset {name!r} {_reason(name, e)}") from e
     finally:
         log.removeFilter(telling)

@@ -146,6 +146,7 @@ def test_texts_ids_and_grades(register):
         ("irrelevant", ["irrelevant has no query with a relevant document"]),
         ("broken", ["'broken' cannot be read: line one line two"]),
         ("badzip", ["'badzip' cannot be read: File is not a zip file"]),
+        ("fieldless", ["'fieldless' cannot be read: 'dict' object has no attribute 'doc_id'"]),
         ("tested", ["'tested/test' has no query with a relevant document among its documents"]),
     ],
 )
@@ -154,6 +155,7 @@ def test_mistakes_are_one_line_with_a_way_out(register, name, parts):
     register("irrelevant", DOCS, *judged("a", grade=-1))
     register("broken", Docs(OSError("line one\nline two")), *judged("a"))
     register("badzip", Docs(zipfile.BadZipFile("File is not a zip file")), *judged("a"))
+    register("fieldless", Docs({"doc_id": "a", "text": "b"}), *judged("a"))
     register("tested", DOCS)
     register("tested/dev", DOCS, *judged("a"))  # no reason to test on it
     register("tested/test", DOCS, *judged("b", grade=0))

@@ -368,7 +368,8 @@ def _settings_in_file(kind: type[Any], path: Path) -> dict[str, Any]:
     for word, value in content.items():
         name = names.get(str(word).replace("_", "-"), str(word))
         hint = known[name].type if name in known else None
-        if isinstance(value, str | int) and tuple in [*map(get_origin, (hint, *get_args(hint)))]:
+        several = any(get_origin(one) is tuple for one in (hint, *get_args(hint)))
+        if several and isinstance(value, str | int):
             value = [value]  # one of several, as behind a flag
         found[name] = value
     return found

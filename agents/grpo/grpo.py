@@ -285,16 +285,19 @@ class GRPO(OnPolicyAlgorithm):
         n_rollout_steps: int,
     ) -> bool:
         """Collect one rollout as SB3 does, of groups in step; see OnPolicyAlgorithm."""
-        gamma = self.gamma
-        if self.advantage != "critic":
+        grouped = self.advantage != "critic"
+        if grouped:
             if not self.rollout_buffer.in_step:
                 self._last_obs = env.reset()  # type: ignore[assignment]
                 self._last_episode_starts = np.ones(env.num_envs, np.bool_)
-            self.gamma = 0.0  # SB3 adds gamma times a value to the reward of a truncated episode
+            # SB3 adds gamma times a value to the reward of a truncated episode. Not gamma is 0
+            # meanwhile: a callback may save the model.
+            self.policy.predict_values = lambda obs: th.zeros(1, 1)  # type: ignore[method-assign]
         try:
             completed = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         finally:
-            self.gamma = gamma
+            if grouped:
+                del self.policy.predict_values
         if not completed:
             # A callback stopped SB3 before it updated _last_obs: learning on from there would pair
             # old observations with rewards for new ones.

@@ -1,5 +1,6 @@
 """Episodes of several steps, and other actions than Discrete ones, by hand and learned."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -8,6 +9,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from numpy.testing import assert_allclose
+from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
@@ -240,16 +242,18 @@ def test_kl_and_entropy_of_other_actions(space: spaces.Space[Any]) -> None:
     assert logged["policy/entropy"] == pytest.approx(entropy, abs=1e-5)
 
 
-def test_a_time_limit_ends_an_episode_without_a_value_of_what_follows() -> None:
+def test_a_time_limit_ends_an_episode_without_a_value_of_what_follows(tmp_path: Path) -> None:
     def limited() -> gym.Env[Any, Any]:
         return gym.wrappers.TimeLimit(Walk(length=99), 1)
 
     model = GRPO("MlpPolicy", make_vec_env(limited, 4), group_size=2, n_steps=2, device="cpu")
     with th.no_grad():
         model.policy.value_net.bias.fill_(100.0)  # would show in a bootstrapped reward
-    model.learn(8)
+    model.learn(8, CheckpointCallback(1, str(tmp_path)))
     assert set(np.unique(model.rollout_buffer.returns)) <= {0.0, 1.0}
-    assert model.gamma == 0.99
+    assert model.policy.predict_values(th.zeros(4, 2)).shape == (4, 1)
+    # What a callback saves within a rollout has the settings that were given
+    assert GRPO.load(tmp_path / "rl_model_4_steps", device="cpu").gamma == 0.99
 
 
 def test_rollouts_begin_in_step_and_are_as_long_as_an_episode() -> None:

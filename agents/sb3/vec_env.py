@@ -137,6 +137,14 @@ class SB3VecEnv(VecEnv):
         frames = self.vector_env.render()
         return [None] * self.num_envs if frames is None else [np.asarray(f) for f in frames]
 
+    def has_attr(self, attr_name: str) -> bool:
+        """Whether the environments have an attribute."""
+        base: Any = self.vector_env.unwrapped
+        if self._envs is None and hasattr(base, "call"):
+            # In other processes, which an attribute that is missing would end
+            return all(base.call("has_wrapper_attr", attr_name))
+        return super().has_attr(attr_name)
+
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Attribute of each environment asked for."""
         rows = self._get_indices(indices)

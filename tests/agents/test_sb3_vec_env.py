@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from bandits import BanditEnv, GroupedBanditEnv
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -170,6 +170,15 @@ def test_attributes_of_a_batched_environment() -> None:
         adapted.set_attr("cycle", True, indices=[0])
     with pytest.raises(ValueError, match="answers for all its rows at once"):
         adapted.env_method("_ids", indices=2)
+
+
+def test_other_processes_survive_being_asked_for_an_attribute_they_lack() -> None:
+    envs = AsyncVectorEnv([BanditEnv] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    adapted = SB3VecEnv(envs)
+    assert adapted.has_attr("spec")
+    assert not adapted.has_attr("group_size")
+    assert len(adapted.reset()) == 2
+    adapted.close()
 
 
 def test_monitor_and_sb3s_learners(tmp_path: Any) -> None:

@@ -97,7 +97,8 @@ class BanditSettings:
     timesteps: Count | None = None
     """environment steps of every learner; unless given, 20,000 of bandits, more of episodes"""
     group_size: Count = 8
-    """sub-environments that share each context, where a learner wants groups; divides 64"""
+    """sub-environments that share each context, where a learner wants groups; divides 64,
+    and of episodes 16"""
     seeds: Count = 3
     """runs of every learner on every problem, with seeds from 0"""
     evaluations: Count = 20
@@ -112,6 +113,8 @@ class BanditSettings:
                 raise InputError(f"unknown bandit {name!r}; choose from {known}")
         if 64 % self.group_size:
             raise InputError(f"group_size must divide 64, got {self.group_size}")
+        if EPISODES.keys() & self.problems and self.group_size not in (2, 4, 8, 16):
+            raise InputError(f"group_size of episodes is 2, 4, 8 or 16, got {self.group_size}")
         return self
 
 

@@ -230,6 +230,10 @@ def test_grpo_reaches_the_goal_on_a_problem() -> None:
     [
         ({"problems": ("digits", "iris")}, "unknown bandit 'iris'; choose from digits"),
         ({"group_size": 5}, "group_size must divide 64, got 5"),
+        (
+            {"problems": ("CartPole-v1",), "group_size": 1},
+            "group_size of episodes is 2, 4, 8 or 16, got 1",
+        ),
         ({"seeds": 0}, "seeds must be at least 1"),
     ],
 )

@@ -451,13 +451,23 @@ def test_actor_layers_are_the_policy(algorithm: Any, tmp_path: Path) -> None:
     assert [tuple(parameter.shape) for parameter in value] == [(64, 128), (64,), (1, 64)]
 
 
+PAGE = (Path(__file__).parents[2] / "docs" / "grpo.md").read_text("utf-8")
+
+
+def test_the_example_of_the_page_about_grpo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(PAGE.split("```python\n")[1].split("```")[0].replace("100_000", "1_000"), {})
+    assert capsys.readouterr().out.startswith("(")
+
+
 def test_the_page_about_grpo_has_the_defaults_of_the_class() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "grpo.md").read_text()
-    told = dict(re.findall(r"^\| `(\w+)` \| `?\"?([\w.-]+)\"?`? \|", page, re.MULTILINE))
+    told = dict(re.findall(r"^\| `(\w+)` \| `?\"?([\w.-]+)\"?`? \|", PAGE, re.MULTILINE))
     parameters = inspect.signature(GRPO).parameters
     assert len(told) >= 13
     for name, value in told.items():
         default = parameters[name].default
         assert value == str(default) or float(value) == default, name
-    assert "| `clip_range`, `clip_range_high` | 0.2, None |" in page
+    assert "| `clip_range`, `clip_range_high` | 0.2, None |" in PAGE
     assert (parameters["clip_range"].default, parameters["clip_range_high"].default) == (0.2, None)

@@ -170,7 +170,7 @@ class GRPORolloutBuffer(RolloutBuffer):
             rewards = np.zeros((length[k].max(), self.n_envs), np.float32)
             rewards[step[time, which], which] = self.rewards[time, which]
             if self.advantage == "process":
-                compared = process_advantages(rewards, size, self.gamma)
+                compared = process_advantages(rewards, length[k], size, self.gamma)
             else:
                 outcomes = self.gamma ** np.arange(len(rewards))[None] @ rewards
                 divide = self.advantage == "outcome"

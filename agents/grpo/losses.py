@@ -47,17 +47,18 @@ def group_advantages(
 
 
 def process_advantages(
-    rewards: NDArray[np.floating], group_size: int, gamma: float
+    rewards: NDArray[np.floating], lengths: NDArray[np.int64], group_size: int, gamma: float
 ) -> NDArray[np.float32]:
     """Sum from each step on of the rewards, each less its group's mean at that step.
 
     After DeepSeekMath's process supervision (4.1.3). An ended episode gets rewards of 0, so that
     1 for every step teaches to go on and -1 to come to an end. The sums of a group are divided by
-    their root mean square, once.
+    their root mean square, once, up to the end of its longest episode.
 
     Args:
         rewards: (L, E) of one episode of each environment, 0 behind its end; environments g*G to
             (g+1)*G - 1 are group g.
+        lengths: (E,) steps of each episode, at most L.
         group_size: G.
         gamma: Discount, in [0, 1].
 
@@ -69,7 +70,8 @@ def process_advantages(
     sums = grouped - grouped.mean(axis=-1, keepdims=True)
     for step in range(steps - 2, -1, -1):
         sums[step] += gamma * sums[step + 1]
-    scale = np.sqrt(np.square(sums).mean(axis=(0, 2), keepdims=True))
+    longest = lengths.reshape(-1, group_size, 1).max(axis=1).clip(min=1)  # (E / G, 1)
+    scale = np.sqrt(np.square(sums).mean(axis=2, keepdims=True).sum(axis=0) / longest)
     sums /= scale + 1e-8
     advantages: NDArray[np.float32] = sums.reshape(steps, envs).astype(np.float32)
     return advantages

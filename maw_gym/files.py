@@ -169,7 +169,7 @@ def hold(folder: Path) -> bool:
             lock.acquire(blocking=False)
         except Timeout:
             return False
-        except (OSError, NotImplementedError):
+        except (OSError, NotImplementedError):  # a folder that is read only, or without locks
             return True
         _held[folder] = lock
     return True

@@ -56,10 +56,10 @@ def checked(kind: type[Kind]) -> type[Kind]:
     """Make a class a frozen dataclass that raises an `InputError` of one line for a wrong value."""
     made: Any = dataclass(frozen=True, config=ConfigDict(use_attribute_docstrings=True))(kind)
     init: Callable[..., None] = made.__init__
+    known = [one.name for one in fields(made)]
 
     @wraps(init)
     def __init__(self: Any, *args: Any, **values: Any) -> None:
-        known = [one.name for one in fields(made)]
         for name in values.keys() - known:  # pydantic takes them without a word
             raise InputError(f"there is no setting {name!r}; choose among {', '.join(known)}")
         try:

@@ -131,7 +131,9 @@ def training_rows(
     same: dict[str, Any] = {"n_steps": steps, "n_epochs": 1, "seed": 0, "device": device}
     learners: dict[str, OnPolicyAlgorithm] = {
         "PPO": PPO("MlpPolicy", first, batch_size=steps * num_envs, **same),
-        "GRPO": GRPO("MlpPolicy", second, advantage="outcome", group_size=8, **same),
+        "GRPO": GRPO(
+            "MlpPolicy", second, batch_size=None, advantage="outcome", group_size=8, **same
+        ),
     }
     functions: Functions = {
         name: lambda learner=learner: learner.learn(timesteps)  # type: ignore[misc]

@@ -1,7 +1,6 @@
 """BM25 as Lucene computes it, and its fusion with dense retrieval.
 
-Notation: N documents, B queries, k documents of each of two rankings, C <= 2k candidates of a
-query, scored by both.
+Notation: N documents, B queries, C candidates of a query, the k best of each of two rankings.
 """
 
 import logging
@@ -18,26 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from maw_gym.corpora.collection import SMALL, Collection, QuerySet
+from maw_gym.corpora.collection import QuerySet
 from maw_gym.corpora.text import words
 from maw_gym.errors import DamagedFileError, first_line
-from maw_gym.files import MANIFEST, read_manifest, write_manifest, written_folder
-from maw_gym.retrieval.documents import (
-    DocumentIndex,
-    Integers,
-    own_documents,
-    padded,
-    trec_order,
-)
+from maw_gym.retrieval.documents import DocumentIndex, Integers, padded, trec_order
 from maw_gym.retrieval.ranking import CUTOFF, gains, ndcg_of_columns
 from maw_gym.retrieval.search import Ranking
 
-log = logging.getLogger(__name__)
-
 Floats = NDArray[np.float64]
 
-KIND: Final = "BM25 index"
-CANDIDATES: Final = 100
 WEIGHTS: Final = tuple(round(0.1 * step, 1) for step in range(11))
 WEIGHT: Final = 0.5  # where no query can choose one
 RANK_CONSTANT: Final = 60  # of reciprocal rank fusion, as in its source
@@ -47,9 +35,10 @@ FUSED: Final = 100  # documents of each ranking that a search fuses
 class Words:
     """The words of documents that come one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, texts: Iterable[str] = ()) -> None:
         self.vocabulary: dict[str, int] = {}
         self.documents: list[array[int]] = []
+        self.add(texts)
 
     def add(self, texts: Iterable[str]) -> None:
         """Count the words of the next documents."""
@@ -72,15 +61,12 @@ class BM25:
         return len(self.tie_of)
 
     @classmethod
-    def of(
-        cls, doc_ids: Sequence[str], texts: "Iterable[str] | Words", *, progress: bool = False
-    ) -> Self:
+    def of(cls, doc_ids: Sequence[str], texts: Iterable[str] | Words) -> Self:
         """Index documents, whose texts may come as a stream."""
         if not isinstance(texts, Words):
-            read, hidden = Words(), None if progress else True
             total = len(doc_ids)
-            read.add(tqdm(texts, "BM25", total, leave=False, unit="doc", delay=2, disable=hidden))
-            texts = read
+            bar = tqdm(texts, "BM25", total, leave=False, unit="doc", delay=2, disable=None)
+            texts = Words(bar)
         index = _bm25s().BM25(method="lucene", k1=1.2, b=0.75)
         corpus: Any = (texts.documents, texts.vocabulary)
         if not texts.vocabulary:  # bm25s cannot index no word at all: one that no query has
@@ -90,13 +76,9 @@ class BM25:
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """Scores (N,) of all documents for a query, 0 where no word of it occurs."""
-        scores = np.zeros(len(self), np.float32)
-        weights, documents, starts = (self.index.scores[n] for n in ("data", "indices", "indptr"))
-        for word in _words(text):
-            if word in self.index.vocab_dict:
-                start, end = starts[self.index.vocab_dict[word] :][:2]
-                scores[documents[start:end]] += weights[start:end]
-        return scores
+        numbers = self.index.vocab_dict
+        known = [numbers[word] for word in _words(text) if word in numbers]
+        return np.asarray(self.index.get_scores_from_ids(known))
 
     def rank(self, texts: Sequence[str], k: int, own: Integers | None = None) -> Ranking:
         """The k best documents of every query, with a word of it, and not its `own` (B,) one."""
@@ -111,42 +93,17 @@ class BM25:
         return _ranking(found, min(k, len(self)))
 
     def save(self, folder: Path) -> None:
-        """Write the index, without the documents' ids, whole or not at all."""
-        with written_folder(folder, MANIFEST) as temporary:
-            self.index.save(temporary, show_progress=False)
-            write_manifest(temporary, KIND, {})
+        """Write bm25s' own files, without the documents' ids."""
+        self.index.save(folder, show_progress=False)
 
     @classmethod
     def load(cls, folder: Path, doc_ids: Sequence[str]) -> Self:
         """The index of these documents that `save` has written; its numbers are mapped."""
-        read_manifest(folder, KIND)
-        return cls.read(folder, doc_ids)
-
-    @classmethod
-    def read(cls, folder: Path, doc_ids: Sequence[str]) -> Self:
-        """The index of these documents from bm25s' own files."""
         try:
             index = _bm25s().BM25.load(folder, mmap=True, method="lucene", backend="numpy")
-            bm25 = cls(doc_ids, index)
-            _check_numbers(index, len(doc_ids))
+            return cls(doc_ids, index)
         except (OSError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as why:
             raise DamagedFileError(f"{folder} is no BM25 index: {first_line(why)}") from None
-        return bm25
-
-
-def _check_numbers(index: Any, count: int) -> None:
-    """Refuse numbers that lead outside: a stranger may have written the files."""
-    weights, documents, starts = (index.scores[name] for name in ("data", "indices", "indptr"))
-    if not (
-        [weights.dtype, documents.dtype, starts.dtype.kind] == [np.float32, np.int32, "i"]
-        and [weights.ndim, documents.ndim, starts.ndim] == [1, 1, 1]
-        and np.isfinite(weights).all()
-        and ((documents >= 0) & (documents < count)).all()
-        and (np.diff(starts) >= 0).all()
-        and [0, len(weights)] == [starts[0], len(documents)]
-        and all(type(n) is int and 0 <= n < len(starts) - 1 for n in index.vocab_dict.values())
-    ):
-        raise ValueError("it holds numbers that lead outside")
 
 
 def best_matches(scores: NDArray[np.float32], tie_of: Integers, k: int) -> Integers:
@@ -171,9 +128,10 @@ def _english() -> tuple[frozenset[str], Callable[[list[str]], list[str]]]:
     return frozenset(_bm25s().stopwords.STOPWORDS_EN), Stemmer.Stemmer("english").stemWords
 
 
+@cache
 def _bm25s() -> Any:
     # On import it starts JAX where there is one: seconds, and three quarters of a GPU's memory.
-    hidden = not {"bm25s", "jax"} & sys.modules.keys()
+    hidden = "jax" not in sys.modules
     if hidden:
         sys.modules["jax"] = None  # type: ignore[assignment]
     try:
@@ -181,52 +139,16 @@ def _bm25s() -> Any:
     finally:
         if hidden:
             del sys.modules["jax"]
-
-    # On import bm25s asks for its debugging messages.
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # its import asks for debugging messages
     return bm25s
 
 
-def candidate_documents(collection: Collection, split: str, bm25: BM25) -> list[Integers]:
-    """Positions in `collection.doc_ids` of BM25's first 100 for each query of `split`, in order."""
-    queries = collection.splits[split]
-    own = own_documents(queries, {doc_id: row for row, doc_id in enumerate(collection.doc_ids)})
-    ranked = bm25.rank(queries.texts, CANDIDATES, own).documents.numpy()
-    lists = [documents[documents >= 0] for documents in ranked]
-    missed = sum(not len(documents) for documents in lists)
-    log.info(
-        "%s: from %d documents on BM25's first %d are ranked", collection.name, SMALL, CANDIDATES
-    )
-    if missed:
-        log.warning(
-            "%s: %d of %d %s queries share no word with any document and find nothing",
-            *(collection.name, missed, len(lists), split),
-        )
-    return lists
-
-
-def with_relevant(
-    candidates: Sequence[Integers], collection: Collection, split: str
-) -> list[Integers]:
-    """Candidates of the queries of `split`, followed by their relevant documents not among them."""
-    row = {doc_id: index for index, doc_id in enumerate(collection.doc_ids)}
-    lists = []
-    for documents, relevance in zip(candidates, collection.splits[split].relevance, strict=True):
-        relevant = [row[doc_id] for doc_id, grade in relevance.items() if grade > 0]
-        missing = np.setdiff1d(np.array(relevant, np.int64), documents)
-        lists.append(np.concatenate([documents, missing]))
-    return lists
-
-
 class Candidates(NamedTuple):
-    """The documents (C,) of a query that both rankers score, in trec_eval's order of equal scores.
-
-    BM25's score is 0 for a document without a word of the query.
-    """
+    """The documents (C,) of a query that both rankers score, in trec_eval's order of ties."""
 
     documents: Integers
     dense: Floats
-    lexical: Floats
+    lexical: Floats  # BM25's, 0 for a document without a word of the query
 
 
 def scored_candidates(
@@ -245,14 +167,13 @@ def scored_candidates(
     found = []
     queries = embeddings.to(index.device, torch.float32)
     empty = index.empty.cpu().numpy()
-    hidden = np.zeros(0, int) if index.hidden is None else index.hidden.cpu().numpy()
+    hidden: Any = [] if index.hidden is None else index.hidden.cpu().numpy()
     for row, (text, listed) in enumerate(zip(texts, lists, strict=True)):
         itself = -1 if own is None else own[row]
         scores = bm25.scores(text)
         scores[itself : itself + 1] = 0  # of -1 it is nothing
         scores[hidden] = 0
-        if k:
-            listed = np.concatenate([listed, best_matches(scores, index.tie_of, k)])
+        listed = np.concatenate([listed, best_matches(scores, index.tie_of, k)])
         listed = listed[(listed >= 0) & ~np.isin(listed, [*empty, itself])]
         documents = index.in_tie_order(listed)
         dense = index.exact_scores(queries[row, None], documents[None])[0].double()
@@ -273,20 +194,18 @@ def standardised(scores: Floats) -> Floats:
 
 def weighted_sum(candidates: Candidates, weight: float) -> Floats:
     """Fused scores (C,): `weight` of the standardised cosines, the rest of BM25's."""
-    if not 0 <= weight <= 1:
-        raise ValueError(f"need a weight in [0, 1], got {weight}")
     dense, lexical = standardised(candidates.dense), standardised(candidates.lexical)
     return weight * dense + (1 - weight) * lexical
 
 
-def reciprocal_ranks(candidates: Candidates, constant: float = RANK_CONSTANT) -> Floats:
-    """Fused scores (C,): the sum of 1 / (constant + rank) over the two rankings of candidates.
+def reciprocal_ranks(candidates: Candidates) -> Floats:
+    """Fused scores (C,): the sum of 1 / (60 + rank) over the two rankings of candidates.
 
     Source: Cormack, Clarke and Büttcher, SIGIR 2009.
     """
     # Candidates are in tie order, and ranks of equal ones keep it.
     dense, lexical = (
-        1 / (constant + 1 + np.argsort(np.argsort(-scores, kind="stable")))
+        1 / (RANK_CONSTANT + 1 + np.argsort(np.argsort(-scores, kind="stable")))
         for scores in (candidates.dense, candidates.lexical)
     )
     return dense + np.where(candidates.lexical > 0, lexical, 0)

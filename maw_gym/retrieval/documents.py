@@ -1,13 +1,13 @@
 """DocumentIndex: documents to rank, equal ones with equal scores, in trec_eval's order of those.
 
-Notation: N documents, h embedding width, B queries, C documents listed for a query.
-
 trec_eval orders by score descending, then by document id DEscending (strcmp on UTF-8 bytes). A
 document's `tie_of` is its place in that second order: of equal scores the smaller goes first.
+
+Notation: N documents, h embedding width, B queries, C documents listed for a query.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -44,10 +44,9 @@ class DocumentIndex:
     def __init__(
         self, doc_ids: Sequence[str], embeddings: Tensor, device: torch.device | str | None = None
     ) -> None:
-        if embeddings.ndim != 2 or len(embeddings) != len(doc_ids):
-            raise ValueError(
-                f"{len(doc_ids)} ids for embeddings of shape {tuple(embeddings.shape)}"
-            )
+        shape = tuple(embeddings.shape)
+        if len(shape) != 2 or shape[0] != len(doc_ids):
+            raise ValueError(f"{len(doc_ids)} ids for embeddings of shape {shape}")
         check_ids(doc_ids)
         self.doc_ids = tuple(doc_ids)
         self.vectors = embeddings.detach()
@@ -92,16 +91,15 @@ class DocumentIndex:
         """The relevant documents of every query: graded above 0 and in this index."""
         found = []
         for grades, own in zip(queries.relevance, self.own_documents(queries), strict=True):
-            kept = {
-                self.positions[d]: g for d, g in grades.items() if g > 0 and d in self.positions
-            }
-            documents, values = np.array(list(kept), np.int64), np.array(list(kept.values()))
-            found.append(Relevant(documents, values.astype(np.float32), int(own)))
+            kept = [(d, g) for d, g in grades.items() if g > 0 and d in self.positions]
+            documents = np.array([self.positions[d] for d, _ in kept], np.int64)
+            found.append(Relevant(documents, np.array([g for _, g in kept], np.float32), int(own)))
         return found
 
     def own_documents(self, queries: QuerySet) -> Integers:
         """Position (B,) of the document that each query is itself, -1 where there is none."""
-        return own_documents(queries, self.positions)
+        own = [[name for name, grade in one.items() if grade == OWN] for one in queries.relevance]
+        return np.array([self.positions.get(one[0], -1) if one else -1 for one in own], np.int64)
 
     def in_tie_order(self, documents: Integers) -> Integers:
         """Each of the documents once, in trec_eval's order of equal scores."""
@@ -127,15 +125,10 @@ class DocumentIndex:
         return self._marked(scores, documents)
 
     def exact_scores(self, queries: Tensor, documents: Integers) -> Tensor:
-        """Cosines (B, C) of queries (B, h) with documents (B, C) of each; -1 scores -inf."""
+        """Cosines (B, C) in float64 of queries (B, h) with documents (B, C); -1 scores -inf."""
         vectors = self._rows(self.first_of[documents]).double()
         scores = (vectors * queries[:, None].double()).sum(-1).float()
         return self._marked(scores[:, None], documents)[:, 0]
-
-    def gathered(self, listed: int, count: int) -> Iterator[slice]:
-        """Portions of `count` lists whose `listed` embeddings each are gathered at once."""
-        most = 2**18 if self.device.type == "cpu" else 2**25  # numbers; a GPU wants few launches
-        return steps(count, most // max(listed * self.vectors.shape[1], 1))
 
     def _rows(self, documents: Integers) -> Tensor:
         """Vectors (*, h) float32 of documents (*) on the index's device."""
@@ -143,7 +136,7 @@ class DocumentIndex:
         return self.vectors[chosen].to(self.device, torch.float32)
 
     def _marked(self, scores: Tensor, documents: Integers) -> Tensor:
-        """`scores` (B, D, C) with those of empty documents, and of none at all, put right."""
+        """`scores` (B, D, C) with those of empty, hidden and absent documents put right."""
         listed = torch.from_numpy(documents).to(self.device)[:, None]
         scores.masked_fill_(torch.isin(listed, self.empty), EMPTY_SCORE)
         if self.hidden is not None:
@@ -158,15 +151,6 @@ def check_ids(doc_ids: Sequence[str]) -> None:
     if len(set(doc_ids)) < len(doc_ids):
         name, count = Counter(doc_ids).most_common(1)[0]
         raise InputError(f"document ids must differ; {name!r} is given {count} times")
-
-
-def own_documents(queries: QuerySet, positions: Mapping[str, int]) -> Integers:
-    """See `DocumentIndex.own_documents`; `positions` are those of the documents by id."""
-    own = np.full(len(queries.ids), -1)
-    for row, grades in enumerate(queries.relevance):
-        for name in (name for name, grade in grades.items() if grade == OWN):
-            own[row] = positions.get(name, -1)
-    return own
 
 
 def trec_order(doc_ids: Sequence[str]) -> Integers:
@@ -202,9 +186,8 @@ def top(scores: Tensor, tie_rank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     tied = (values[:, 1:] == values[:, :-1]) & values[:, 1:].isfinite()
     rows = tied.any(1).nonzero()[:, 0]
     if len(rows):
-        columns[rows] = (
-            tie_keys(scores[rows], tie_rank.expand_as(scores)[rows]).topk(columns.shape[1]).indices
-        )
+        keys = tie_keys(scores[rows], tie_rank.expand_as(scores)[rows])
+        columns[rows] = keys.topk(columns.shape[1]).indices
     return scores.gather(1, columns), columns
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -40,26 +41,19 @@ ADDED: Final = 65_536  # vectors added to FAISS's index at once
 LISTS_ELSEWHERE: Final = re.compile(rb"ilod.{5}\0{3}.{5}\0{3}", re.DOTALL)
 
 
+@dataclass(eq=False)
 class SearchIndex:
-    """Documents with the fingerprint of the encoder that made their vectors; for hybrid and for
-    approximate search (`kind` "faiss:" and a factory) BM25 and FAISS's index; perhaps their texts.
+    """Documents and what finds them, made by the encoder of this fingerprint.
+
+    `kind` is "exact", or "faiss:" and a factory, of which `approximate` is FAISS's index.
     """
 
-    def __init__(
-        self,
-        documents: DocumentIndex,
-        encoder: str,
-        bm25: BM25 | None = None,
-        kind: str = EXACT,
-        approximate: Any = None,
-        texts: Sequence[str] | None = None,
-    ) -> None:
-        self.documents = documents
-        self.encoder = encoder
-        self.bm25 = bm25
-        self.kind = kind
-        self.approximate = approximate
-        self.texts = texts
+    documents: DocumentIndex
+    encoder: str
+    bm25: BM25 | None = None
+    kind: str = EXACT
+    approximate: Any = None
+    texts: Sequence[str] | None = None
 
     @classmethod
     def of(
@@ -124,11 +118,7 @@ class SearchIndex:
     def changed(
         self, kept: Integers, ids: Sequence[str], vectors: Tensor, texts: Sequence[str]
     ) -> "SearchIndex":
-        """An index of some of these documents and of more, with their vectors and texts.
-
-        Raises:
-            InputError: no document; or BM25 has to be made anew, and no texts are stored.
-        """
+        """An index of some of these documents and of more, with their vectors and texts."""
         if self.bm25 is not None and self.texts is None:
             raise InputError(
                 "the words of documents that are not stored cannot be counted anew; index them"
@@ -139,9 +129,8 @@ class SearchIndex:
         old = self.documents.vectors
         vectors = torch.cat([old[torch.from_numpy(kept)], vectors.to(old)])
         documents = DocumentIndex(names, vectors, self.documents.device)
-        bm25 = None if self.bm25 is None or stored is None else BM25.of(names, stored)
-        approximate = None if self.kind == EXACT else _faiss_index(vectors, self.kind)
-        return SearchIndex(documents, self.encoder, bm25, self.kind, approximate, stored)
+        words = None if self.bm25 is None or stored is None else Words(stored)
+        return self.of(documents, self.encoder, words, self.kind, texts=stored)
 
     def write(self, folder: Path) -> None:
         """Write everything to a folder that is new."""
@@ -152,7 +141,7 @@ class SearchIndex:
                     file.writelines(f"{encode(line)}\n" for line in lines)
         np.save(folder / VECTORS, self.documents.vectors.cpu().numpy(), allow_pickle=False)
         if self.bm25 is not None:
-            self.bm25.index.save(folder / WORDS, show_progress=False)
+            self.bm25.save(folder / WORDS)
         if self.approximate is not None:
             _faiss().write_index(self.approximate, str(folder / FAISS))
         write_manifest(folder, KIND, {"encoder": self.encoder, "index": self.kind})
@@ -180,7 +169,7 @@ class SearchIndex:
             raise DamagedFileError(f"{folder} holds no index: {first_line(problem)}") from None
         bm25 = approximate = None
         if any(name.startswith(f"{WORDS}/") for name in files):
-            bm25 = BM25.read(folder / WORDS, documents.doc_ids)
+            bm25 = BM25.load(folder / WORDS, doc_ids)
         if kind != EXACT:
             approximate = _read_faiss(folder / FAISS, documents.vectors)
         return cls(documents, encoder, bm25, kind, approximate, texts)
@@ -219,19 +208,16 @@ def _faiss_index(vectors: Tensor, kind: str) -> Any:
 
 def _read_faiss(path: Path, vectors: Tensor) -> Any:
     """The index of vectors (N, h) that FAISS has written."""
-    faiss = _faiss()
+    faiss, shape = _faiss(), tuple(vectors.shape)
     try:
         content: Any = np.memmap(path, np.uint8, "r")
         if LISTS_ELSEWHERE.search(content):
             raise ValueError("its inverted lists are in another file")
         index = faiss.read_index(str(path))
+        if (index.ntotal, index.d) != shape:
+            raise ValueError(f"it has {index.ntotal} vectors of width {index.d}, not these {shape}")
     except (RuntimeError, MemoryError, OSError, ValueError) as problem:
         raise DamagedFileError(f"{path} is no FAISS index: {_reason(problem)}") from None
-    shape = tuple(vectors.shape)
-    if (index.ntotal, index.d) != shape or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise DamagedFileError(
-            f"{path} is of {index.ntotal} vectors of width {index.d}, not of these {shape}"
-        )
     return index
 
 

@@ -70,11 +70,9 @@ def rankings_of_depths(
     Args:
         index: the documents.
         queries: (B, D, h) float32, each depth's embedding of each query, of unit length or zero.
-        relevant: per query, see `DocumentIndex.relevant`. The ideal of nDCG counts all of them,
-            candidates or not.
+        relevant: per query; the ideal of nDCG counts all of them, candidates or not.
         candidates: per query the positions of the documents to rank; None ranks the whole index.
-        found: those of the candidates that no judgment has put there, of which the statistics are;
-            None are all.
+        found: those that no judgment has put there, of which the statistics are; None are all.
         observe: whether there shall be statistics.
 
     Raises:
@@ -188,15 +186,10 @@ def ndcg_of_columns(columns: Tensor, gains: Tensor, relevant: Sequence[Relevant]
     ranks = torch.arange(2, ranked.shape[-1] + 2, device=columns.device)
     # float64 as in trec_eval, so that a perfect ranking is 1 and not 0.99999994
     dcg = (ranked.double() / torch.log2(ranks.double())).sum(-1)
-    ideals = [_ideal_dcg(one.grades) for one in relevant]
+    best = [np.sort(one.grades.astype(np.float64))[::-1][:CUTOFF] for one in relevant]
+    ideals = [float((one / np.log2(np.arange(2, len(one) + 2))).sum()) for one in best]
     ideal = torch.tensor(ideals, dtype=torch.float64, device=columns.device)[:, None]
     return torch.where(ideal > 0, dcg / ideal, 0.0).clamp_(0, 1).float()
-
-
-def _ideal_dcg(grades: NDArray[np.float32]) -> float:
-    """Largest DCG@10 that documents of these grades (r,) allow."""
-    best = np.sort(np.asarray(grades, np.float64))[::-1][:CUTOFF]
-    return float((best / np.log2(np.arange(2, len(best) + 2))).sum())
 
 
 def ranking_statistics(scores: Tensor, documents: Tensor, mean_documents: Tensor) -> Tensor:
@@ -204,12 +197,10 @@ def ranking_statistics(scores: Tensor, documents: Tensor, mean_documents: Tensor
 
     - first: the highest cosine.
     - gap to the second, to the tenth: how far the highest is above these.
-    - mean, spread: of the ten and the fifty highest cosines; the spread is their standard
-      deviation.
-    - entropy: of softmax(cosine / 0.05) over the ten and the fifty, divided by the logarithm of
-      their number; 1 where all are equal, and 0 for one document.
-    - overlap with the mean: share of the first ten that are among the first ten of the depths' mean
-      embedding.
+    - mean, spread: of the ten and the fifty highest cosines; spread is the standard deviation.
+    - entropy: of softmax(cosine / 0.05) over these, divided by the logarithm of their number; 1
+      where all are equal, and 0 for one document.
+    - overlap with the mean: share of the first ten that the depths' mean embedding has there too.
     - same first: share of the depths, this one included, whose first document is the same.
 
     Where fewer documents are ranked, the last of them stands for the tenth, and means are over
@@ -252,8 +243,4 @@ def _spread(scores: Tensor, there: Tensor) -> list[Tensor]:
     weights = torch.where(there, z.exp(), 0.0)
     total = weights.sum(-1).clamp(min=1)
     entropy = total.log() - torch.where(there, weights * z, 0.0).sum(-1) / total
-    return [
-        mean,
-        (deviation.square().sum(-1) / count).sqrt(),
-        entropy / count.clamp(min=2).log(),
-    ]
+    return [mean, (deviation.square().sum(-1) / count).sqrt(), entropy / count.clamp(min=2).log()]

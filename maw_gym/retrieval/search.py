@@ -97,8 +97,7 @@ def rank_together(index: DocumentIndex, queries: Tensor, k: int) -> Ranking:
     if processes() == 1:
         return own
     parts = from_all(Ranking(*(values.cpu() for values in own)))
-    device = index.device
-    return merged([Ranking(*(values.to(device) for values in one)) for one in parts], index, k)
+    return merged([Ranking(*(v.to(index.device) for v in one)) for one in parts], index, k)
 
 
 def merged(rankings: Sequence[Ranking], index: DocumentIndex, k: int) -> Ranking:
@@ -112,11 +111,12 @@ def merged(rankings: Sequence[Ranking], index: DocumentIndex, k: int) -> Ranking
 def _rank_listed(index: DocumentIndex, queries: Tensor, documents: Tensor, k: int) -> Ranking:
     """The k best of documents (B, C) by sums in float64; -1 goes last."""
     listed = documents.cpu().numpy()
+    numbers = 2**18 if index.device.type == "cpu" else 2**25  # at once; a GPU wants few launches
     parts = []
     for columns in steps(listed.shape[1], LISTED):
         part = documents[:, columns]
         scores = torch.empty(part.shape, device=index.device)
-        for rows in index.gathered(part.shape[1], len(part)):
+        for rows in steps(len(part), numbers // max(part.shape[1] * queries.shape[1], 1)):
             scores[rows] = index.exact_scores(queries[rows], listed[rows, columns])
         parts.append(Ranking(scores, part))
     return merged(parts, index, k)
@@ -150,7 +150,6 @@ def _rank_close(
     index: DocumentIndex, queries: Tensor, rows: Tensor, found: Ranking, start: int, stop: int
 ) -> None:
     """Rank the part again for some rows of the queries, with everything near their last place."""
-    k = found.scores.shape[1]
     floor = found.scores[rows, -1:] - 2 * CLOSE
     near = [
         (block >= floor).nonzero() + torch.tensor([0, first], device=index.device)
@@ -159,7 +158,7 @@ def _rank_close(
     places = torch.cat(near)
     for at, row in enumerate(rows.tolist()):
         listed = places[places[:, 0] == at, 1]
-        best = _rank_listed(index, queries[row, None], listed[None], k)
+        best = _rank_listed(index, queries[row, None], listed[None], found.scores.shape[1])
         found.scores[row], found.documents[row] = best.scores[0], best.documents[0]
 
 

@@ -1,8 +1,7 @@
 """Is a difference between two rankers more than chance? Paired tests over queries.
 
 Notation: M rankers or pairs of them, N queries, S seeds of an encoder or a learner. `differences`
-are one ranker's scores minus the other's. Randomness comes from generators seeded by the caller's
-number, so that a report can be reproduced.
+are one ranker's scores minus the other's. Draws come from generators of the seed given.
 """
 
 import itertools
@@ -41,9 +40,7 @@ def bootstrap_means(values: ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> 
     """Means (M, draws) of M rankers over the very same resamples, for `interval` and `margin`.
 
     Seeds and queries are crossed: each draw takes S seeds and N queries with replacement and
-    averages over the cells where they meet. So an interval says what to expect of other seeds and
-    other queries; of two or three seeds it says too little, since a resample never leaves what they
-    span. The difference of two rows is the bootstrap of their rankers' difference.
+    averages over the cells where they meet. Of two or three seeds an interval says too little.
 
     Sources: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; Owen, The
     pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007.
@@ -53,7 +50,7 @@ def bootstrap_means(values: ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> 
         draws: resamples.
         seed: of the resampling.
     """
-    numbers = _finite(values, draws)
+    numbers = _finite(values)
     numbers = numbers.reshape(len(numbers), -1, numbers.shape[-1])  # (M, S, N)
     rng = np.random.default_rng(seed)
     means = []
@@ -73,10 +70,18 @@ def _drawn_shares(rng: np.random.Generator, draws: int, size: int) -> Floats:
     return np.bincount(drawn.ravel(), minlength=draws * size).reshape(draws, size) / size
 
 
+def _finite(values: ArrayLike) -> Floats:
+    numbers = np.asarray(values, np.float64)
+    if not numbers.size or not np.isfinite(numbers).all():
+        raise ValueError(
+            f"need one finite number per query, got an array of shape {numbers.shape}"
+            f" with {int((~np.isfinite(numbers)).sum())} that are not finite"
+        )
+    return numbers
+
+
 def interval(means: Floats, level: float = 0.95) -> Interval:
     """Percentile interval of coverage `level` of bootstrapped means (draws,)."""
-    if not 0 < level < 1:
-        raise ValueError(f"need 0 < level < 1, got {level}")
     low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
     return Interval(float(low), float(high))
 
@@ -84,10 +89,10 @@ def interval(means: Floats, level: float = 0.95) -> Interval:
 def margin(means: Floats, level: float = 0.95) -> float:
     """Smallest margin within which rankers are equivalent, of bootstrapped differences (draws,).
 
-    The true mean difference lies within -margin and +margin: two one-sided tests at 1 - `level`
-    reject exactly where the bootstrap interval of coverage 2 `level` - 1, a number in (0.5, 1),
-    lies inside (Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15(6), 1987). So
-    "routing is worth less than 1.2%, at 95%" may be said where it is 1.2% of the baseline's mean.
+    Two one-sided tests at 1 - `level`, a number in (0.5, 1), reject a true mean difference beyond
+    -margin and +margin exactly where the bootstrap interval of coverage 2 `level` - 1 lies inside.
+
+    Source: Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15(6), 1987.
     """
     if not 0.5 < level < 1:
         raise ValueError(f"need 0.5 < level < 1, got {level}")
@@ -95,36 +100,17 @@ def margin(means: Floats, level: float = 0.95) -> float:
     return max(-low, high)
 
 
-def _finite(values: ArrayLike, draws: int = 1) -> Floats:
-    """Numbers as float64; a ValueError where there are none, one is not finite, or draws < 1."""
-    numbers = np.asarray(values, np.float64)
-    if not numbers.size or not np.isfinite(numbers).all():
-        raise ValueError(
-            f"need one finite number per query, got an array of shape {numbers.shape}"
-            f" with {int((~np.isfinite(numbers)).sum())} that are not finite"
-        )
-    if draws < 1:
-        raise ValueError(f"need draws >= 1, got {draws}")
-    return numbers
-
-
 def sign_flip_tests(differences: ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> list[float]:
-    """Two-sided p-values of paired randomisation tests: under the null, signs are coin flips.
+    """Two-sided p-values of paired randomisation tests of differences (M, N), by the same signs.
 
-    The share of sign assignments whose mean is at least as far from 0 as the observed one. Where
-    there are no more assignments than draws, all are tried, and the p-value is exact; else it is
-    (1 + count) / (1 + draws), never 0. No difference at all gives 1.
+    The share of sign assignments whose mean is at least as far from 0 as the observed one; of
+    several seeds give their means. Where there are no more assignments than draws, all are tried,
+    and the p-value is exact; else it is (1 + count) / (1 + draws), never 0.
 
     Sources: Fisher, The Design of Experiments, 1935; Smucker, Allan and Carterette, CIKM 2007; the
     added 1: Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 9(1), 2010.
-
-    Args:
-        differences: (M, N), of several seeds their means: a p-value speaks of other queries, not of
-            other seeds. All rows are tested by the same signs.
-        draws: random sign assignments.
-        seed: of the signs.
     """
-    numbers = _finite(differences, draws)
+    numbers = _finite(differences)
     scale = np.abs(numbers).sum(1, keepdims=True)
     numbers = numbers / np.where(scale > 0, scale, 1)
     # Rounded: equal sums may differ in the last digits by their order.
@@ -187,24 +173,15 @@ def standard_error(differences: ArrayLike) -> float:
 def smallest_detectable_difference(
     differences: ArrayLike, *, power: float = 0.8, alpha: float = 0.05
 ) -> float:
-    """Smallest true mean difference that a two-sided paired test on these queries would detect.
+    """True mean difference that a two-sided paired test at `alpha` would detect with `power`.
 
-    (z_{1 - alpha/2} + z_power) times the `standard_error`: the normal approximation. It depends on
-    how the differences scatter, not on their mean.
+    (z_{1 - alpha/2} + z_power) times the `standard_error`: the normal approximation.
 
     Source: Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988; for retrieval:
     Webber, Moffat and Zobel, CIKM 2008.
-
-    Args:
-        differences: (N,) or (S, N) with N >= 2.
-        power: probability of detecting it, in (0, 1).
-        alpha: level of the test, in (0, 1).
     """
-    if not (0 < power < 1 and 0 < alpha < 1):
-        raise ValueError(f"need levels in (0, 1), got power {power} and alpha {alpha}")
     normal = NormalDist()
-    distance = normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)
-    return distance * standard_error(differences)
+    return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * standard_error(differences)
 
 
 def wins_ties_losses(differences: ArrayLike, *, tolerance: float = 1e-9) -> Counts:

@@ -8,21 +8,14 @@ import pytrec_eval
 import torch
 from lattice import Lattice
 
-from maw_gym.corpora.collection import QuerySet
 from maw_gym.retrieval.documents import DocumentIndex, Relevant
-from maw_gym.retrieval.ranking import (
-    STATISTICS,
-    ranking_statistics,
-    rankings_of_depths,
-)
+from maw_gym.retrieval.ranking import STATISTICS, ranking_statistics, rankings_of_depths
 from maw_gym.retrieval.search import rank
 
 
 def judged(**grades):
-    return Relevant(
-        np.array([int(name[1:]) for name in grades], int),
-        np.array(list(grades.values()), np.float32),
-    )
+    documents = np.array([int(name[1:]) for name in grades], int)
+    return Relevant(documents, np.array(list(grades.values()), np.float32))
 
 
 def axes(*ids):
@@ -50,23 +43,12 @@ def test_ndcg_by_hand():
     ndcg = rankings_of_depths(index, torch.tensor([depths]), relevant, [np.array([3, 0])]).ndcg
     first, second = 1 / 2.63093, 1 / math.log2(3) / 2.63093
     assert ndcg.tolist()[0] == pytest.approx([second, first, second], abs=1e-5)
-
-
-def test_ndcg_counts_the_first_ten_only_and_a_perfect_ranking_is_exactly_one():
+    # The first ten count alone, and a perfect ranking is exactly 1.
     index = axes(*(f"{n:02}" for n in range(20)))
     queries = torch.arange(20, 0, -1.0).expand(4, 1, 20)
     relevant = [judged(d9=1), judged(d10=1), judged(d0=1, d1=1, d2=1), judged()]
     found = rankings_of_depths(index, queries, relevant).ndcg[:, 0].tolist()
     assert found == [pytest.approx(1 / math.log2(11), abs=1e-7), 0, 1, 0]
-
-
-def test_listwise_by_hand():
-    # Weights e^(s / .05): e^4 and e^2 beside 1; no candidate at all has no mass.
-    queries = torch.tensor([[[0.2, 0.1, 0.0], [0.0, 0.2, 0.1]]] * 2)
-    lists = [np.array([0, 1, 2]), np.array([], int)]
-    mass = rankings_of_depths(axes("a", "b", "c"), queries, [judged(d0=1)] * 2, lists).listwise
-    total = math.exp(4) + math.exp(2) + 1
-    assert mass.tolist() == [pytest.approx([math.exp(4) / total, 1 / total], rel=1e-5), [0, 0]]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -141,90 +123,87 @@ def test_empty_documents_rank_last_and_an_empty_query_ranks_by_id():
     assert listwise[:, 0].tolist() == pytest.approx([0, 0.5], abs=1e-6)
 
 
-def test_lengths_that_differ_are_refused_and_no_queries_are_no_mistake():
-    index, queries = axes("a", "b"), torch.eye(2)[:, None]
-    with pytest.raises(ValueError, match="1 lists of candidates for 2 queries"):
-        rankings_of_depths(index, queries, [judged()] * 2, [np.array([0])])
-    with pytest.raises(ValueError, match="0 lists of relevant for 2 queries"):
-        rankings_of_depths(index, queries, [])
-    with pytest.raises(ValueError, match="query embeddings must be finite"):
-        rankings_of_depths(index, queries * torch.nan, [judged()] * 2)
+@pytest.mark.parametrize(
+    ("scale", "relevant", "lists", "message"),
+    [
+        (1, 2, [np.array([0])], "1 lists of candidates for 2 queries"),
+        (1, 0, None, "0 lists of relevant for 2 queries"),
+        (math.nan, 2, None, "query embeddings must be finite"),
+    ],
+)
+def test_bad_input_is_refused_and_no_queries_are_no_mistake(scale, relevant, lists, message):
+    index = axes("a", "b")
+    with pytest.raises(ValueError, match=message):
+        rankings_of_depths(index, torch.eye(2)[:, None] * scale, [judged()] * relevant, lists)
     assert rankings_of_depths(index, torch.zeros(0, 3, 2), []).ndcg.shape == (0, 3)
 
 
-def statistics(scores, documents, of_mean):
-    """By name, the values of the D depths of one query."""
-    numbers = ranking_statistics(
-        torch.tensor([scores]), torch.tensor([documents]), torch.tensor([of_mean])
-    )
-    depths = len(scores)
-    assert numbers.shape == (1, 11 * depths)
+FALLING, TWELVE = [(9 - row) / 10 for row in range(12)], list(range(12))  # .9, .8, ..., -.2
+
+
+def entropy(weights):
+    shares = [weight / sum(weights) for weight in weights]
+    return -sum(share * math.log(share) for share in shares) / math.log(len(shares))
+
+
+def falling_weights(count):
+    return [math.exp(-2 * row) for row in range(count)]  # of cosines .1 apart, over .05
+
+
+@pytest.mark.parametrize(
+    ("scores", "documents", "of_mean", "expected"),
+    [
+        (  # twelve documents through two depths
+            [FALLING, [0.5] * 12],
+            [TWELVE, TWELVE[::-1]],
+            [0, 11, 2, 3, 4, 5, 6, 7, 20, 21],
+            {
+                "first": [0.9, 0.5],
+                "gap to the second": [0.1, 0],
+                "gap to the tenth": [0.9, 0],
+                # Of .9 to 0 mean .45 and variance .0825; of .9 to -.2 they are .35, 1.43 / 12.
+                "mean of ten": [0.45, 0.5],
+                "spread of ten": [math.sqrt(0.0825), 0],
+                "entropy of ten": [entropy(falling_weights(10)), 1],
+                "mean of fifty": [0.35, 0.5],
+                "spread of fifty": [math.sqrt(1.43 / 12), 0],
+                "entropy of fifty": [entropy(falling_weights(12)), 1],
+                # Of 0..9 the mean has 0, 2, 3, 4, 5, 6, 7; of 11..2 it has 11, 2, 3, 4, 5, 6, 7.
+                "overlap with the mean": [0.7, 0.7],
+                "same first": [0.5, 0.5],
+            },
+        ),
+        (  # one document through three
+            [[0.5], [0.4], [0.3]],
+            [[7], [8], [7]],
+            [7],
+            {
+                **dict.fromkeys(
+                    ("gap to the second", "gap to the tenth", "spread of ten"), [0] * 3
+                ),
+                **{"entropy of fifty": [0] * 3, "overlap with the mean": [1, 0, 1]},
+                **{"same first": [2 / 3, 1 / 3, 2 / 3]},
+            },
+        ),
+        (  # two documents, or none, then places as candidate lists and empty documents leave them
+            [[0.8, 0.2, -2.0, -math.inf], [-2.0, -math.inf, -2.0, -math.inf]],
+            [[3, 1, 0, 2]] * 2,
+            [1, 3, 0, 2],
+            {
+                **{"first": [0.8, 0], "gap to the second": [0.6, 0], "gap to the tenth": [0.6, 0]},
+                **{"mean of ten": [0.5, 0], "spread of ten": [0.3, 0]},
+                **{"entropy of ten": [entropy([1, math.exp(-12)]), 0]},
+                **{"overlap with the mean": [1, 0], "same first": [1, 0]},
+            },
+        ),
+    ],
+)
+def test_statistics_by_hand(scores, documents, of_mean, expected):
+    numbers = ranking_statistics(*(torch.tensor([one]) for one in (scores, documents, of_mean)))
     assert numbers.dtype == torch.float32
-    return dict(zip(STATISTICS, numbers.view(11, depths).tolist(), strict=True))
-
-
-def test_twelve_documents_through_two_depths():
-    # .9, .8, ..., -.2; and twelve times .5.
-    falling = [(9 - row) / 10 for row in range(12)]
-    scores = [falling, [0.5] * 12]
-    documents = [list(range(12)), list(range(12))[::-1]]
-    found = statistics(scores, documents, [0, 11, 2, 3, 4, 5, 6, 7, 20, 21])
-    expected = {
-        "first": [0.9, 0.5],
-        "gap to the second": [0.1, 0],
-        "gap to the tenth": [0.9, 0],
-        # Of .9 to 0 the mean is .45 and the variance .0825; of .9 to -.2 they are .35, 1.43 / 12.
-        "mean of ten": [0.45, 0.5],
-        "spread of ten": [math.sqrt(0.0825), 0],
-        "mean of fifty": [0.35, 0.5],
-        "spread of fifty": [math.sqrt(1.43 / 12), 0],
-        # Of 0..9 the mean has 0, 2, 3, 4, 5, 6, 7; of 11..2 it has 11, 2, 3, 4, 5, 6, 7.
-        "overlap with the mean": [0.7, 0.7],
-        "same first": [0.5, 0.5],
-    }
-    # Weights exp(-2 r): a geometric distribution, nearly. All equal: as many as there are.
-    weights = [math.exp(-2 * row) for row in range(12)]
-    for name, count in (("entropy of ten", 10), ("entropy of fifty", 12)):
-        shares = [weight / sum(weights[:count]) for weight in weights[:count]]
-        entropy = -sum(share * math.log(share) for share in shares) / math.log(count)
-        expected[name] = [entropy, 1]
-    assert set(expected) == set(STATISTICS)
+    found = dict(zip(STATISTICS, numbers.view(11, len(scores)).tolist(), strict=True))
     for name, values in expected.items():
         assert found[name] == pytest.approx(values, abs=1e-6), name
-
-
-def test_the_share_of_depths_with_the_same_first():
-    found = statistics([[0.5], [0.4], [0.3]], [[7], [8], [7]], [7])
-    assert found["same first"] == pytest.approx([2 / 3, 1 / 3, 2 / 3])
-    assert found["overlap with the mean"] == [1, 0, 1]
-
-
-def test_few_documents_and_none():
-    # Two documents, then places of none, as candidate lists and empty documents leave them.
-    absent = [-2.0, -math.inf]
-    found = statistics([[0.8, 0.2, *absent], [*absent, *absent]], [[3, 1, 0, 2]] * 2, [1, 3, 0, 2])
-    second = 1 / (1 + math.exp(12))  # .6 / .05
-    entropy = -(second * math.log(second) + (1 - second) * math.log(1 - second)) / math.log(2)
-    for name, value in (
-        *(("first", 0.8), ("gap to the second", 0.6), ("gap to the tenth", 0.6)),
-        *(("mean of ten", 0.5), ("spread of ten", 0.3), ("entropy of ten", entropy)),
-        *(("overlap with the mean", 1), ("same first", 1)),
-    ):
-        assert found[name] == pytest.approx([value, 0], abs=1e-7), name
-    alone = statistics([[0.4]], [[5]], [5])
-    names = ("gap to the second", "gap to the tenth", "spread of ten", "entropy of fifty")
-    assert [alone[name] for name in names] == [[0]] * 4
-
-
-def test_what_a_judgment_has_put_there_is_not_looked_at():
-    index, queries = axes("a", "b", "c"), torch.tensor([[[0.6, 0.8, 0.0]]])
-    relevant = index.relevant(QuerySet(("q",), ("",), ({"b": 1},)))
-    ranked, found = [np.array([0, 2, 1])], [np.array([0, 2])]
-    seen = rankings_of_depths(index, queries, relevant, ranked, found)
-    assert seen.ndcg.tolist() == [[1.0]]
-    assert seen.statistics[0, :2].tolist() == pytest.approx([0.6, 0.6])
-    seen = rankings_of_depths(index, queries, relevant, ranked)
-    assert seen.statistics[0, :2].tolist() == pytest.approx([0.8, 0.2])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

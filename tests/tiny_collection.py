@@ -49,22 +49,17 @@ def write_tiny_collection(folder: Path) -> Path:
     """
     (folder / "qrels").mkdir(parents=True)
     documents = [*(document for _, document in PAIRS), *ALONE]
-    with (folder / "corpus.jsonl").open("w") as file:
-        for row, text in enumerate(documents):
-            file.write(json.dumps({"_id": f"d{row}", "title": "", "text": text}) + "\n")
-    with (folder / "queries.jsonl").open("w") as file:
-        for row, (query, _) in enumerate(PAIRS):
-            file.write(json.dumps({"_id": f"q{row}", "text": query}) + "\n")
-    parts = {
-        "train": range(TRAIN),
-        "dev": range(TRAIN, TRAIN + DEV),
-        "test": range(TRAIN + DEV, len(PAIRS)),
-    }
-    for part, rows in parts.items():
-        with (folder / "qrels" / f"{part}.tsv").open("w") as file:
-            file.write("query-id\tcorpus-id\tscore\n")
-            for row in rows:
-                file.write(f"q{row}\td{row}\t2\n")
-                if part == "test":
-                    file.write(f"q{row}\td{row - 1}\t1\n")
+    corpus = [{"_id": f"d{row}", "title": "", "text": text} for row, text in enumerate(documents)]
+    queries = [{"_id": f"q{row}", "text": query} for row, (query, _) in enumerate(PAIRS)]
+    for name, records in (("corpus", corpus), ("queries", queries)):
+        lines = [json.dumps(record) + "\n" for record in records]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    ends = {"train": (0, TRAIN), "dev": (TRAIN, TRAIN + DEV), "test": (TRAIN + DEV, len(PAIRS))}
+    for part, rows in ends.items():
+        lines = ["query-id\tcorpus-id\tscore\n"]
+        for row in range(*rows):
+            lines.append(f"q{row}\td{row}\t2\n")
+            if part == "test":
+                lines.append(f"q{row}\td{row - 1}\t1\n")
+        (folder / "qrels" / f"{part}.tsv").write_text("".join(lines))
     return folder

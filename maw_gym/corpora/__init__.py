@@ -37,54 +37,53 @@ def load_collection(name_or_path: str, fold: int = 0, folds: int | None = None) 
     Raises:
         InputError: there is no such collection, it cannot be read or has nothing to test on.
     """
-    if not isinstance(name_or_path, str):
-        raise InputError(f"a dataset is named by a text, not by {shown(name_or_path)}")
-    if encodable(name_or_path) != normal(name_or_path):
-        raise InputError(f"the name {name_or_path!r} is not UTF-8; rename the folder")
-    if folds is not None:
-        folds = checked_int(folds, "folds", 2)
+    name = name_or_path
+    if not isinstance(name, str):
+        raise InputError(f"a dataset is named by a text, not by {shown(name)}")
+    if encodable(name) != normal(name):
+        raise InputError(f"the name {name!r} is not UTF-8; rename the folder")
+    folds = None if folds is None else checked_int(folds, "folds", 2)
     fold = checked_int(fold, "fold", 0, (folds or FOLDS) - 1)
-    source = _source(name_or_path)
+    source = _source(name)
     for what, count in source.provenance["dropped"].items():
-        logger.warning("%s: dropped %d %s", name_or_path, count, what)
+        logger.warning("%s: dropped %d %s", name, count, what)
     if not any(part.ids for part in source.parts.values()):
-        raise InputError(f"{name_or_path} has no query with a relevant document in the collection")
+        raise InputError(f"{name} has no query with a relevant document in the collection")
     parts = source.parts if folds is None else {"all": pooled(source.parts)}
     splits, notes = divide(parts, fold, folds, source.twins)
     if fold and "fold" not in notes:
-        raise InputError(f"fold {fold} of {name_or_path}: it has a test subset; leave fold at 0")
+        raise InputError(f"fold {fold} of {name}: it has a test subset; leave fold at 0")
     if not splits["test"].ids:
-        raise InputError(f"{name_or_path} has too few queries: none is left for test fold {fold}")
-    splits = {
-        split: without_own_documents(queries, source.documents) for split, queries in splits.items()
-    }
+        raise InputError(f"{name} has too few queries: none is left for test fold {fold}")
+    documents = source.documents
+    splits = {split: without_own_documents(one, documents) for split, one in splits.items()}
     own = sum(OWN in grades.values() for part in splits.values() for grades in part.relevance)
     if own:
-        logger.info("%s: %d queries are documents, left out of their rankings", name_or_path, own)
+        logger.info("%s: %d queries are documents, left out of their rankings", name, own)
     provenance: dict[str, Any] = {
-        "dataset": name_or_path,
+        "dataset": name,
         **source.provenance,
-        "documents": len(source.documents),
+        "documents": len(documents),
         "queries": {split: len(queries.ids) for split, queries in splits.items()},
         "splits": notes,
-        "content": content_hash(source.documents, splits),
+        "content": content_hash(documents, splits),
     }
-    ids, texts = tuple(source.documents), tuple(source.documents.values())
-    collection = Collection(name_or_path, ids, texts, splits, provenance, source.groups)
+    texts = tuple(documents.values())
+    collection = Collection(name, tuple(documents), texts, splits, provenance, source.groups)
     if not collection.small:
         line = "%s has %d documents, and %d or more are not ranked whole: BM25's first 100 are"
-        progress.info(line, name_or_path, len(ids), SMALL)
+        progress.info(line, name, len(documents), SMALL)
     return collection
 
 
 def _source(name: str) -> Source:
-    folder = os.path.expanduser(name)
-    if folder.endswith(".safetensors") and os.path.isfile(folder):
+    path = Path(os.path.expanduser(name))
+    if path.suffix == ".safetensors" and os.path.isfile(path):
         from maw_gym.corpora.pydocs import read_pydocs_file, source_of
 
-        return source_of(read_pydocs_file(Path(folder)))
-    if name and os.path.isfile(os.path.join(folder, "corpus.jsonl")):
-        return read_beir_folder(Path(folder))
+        return source_of(read_pydocs_file(path))
+    if name and os.path.isfile(path / "corpus.jsonl"):
+        return read_beir_folder(path)
     if name.startswith(("/", ".", "~")):
         raise InputError(
             f"{name} has no corpus.jsonl: give an ir_datasets id, or a folder with corpus.jsonl,"

@@ -23,14 +23,8 @@ from maw_gym.files import check_readable
 
 logger = logging.getLogger(__name__)
 
-PARTS: Final = {
-    "train.tsv": "train",
-    "validation.tsv": "validation",
-    "dev.tsv": "validation",
-    "test.tsv": "test",
-}
+PARTS: Final = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
 KNOWN: Final = "train.tsv, dev.tsv and test.tsv"
-LONGEST_LINE: Final = 2**28  # bytes; a document of that length is a mistake
 HEADINGS: Final = ("query-id", "queryid", "qid", "q-id", "query", "topic", "topic-id", "topicid")
 
 
@@ -77,8 +71,7 @@ def _texts(path: Path, fields: tuple[str, ...]) -> tuple[dict[str, str], dict[st
         if text_id in texts:
             raise InputError(f"{where}: _id {text_id!r} was there before; make ids unique")
         # null is an empty text; 0 and [] are none.
-        given = [record.get(field) for field in fields]
-        values = ["" if value is None else value for value in given]
+        values = ["" if record.get(field) is None else record[field] for field in fields]
         if "text" not in record or not all(isinstance(value, str) for value in values):
             raise InputError(f"{where}: {' and '.join(fields)} must be texts in {shown(line)}")
         texts[text_id] = encodable(" ".join(values).strip())
@@ -96,13 +89,13 @@ def _qrels_files(folder: Path) -> dict[str, Path]:
     A file that may have been meant for a part that is missing is refused: without test.tsv the
     queries of dev.tsv are the test queries.
     """
-    files = {part: folder / name for name, part in PARTS.items() if os.path.lexists(folder / name)}
-    part_of = {name.removesuffix(".tsv"): part for name, part in PARTS.items()}
+    paths = {folder / f"{name}.tsv": part for name, part in PARTS.items()}
+    files = {part: path for path, part in paths.items() if os.path.lexists(path)}
     others = {}
     for path in sorted(folder.glob("[!.]*")):
         stem, _, ending = path.name.lower().partition(".")
-        if path not in files.values() and ("test" in stem or stem in part_of or "tsv" in ending):
-            others[path] = part_of.get(stem)
+        if path not in files.values() and ("test" in stem or stem in PARTS or "tsv" in ending):
+            others[path] = PARTS.get(stem)
     if not files and [(path.suffix, part) for path, part in others.items()] == [(".tsv", None)]:
         return {"all": next(iter(others))}
     for path, part in others.items():
@@ -149,14 +142,10 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     check_readable(path, "file of a collection")
     try:
         with path.open("rb") as file:
-            stream = iter(lambda: file.readline(LONGEST_LINE), b"")
-            lines = tqdm(
-                stream, f"reading {path.name}", unit="line", delay=2, leave=False, disable=None
-            )
+            about = f"reading {path.name}"
+            lines = tqdm(file, about, unit="line", delay=2, leave=False, disable=None)
             for number, line in enumerate(lines, 1):
                 where = f"{path}, line {number}"
-                if len(line) == LONGEST_LINE:
-                    raise InputError(f"{where}: longer than {LONGEST_LINE} bytes")
                 try:
                     text = line.decode("utf-8-sig")
                 except UnicodeDecodeError:

@@ -11,43 +11,27 @@ from maw_gym.errors import InputError, shown
 
 LARGEST_GRADE = 1_000_000  # trec_eval takes 8 bytes for every grade up to the largest
 OWN: Final = -1  # grade of the document that is the query itself, see `without_own_documents`
-# Below this many documents every query ranks the whole collection.
-SMALL = 50_000
+SMALL = 50_000  # below this many documents every query ranks the whole collection
 
 
 class QuerySet(NamedTuple):
-    """Queries in a fixed order, each with at least one relevant document.
-
-    Attributes:
-        ids: query ids.
-        texts: query texts, as they came.
-        relevance: per query its judged documents, doc_id -> grade >= 0; or `OWN`.
-    """
+    """Queries in a fixed order, each with at least one relevant document."""
 
     ids: tuple[str, ...]
-    texts: tuple[str, ...]
-    relevance: tuple[Mapping[str, int], ...]
+    texts: tuple[str, ...]  # as they came
+    relevance: tuple[Mapping[str, int], ...]  # judged documents: doc_id -> grade >= 0, or `OWN`
 
     def select(self, rows: Iterable[int]) -> "QuerySet":
         """The queries of the given rows, in the rows' order."""
         rows = tuple(rows)
-        return QuerySet(
-            tuple(self.ids[row] for row in rows),
-            tuple(self.texts[row] for row in rows),
-            tuple(self.relevance[row] for row in rows),
-        )
+        return QuerySet(*(tuple(of_all[row] for row in rows) for of_all in self))  # type: ignore[arg-type]
 
 
 NO_QUERIES = QuerySet((), (), ())
 
 
 class Groups(NamedTuple):
-    """What queries and documents belong to, such as packages; ids without a group are left out.
-
-    Attributes:
-        queries: query id -> group.
-        documents: document id -> group.
-    """
+    """By id of a query or document its group, such as a package, where it has one."""
 
     queries: Mapping[str, str]
     documents: Mapping[str, str]
@@ -77,9 +61,8 @@ class Collection(NamedTuple):
         doc_ids: unique document ids.
         doc_texts: title, a space and text of each document.
         splits: exactly the keys `encoder`, `train`, `validation`, `test`.
-        provenance: JSON values: where the collection came from, versions, counts, what was
-            dropped, how splits were made, and `content`, the sha256 of everything above but the
-            name and the groups. Later stages use `content` as their cache key.
+        provenance: JSON values: where the collection came from, versions, counts, how splits were
+            made, and `content`, the sha256 of ids, texts, splits and judgments, a key for caches.
         groups: see `Groups`.
     """
 
@@ -152,21 +135,17 @@ def judged_queries(
             if relevance[query_id].get(doc_id, grade) != grade:
                 dropped["judgments that a later one contradicts"] += 1
             relevance[query_id][doc_id] = grade
-    kept = [query_id for query_id in texts if any(relevance[query_id].values())]
+    found = QuerySet(tuple(texts), tuple(texts.values()), tuple(relevance.values()))
+    kept = [row for row, grades in enumerate(found.relevance) if any(grades.values())]
     dropped["queries without a relevant document"] += len(texts) - len(kept)
-    return QuerySet(
-        tuple(kept),
-        tuple(texts[query_id] for query_id in kept),
-        tuple(relevance[query_id] for query_id in kept),
-    )
+    return found.select(kept)
 
 
 def without_own_documents(queries: QuerySet, documents: Mapping[str, str]) -> QuerySet:
     """The queries, with the grade `OWN` for a document of a query's own id and text.
 
-    Queries of some collections are documents (ArguAna, Quora). Such a one is first in any ranking
-    and no answer: it is left out of the query's rankings, as BEIR leaves it out, unless it is
-    judged relevant. The document may have a title before the text.
+    Queries of some collections are documents (ArguAna, Quora), perhaps after a title. Such a one is
+    first in any ranking and no answer: as in BEIR it is left out, unless it is judged relevant.
     """
     relevance = []
     for name, text, grades in zip(*queries, strict=True):
@@ -186,9 +165,6 @@ def content_hash(documents: Mapping[str, str], splits: Mapping[str, QuerySet]) -
         for query_id, text, relevance in zip(*splits[split], strict=True):
             strings += [query_id, text, str(sorted(relevance.items()))]
     digest = hashlib.sha256()
-    for text in strings:
-        # The length before each string: ("ab", "c") is not ("a", "bc").
-        data = text.encode()
-        digest.update(b"%d:" % len(data))
-        digest.update(data)
+    for data in map(str.encode, strings):
+        digest.update(b"%d:" % len(data) + data)  # ("ab", "c") is not ("a", "bc")
     return digest.hexdigest()

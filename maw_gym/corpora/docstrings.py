@@ -8,7 +8,6 @@ import gc
 import importlib.metadata
 import importlib.util
 import inspect
-import itertools
 import os
 import platform
 import re
@@ -21,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from tqdm import tqdm
 
-from maw_gym.corpora.text import encodable, normalised
+from maw_gym.corpora.text import encodable, words
 from maw_gym.errors import InputError
 
 # Folders of tests, of copies of other projects, and of the standard library's tools.
@@ -36,17 +35,16 @@ STANDARD_LIBRARY: Final = "python"  # its version, and the group of its texts
 DEFINITIONS: Final = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-class Packages(NamedTuple):
-    """Folders, or files of modules that stand alone, by import name ("" is the standard library);
-    and versions, that of Python under "python".
-    """
+class Docstring(NamedTuple):
+    """A docstring in two: `query` its first paragraph, `document` the rest, both on one line."""
 
-    roots: dict[str, Path]
-    versions: dict[str, str]
+    name: str
+    query: str
+    document: str
 
 
-def named_packages(names: Iterable[str]) -> Packages:
-    """The packages of these names, in one order however they were named."""
+def named_packages(names: Iterable[str]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Folders, or files of modules, by import name ("" is the standard library); and versions."""
     roots: dict[str, Path] = {}
     versions = {STANDARD_LIBRARY: platform.python_version()}
     for name in names:
@@ -54,19 +52,18 @@ def named_packages(names: Iterable[str]) -> Packages:
             roots[""] = Path(sysconfig.get_path("stdlib"))
         found = {}
         for module, distributions in _modules(name).items():
-            root = _root(module)
-            if root is not None:
+            if root := _root(module):
                 found[module] = root
                 numbers = {importlib.metadata.version(one) for one in distributions}
                 versions[module] = "+".join(sorted(numbers))
         if not found:
             raise InputError(f"package {name!r} has no Python source to read; leave it out")
         roots |= found
-    return Packages(dict(sorted(roots.items())), dict(sorted(versions.items())))
+    return dict(sorted(roots.items())), dict(sorted(versions.items()))
 
 
 def _modules(name: str) -> Mapping[str, list[str]]:
-    """Top-level modules of a package, each with its distributions; of "installed", all."""
+    """Top-level modules of a package, each with its distributions."""
     if name == DEFAULT:
         return {"numpy": ["numpy"], "torch": ["torch"]}
     importable = _importable()
@@ -79,15 +76,15 @@ def _modules(name: str) -> Mapping[str, list[str]]:
         for module, distributions in importable.items()
         if _canonical(name) in map(_canonical, distributions)
     }
-    if modules:
-        return modules
-    known = {*importable, *itertools.chain(*importable.values()), DEFAULT, INSTALLED}
-    close = difflib.get_close_matches(name.lower(), sorted(known), n=3)
-    question = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    raise InputError(
-        f"package {name!r} is not installed: {question}install it, or name others, such as"
-        " pydocs:default,scipy"
-    )
+    if not modules:
+        known = {*importable, *(one for several in importable.values() for one in several)}
+        close = difflib.get_close_matches(name.lower(), sorted(known), n=3)
+        question = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise InputError(
+            f"package {name!r} is not installed: {question}install it, or name others, such as"
+            " pydocs:default,scipy"
+        )
+    return modules
 
 
 @functools.cache
@@ -116,14 +113,6 @@ def _root(module: str) -> Path | None:
     return None
 
 
-class Docstring(NamedTuple):
-    """A docstring in two: `query` its first paragraph, `document` the rest, both on one line."""
-
-    name: str
-    query: str
-    document: str
-
-
 def source_files(root: Path) -> list[tuple[str, int]]:
     """Relative paths and sizes of the modules below `root`; "" where it is a file itself."""
     if root.is_file():
@@ -148,10 +137,8 @@ def read_docstrings(
     counts: Counter[str] = Counter(files=0, unreadable_files=0, docstrings=0)
     names: Counter[str] = Counter()
     paths = [(package, path) for package in sorted(roots) for path, _ in files[package]]
-    progress = tqdm(
-        paths, desc="reading docstrings", unit="file", delay=2, leave=False, disable=None
-    )
-    for package, path in progress:
+    bar = tqdm(paths, "reading docstrings", unit="file", delay=2, leave=False, disable=None)
+    for package, path in bar:
         counts["files"] += 1
         try:
             tree = _parsed(roots[package] / path)
@@ -163,8 +150,7 @@ def read_docstrings(
             parts.pop()
         for name, text in _docstrings(tree, ".".join(parts)):
             counts["docstrings"] += 1
-            pair = query_and_document(text)
-            if pair:
+            if pair := query_and_document(text):
                 names[name] += 1
                 again = f"#{names[name]}" if names[name] > 1 else ""
                 found.append(Docstring(name + again, *pair))
@@ -172,13 +158,13 @@ def read_docstrings(
 
 
 def _parsed(path: Path) -> ast.Module:
-    """The tree of a source file; to look for garbage among its nodes takes longer than parsing."""
     collecting = gc.isenabled()
-    gc.disable()
+    gc.disable()  # to look for garbage among so many nodes takes longer than parsing
     try:
         with warnings.catch_warnings():
-            # Invalid escapes and the like are the business of that file's authors.
-            warnings.simplefilter("ignore")
+            warnings.simplefilter(
+                "ignore"
+            )  # invalid escapes are the business of the file's authors
             return ast.parse(path.read_bytes())
     finally:
         if collecting:
@@ -192,9 +178,9 @@ def query_and_document(docstring: str) -> tuple[str, str] | None:
         return None
     query, document = (" ".join(encodable(paragraph).split()) for paragraph in paragraphs)
     least, most = QUERY_WORDS
-    if not least <= len(normalised(query).split()) <= most:
+    if not least <= len(words(query)) <= most or len(words(document)) < DOCUMENT_WORDS:
         return None
-    return (query, document) if len(normalised(document).split()) >= DOCUMENT_WORDS else None
+    return query, document
 
 
 def _docstrings(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:

@@ -6,8 +6,8 @@ are entered when they are asked for. Nothing is read before a method asks for it
 
 import contextlib
 import difflib
+import functools
 import importlib.metadata
-import itertools
 import logging
 import os
 import tarfile
@@ -36,6 +36,7 @@ HINT: Final = (
 )
 # Subsets `x/<name>` of a collection `x`, in the order in which they are looked for.
 SUBSETS: Final = ("encoder", "train", "dev", "validation", "test")
+NEEDED: Final = {"docs": "documents", "queries": "queries", "qrels": "judgments"}
 # Three tries of 15 s for each mirror would keep a machine without a network waiting for minutes.
 DOWNLOAD: Final = {"IR_DATASETS_DL_TRIES": "2", "IR_DATASETS_DL_TIMEOUT": "5"}
 # What ir_datasets logs about its daily work. Terms of use and instructions are shown.
@@ -62,27 +63,36 @@ def read_ir_dataset(name: str) -> Source:
         return _read(name, dataset)
 
 
+def _registered(name: str) -> Any:
+    try:
+        return ir_datasets.load(name)
+    except KeyError:
+        return None
+
+
+def _missing(dataset: Any) -> list[str]:
+    return [what for kind, what in NEEDED.items() if dataset is None or not dataset.has(kind)]
+
+
 def _read(name: str, dataset: Any) -> Source:
-    subsets: dict[str, tuple[str, Any]] = {}
+    subsets: dict[str, str] = {}
     for suffix in SUBSETS:
         part = "validation" if suffix == "dev" else suffix
-        subset = _registered(f"{name}/{suffix}")
-        if subset is not None and part not in subsets and not _lacks(subset):
-            subsets[part] = f"{name}/{suffix}", subset
+        if part not in subsets and not _missing(_registered(f"{name}/{suffix}")):
+            subsets[part] = f"{name}/{suffix}"
     if not subsets:
-        if lacks := _lacks(dataset):
+        if missing := _missing(dataset):
             below = [other for other in ir_datasets.registry if other.startswith(f"{name}/")]
-            judged = [other for other in sorted(below) if not _lacks(_registered(other))][:3]
+            judged = [other for other in sorted(below) if not _missing(_registered(other))][:3]
             instead = f"try {' or '.join(map(repr, judged))}" if judged else HINT
-            raise InputError(f"dataset {name!r} has no {' or '.join(lacks)}: {instead}")
-        subsets["test" if name.endswith("/test") else "all"] = name, dataset
-    whole = dataset if dataset.has_docs() else next(iter(subsets.values()))[1]
+            raise InputError(f"dataset {name!r} has no {' or '.join(missing)}: {instead}")
+        subsets["test" if name.endswith("/test") else "all"] = name
+    whole = dataset if dataset.has_docs() else _registered(next(iter(subsets.values())))
 
     dropped: Counter[str] = Counter()
     documents: dict[str, str] = {}
     docs, total = whole.docs_iter(), whole.docs_count()
-    progress = tqdm(docs, name, total, unit="doc", delay=2, leave=False, disable=None)
-    for doc in progress:
+    for doc in tqdm(docs, name, total, unit="doc", delay=2, leave=False, disable=None):
         doc_id = checked_id(doc.doc_id, f"a document of {name!r}")
         if doc_id in documents:
             dropped["documents with an id seen before"] += 1
@@ -90,17 +100,16 @@ def _read(name: str, dataset: Any) -> Source:
             documents[doc_id] = encodable(_text(doc, titled=True))
     if not documents:
         raise InputError(f"dataset {name!r} has no document: {HINT}")
-    parts = {part: _queries(*subset, documents, dropped) for part, subset in subsets.items()}
+    parts = {part: _queries(subset, documents, dropped) for part, subset in subsets.items()}
     if "test" in parts and not parts["test"].ids:
         # Another subset would silently be taken for the test queries.
         raise InputError(
-            f"dataset {subsets['test'][0]!r} has no query with a relevant document among its"
-            " documents"
+            f"dataset {subsets['test']!r} has no query with a relevant document among its documents"
         )
     provenance = {
         "source": "ir_datasets",
         "ir_datasets": importlib.metadata.version("ir_datasets"),
-        "subsets": {part: subset_id for part, (subset_id, _) in subsets.items()},
+        "subsets": subsets,
         "dropped": {what: count for what, count in dropped.items() if count},
     }
     if not hasattr(whole, "pydocs"):
@@ -110,17 +119,14 @@ def _read(name: str, dataset: Any) -> Source:
     return Source(documents, parts, provenance, pydocs.groups, pydocs.twins)
 
 
-def _queries(name: str, subset: Any, documents: dict[str, str], dropped: Counter[str]) -> QuerySet:
-    of = f"of {name!r}"
-    queries = (
-        (checked_id(query.query_id, f"a query {of}"), _text(query))
-        for query in subset.queries_iter()
-    )
+def _queries(name: str, documents: dict[str, str], dropped: Counter[str]) -> QuerySet:
+    subset, query, judgment = _registered(name), f"a query of {name!r}", f"a judgment of {name!r}"
+    queries = ((checked_id(one.query_id, query), _text(one)) for one in subset.queries_iter())
     judgments = (
         (
-            checked_id(qrel.query_id, f"a judgment {of}"),
-            checked_id(qrel.doc_id, f"a judgment {of}"),
-            checked_grade(qrel.relevance, f"query {qrel.query_id!r} {of}"),
+            checked_id(qrel.query_id, judgment),
+            checked_id(qrel.doc_id, judgment),
+            checked_grade(qrel.relevance, f"query {qrel.query_id!r} of {name!r}"),
         )
         for qrel in subset.qrels_iter()
     )
@@ -140,18 +146,6 @@ def _text(record: Any, titled: bool = False) -> str:
         f"a {type(record).__name__} of the dataset has no text: give its class a field `text` or a"
         " method `default_text` that returns one"
     )
-
-
-def _registered(name: str) -> Any:
-    try:
-        return ir_datasets.load(name)
-    except KeyError:
-        return None
-
-
-def _lacks(dataset: Any) -> list[str]:
-    needed = {"docs": "documents", "queries": "queries", "qrels": "judgments"}
-    return [what for kind, what in needed.items() if not dataset.has(kind)]
 
 
 @contextlib.contextmanager
@@ -186,8 +180,8 @@ def _reason(name: str, error: Exception) -> str:
     downloads = [found for found in frames if isinstance(found, Download)]
     if not downloads:
         return f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
-    mirrors = downloads[-1].mirrors
-    urls = [mirror.url for mirror in mirrors if hasattr(mirror, "url")]
+    file = downloads[-1]
+    urls = [mirror.url for mirror in file.mirrors if hasattr(mirror, "url")]
     if urls:
         # Several mirrors: ir_datasets raises RuntimeError("All ...", [(mirror, error), ...]).
         tried = error.args[1] if len(error.args) == 2 else None
@@ -196,10 +190,8 @@ def _reason(name: str, error: Exception) -> str:
     else:
         site = f"https://ir-datasets.com/{name.split('/')[0]}.html"
         wanted = f"a file that only its owner gives away, see {site}"
-    local = [m.path(force=False) for m in mirrors if isinstance(m, LocalDownload)]
-    place = (
-        downloads[-1].path(force=False) if downloads[-1]._cache_path else next(iter(local), None)
-    )
+    local = [m.path(force=False) for m in file.mirrors if isinstance(m, LocalDownload)]
+    place = file.path(force=False) if file._cache_path else next(iter(local), None)
     return f"needs {wanted}: {f'put it at {place}' if place else 'try again with a network'}"
 
 
@@ -210,23 +202,18 @@ class DocsIter:
     """Iterator over documents in memory that can be sliced, as all of ir_datasets' can be."""
 
     def __init__(self, docs: Sequence[GenericDoc]) -> None:
-        self.docs = docs
-        self.at = 0
+        self.docs, self.left = docs, iter(docs)
 
     def __iter__(self) -> Iterator[GenericDoc]:
         return self
 
     def __next__(self) -> GenericDoc:
-        if self.at >= len(self.docs):
-            raise StopIteration
-        self.at += 1
-        return self.docs[self.at - 1]
+        return next(self.left)
 
     def __getitem__(self, key: Any) -> "DocsIter | GenericDoc":
-        left = self.docs[self.at :]
         if isinstance(key, slice):
-            return DocsIter(left[apply_sub_slice(slice(0, len(left), 1), key)])
-        return left[key]
+            return DocsIter(self.docs[apply_sub_slice(slice(0, len(self.docs), 1), key)])
+        return self.docs[key]
 
 
 class PydocsStore(Docstore):
@@ -256,7 +243,7 @@ class PydocsDocs(BaseDocs):
         return installed_pydocs(self.name)
 
     def docs_iter(self) -> DocsIter:
-        return DocsIter(tuple(itertools.starmap(GenericDoc, self.pydocs().docs.items())))
+        return DocsIter([GenericDoc(*doc) for doc in self.pydocs().docs.items()])
 
     def docs_store(
         self, field: str = "doc_id", options: Any = DEFAULT_DOCSTORE_OPTIONS
@@ -274,8 +261,7 @@ class PydocsQueries(BaseQueries):
     queries_namespace = staticmethod(lambda: NAME)
 
     def __init__(self, name: str, splits: Sequence[str]) -> None:
-        self.name = name
-        self.splits = splits
+        self.name, self.splits = name, splits
 
     def queries_iter(self) -> Iterator[GenericQuery]:
         pydocs = installed_pydocs(self.name)
@@ -290,6 +276,7 @@ class PydocsQrels(BaseQrels):
     """The judgments of some queries."""
 
     qrels_cls = staticmethod(lambda: TrecQrel)
+    qrels_defs = staticmethod(lambda: {1: "the rest of a docstring that begins with the query"})
 
     def __init__(self, of: PydocsQueries) -> None:
         self.of = of
@@ -303,24 +290,22 @@ class PydocsQrels(BaseQrels):
     def qrels_count(self) -> int:
         return sum(1 for _ in self.qrels_iter())
 
-    def qrels_defs(self) -> dict[int, str]:
-        return {1: "the rest of a docstring that begins with the query"}
+
+_docs = functools.cache(PydocsDocs)  # the same object is how ir_datasets knows a parent
 
 
-def _dataset(docs: PydocsDocs, name: str, split: str | None) -> Dataset:
+def _dataset(name: str, split: str | None = None) -> Dataset:
     queries = PydocsQueries(name, SPLITS if split is None else (split,))
-    return Dataset(docs, queries, PydocsQrels(queries))
+    return Dataset(_docs(name), queries, PydocsQrels(queries))
 
 
 def _register() -> None:
-    docs = PydocsDocs(NAME)
-    for split in (None, *SPLITS):
-        entry = NAME if split is None else f"{NAME}/{split}"
-        if entry not in ir_datasets.registry:
-            ir_datasets.registry.register(entry, _dataset(docs, NAME, split))
+    if NAME not in ir_datasets.registry:
+        ir_datasets.registry.register(NAME, _dataset(NAME))
+        for split in SPLITS:
+            ir_datasets.registry.register(f"{NAME}/{split}", _dataset(NAME, split))
     ir_datasets.registry.register_pattern(
-        rf"^({NAME}:[^/]+)(?:/({'|'.join(SPLITS)}))?$",
-        lambda _, found: _dataset(PydocsDocs(found[0]), *found),
+        rf"^({NAME}:[^/]+)(?:/({'|'.join(SPLITS)}))?$", lambda _, found: _dataset(*found)
     )
 
 

@@ -1,17 +1,13 @@
 """pydocs: real text on every machine. Docstrings of the standard library, numpy and torch.
 
 A query is the first paragraph of a docstring, its document the rest of it. CodeSearchNet (Husain
-et al. 2019, arXiv:1909.09436) pairs docstrings and code the same way. `pydocs:NAME,NAME` reads
-other installed packages alike, see `maw_gym.corpora.docstrings`.
-
-What was read is kept in one file, which another machine can use without the packages: give its path
-as the dataset.
+et al. 2019, arXiv:1909.09436) pairs docstrings and code the same way. What was read is cached in
+one file, which another machine can use without the packages, by its path.
 """
 
 import functools
 import itertools
 import json
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from maw_gym import files
 from maw_gym.corpora import docstrings
@@ -26,9 +23,7 @@ from maw_gym.corpora.collection import Groups, QuerySet, Source
 from maw_gym.corpora.docstrings import DEFAULT, STANDARD_LIBRARY, Docstring
 from maw_gym.corpora.splits import ENDS, SPLITS, fraction, side
 from maw_gym.corpora.text import normalised
-from maw_gym.errors import DamagedFileError, InputError
-
-logger = logging.getLogger(__name__)
+from maw_gym.errors import DamagedFileError, InputError, first_line
 
 NAME: Final = "pydocs"
 KIND: Final = "pydocs"  # of files
@@ -131,16 +126,16 @@ def installed_pydocs(name: str = NAME) -> Pydocs:
     Raises:
         InputError: it names a package that is not installed, or none with docstrings.
     """
-    names = {one.strip() for one in name.removeprefix(f"{NAME}:").split(",")} - {""}
-    if name in (NAME, f"{NAME}:{DEFAULT}"):
+    names = {one.strip() for one in name.removeprefix(NAME).removeprefix(":").split(",")} - {""}
+    if name == NAME:
         names = {DEFAULT}
     if not names:
         raise InputError(f"{name!r} names no package; name some, such as pydocs:default,scipy")
-    packages = docstrings.named_packages(names)
-    sources = {package: docstrings.source_files(root) for package, root in packages.roots.items()}
+    roots, versions = docstrings.named_packages(names)
+    sources = {package: docstrings.source_files(root) for package, root in roots.items()}
     settings = {
         "format": FORMAT,
-        "versions": packages.versions,
+        "versions": versions,
         "files": sources,
         "left_out": sorted(docstrings.LEFT_OUT),
         "words": [*docstrings.QUERY_WORDS, docstrings.DOCUMENT_WORDS],
@@ -149,27 +144,21 @@ def installed_pydocs(name: str = NAME) -> Pydocs:
     }
     label = "" if names == {DEFAULT} else "+".join(sorted(names))[:80] + "-"  # for people
     path = files.cache_home() / NAME / f"{label}{files.content_key(settings)}.safetensors"
-    made: list[Pydocs] = []
 
-    def make() -> Pydocs:
-        found, counts = docstrings.read_docstrings(packages.roots, sources)
+    def read() -> Pydocs:
+        found, counts = docstrings.read_docstrings(roots, sources)
         pydocs = build(found)
         sides = Counter(pydocs.sides.values())
         provenance = {
-            "versions": packages.versions,
+            "versions": versions,
             **counts,
             "pairs": len(found),
             "documents": len(pydocs.docs),
             "queries": {split: sides[split] for split in SPLITS},
         }
-        made.append(pydocs._replace(provenance=provenance))
-        return made[0]
+        return pydocs._replace(provenance=provenance)
 
-    try:
-        pydocs = files.cached(path, make, write_pydocs, read_pydocs_file)
-    except InputError as problem:
-        logger.warning("pydocs is not cached: %s", problem)
-        pydocs = made[0] if made else make()
+    pydocs = files.cached(path, read, write_pydocs, read_pydocs_file)
     if not pydocs.queries:
         raise InputError(f"{name!r} has no docstring of two paragraphs; name other packages")
     return pydocs
@@ -188,20 +177,16 @@ def read_pydocs_file(path: Path) -> Pydocs:
     """The collection in a file of a cache, which a stranger may have made."""
     tensors = files.read(path, KIND).tensors
     try:
-        pydocs = Pydocs(**json.loads(bytes(tensors["json"].numpy())))
-        versions = pydocs.provenance["versions"]
-        for texts in (pydocs.docs, pydocs.queries, pydocs.twins, versions):
-            for text_id, text in texts.items():
-                str.encode(text_id), str.encode(text)
-        if not pydocs.queries.keys() == pydocs.relevance.keys() == pydocs.twins.keys():
-            raise ValueError("not every query has documents")
+        pydocs = TypeAdapter(Pydocs).validate_json(bytes(tensors["json"].numpy()))
+        same = pydocs.queries.keys() == pydocs.relevance.keys() == pydocs.twins.keys()
+        if not same or "versions" not in pydocs.provenance:
+            raise ValueError("not every query has documents, or they have no versions")
         for query_id, relevant in pydocs.relevance.items():
-            if not isinstance(relevant, list) or not pydocs.docs.keys() >= set(relevant) > set():
+            if not pydocs.docs.keys() >= set(relevant) > set():
                 raise ValueError(f"query {query_id[:60]!r} has no documents")
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(
-            f"{path} is not a pydocs collection of this version ({type(error).__name__}:"
-            f" {error}); give another"
+            f"{path} is not a pydocs collection of this version ({first_line(error)}); give another"
         ) from None
     return pydocs
 

@@ -5,7 +5,6 @@ a side does not depend on the order of the source.
 """
 
 import hashlib
-import math
 from bisect import bisect
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -130,7 +129,7 @@ def _without_recurring(parts: Mapping[str, QuerySet]) -> tuple[dict[str, QuerySe
 def check_balance(balance: float) -> float:
     """`balance` as a float in [0, 1]."""
     number = isinstance(balance, (int, float)) and not isinstance(balance, bool)
-    if not number or not math.isfinite(balance) or not 0 <= balance <= 1:
+    if not number or not 0 <= balance <= 1:
         raise InputError(
             "balance must be a number from 0 (groups equally likely) to 1 (as they are), got"
             f" {shown(balance)}"

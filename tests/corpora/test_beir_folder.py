@@ -3,12 +3,13 @@ import os
 
 import pytest
 
-from maw_gym.corpora import beir, load_collection
+from maw_gym.corpora import load_collection
 from maw_gym.corpora.beir import read_beir_folder
 from maw_gym.corpora.collection import QuerySet
 from maw_gym.errors import InputError
 
 HEAD = "query-id\tcorpus-id\tscore\n"
+PARTS = ("train.tsv", "dev.tsv", "test.tsv")
 
 
 def lines(*records):
@@ -45,6 +46,10 @@ def refused(folder, *parts):
         assert str(part) in str(caught.value)
 
 
+def content(folder):
+    return load_collection(str(folder)).provenance["content"]
+
+
 def test_documents_and_parts(folder):
     source = read_beir_folder(folder)
     assert source.documents == {
@@ -74,11 +79,11 @@ def test_groups_are_those_that_the_metadata_name(folder):
             {"_id": "q2", "text": "query 2"},
         )
     )
-    (folder / "corpus.jsonl").write_text(
-        lines(
-            {"_id": "d1", "text": "x", "metadata": {"group": "right"}}, {"_id": "d2", "text": "y"}
-        )
+    documents = (
+        {"_id": "d1", "text": "x", "metadata": {"group": "right"}},
+        {"_id": "d2", "text": ""},
     )
+    (folder / "corpus.jsonl").write_text(lines(*documents))
     collection = load_collection(str(folder))
     assert collection.groups == ({"q4": "left"}, {"d1": "right"})
     assert collection.query_groups("test") == ("left",)
@@ -95,15 +100,16 @@ def test_splits_and_the_hash_of_the_content(folder, caplog):
     json.dumps(collection.provenance)
     assert "dropped 1 judgments of missing documents" in caplog.text
     before = collection.provenance["content"]
-    assert len(before) == 64
     (folder / "link").symlink_to(folder)
-    assert load_collection(str(folder / "link")).provenance["content"] == before
+    for file in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):  # a byte order mark
+        (folder / file).write_text((folder / file).read_text(), "utf-8-sig")
+    assert content(folder / "link") == before
     (folder / "qrels" / "test.tsv").write_text("q4\td1\t2\nq4\td2\t0\n")
-    assert load_collection(str(folder)).provenance["content"] != before
+    assert content(folder) != before
 
 
 def test_a_single_file_of_judgments_is_cut_into_folds(folder):
-    for name in ("train.tsv", "dev.tsv", "test.tsv"):
+    for name in PARTS:
         (folder / "qrels" / name).unlink()
     (folder / "qrels" / "all.tsv").write_text("".join(f"q{i}\td1\t1\n" for i in range(6)))
     # In the order of their hash: 5 .066, 4 .289, 2 .448, 1 .450, 0 .523, 3 .827
@@ -121,13 +127,11 @@ NOT_UTF8 = "not UTF-8; save the file as UTF-8, such as by iconv -f"
     [
         ("corpus.jsonl", b'{"_id": "d5", "text": ', 5, ["not JSON"]),
         ("corpus.jsonl", b'{"_id": "d5", "text": "caf\xe9"}', 5, [f"{NOT_UTF8} LATIN1"]),
-        ("corpus.jsonl", '{"_id": "d5"}'.encode("utf-16-le"), 5, [f"{NOT_UTF8} UTF-16"]),
         ("corpus.jsonl", b"[1]", 5, ["[1]"]),
         ("corpus.jsonl", b'{"text": "x"}', 5, ["_id", "None"]),
         ("corpus.jsonl", b'{"_id": "a b", "text": "x"}', 5, ["_id", "'a b'"]),
         ("corpus.jsonl", b'{"_id": "d1", "text": "x"}', 5, ["'d1'", "unique"]),
         ("corpus.jsonl", b'{"_id": "d5"}', 5, ["text"]),
-        ("corpus.jsonl", b'{"_id": "d5", "text": 3}', 5, ["title and text must be texts"]),
         ("corpus.jsonl", b'{"_id": "d5", "text": false}', 5, ["title and text must be texts"]),
         ("corpus.jsonl", b'{"_id": "d5", "title": [], "text": "x"}', 5, ["must be texts"]),
         ("corpus.jsonl", b'{"_id": "d\\u00005", "text": "x"}', 5, ["NUL, got 'd\\x005'"]),
@@ -136,7 +140,6 @@ NOT_UTF8 = "not UTF-8; save the file as UTF-8, such as by iconv -f"
         ("queries.jsonl", b"[" * 100_000, 7, ["not JSON"]),
         ("qrels/train.tsv", b"q0\td1\t" + b"9" * 400, 4, ["to 1000000, got '9999"]),
         ("qrels/train.tsv", b"q0\td1\t0.9", 4, ["a grade must be a whole number", "'0.9'"]),
-        ("qrels/train.tsv", b"q0\td1\tyes", 4, ["a grade must be a whole number", "'yes'"]),
         ("qrels/train.tsv", b"q0\td1\t0", 4, ["'d1' has two grades for query 'q0', 1 and 0"]),
         ("qrels/train.tsv", b"q0 0 d1 1", 4, ["tabs"]),
         ("qrels/train.tsv", b"q0\td\xff\t1", 4, [NOT_UTF8]),
@@ -156,36 +159,24 @@ def test_files_of_utf_16_are_refused_at_once(folder, file, encoding):
     refused(folder, f"{path}, line 1: {NOT_UTF8} UTF-16 -t UTF-8")
 
 
-def test_a_byte_order_mark_of_utf_8_is_no_matter(folder):
-    before = load_collection(str(folder)).provenance["content"]
-    for file in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
-        (folder / file).write_text((folder / file).read_text(), "utf-8-sig")
-    assert load_collection(str(folder)).provenance["content"] == before
-
-
 @pytest.mark.parametrize(
     "judgments",
     [
         "q4\td1\t1\n",
         "q4\td1\t1.0\n",
-        '"q4"\t"d1"\t"1"\n',
         "q4\td1\t1\nq4\td1\t1\n",
         "query_id\tdoc_id\trelevance\nq4\td1\t1\n",
         "Query ID\tdocument\tlabel\nq4\td1\t1\n",
         '\n"topic"\t"doc"\t"grade"\nq4\td1\t1\n',
+        '"q4"\t"The_""B""_Side"\t"1"\n',  # as csv writes quotation marks
     ],
 )
 def test_usual_ways_to_write_judgments(folder, judgments):
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write(lines({"_id": 'The_"B"_Side', "text": "x"}))
     (folder / "qrels" / "test.tsv").write_text(judgments)
-    assert read_beir_folder(folder).parts["test"].relevance == ({"d1": 1},)
-
-
-def test_ids_with_quotation_marks_are_read_as_csv_writes_them(folder):
-    (folder / "corpus.jsonl").write_text(lines({"_id": 'The_"B"_Side', "text": "x"}))
-    for name in ("train.tsv", "dev.tsv"):
-        (folder / "qrels" / name).unlink()
-    (folder / "qrels" / "test.tsv").write_text('q4\t"The_""B""_Side"\t1\n')
-    assert read_beir_folder(folder).parts["test"].relevance == ({'The_"B"_Side': 1},)
+    (grades,) = read_beir_folder(folder).parts["test"].relevance
+    assert grades == ({'The_"B"_Side': 1} if "Side" in judgments else {"d1": 1})
 
 
 @pytest.mark.parametrize(
@@ -202,15 +193,14 @@ def test_what_may_be_test_judgments_under_another_name_is_refused(folder, name):
 
 
 def test_other_judgments_beside_the_right_ones_are_named(folder, caplog):
-    before = load_collection(str(folder)).provenance["content"]
+    before = content(folder)
     caplog.clear()
     for name in ("test.tsv.gz", "hard.tsv", "validation.tsv"):
         (folder / "qrels" / name).write_text("")
-    assert load_collection(str(folder)).provenance["content"] == before
+    assert content(folder) == before
     told = [message.split(" ")[0] for message in caplog.messages if "is not read" in message]
-    assert told == [
-        f"{folder}/qrels/{name}" for name in ("hard.tsv", "test.tsv.gz", "validation.tsv")
-    ]
+    names = ("hard.tsv", "test.tsv.gz", "validation.tsv")
+    assert told == [f"{folder}/qrels/{name}" for name in names]
 
 
 def test_missing_and_empty_files(folder):
@@ -221,7 +211,7 @@ def test_missing_and_empty_files(folder):
     (folder / "queries.jsonl").unlink()
     refused(folder, folder / "queries.jsonl", "no file of a collection")
     (folder / "queries.jsonl").write_text(lines({"_id": "q0", "text": "x"}))
-    for name in ("train.tsv", "dev.tsv", "test.tsv"):
+    for name in PARTS:
         (folder / "qrels" / name).unlink()
     refused(folder, folder / "qrels", "put the judgments (query-id, corpus-id, score) in test.tsv")
     (folder / "corpus.jsonl").unlink()
@@ -250,15 +240,5 @@ def test_what_is_no_regular_file_is_not_waited_for(folder):
     path.symlink_to("nowhere")
     refused(folder, path, "no file of a collection")
     path.unlink()
-    path.mkdir()
-    refused(folder, f"{path} is not a regular file")
-    path.rmdir()
     os.mkfifo(path)
     refused(folder, f"{path} is not a regular file")
-
-
-def test_a_line_without_end_is_not_read_whole(folder, monkeypatch):
-    monkeypatch.setattr(beir, "LONGEST_LINE", 1000)
-    with (folder / "corpus.jsonl").open("ab") as file:
-        file.truncate(2**30)  # takes no room on the disk
-    refused(folder, f"{folder / 'corpus.jsonl'}, line 5: longer than 1000 bytes")

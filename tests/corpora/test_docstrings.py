@@ -39,14 +39,17 @@ def test_names_of_modules_classes_functions_and_what_is_in_them(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "__init__.py").write_text(docstring("The package as a whole."))
     (tmp_path / "sub" / "__init__.py").write_text(docstring("A package in it."))
-    body = "class A:\n    def f(self):\n        " + docstring("A method of a class.")
-    body += "    if True:\n        async def g(self):\n            " + docstring(
-        "An async one here."
+    body = "".join(
+        (
+            "class A:\n    def f(self):\n        " + docstring("A method of a class."),
+            "    if True:\n        async def g(self):\n            ",
+            docstring("An async one here."),
+            "try:\n    pass\nexcept OSError:\n    def h():\n        x = lambda: 0\n",
+            "        def inner():\n            " + docstring("A function in a function."),
+            "def h():\n    " + docstring("First of the name."),
+            "def h():\n    " + docstring("Second of the name."),
+        )
     )
-    body += "try:\n    pass\nexcept OSError:\n    def h():\n        x = lambda: 0\n"
-    body += "        def inner():\n            " + docstring("A function in a function.")
-    body += "def h():\n    " + docstring("First of the name.")
-    body += "def h():\n    " + docstring("Second of the name.")
     (tmp_path / "sub" / "mod.py").write_text(body)
     found, counts = read(tmp_path)
     assert [(name, query) for name, query, _ in found] == [

@@ -1,6 +1,5 @@
 """pydocs: docstrings as a collection; other packages by name, and files of what was read."""
 
-import gzip
 import json
 import shutil
 import sys
@@ -88,24 +87,6 @@ def test_pairs_are_over_the_threshold_and_not_at_it():
     assert list(near_duplicates([], 0.7)) == []
 
 
-def test_the_same_pairs_as_by_brute_force():
-    random = np.random.default_rng(0)
-    texts = [[str(word) for word in random.integers(0, 6, random.integers(3, 14))] for _ in "x" * 9]
-    for text in list(texts) * 6:
-        changed = list(text)
-        changed[random.integers(len(changed))] = "new"
-        texts.append(changed)
-    grams = [set(zip(text, text[1:], text[2:], strict=False)) for text in texts]
-    expected = [
-        (one, other)
-        for other in range(len(texts))
-        for one in range(other)
-        if len(grams[one] & grams[other]) / len(grams[one] | grams[other]) > 0.5
-    ]
-    assert sorted(near_duplicates(texts, 0.5)) == sorted(expected)
-    assert len(expected) > 20
-
-
 def forget():
     """As if the process began now."""
     docstrings._importable.cache_clear()
@@ -159,25 +140,20 @@ def test_named_packages_with_groups(installed, names):
         "queries": {"encoder": 1, "train": 2, "validation": 0, "test": 1},
     }
     assert is_pydocs(collection)
-
-
-def test_its_splits_are_datasets_of_ir_datasets(installed):
-    train = ir_datasets.load("pydocs:left,right/train")
-    assert [query.query_id for query in train.queries_iter()] == ["left.b", "right.c"]
-    assert train.docs_count() == 4
+    assert ir_datasets.load("pydocs:left,right/train").docs_count() == 4
     assert load_collection("pydocs:left,right/test").splits["test"].ids == ("right.d",)
 
 
 def test_packages_are_found_without_importing(installed):
-    standard = named_packages(["left", "default"])
-    assert list(standard.roots) == ["", "left", "numpy", "torch"]
-    assert list(standard.versions) == ["left", "numpy", "python", "torch"]
+    roots, versions = named_packages(["left", "default"])
+    assert list(roots) == ["", "left", "numpy", "torch"]
+    assert list(versions) == ["left", "numpy", "python", "torch"]
     for package, file in {"": "os.py", "numpy": "__init__.py", "torch": "nn/functional.py"}.items():
-        assert (standard.roots[package] / file).is_file()
-    everything = named_packages(["installed"])
-    assert {"", "numpy", "torch", "left", "right", "pytest", "_pytest"} <= set(everything.roots)
-    assert "test" not in everything.roots  # a folder of tests that a project has left there
-    assert named_packages(["left"]).roots == {"left": installed / "left"}
+        assert (roots[package] / file).is_file()
+    everything, _ = named_packages(["installed"])
+    assert {"", "numpy", "torch", "left", "right", "pytest", "_pytest"} <= set(everything)
+    assert "test" not in everything  # a folder of tests that a project has left there
+    assert named_packages(["left"])[0] == {"left": installed / "left"}
     assert "left" not in sys.modules
 
 
@@ -202,17 +178,6 @@ def test_names_that_are_none(installed, name, parts):
         assert part in str(caught.value)
 
 
-def test_twins_share_a_fold(installed, home):
-    """left.b and right.c have documents that are nearly the same, in whichever fold they are."""
-    folds = [load_collection("pydocs:left,right", fold, folds=3) for fold in range(3)]
-    # In the order of the hash: a .088; b and c, by "close the file at once", .775; d .971.
-    tests = [("left.a",), ("left.b", "right.c"), ("right.d",)]
-    assert [one.splits["test"].ids for one in folds] == tests
-    (file,) = cache_files(home, "left+right-*")
-    again = load_collection(str(file), fold=1, folds=3)
-    assert again.provenance["content"] == folds[1].provenance["content"]
-
-
 def test_what_was_read_is_cached_and_sources_are_the_key(installed, home, monkeypatch):
     first = installed_pydocs("pydocs:left,right")
     (path,) = cache_files(home)
@@ -221,10 +186,11 @@ def test_what_was_read_is_cached_and_sources_are_the_key(installed, home, monkey
     with monkeypatch.context() as patch:
         patch.setattr(docstrings, "read_docstrings", lambda *_: pytest.fail("read again"))
         assert installed_pydocs("pydocs:left,right") == first
-    installed_pydocs.cache_clear()
-    path.unlink()
-    assert installed_pydocs("pydocs:left,right") == first
-    assert path.read_bytes() == stored
+    for damaged in (None, stored[:99]):
+        installed_pydocs.cache_clear()
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        assert installed_pydocs("pydocs:left,right") == first
+        assert path.read_bytes() == stored
     (installed / "left" / "e.py").write_text(f'"""{SUM}\n\n{unlike("e")}\n"""\n')
     installed_pydocs.cache_clear()
     assert "left.e" in installed_pydocs("pydocs:left,right").docs
@@ -235,42 +201,27 @@ def test_what_was_read_is_cached_and_sources_are_the_key(installed, home, monkey
     assert len(cache_files(home)) == 3
 
 
-def test_a_damaged_cache_is_noticed_and_built_anew(installed, home, caplog):
-    first = installed_pydocs("pydocs:left")
-    (path,) = cache_files(home)
-    whole = path.read_bytes()
-    bomb = gzip.compress(bytes(10**7))
-    for damaged in (b"", whole[:99], b"foreign", whole.replace(b"Open", b"Shut"), bomb):
-        path.write_bytes(damaged)
-        installed_pydocs.cache_clear()
-        assert installed_pydocs("pydocs:left") == first
-        assert path.read_bytes() == whole
-        assert f"{path} " in caplog.text
-        assert "it is made anew" in caplog.text
-        caplog.clear()
-
-
-def test_without_a_place_for_the_cache_it_is_read_all_the_same(installed, home, caplog):
+def test_without_a_place_for_the_cache_one_line_says_so(installed, home):
     home.write_text("a file, not a folder")
-    assert len(installed_pydocs("pydocs:left").docs) == 2
-    assert caplog.messages == [
-        f"pydocs is not cached: the cache {home / 'pydocs'} cannot be written: Not a directory; set"
-        " MAW_GYM_HOME to a folder that can"
-    ]
+    with pytest.raises(InputError, match=r"^the cache .*pydocs cannot be written: Not a directory"):
+        installed_pydocs("pydocs:left")
 
 
 def test_the_cache_file_serves_where_the_packages_are_not(installed, home, monkeypatch):
-    here = load_collection("pydocs:left,right")
+    # left.b and right.c, whose documents are nearly the same, are in one fold. In the order of the
+    # hash: a .088; b and c, by "close the file at once", .775; d .971.
+    folds = [load_collection("pydocs:left,right", fold, folds=3) for fold in range(3)]
+    tests = [("left.a",), ("left.b", "right.c"), ("right.d",)]
+    assert [one.splits["test"].ids for one in folds] == tests
     there = installed.parent / "carried.safetensors"
     shutil.copyfile(*cache_files(home, "left+right-*"), there)
     shutil.rmtree(installed)
     forget()
     monkeypatch.setenv("MAW_GYM_HOME", str(installed.parent / "another home"))
-    collection = load_collection(str(there))
-    assert collection.doc_texts == here.doc_texts
-    assert collection.splits == here.splits
-    assert collection.groups == here.groups
-    assert collection.provenance["content"] == here.provenance["content"]
+    collection = load_collection(str(there), 1, folds=3)
+    for name in ("doc_texts", "splits", "groups"):
+        assert getattr(collection, name) == getattr(folds[1], name)
+    assert collection.provenance["content"] == folds[1].provenance["content"]
     assert is_pydocs(collection)
 
 
@@ -286,19 +237,14 @@ WHOLE = {
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ([], "TypeError"),
-        ({}, "missing 5 required"),
-        (WHOLE | {"docs": {"a": 1}}, "TypeError"),
-        (WHOLE | {"docs": {"a": "\ud800"}}, "UnicodeEncodeError"),
-        (WHOLE | {"docs": [["a", "x"]]}, "AttributeError"),
-        (WHOLE | {"queries": 7}, "AttributeError"),
+        ([], "5 validation errors for Pydocs"),
+        (WHOLE | {"docs": {"a": 1}}, "1 validation error for Pydocs"),
+        (WHOLE | {"docs": {"a": "\ud800"}}, "1 validation error"),
+        (WHOLE | {"queries": 7}, "1 validation error"),
         (WHOLE | {"queries": {"q": "text", "r": "text"}}, "not every query has documents"),
         (WHOLE | {"relevance": {"q": ["b"]}}, "query 'q' has no documents"),
         (WHOLE | {"relevance": {"q": []}}, "query 'q' has no documents"),
-        (WHOLE | {"relevance": {"q": "a"}}, "query 'q' has no documents"),
-        (WHOLE | {"twins": {"q": 7}}, "TypeError"),
-        (WHOLE | {"provenance": {}}, "KeyError: 'versions'"),
-        (WHOLE | {"provenance": {"versions": {"python": 3}}}, "TypeError"),
+        (WHOLE | {"provenance": {}}, "or they have no versions"),
     ],
 )
 def test_files_with_something_else_in_them(tmp_path, content, reason):
@@ -312,19 +258,6 @@ def test_files_with_something_else_in_them(tmp_path, content, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_files_of_another_kind_and_damaged_ones(tmp_path):
-    path = tmp_path / "x.safetensors"
-    files.write(path, {"json": torch.zeros(2)}, "encoder", {})
-    with pytest.raises(InputError, match="holds a 'encoder', not a 'pydocs'"):
-        load_collection(str(path))
-    files.write(path, {"json": torch.zeros(2)}, "pydocs", {})
-    with pytest.raises(InputError, match="is not a pydocs collection"):
-        load_collection(str(path))
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match="is not a readable safetensors file"):
-        load_collection(str(path))
-
-
 def test_the_installed_collection():
     """The real one: counts, shares, no text on two sides, and a quick second reading."""
     collection = installed_pydocs()
@@ -335,15 +268,13 @@ def test_the_installed_collection():
     for split, share in {"encoder": 0.60, "train": 0.20, "validation": 0.05, "test": 0.15}.items():
         assert counts[split] / total == pytest.approx(share, abs=0.02)
     assert collection.provenance["unreadable_files"] < 20
-    texts = [normalised(query) for query in collection.queries.values()]
-    assert len(set(texts)) == total
+    assert len(set(map(normalised, collection.queries.values()))) == total
     side_of_doc: dict[str, str] = {}
     for query_id, split in collection.sides.items():
         for doc_id in collection.relevance[query_id]:
             assert side_of_doc.setdefault(doc_id, split) == split
     assert set(side_of_doc) == set(collection.docs)
-    documents = [normalised(text) for text in collection.docs.values()]
-    assert len(set(documents)) == len(documents)
+    assert len(set(map(normalised, collection.docs.values()))) == len(collection.docs)
     assert collection.queries["torch.nn.modules.linear.Bilinear"].startswith("Applies a bilin")
     assert not [name for name in collection.docs if " " in name or ".tests." in name]
     start = time.process_time()  # what else runs on the machine counts nothing

@@ -23,19 +23,19 @@ def divided(parts, *arguments):
     return [list(found.ids) for found in splits.values()]
 
 
-def test_fraction_is_the_first_48_bits_of_the_sha256():
-    # sha256("a") begins with ca978112ca1b.
-    assert fraction("a") == 0xCA978112CA1B / 2**48
-    assert fraction("a") == pytest.approx(0.791374, abs=1e-6)
+def joined(parts, *arguments):
+    return ["".join(ids) for ids in divided(parts, *arguments)]
 
 
-def test_side_of_a_position():
+def test_side_of_a_text():
+    # sha256("a") begins with ca978112ca1b: its first 48 bits.
+    assert fraction("a") == 0xCA978112CA1B / 2**48 == pytest.approx(0.791374, abs=1e-6)
     ends = (0.0, 0.5999, 0.60, 0.7999, 0.80, 0.8499, 0.85, 0.9999)
-    expected = ["encoder"] * 2 + ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
-    assert [side(position) for position in ends] == expected
+    assert [side(position) for position in ends] == [split for split in SPLITS for _ in range(2)]
 
 
 TWELVE = [f"query {i}" for i in range(12)]
+MARKS = ("learn C#", "LEARN  C++", "🙂", "दिन"), ("learn C++", "🍕", "दीन")
 
 
 @pytest.mark.parametrize(
@@ -56,20 +56,13 @@ TWELVE = [f"query {i}" for i in range(12)]
         ),
         # C++ in capitals alone: texts that differ in symbols or marks are different.
         (
-            {
-                "train": ("learn C#", "LEARN  C++", "🙂", "दिन"),
-                "validation": "v",
-                "test": ("learn C++", "🍕", "दीन"),
-            },
-            *("", ["learn C#", "🙂", "दिन"], "v", ["learn C++", "🍕", "दीन"]),
+            {"train": MARKS[0], "validation": "v", "test": MARKS[1]},
+            *("", ["learn C#", "🙂", "दिन"], "v", MARKS[1]),
         ),
     ],
 )
 def test_parts_and_what_is_missing(parts, encoder, train, validation, test):
-    expected = [encoder, train, validation, test]
-    assert divided({part: list(texts) for part, texts in parts.items()}, 0) == [
-        list(texts) for texts in expected
-    ]
+    assert divided(parts, 0) == [list(texts) for texts in (encoder, train, validation, test)]
 
 
 def test_what_was_done_is_told():
@@ -87,26 +80,23 @@ def test_what_was_done_is_told():
 
 # In the order of their hash: d .096, f .145, c .18, b .243, e .248, h .667, l .675, a .79, g .80
 @pytest.mark.parametrize(
-    ("folds", "tests"),
-    [(None, ["dh", "fl", "ac", "bg", "e"]), (3, ["bdl", "aef", "cgh"])],
+    ("folds", "together", "tests", "fold_of_rest", "rest"),
+    [
+        # The largest hash of the rest is for validation.
+        (None, "", ["dh", "fl", "ac", "bg", "e"], 0, ["", "abcefl", "g"]),
+        (3, "", ["bdl", "aef", "cgh"], 2, ["", "bdefl", "a"]),
+        # a and c go where d goes, which is first in the order of the hash; then f, b, e, h, l, g.
+        (4, "acd", ["acdh", "fl", "bg", "e"], 1, ["", "abcdeh", "g"]),
+    ],
 )
-def test_folds_deal_the_texts_in_the_order_of_their_hash(folds, tests):
-    parts = [divided({"all": list("abcdefghl")}, fold, folds) for fold in range(len(tests))]
-    assert ["".join(splits[3]) for splits in parts] == tests
-
-
-def test_the_rest_of_a_fold_has_its_largest_hash_for_validation():
-    splits = divided({"all": list("abcdefghl")}, 0)
-    assert ["".join(split) for split in splits] == ["", "abcefl", "g", "dh"]
-
-
-def test_twins_are_in_the_same_fold_and_on_the_same_side():
-    # a and c go where d goes, which is first in the order of the hash; then f, b, e, h, l, g.
-    twins = {text: "d" if text in "acd" else text for text in "abcdefghl"}
-    folds = [divided({"all": list("abcdefghl")}, fold, 4, twins) for fold in range(4)]
-    assert ["".join(splits[3]) for splits in folds] == ["acdh", "fl", "bg", "e"]
-    # Of the rest of fold 1 the largest hash, that of g, is for validation.
-    assert ["".join(split) for split in folds[1]] == ["", "abcdeh", "g", "fl"]
+def test_folds_deal_the_texts_in_the_order_of_their_hash(
+    folds, together, tests, fold_of_rest, rest
+):
+    twins = {text: "d" if text in together else text for text in "abcdefghl"}
+    parts = {"all": list("abcdefghl")}
+    found = [joined(parts, fold, folds, twins) for fold in range(len(tests))]
+    assert [splits[3] for splits in found] == tests
+    assert found[fold_of_rest][:3] == rest
 
 
 def test_equal_texts_are_never_parted():
@@ -125,38 +115,29 @@ def test_500_queries_outside_test_are_divided_by_their_hash():
     assert test == ["x"]
     assert sorted(encoder + train + validation) == sorted(texts)
     # With its own validation part the ends are .75 and 1, and 499 + 1 are enough.
-    encoder, train, validation, _ = divided(
-        {"train": texts[:499], "validation": ["v"], "test": ["x"]}, 0
-    )
+    parts = {"train": texts[:499], "validation": ["v"], "test": ["x"]}
+    encoder, train, validation, _ = divided(parts, 0)
     assert {"query 0", "query 1"} <= set(encoder)
     assert {"query 3", "query 7", "query 11"} <= set(train)
     assert validation == ["v"]
-    assert not divided({"train": texts[:498], "validation": ["v"], "test": ["x"]}, 0)[0]
+    assert not divided(parts | {"train": texts[:498]}, 0)[0]
 
 
 def test_subsets_are_pooled_with_all_their_judgments():
     one = QuerySet(("1", "2"), ("one", "two"), ({"a": 1}, {"b": 1}))
     other = QuerySet(("2", "3"), ("two", "three"), ({"a": 2, "b": 0}, {"c": 1}))
-    assert pooled({"train": one, "test": other}) == QuerySet(
-        ("1", "2", "3"), ("one", "two", "three"), ({"a": 1}, {"b": 0, "a": 2}, {"c": 1})
-    )
+    relevance = ({"a": 1}, {"b": 0, "a": 2}, {"c": 1})
+    expected = QuerySet(("1", "2", "3"), ("one", "two", "three"), relevance)
+    assert pooled({"train": one, "test": other}) == expected
     with pytest.raises(InputError, match=r"^query id '2' stands for different texts"):
         pooled({"train": one, "test": other._replace(texts=("zwei", "three"))})
 
 
-@pytest.mark.parametrize(
-    ("balance", "of_a", "of_b"),
-    [
-        (1, 1 / 4, 1 / 4),
-        (0, 1 / 6, 1 / 2),  # each group half
-        (0.5, 0.2113249, 0.3660254),  # the groups as sqrt(3) : 1
-    ],
-)
-def test_groups_are_as_likely_as_a_power_of_their_size(balance, of_a, of_b):
-    assert balanced_shares("aaba", balance) == pytest.approx([of_a, of_a, of_b, of_a], abs=1e-7)
-
-
-@pytest.mark.parametrize("balance", [-0.1, 1.1, float("nan"), float("inf"), "0", None, True])
-def test_other_exponents_are_refused(balance):
-    with pytest.raises(InputError, match=r"^balance must be a number from 0 .* to 1 .*, got "):
-        check_balance(balance)
+def test_groups_are_as_likely_as_a_power_of_their_size():
+    assert balanced_shares("aaba", 1) == pytest.approx([1 / 4] * 4)
+    assert balanced_shares("aaba", 0) == pytest.approx([1 / 6, 1 / 6, 1 / 2, 1 / 6])  # each half
+    a, b = 0.2113249, 0.3660254  # the groups as sqrt(3) : 1
+    assert balanced_shares("aaba", 0.5) == pytest.approx([a, a, b, a], abs=1e-7)
+    for balance in (-0.1, 1.1, float("nan"), float("inf"), "0", None, True):
+        with pytest.raises(InputError, match=r"^balance must be a number from 0 .* to 1 .*, got "):
+            check_balance(balance)

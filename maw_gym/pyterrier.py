@@ -48,8 +48,5 @@ class RoutedRetriever(pt.Transformer):
             for query, of_query in zip(queries.to_dict("records"), found, strict=True)
             for rank, one in enumerate(of_query)
         ]
-        columns = dict.fromkeys([*queries.columns, "docno", "score", "rank"])
-        return pd.DataFrame(rows, columns=list(columns))
-
-    def __repr__(self) -> str:
-        return f"RoutedRetriever({self.encoder.dataset!r}, hybrid={self.hybrid})"
+        columns = [*queries.columns, "docno", "score", "rank"]
+        return pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))

@@ -1,9 +1,8 @@
 """DepthTable: of every query and depth the terms of the reward, and what a router may observe.
 
-A table is independent of the blocks asked for and of the reward: both are chosen when it is read,
-see `maw_gym.envs.bandit.Bandit`. `BLOCKS` is the registry of observation blocks. A new block is one
-entry there: the table's columns, the observation space, the documentation of `MAWDepth-v0`, the
-choice of a network and the router of a search all read it.
+Blocks and reward are chosen when a table is read, see `maw_gym.envs.bandit.Bandit`. `BLOCKS` is the
+registry of observation blocks, read by tables, spaces, networks and routers: a new block is one
+entry there.
 
 Notation: N queries, B of a batch, D depths, H heads, h hidden width.
 """
@@ -70,11 +69,6 @@ class Seen:
         return torch.cat([self.statistics.entropy, self.statistics.focus], 1)
 
     @property
-    def rankings(self) -> "Tensor":
-        """What the rankings through every depth look like, (B, 11 D)."""
-        return self.search(self.statistics.embeddings)
-
-    @property
     def content(self) -> "Tensor":
         """Mean hidden states (B, h) of unit length."""
         from maw_gym.encoders.maw import mean_content
@@ -83,26 +77,15 @@ class Seen:
 
 
 class Block(NamedTuple):
-    """A part of the observation that is asked for by its name.
+    """A part of the observation that is asked for by its name."""
 
-    Attributes:
-        numbers: how many there are, for people.
-        about: what it is, for people.
-        of: the numbers (B, width) of a batch of queries.
-        low: the smallest that a number can be; of several kinds, of each.
-        high: the largest.
-        per_depth: kinds of numbers that every depth has one of, the D of one kind side by side; 0
-            where the numbers belong to no depth.
-        searches: whether it wants documents to be searched.
-    """
-
-    numbers: str
-    about: str
-    of: "Callable[[Seen], Tensor]"
-    low: float | Sequence[float] = 0
+    numbers: str  # how many there are, for people
+    about: str  # what it is, for people
+    of: "Callable[[Seen], Tensor]"  # the numbers (B, width) of a batch of queries
+    low: float | Sequence[float] = 0  # the smallest that a number can be; of several kinds, of each
     high: float | Sequence[float] = 1
-    per_depth: int = 0
-    searches: bool = False
+    per_depth: int = 0  # kinds of numbers of every depth, the D of one kind side by side
+    searches: bool = False  # whether it wants documents to be searched
 
     def bounds(self, width: int) -> tuple[Floats, Floats]:
         """Smallest and largest values (width,) of the block's numbers."""
@@ -126,7 +109,7 @@ BLOCKS: Final[dict[str, Block]] = {
     "retrieval": Block(
         "11 * D",
         "what a search through every depth finds, see below",
-        lambda seen: seen.rankings,
+        lambda seen: seen.search(seen.statistics.embeddings),
         # First, two gaps; mean, spread and entropy of ten and of fifty; overlap, same first.
         low=(-1, 0, 0, -1, 0, 0, -1, 0, 0, 0, 0),
         high=(1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1),
@@ -143,11 +126,7 @@ BLOCKS: Final[dict[str, Block]] = {
 
 
 def checked_blocks(blocks: Sequence[str] | str) -> tuple[str, ...]:
-    """Names of observation blocks as a tuple; a single name may stand alone.
-
-    Raises:
-        InputError: no block, one named twice, or an unknown one.
-    """
+    """Names of different observation blocks as a tuple; a single name may stand alone."""
     names = (blocks,) if isinstance(blocks, str) else tuple(checked_texts(blocks, "blocks"))
     if not names or len(set(names)) != len(names):
         raise InputError(
@@ -183,11 +162,7 @@ def nothing_observed(block: str, embedder: "Embedder") -> Floats:
 
 
 def in_range(name: str, values: Floats, low: ArrayLike, high: ArrayLike) -> Floats:
-    """Values (B, width), of which roundings beyond the range are cut: a Box would reject them.
-
-    Raises:
-        FloatingPointError: values outside the range by more than a rounding, or NaN.
-    """
+    """Values (B, width) cut to their range, which a Box demands, where roundings have left it."""
     low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
     if not ((values >= low - ROUNDING) & (values <= high + ROUNDING)).all():  # NaN neither
         raise FloatingPointError(
@@ -239,21 +214,12 @@ class DepthTable:
         return int(self.entropy.shape[1])
 
     def alignment(self, kind: str) -> Floats:
-        """Relevance alignment (N, D) in [0, 1] of the kind ``"ndcg"`` or ``"listwise"``.
-
-        Raises:
-            InputError: another kind.
-        """
+        """Relevance alignment (N, D) in [0, 1] of the kind ``"ndcg"`` or ``"listwise"``."""
         one_of("alignment", kind, ALIGNMENTS)
-        return self.ndcg if kind == "ndcg" else self.listwise
+        return self.columns[kind]
 
     def block(self, name: str) -> Floats:
-        """One observation block (N, width).
-
-        Raises:
-            InputError: an unknown block, or one that this table has not.
-        """
-        (name,) = checked_blocks(name)
+        """One observation block (N, width); an InputError where this table does not have it."""
         if name not in self.blocks:
             there = ", ".join(self.blocks) or "none"
             raise InputError(f"this table has no observation block {name!r}; it has {there}")
@@ -261,9 +227,8 @@ class DepthTable:
 
     def observation(self, blocks: Sequence[str] | str) -> Floats:
         """Observations (N, O): the blocks side by side, in the order given, C-contiguous."""
-        return np.ascontiguousarray(
-            np.concatenate([self.block(name) for name in checked_blocks(blocks)], axis=1)
-        )
+        parts = [self.block(name) for name in checked_blocks(blocks)]
+        return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
     def observation_space(self, blocks: Sequence[str] | str) -> spaces.Box:
         """Box of one observation (O,), with the range of each block."""

@@ -5,7 +5,7 @@ interrupted one is computed again.
 """
 
 import json
-import os
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,26 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maw_gym import files
-from maw_gym.attention.reference import attention_weights, split_heads
 from maw_gym.corpora import Collection, load_collection
-from maw_gym.corpora.splits import FOLDS, SPLITS
+from maw_gym.corpora.splits import SPLITS
 from maw_gym.distributed import from_all, own
 from maw_gym.encoders.embedder import Embedder, ProgressBar, untrained_embedder
 from maw_gym.encoders.files import document_embeddings, load_embedder, with_query_states
 from maw_gym.encoders.text import AUTO, TextEncoder, WordLlama, text_encoders
-from maw_gym.errors import DamagedFileError, InputError, checked_int, one_of, shown
-from maw_gym.files import cache_home, cached, check_tensors, content_key, expanded
-from maw_gym.retrieval.bm25 import (
-    BM25,
-    Candidates,
-    best_weight,
-    candidate_documents,
-    fused_ranking,
-    reciprocal_ranks,
-    scored_candidates,
-    weighted_sum,
-    with_relevant,
-)
+from maw_gym.errors import DamagedFileError, InputError, checked_int, one_of
+from maw_gym.files import MANIFEST, cache_home, cached, check_tensors, content_key, expanded
+from maw_gym.retrieval import bm25 as hybrid
+from maw_gym.retrieval.bm25 import BM25
 from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.evaluation import (
     DEPTH_OF_RANKING,
@@ -62,11 +52,14 @@ from maw_gym.tables.depth_table import (
 if TYPE_CHECKING:
     from maw_gym.encoders.training.settings import TrainingSettings
 
+log = logging.getLogger(__name__)
+
 Floats = NDArray[np.float32]
 Places = NDArray[np.int64]
 
 FORMAT: Final = 3  # raise when the meaning of a cached number changes
 PORTION: Final = 1024  # rows of a table computed at once, and the least that a process gets
+CANDIDATES: Final = 100  # documents of a query that are ranked in a large collection, by BM25
 KIND: Final = "table"
 NAMED: Final = ("untrained", "trained")  # encoders that are no files
 FUSIONS: Final = ("sum", "ranks")
@@ -80,8 +73,7 @@ class RetrievalTask:
         embedder: a MAW encoder for tables; a NON-MAW one can only be evaluated.
         device: where texts are encoded and ranked.
         encoder_provenance: JSON values: which encoder this is and how it came about.
-        pretrained: the text encoder as it was before any training, which encoders to compare with
-            stand on; None is the embedder's.
+        pretrained: the text encoder before any training, for baselines; None is the embedder's.
     """
 
     def __init__(
@@ -123,33 +115,34 @@ class RetrievalTask:
     def bm25(self) -> BM25:
         """BM25 over the documents; cached on disk."""
         content = {"format": FORMAT, "collection": self.collection.provenance["content"]}
-        path = cache_home() / "bm25" / content_key(content)
         ids, texts = self.collection.doc_ids, self.collection.doc_texts
 
-        return cached(
-            path,
-            build=lambda: BM25.of(ids, texts, progress=True),
-            save=lambda path, bm25: bm25.save(path),
-            load=lambda path: BM25.load(path, ids),
-        )
+        def save(path: Path, bm25: BM25) -> None:
+            with files.written_folder(path, MANIFEST) as temporary:
+                bm25.save(temporary)
+                files.write_manifest(temporary, "BM25 index", {})
+
+        def load(path: Path) -> BM25:
+            files.read_manifest(path, "BM25 index")
+            return BM25.load(path, ids)
+
+        path = cache_home() / "bm25" / content_key(content)
+        return cached(path, lambda: BM25.of(ids, texts), save, load)
 
     def table_path(self, split: str) -> Path:
         """Where the depth table of a split is cached."""
         return cache_home() / "tables" / f"{self.key}-{split}.safetensors"
 
     def table(self, split: str) -> DepthTable:
-        """The depth table of a split's queries; built once, then read from disk.
-
-        Raises:
-            InputError: the encoder has no depths.
-        """
+        """The depth table of a split's queries; built once, then read from disk."""
         one_of("split", split, SPLITS)
         if split not in self._tables:
+            ids = self.collection.splits[split].ids
             table = cached(
                 self.table_path(split),
                 build=lambda: self._built(split),
                 save=write_table,
-                load=lambda path: read_table(path, self.collection.splits[split].ids),
+                load=lambda path: read_table(path, ids),
                 together=True,
             )
             groups = self.collection.query_groups(split)
@@ -211,18 +204,26 @@ class RetrievalTask:
     def candidates(self, split: str, judged: bool = True) -> list[Places] | None:
         """Positions of the documents each query is ranked over; None is the whole collection.
 
-        Args:
-            split: whose queries.
-            judged: with the relevant documents that queries to learn from are given besides.
+        Where they are `judged`, queries to learn from are given their relevant documents besides.
         """
-        one_of("split", split, SPLITS)
         if self.collection.small:
             return None
+        queries = self.collection.splits[split]
         if split not in self._candidates:
-            self._candidates[split] = candidate_documents(self.collection, split, self.bm25)
+            own = self.index.own_documents(queries)
+            found = self.bm25.rank(queries.texts, CANDIDATES, own).documents.numpy()
+            self._candidates[split] = [documents[documents >= 0] for documents in found]
+            if missed := (found[:, :1] < 0).sum():
+                log.warning(
+                    "%s: %d of %d %s queries share no word with any document and find nothing",
+                    *(self.collection.name, missed, len(found), split),
+                )
+        lists = self._candidates[split]
         if not judged or split not in ("encoder", "train"):
-            return self._candidates[split]
-        return with_relevant(self._candidates[split], self.collection, split)
+            return lists
+        relevant = [one.documents for one in self.index.relevant(queries)]
+        pairs = zip(lists, relevant, strict=True)
+        return [np.concatenate([listed, np.setdiff1d(one, listed)]) for listed, one in pairs]
 
     def evaluate(
         self, split: str, depths: Tensor | None = None, k: int = 100
@@ -244,7 +245,7 @@ class RetrievalTask:
     def hybrid_weight(self) -> float:
         """The weight of the standard attention's cosines beside BM25, from validation queries."""
         candidates = self._hybrid_candidates("validation")
-        return best_weight(self.index, self.collection.splits["validation"], candidates)
+        return hybrid.best_weight(self.index, self.collection.splits["validation"], candidates)
 
     def evaluate_hybrid(
         self, split: str, depths: Tensor | None = None, fusion: str = "sum"
@@ -260,14 +261,16 @@ class RetrievalTask:
         one_of("fusion", fusion, FUSIONS)
         candidates = self._hybrid_candidates(split, depths)
         if fusion == "sum":
-            scores = [weighted_sum(one, self.hybrid_weight) for one in candidates]
+            scores = [hybrid.weighted_sum(one, self.hybrid_weight) for one in candidates]
         else:
-            scores = [reciprocal_ranks(one) for one in candidates]
-        ranking = fused_ranking(candidates, scores, DEPTH_OF_RANKING)
+            scores = [hybrid.reciprocal_ranks(one) for one in candidates]
+        ranking = hybrid.fused_ranking(candidates, scores, DEPTH_OF_RANKING)
         queries, documents = self.collection.splits[split], ranking.documents.numpy()
         return evaluate_rankings(queries, self.collection.doc_ids, documents), ranking
 
-    def _hybrid_candidates(self, split: str, depths: Tensor | None = None) -> list[Candidates]:
+    def _hybrid_candidates(
+        self, split: str, depths: Tensor | None = None
+    ) -> list[hybrid.Candidates]:
         queries = self.collection.splits[split]
         embeddings = self.embedder.encode_queries(queries.texts, depths)
         lists, k = self.candidates(split), 0
@@ -275,7 +278,8 @@ class RetrievalTask:
         if lists is None:
             k = DEPTH_OF_RANKING
             lists = list(rank_without(self.index, embeddings, k, own).documents.cpu().numpy())
-        return scored_candidates(self.index, self.bm25, embeddings, queries.texts, lists, k, own)
+        both = self.index, self.bm25
+        return hybrid.scored_candidates(*both, embeddings, queries.texts, lists, k, own)
 
     def query_text(self, query_id: str) -> str:
         """Text of the query called `query_id`, from whichever split."""
@@ -286,23 +290,16 @@ class RetrievalTask:
 
     @torch.no_grad()
     def attention(self, query_id: str, depth: int) -> tuple[Floats, list[str]]:
-        """Attention weights (H, n, n) of one query at one depth, and its n tokens.
-
-        Raises:
-            InputError: there is no such query or depth.
-        """
+        """Attention weights (H, n, n) of one query at one depth, and its n tokens."""
         encoder = self.embedder.maw
         depth = checked_int(depth, "depth", 0, encoder.depths - 1)
-        ids = self.embedder.query_ids([self.query_text(query_id)])[0]
+        (ids,) = self.embedder.query_ids([self.query_text(query_id)])
+        if not ids:
+            return np.zeros((encoder.heads, 0, 0), np.float32), []
         tokens = torch.tensor([ids], dtype=torch.long, device=self.device)
-        x = encoder.norm(self.embedder.text.hidden(tokens))
-        rows = slice(depth * x.shape[-1], (depth + 1) * x.shape[-1])
-        query, key = (
-            split_heads(x @ projection.weight[rows].T, encoder.heads)
-            for projection in (encoder.depth_query_proj, encoder.depth_key_proj)
-        )
-        weights = attention_weights(query, key, torch.ones_like(tokens, dtype=torch.bool))
-        return weights[0].cpu().numpy(), self.embedder.text.tokens(ids)
+        hidden = self.embedder.text.hidden(tokens)
+        weights = encoder.depth_attention(hidden, torch.ones_like(tokens, dtype=torch.bool))
+        return weights[0, ..., depth].cpu().numpy(), self.embedder.text.tokens(ids)
 
 
 def write_table(path: Path, table: DepthTable) -> None:
@@ -313,19 +310,12 @@ def write_table(path: Path, table: DepthTable) -> None:
 
 
 def read_table(path: Path, query_ids: Sequence[str] | None = None) -> DepthTable:
-    """The table at `path`, of these queries unless None; its columns are read-only memory maps.
-
-    Raises:
-        DamagedFileError: the content is not that of a depth table, or not of these queries.
-        InputError: there is no such file, or it cannot be read.
-    """
+    """The table at `path`, of these queries unless None; its columns are read-only memory maps."""
     tensors = files.read(path, KIND).tensors
     try:
         ids = tuple(json.loads(tensors.pop("query_ids").numpy().tobytes()))
         depths = tensors["entropy"].shape[1]
-        if not all(isinstance(name, str) for name in ids):
-            raise ValueError("ids that are no texts")
-    except (LookupError, RecursionError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path} is not a depth table ({error}); delete it") from None
     widths: dict[str, int | None] = dict.fromkeys(TERMS, depths)
     widths |= {name: block.per_depth * depths or None for name, block in BLOCKS.items()}
@@ -342,8 +332,8 @@ def read_table(path: Path, query_ids: Sequence[str] | None = None) -> DepthTable
 def _mapping(device: torch.device) -> Iterator[Any]:
     """A `map` that gives each core a thread, instead of all cores to every operation.
 
-    Operations on several threads end at a barrier, where all wait for the slowest: of many
-    middling ones in a row, more is lost there than computed. A GPU has one queue.
+    Operations on several threads end at a barrier, where all wait for the slowest. A GPU has one
+    queue.
     """
     threads = torch.get_num_threads()
     if device.type == "cuda" or threads == 1:
@@ -358,11 +348,7 @@ def _mapping(device: torch.device) -> Iterator[Any]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the GPU where there is one.
-
-    Raises:
-        InputError: there is no such device here.
-    """
+    """The device called `name`; "auto" is the GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -373,7 +359,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-_tasks: dict[tuple[Any, ...], RetrievalTask] = {}
+_tasks: dict[str, RetrievalTask] = {}
 
 
 def load_task(
@@ -403,34 +389,16 @@ def load_task(
     Raises:
         InputError: a setting that does not exist.
     """
-    folds = None if folds is None else checked_int(folds, "folds", 2)
-    fold = checked_int(fold, "fold", 0, (folds or FOLDS) - 1)
-    if not isinstance(dataset, str):
-        raise InputError(f"a dataset is named by a text, not by {shown(dataset)}")
     where = resolve_device(device)
-    version = None
-    if encoder not in NAMED:
-        path = expanded(encoder)
-        if not os.path.isfile(path):
-            raise InputError(
-                f"unknown encoder {encoder!r}; give 'untrained', 'trained' or the path of an"
-                " encoder.safetensors"
-            )
-        if text_encoder != WordLlama.name:
-            raise InputError(
-                f"encoder {encoder!r} has a text encoder of its own; leave out {text_encoder!r}"
-            )
-        # A file that was written anew is another encoder.
-        status = path.stat()
-        version = (status.st_ino, status.st_size, status.st_mtime_ns)
+    version = None if encoder in NAMED else _file_version(encoder, text_encoder)
     if text_encoder == AUTO and encoder != "trained":
         raise InputError(
             f"text encoder 'auto' is chosen for a trained encoder, not for {encoder!r}; name one"
         )
     # A model that is not there is refused before anything is read.
     texts = text_encoders(text_encoder)
-    names = tuple(text.name for text in texts)
-    key = (dataset, encoder, version, where, fold, folds, training, text_encoder, names)
+    names = [text.name for text in texts]
+    key = repr((dataset, encoder, version, where, fold, folds, training, text_encoder, names))
     if key in _tasks:
         return _tasks[key]
     collection = load_collection(dataset, fold, folds)
@@ -450,3 +418,19 @@ def load_task(
     return _tasks.setdefault(
         key, RetrievalTask(collection, embedder, where, provenance, pretrained)
     )
+
+
+def _file_version(encoder: str, text_encoder: str) -> tuple[int, ...]:
+    """What tells an encoder's file from one that was written anew under its name."""
+    path = expanded(encoder)
+    if not path.is_file():
+        raise InputError(
+            f"unknown encoder {encoder!r}; give 'untrained', 'trained' or the path of an"
+            " encoder.safetensors"
+        )
+    if text_encoder != WordLlama.name:
+        raise InputError(
+            f"encoder {encoder!r} has a text encoder of its own; leave out {text_encoder!r}"
+        )
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns

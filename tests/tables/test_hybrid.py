@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from maw_gym.corpora import Collection
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.errors import InputError
@@ -9,7 +8,7 @@ from maw_gym.tables.task import RetrievalTask
 
 
 @pytest.mark.parametrize("fusion", ["sum", "ranks"])
-def test_every_document_is_ranked_and_measured(task: RetrievalTask, fusion: str) -> None:
+def test_every_document_is_ranked_and_measured(task, fusion):
     evaluation, ranking = task.evaluate_hybrid("test", fusion=fusion)
     documents = len(task.collection.doc_ids)
     assert ranking.documents.sort(1).values.tolist() == [list(range(documents))] * 7
@@ -19,9 +18,13 @@ def test_every_document_is_ranked_and_measured(task: RetrievalTask, fusion: str)
         task.evaluate_hybrid("test", fusion="product")
 
 
-def test_the_weight_leads_from_bm25_to_the_encoder(task: RetrievalTask) -> None:
+def test_the_weight_leads_from_bm25_to_the_encoder_and_is_chosen_on_validation_queries(task):
     task = RetrievalTask(task.collection, task.embedder)
-    task.hybrid_weight = 1.0
+    weight, quality = task.hybrid_weight, {}
+    for value in (weight, 0.0, 1.0):
+        task.hybrid_weight = value
+        quality[value] = task.evaluate_hybrid("validation")[0].mean["nDCG@10"]
+    assert quality[weight] == max(quality.values())
     for depths in (None, torch.full((7,), 3)):
         alone, _ = task.evaluate("test", depths)
         assert task.evaluate_hybrid("test", depths)[0].mean == alone.mean
@@ -31,22 +34,9 @@ def test_the_weight_leads_from_bm25_to_the_encoder(task: RetrievalTask) -> None:
     assert bm25[bm25 >= 0].tolist() == fused[bm25 >= 0].tolist()
 
 
-def test_the_weight_is_chosen_on_validation_queries(task: RetrievalTask) -> None:
-    task = RetrievalTask(task.collection, task.embedder)
-    weight, quality = task.hybrid_weight, {}
-    for value in (weight, 0.0, 1.0):
-        task.hybrid_weight = value
-        quality[value] = task.evaluate_hybrid("validation")[0].mean["nDCG@10"]
-    assert quality[weight] == max(quality.values())
-
-
-def test_a_large_collection_is_fused_over_its_candidates(
-    tiny: Collection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_collection_is_fused_over_its_candidates(tiny, monkeypatch):
     monkeypatch.setattr("maw_gym.corpora.collection.SMALL", 5)
     task = RetrievalTask(tiny, untrained_embedder((), EncoderSettings(depths=0)))
-    lists = task.candidates("test")
-    assert lists is not None
     _, ranking = task.evaluate_hybrid("test")
-    for documents, given in zip(ranking.documents.tolist(), lists, strict=True):
+    for documents, given in zip(ranking.documents.tolist(), task.candidates("test"), strict=True):
         assert sorted(d for d in documents if d >= 0) == sorted(given.tolist())

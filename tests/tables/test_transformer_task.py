@@ -7,22 +7,18 @@ import torch
 
 import maw_gym  # noqa: F401 - registers the environments
 from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
-from maw_gym.encoders.files import StoredStates, save_embedder
+from maw_gym.encoders.files import save_embedder
 from maw_gym.encoders.text import load_text_encoder
 from maw_gym.errors import InputError
 from maw_gym.tables.task import RetrievalTask, load_task
 
 
-@pytest.fixture(scope="module")
-def task(tiny, tiny_transformer):
+def test_the_table_is_the_evaluation_and_pictures_show_the_models_tokens(tiny, tiny_transformer):
     text = load_text_encoder(str(tiny_transformer))
     embedder = untrained_embedder(tiny.doc_texts, encoder_shape(text, depths=4), text)
     with torch.no_grad():
         embedder.maw.value_proj.weight.mul_(-40)  # so that the depths rank differently
-    return RetrievalTask(tiny, embedder)
-
-
-def test_the_table_is_the_evaluation(task):
+    task = RetrievalTask(tiny, embedder)
     table = task.table("train")
     assert table.block("attention").shape == (len(table), 64 * 3)
     assert table.block("content").shape == (len(table), 24)
@@ -30,33 +26,16 @@ def test_the_table_is_the_evaluation(task):
     for depth in range(4):
         evaluation, _ = task.evaluate("train", torch.full((len(table),), depth))
         assert np.abs(evaluation.per_query["nDCG@10"] - table.ndcg[:, depth]).max() <= 1e-6
-
-
-def test_pictures_show_the_models_tokens(task):
-    query = task.collection.splits["test"].ids[0]
-    weights, tokens = task.attention(query, 2)
-    assert tokens[0] == "[CLS]"
-    assert tokens[-1] == "[SEP]"
+    weights, tokens = task.attention(tiny.splits["test"].ids[0], 2)
+    assert (tokens[0], tokens[-1]) == ("[CLS]", "[SEP]")
     assert weights.shape == (3, len(tokens), len(tokens))
     assert np.abs(weights.sum(-1) - 1).max() < 1e-5
-
-
-def test_a_second_encoder_reads_the_states_of_the_first(home, tiny, tiny_transformer, monkeypatch):
-    text = load_text_encoder(str(tiny_transformer))
-    embedders = [untrained_embedder([], encoder_shape(text, depths), text) for depths in (2, 3)]
-    first, second = (RetrievalTask(tiny, embedder) for embedder in embedders)
-    first.table("train")
-    assert len(list((home / "states").glob("*.safetensors"))) == 2  # of queries and of documents
-    monkeypatch.setattr(StoredStates, "_build", lambda *_: pytest.fail("computed again"))
-    monkeypatch.setattr(text.model, "forward", lambda **_: pytest.fail("computed again"))
-    assert second.table("train").entropy.shape == (len(tiny.splits["train"].ids), 3)
 
 
 def test_tasks_and_environments_stand_on_a_folder(home, tiny_folder, tiny_transformer):
     name, text = str(tiny_folder), str(tiny_transformer)
     task = load_task(name, "untrained", "cpu", text_encoder=text)
     assert task.embedder.maw.settings == encoder_shape(task.embedder.text)
-    assert (task.embedder.text.width, task.embedder.maw.heads) == (24, 3)
     assert load_task(name, "untrained", "cpu", text_encoder=text) is task
     assert load_task(name, "untrained", "cpu") is not task
     settings = {"dataset": name, "device": "cpu", "split": "test", "text_encoder": text}
@@ -66,18 +45,14 @@ def test_tasks_and_environments_stand_on_a_folder(home, tiny_folder, tiny_transf
     assert "[CLS]" in env.render()
     envs = gym.make_vec("MAWDepth-v0", num_envs=2, **settings)
     assert envs.reset(seed=0)[0].shape == (2, 64 * 3)
+    with pytest.raises(InputError, match=r"^text encoder './nowhere' is no folder; give "):
+        gym.make("MAWDepth-v0", dataset=name, text_encoder="./nowhere")
 
 
 def test_the_file_of_an_encoder_has_its_own(home, tiny_folder, tiny_transformer, tmp_path):
-    text = load_text_encoder(str(tiny_transformer))
-    path = str(tmp_path / "encoder.safetensors")
-    save_embedder(tmp_path / "encoder.safetensors", untrained_embedder([], None, text), {})
-    task = load_task(str(tiny_folder), path, "cpu")
+    text, path = load_text_encoder(str(tiny_transformer)), tmp_path / "encoder.safetensors"
+    save_embedder(path, untrained_embedder([], None, text), {})
+    task = load_task(str(tiny_folder), str(path), "cpu")
     assert task.embedder.text.name == text.name
     with pytest.raises(InputError, match=r"has a text encoder of its own; leave out 'minilm'$"):
-        load_task(str(tiny_folder), path, "cpu", text_encoder="minilm")
-
-
-def test_a_model_that_is_not_there(tiny_folder):
-    with pytest.raises(InputError, match=r"^text encoder './nowhere' is no folder; give "):
-        gym.make("MAWDepth-v0", dataset=str(tiny_folder), text_encoder="./nowhere")
+        load_task(str(tiny_folder), str(path), "cpu", text_encoder="minilm")

@@ -17,15 +17,16 @@ from maw_gym.attention.reference import CELLS, POOLED, Inputs, Statistics
 
 PROJECTED = 1 << 31  # numbers in a launch's queries and keys
 
-Blocks = tuple[int, int, int, int, int | None]
-# Rows and keys of a block, warps, stages of the pipeline, registers of a thread, by the longest
-# text (rounded up to a power of 2), in bfloat16 and exact: the fastest of a dozen on an H200.
+Blocks = tuple[int, int, int, int, int | None, int]
+# Rows and keys of a block, warps, stages of the pipeline, registers of a thread, depths in turn, by
+# the longest text (rounded up to a power of 2), in bfloat16 and exact: the fastest of some dozens
+# on an H200.
 BLOCKS: dict[int, tuple[Blocks, Blocks]] = {
-    16: ((16, 16, 1, 1, None), (16, 16, 1, 1, None)),
-    32: ((32, 32, 1, 1, 96), (32, 32, 1, 1, None)),
-    64: ((64, 64, 4, 1, None), (64, 64, 4, 1, None)),
-    128: ((128, 128, 4, 1, 168), (64, 128, 4, 1, 168)),
-    1 << 30: ((128, 64, 4, 3, None), (128, 64, 4, 2, None)),
+    16: ((16, 16, 1, 2, None, 8), (16, 16, 1, 2, None, 8)),
+    32: ((32, 32, 1, 3, None, 16), (32, 32, 1, 1, None, 1)),
+    64: ((64, 64, 4, 2, 96, 8), (64, 64, 2, 2, None, 8)),
+    128: ((128, 128, 4, 1, 168, 1), (64, 128, 4, 1, 168, 1)),
+    1 << 30: ((128, 64, 4, 3, 224, 1), (128, 64, 4, 2, None, 1)),
 }
 
 # For bfloat16 and exact, by the weights of the queries: which they and the keys were, the operand.
@@ -106,7 +107,8 @@ def fused_statistics(
     batch, heads, size, head_width = value.shape
     width, depths = x.shape[-1], inputs.depths
     weight, weight_unit = projection(query_weight, key_weight, exact)
-    padded_columns = _power_of_2(head_width + POOLED, SMALLEST)
+    padded_width = _power_of_2(head_width, SMALLEST)
+    padded_columns = _power_of_2(padded_width + POOLED + 1)  # the cells and ones beside V
     bucket = _power_of_2(size, SMALLEST)
     tokens = torch.empty(batch * size, weight.shape[0], dtype=weight.dtype, device=x.device)
     count = batch * heads * size * (2 if exact else 1) * padded_columns
@@ -121,30 +123,31 @@ def fused_statistics(
         batch * (heads + size),
         (x.contiguous(), mask.contiguous(), value, pooling.contiguous(), weight_unit, *made),
         (size, batch, *value.stride()),
-        (heads, head_width, width, padded_columns, _power_of_2(width), exact),
+        (heads, head_width, width, padded_columns, padded_width, _power_of_2(width), exact),
         others=4,
     )
-    padded_width = _power_of_2(head_width, SMALLEST)
     constants = (heads, head_width, bucket, padded_columns, padded_width, exact)
     if blocks is None:
         blocks = next(both[exact] for longest, both in BLOCKS.items() if bucket <= longest)
-    rows, keys, warps, stages, registers = blocks
+    rows, keys, warps, stages, registers, in_turn = blocks
     at_once = max(1, min(depths, PROJECTED // max(1, 2 * batch * size * width)))
     for first in range(0, depths, at_once):
         count = min(at_once, depths - first)
+        turn = math.gcd(count, in_turn)
         some = weight
         if count < depths:
             some = weight[:, first * 2 * width : (first + count) * 2 * width]
-        if x.is_cuda:
-            numbers = torch.float32 if exact else weight.dtype
-            projected = torch.mm(tokens, some, out_dtype=numbers)
-        else:  # Triton's interpreter
+        if not x.is_cuda:  # Triton's interpreter
             projected = tokens.float() @ some.float()
+        elif exact:
+            projected = torch.mm(tokens, some, out_dtype=torch.float32)
+        else:
+            projected = torch.mm(tokens, some)
         _statistics(
-            batch * count * heads,
+            batch * (count // turn) * heads,
             (projected, columns, of_token, of_text, state_parts, sums, pooled),
             (size, first, depths, math.log2(math.e) / head_width**0.5),
-            (count, *constants, rows, keys),
+            (count, *constants, rows, keys, turn),
             num_warps=warps,
             num_stages=stages,
             maxnreg=registers,

@@ -1,9 +1,10 @@
 """The Triton kernels behind gpu.py.
 
-`statistics_kernel` takes one depth of one head of one text. It walks over the keys as flash
-attention does (Dao et al. 2022, arXiv:2205.14135), with a running maximum m, normaliser Z, the sum
-of p s, and the product of the weights p with V and, in further columns beside V, with the 8 cells
-of the state. So scores live in registers only:
+`statistics_kernel` takes some depths of one head of one text in turn, so that the next one is read
+while the last is computed. It walks over the keys as flash attention does (Dao et al. 2022,
+arXiv:2205.14135), with a running maximum m, normaliser Z, the sum of p s, and the product of the
+weights p with V and, in further columns beside V, with the 8 cells of the state and with ones,
+which is Z. So scores live in registers only:
 
     entropy of a row = ln Z + m - sum(p s) / Z        largest weight of a row = 1 / Z
 
@@ -17,7 +18,7 @@ make it (Markidis et al. 2018, arXiv:1803.04014). Small parts come first, since 
 their sums off.
 
 Programs write partial results of their own and `finish_kernel` adds them up, in a fixed order: the
-same input gives the same output. Notation as in reference.py; "columns" are V beside the cells.
+same input gives the same output. Notation as in reference.py; "columns" are V, the cells, ones.
 """
 
 import triton
@@ -81,6 +82,7 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
     width: tl.constexpr,  # e
     hidden: tl.constexpr,  # h
     padded_columns: tl.constexpr,
+    padded_width: tl.constexpr,  # where the cells begin
     padded_hidden: tl.constexpr,
     exact: tl.constexpr,
 ):
@@ -109,7 +111,7 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
         tl.store(of_text + 2 * program, 1.0 / scale)
         tl.store(of_text + 2 * program + 1, n.to(tl.float32))
         stride = 2 * padded_columns if exact else padded_columns
-        cell = column - width
+        cell = column - padded_width
         first, last = tokens_of(cell, n)
         is_cell = (cell >= 0) & (cell < CELLS)
         for start in range(0, n, at_once):
@@ -118,7 +120,8 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
             real = (token < n)[:, None]
             v = tl.load(at, mask=real & (column < width)[None, :], other=0.0).to(tl.float32)
             in_cell = (token[:, None] >= first[None, :]) & (token[:, None] < last[None, :])
-            numbers = tl.where(in_cell & is_cell[None, :], 1.0, v * scale)
+            is_one = (in_cell & is_cell[None, :]) | (cell == CELLS)[None, :]
+            numbers = tl.where(is_one, 1.0, v * scale)
             out = columns + (program * size + token)[:, None] * stride + column[None, :]
             large, small = operands(numbers, exact)
             tl.store(out, large, mask=real)
@@ -142,21 +145,39 @@ def prepare_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def keys_and_columns(  # type: ignore[no-untyped-def]
-    keys, columns, of_token, token, n, inside, stride: tl.constexpr, exact: tl.constexpr
-):
-    """Operands of these tokens, (keys, e) and (keys, columns), and what scales the former."""
+def columns_of(columns, token, n, exact: tl.constexpr, padded_columns: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Operands of these tokens, (keys, some columns)."""
     known = (token < n)[:, None]
-    k = tl.load(keys + token[:, None] * stride, mask=known & inside, other=0.0)
-    at = columns + token[:, None] * (columns.shape[1] * (2 if exact else 1))
+    at = columns + token[:, None] * (padded_columns * (2 if exact else 1))
     v = tl.load(at, mask=known, other=0.0)
-    k_small, v_small, scale = k, v, 1.0
+    v_small = v
+    if exact:
+        v_small = tl.load(at + padded_columns, mask=known, other=0.0)
+    return v, v_small
+
+
+@triton.jit
+def halves_of(at, of_token, token, n, inside, stride: tl.constexpr, exact: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Operands of these tokens' queries or keys, (tokens, e), and what scales them."""
+    k = tl.load(at + token[:, None] * stride, mask=(token < n)[:, None] & inside, other=0.0)
+    k_small, scale = k, 1.0
     if exact:
         k *= tl.load(of_token + 2 * token, mask=token < n, other=0.0)[:, None]
         scale = scale_of(tl.max(tl.abs(k)))
         k, k_small = operands(k * scale, exact)
-        v_small = tl.load(at + columns.shape[1], mask=known, other=0.0)
-    return k, k_small, scale, v, v_small
+    return k, k_small, scale
+
+
+@triton.jit
+def store_cells(state, cells, other, n):  # type: ignore[no-untyped-def]
+    """Means of the cells from their sums, (16, columns), where `other` is a column's cell."""
+    cell = tl.arange(0, 16)
+    first, last = tokens_of(cell, n)
+    first_key, last_key = tokens_of(other, n)
+    area = tl.maximum(last - first, 1)[:, None] * tl.maximum(last_key - first_key, 1)[None, :]
+    kept = (cell < CELLS)[:, None] & ((other >= 0) & (other < CELLS))[None, :]
+    at = state + cell[:, None] * CELLS + other[None, :]
+    tl.store(at, cells / area.to(tl.float32), mask=kept)
 
 
 @triton.jit(do_not_specialize=["size", "first_depth", "all_depths"])
@@ -181,116 +202,125 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
     exact: tl.constexpr,
     rows_at_once: tl.constexpr,
     keys_at_once: tl.constexpr,
+    in_turn: tl.constexpr,  # depths of a program, a divisor of d
 ):
-    """One depth of one head of one text: its pooled attention, entropy, focus, pooled output."""
+    """Some depths of one head of one text: pooled attention, entropy, focus, pooled output."""
     program = tl.program_id(0)
     head = program % heads
-    depth = (program // heads) % depths
-    text = (program // heads // depths).to(tl.int64)
+    turns: tl.constexpr = depths // in_turn
+    turn = (program // heads) % turns
+    text = (program // heads // turns).to(tl.int64)
     n = tl.load(of_text + 2 * (text * heads + head) + 1).to(tl.int32)
-    stride: tl.constexpr = depths * 2 * heads * width
-    queries = projected + text * size * stride + (depth * 2 * heads + head) * width
-    place = tl.arange(0, padded_width)
-    inside = (place < width)[None, :]
-    queries += place[None, :]
-    keys = queries + heads * width
-    column = tl.arange(0, padded_columns)
-    columns += (text * heads + head) * size * (2 * padded_columns if exact else padded_columns)
-    columns += column[None, :]
-    of_token += 2 * text * size
     whole: tl.constexpr = bucket <= keys_at_once  # all keys are held at once
     by_keys: tl.constexpr = bucket <= keys_at_once and bucket <= 64  # rows are reduced first
+    apart: tl.constexpr = by_keys and bucket <= 32  # V and cells, whose one product is quicker else
     # Weights and what multiplies them are cut into halves of 2^10 times as much.
     bits: tl.constexpr = 10 if exact else 0
 
+    stride: tl.constexpr = depths * 2 * heads * width
+    place = tl.arange(0, padded_width)
+    inside = (place < width)[None, :]
+    projected += text * size * stride + head * width + place[None, :]
+    of_token += 2 * text * size
+    columns += (text * heads + head) * size * (2 * padded_columns if exact else padded_columns)
     cell = tl.arange(0, 16)
+    column = tl.arange(0, padded_width if apart else padded_columns)
+    v_at = columns + column[None, :]
     first, last = tokens_of(cell, n)
     token = tl.arange(0, keys_at_once)
     if whole:
-        k, k_small, k_scale, v, v_small = keys_and_columns(
-            keys, columns, of_token, token, n, inside, stride, exact
-        )
-        by_key = tl.zeros([16, keys_at_once], tl.float32)
-    reduced = tl.zeros([16, padded_columns], tl.float32)
-    entropies = tl.zeros([rows_at_once], tl.float32)
-    largest = tl.zeros([rows_at_once], tl.float32)
+        v, v_small = columns_of(v_at, token, n, exact, padded_columns)
+    if apart:
+        cells_at = columns + padded_width + cell[None, :]
+        cells, cells_small = columns_of(cells_at, token, n, exact, padded_columns)
     # Where one block holds the text, constant bounds leave no loop at all.
     last_row = n if bucket > rows_at_once else rows_at_once
     last_key = n if bucket > keys_at_once else keys_at_once
-    for from_row in range(0, last_row, rows_at_once):
-        row = from_row + tl.arange(0, rows_at_once)
-        real = row < n
-        q = tl.load(queries + row[:, None] * stride, mask=real[:, None] & inside, other=0.0)
-        q_small, q_scale = q, 1.0
-        if exact:
-            q *= tl.load(of_token + 2 * row, mask=real, other=0.0)[:, None]
-            q_scale = scale_of(tl.max(tl.abs(q)))
-            q, q_small = operands(q * q_scale, exact)
-        # Finite, and above masked scores: a text without tokens has weights of 0.
-        top = tl.full([rows_at_once], -1.0e20, tl.float32)
-        total = tl.zeros([rows_at_once], tl.float32)
-        weighted = tl.zeros([rows_at_once], tl.float32)  # sum of p s
-        output = tl.zeros([rows_at_once, padded_columns], tl.float32)
-        large, small = operands(tl.zeros([rows_at_once, keys_at_once], tl.float32), exact)
-        for from_key in range(0, last_key, keys_at_once):
-            if not whole:
-                token = from_key + tl.arange(0, keys_at_once)
-                k, k_small, k_scale, v, v_small = keys_and_columns(
-                    keys, columns, of_token, token, n, inside, stride, exact
-                )
-            s = tl.zeros([rows_at_once, keys_at_once], tl.float32)
-            s = added(s, q, q_small, tl.trans(k), tl.trans(k_small), exact)
-            if exact:
-                s *= 1.0 / (q_scale * k_scale)
-            s = tl.where((token < n)[None, :], s, -1.0e30)
-            new_top = tl.maximum(top, tl.max(s, 1))
-            p = tl.exp2(s * scale - (new_top * scale - bits)[:, None])
-            if not whole:
-                shrink = tl.exp2((top - new_top) * scale)
-                total *= shrink
-                weighted *= shrink
-                output *= shrink[:, None]
-            total += tl.sum(p, 1)
-            weighted += tl.sum(p * s, 1)
-            large, small = operands(p, exact)
-            if not by_keys:
-                output = added(output, large, small, v, v_small, exact)
-            top = new_top
-        share = tl.where(real, 1.0 / total, 0.0)
-        entropies += tl.where(real, tl.log2(total) - bits + (top - weighted * share) * scale, 0.0)
-        largest += share
-        weight = tl.load(of_token + 2 * row + 1, mask=real, other=0.0)
-        left = (row[None, :] >= first[:, None]) & (row[None, :] < last[:, None])
-        left = tl.where(cell[:, None] == CELLS, weight[None, :], left.to(tl.float32))
-        if by_keys:
-            # Shares are of 2^-10 at most where exact.
-            left, left_small = operands(left * share[None, :] * (1 << 2 * bits), exact)
-            by_key = added(by_key, left, left_small, large, small, exact)
-        else:
-            output, output_small = operands(output * share[:, None], exact)
-            left, left_small = operands(left * (1 << bits), exact)
-            reduced = added(reduced, left, left_small, output, output_small, exact)
-    unit = 1.0 / (1 << bits)
-    if by_keys:
-        by_key_scale = scale_of(tl.max(tl.abs(by_key))) if exact else 1.0
-        by_key, by_key_small = operands(by_key * by_key_scale, exact)
-        reduced = added(reduced, by_key, by_key_small, v, v_small, exact)
-        unit = 1.0 / by_key_scale / (1 << 2 * bits)
+    for depth in range(turn * in_turn, (turn + 1) * in_turn):
+        queries = projected + depth * 2 * heads * width
+        keys = queries + heads * width
+        if whole:
+            k, k_small, k_scale = halves_of(keys, of_token, token, n, inside, stride, exact)
+            by_key = tl.zeros([16, keys_at_once], tl.float32)
+        reduced = tl.zeros([16, column.shape[0]], tl.float32)
+        entropies = tl.zeros([rows_at_once], tl.float32)
+        largest = tl.zeros([rows_at_once], tl.float32)
+        for from_row in range(0, last_row, rows_at_once):
+            row = from_row + tl.arange(0, rows_at_once)
+            real = row < n
+            q, q_small, q_scale = halves_of(queries, of_token, row, n, inside, stride, exact)
+            # Finite, and above masked scores: a text without tokens has weights of 0.
+            top = tl.full([rows_at_once], -1.0e20, tl.float32)
+            total = tl.zeros([rows_at_once], tl.float32)
+            weighted = tl.zeros([rows_at_once], tl.float32)  # sum of p s
+            output = tl.zeros([rows_at_once, column.shape[0]], tl.float32)
+            large, small = operands(tl.zeros([rows_at_once, keys_at_once], tl.float32), exact)
+            for from_key in range(0, last_key, keys_at_once):
+                if not whole:
+                    token = from_key + tl.arange(0, keys_at_once)
+                    k, k_small, k_scale = halves_of(keys, of_token, token, n, inside, stride, exact)
+                    v, v_small = columns_of(v_at, token, n, exact, padded_columns)
+                s = tl.zeros([rows_at_once, keys_at_once], tl.float32)
+                s = added(s, q, q_small, tl.trans(k), tl.trans(k_small), exact)
+                if exact:
+                    s *= 1.0 / (q_scale * k_scale)
+                if from_key + keys_at_once > n:
+                    s = tl.where((token < n)[None, :], s, -1.0e30)
+                new_top = tl.maximum(top, tl.max(s, 1))
+                p = tl.exp2(s * scale - (new_top * scale - bits)[:, None])
+                if not whole:
+                    shrink = tl.exp2((top - new_top) * scale)
+                    total *= shrink
+                    weighted *= shrink
+                    output *= shrink[:, None]
+                if by_keys or exact:  # else the column of ones has it
+                    total += tl.sum(p, 1)
+                weighted += tl.sum(p * s, 1)
+                large, small = operands(p, exact)
+                if not by_keys:
+                    output = added(output, large, small, v, v_small, exact)
+                top = new_top
+            if not (by_keys or exact):
+                is_sum = (column == padded_width + CELLS)[None, :]
+                total = tl.sum(tl.where(is_sum, output, 0.0), 1)
+            share = tl.where(real, 1.0 / total, 0.0)
+            bits_of_row = tl.log2(total) - bits + (top - weighted * share) * scale
+            entropies += tl.where(real, bits_of_row, 0.0)
+            largest += share
+            weight = tl.load(of_token + 2 * row + 1, mask=real, other=0.0)
+            left = (row[None, :] >= first[:, None]) & (row[None, :] < last[:, None])
+            left = tl.where(cell[:, None] == CELLS, weight[None, :], left.to(tl.float32))
+            if by_keys:
+                # Shares are of 2^-10 at most where exact.
+                left, left_small = operands(left * share[None, :] * (1 << 2 * bits), exact)
+                by_key = added(by_key, left, left_small, large, small, exact)
+            else:
+                output, output_small = operands(output * share[:, None], exact)
+                left, left_small = operands(left * (1 << bits), exact)
+                reduced = added(reduced, left, left_small, output, output_small, exact)
 
-    count = tl.maximum(n, 1).to(tl.float32)
-    at = (text * all_depths + first_depth + depth) * heads + head
-    tl.store(sums + 2 * at, tl.sum(entropies, 0) / count)
-    tl.store(sums + 2 * at + 1, tl.sum(largest, 0) * (1 << bits) / count)
-    reduced *= unit
-    row_of_pooling = tl.sum(tl.where((cell == CELLS)[:, None], reduced, 0.0), 0)
-    row_of_pooling *= tl.load(of_text + 2 * (text * heads + head))
-    tl.store(pooled + at * width + column, row_of_pooling, mask=column < width)
-    other = column - width
-    first_key, last_key = tokens_of(other, n)
-    area = tl.maximum(last - first, 1)[:, None] * tl.maximum(last_key - first_key, 1)[None, :]
-    kept = (cell < CELLS)[:, None] & ((other >= 0) & (other < CELLS))[None, :]
-    where = state + at * CELLS * CELLS + cell[:, None] * CELLS + other[None, :]
-    tl.store(where, reduced / area.to(tl.float32), mask=kept)
+        at = (text * all_depths + first_depth + depth) * heads + head
+        cells_of_depth = state + at * CELLS * CELLS
+        unit = 1.0 / (1 << bits)
+        if by_keys:
+            by_key_scale = scale_of(tl.max(tl.abs(by_key))) if exact else 1.0
+            by_key, by_key_small = operands(by_key * by_key_scale, exact)
+            unit = 1.0 / by_key_scale / (1 << 2 * bits)
+            reduced = added(reduced, by_key, by_key_small, v, v_small, exact)
+            if apart:
+                by_cell = tl.zeros([16, 16], tl.float32)
+                by_cell = added(by_cell, by_key, by_key_small, cells, cells_small, exact)
+        row_of_pooling = tl.sum(tl.where((cell == CELLS)[:, None], reduced, 0.0), 0)
+        row_of_pooling *= unit * tl.load(of_text + 2 * (text * heads + head))
+        tl.store(pooled + at * width + column, row_of_pooling, mask=column < width)
+        count = tl.maximum(n, 1).to(tl.float32)
+        tl.store(sums + 2 * at, tl.sum(entropies, 0) / count)
+        tl.store(sums + 2 * at + 1, tl.sum(largest, 0) * (1 << bits) / count)
+        # Last: before, ptxas runs out of registers.
+        if apart:
+            store_cells(cells_of_depth, by_cell * unit, cell, n)
+        else:
+            store_cells(cells_of_depth, reduced * unit, column - padded_width, n)
 
 
 @triton.jit(do_not_specialize=["depths"])

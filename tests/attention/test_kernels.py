@@ -20,7 +20,7 @@ if not CUDA:
 pytest.importorskip("triton")
 
 needs_cuda = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
-SMALL = (16, 16, 1, 1, None)  # rows and keys of a block, warps, stages, registers
+SMALL = (16, 16, 1, 1, None, 1)  # rows and keys of a block, warps, stages, registers, depths
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def assert_exact(gpu: ModuleType, inputs: Inputs, blocks: tuple[int, ...] | None
 def test_exact_statistics_equal_the_reference(
     gpu: ModuleType, shape: tuple[tuple[int, ...], int, int, int], rows: int, keys: int
 ) -> None:
-    assert_exact(gpu, fresh_inputs(*shape), (rows, keys, 2, 1, None))
+    assert_exact(gpu, fresh_inputs(*shape), (rows, keys, 2, 1, None, 2))
 
 
 @pytest.mark.parametrize("keys", [16, 32])
@@ -79,7 +79,7 @@ def test_every_number_is_written_and_none_of_padding_read(
     )
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, **how: empty(*shape, **how).fill_(poison))
-    for got in gpu.fused_statistics(inputs, exact=True, blocks=(16, keys, 1, 1, None)):
+    for got in gpu.fused_statistics(inputs, exact=True, blocks=(16, keys, 1, 1, None, 2)):
         assert got.isfinite().all()
 
 

@@ -264,7 +264,8 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
                 s = added(s, q, q_small, tl.trans(k), tl.trans(k_small), exact)
                 if exact:
                     s *= 1.0 / (q_scale * k_scale)
-                if from_key + keys_at_once > n:
+                # Where one block has all keys, halves leave no register for a choice.
+                if (exact and whole) or from_key + keys_at_once > n:
                     s = tl.where((token < n)[None, :], s, -1.0e30)
                 new_top = tl.maximum(top, tl.max(s, 1))
                 p = tl.exp2(s * scale - (new_top * scale - bits)[:, None])

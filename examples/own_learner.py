@@ -16,7 +16,7 @@ from stable_baselines3 import A2C
 import maw_gym
 from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.runners.experiments.comparison import compare
-from maw_gym.runners.experiments.settings import CommonSpec, OnlineSettings
+from maw_gym.runners.experiments.settings import OnlineSettings, Spec
 
 
 def a2c(task, spec, log):
@@ -30,7 +30,7 @@ def a2c(task, spec, log):
 if __name__ == "__main__":
     dataset = sys.argv[1] if len(sys.argv) > 1 else "pydocs"
     steps = int(sys.argv[2]) if len(sys.argv) > 2 else 20_000
-    task, spec = maw_gym.load_task(dataset, "untrained"), CommonSpec(online=OnlineSettings(steps))
+    task, spec = maw_gym.load_task(dataset, "untrained"), Spec(online=OnlineSettings(steps))
     made = compare([a2c], task, seeds=(0, 1), baseline="best-fixed-reward", spec=spec)
     for name, row in made.table().iterrows():
         reward, ndcg = row["reward.mean"], row["retrieval.nDCG@10.mean"]

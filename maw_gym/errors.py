@@ -1,5 +1,6 @@
 """The exceptions for what the caller can mend, and checks of what a caller gives."""
 
+import difflib
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,12 @@ def shown(value: object) -> str:
     """`value` on one line, cut to a readable length."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question for a message, with a blank behind it; empty where nothing known is like it."""
+    close = difflib.get_close_matches(word, list(known), 1, 0.7)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def checked_texts(values: Any, what: str = "texts") -> list[str]:

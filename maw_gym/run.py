@@ -1,6 +1,6 @@
 """A run as data: its settings, its results, its learning curves, and the retriever it leaves."""
 
-import stat
+import os
 import zlib
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic_core import from_json
 
 from maw_gym.errors import InputError, first_line
-from maw_gym.files import expanded
+from maw_gym.files import check_readable, expanded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,9 @@ class Run:
     Args:
         path: the folder, such as `runs/NAME`.
 
+    Raises:
+        InputError: there is no such folder; and below: a file is not there, or is none of a run.
+
     Examples:
         >>> run = maw_gym.Run("runs/mine")
         >>> run.metrics["reward"]["gap_closed"]
@@ -39,18 +42,16 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = expanded(path)
+        if not os.path.isdir(self.path):
+            raise InputError(f"no run folder {str(path)!r}; give the folder of a training run")
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Everything in config.json: learner, settings, dataset, encoder, versions, git commit.
-
-        Raises:
-            InputError: here and below: the file is not there, or not what a run has written.
-        """
-        return self._json(CONFIG, "; if it was stopped before its training began, start it anew")
+        """Everything in config.json: learner, settings, dataset, encoder, versions, git commit."""
+        return self._json(CONFIG)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """The results of a finished run: everything in metrics.json."""
-        return self._json(METRICS, "; give the folder of a finished run")
+        return self._json(METRICS)
 
     def collection(self) -> "Collection":
         """The collection, divided as the run had it."""
@@ -101,11 +102,7 @@ class Run:
         """A row for each test query and method, with depth, reward and measures."""
         import pandas as pd
 
-        path = self.path / PER_QUERY
-        if not path.is_file():
-            raise InputError(
-                f"no {PER_QUERY} in {str(self.path)!r}; give the folder of a finished run"
-            )
+        path = self._file(PER_QUERY)
         try:
             return pd.read_csv(path, dtype={"query_id": str})
         except (OSError, EOFError, ValueError, zlib.error) as problem:
@@ -119,20 +116,20 @@ class Run:
 
         return RoutedEncoder.from_run(self.path, device)
 
-    def _json(self, name: str, advice: str) -> dict[str, Any]:
+    def _file(self, name: str, largest: int | None = None) -> Path:
         path = self.path / name
+        if not path.exists():
+            raise InputError(
+                f"no run with a {name} in {str(self.path)!r}; give the folder of a finished run"
+            )
+        check_readable(path, name, largest)
+        return path
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self._file(name, LARGEST)
         try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
-                raise InputError(
-                    f"{path} is not a run's: no file, or too large; give a run's folder"
-                )
             content = from_json(path.read_bytes())  # refuses what is nested too deeply
-        except OSError:
-            raise InputError(f"no run with a {name} in {str(self.path)!r}{advice}") from None
         except ValueError as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(f"{path} is not JSON ({error}); give the folder of a run") from None
         if not isinstance(content, dict):
             raise InputError(f"{path} is not a run's {name}; give the folder of a run")

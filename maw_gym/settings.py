@@ -10,7 +10,7 @@ A field's annotation is its check, the text below it the help of its flag::
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import field, fields
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
@@ -51,33 +51,34 @@ WORDS = {"greater than or equal to": "at least", "less than or equal to": "at mo
 WORDS |= {"greater than": "above", "less than": "below"}
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+@dataclass_transform(frozen_default=True)
 def checked(kind: type[Kind]) -> type[Kind]:
     """Make a class a frozen dataclass that raises an `InputError` of one line for a wrong value."""
-    made: Any = dataclass(frozen=True, config=ConfigDict(use_attribute_docstrings=True))(kind)
+    config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+    made: Any = dataclass(frozen=True, config=config)(kind)
     init: Callable[..., None] = made.__init__
-    known = [one.name for one in fields(made)]
 
     @wraps(init)
     def __init__(self: Any, *args: Any, **values: Any) -> None:
-        for name in values.keys() - known:  # pydantic takes them without a word
-            raise InputError(f"there is no setting {name!r}; choose among {', '.join(known)}")
         try:
             init(self, *args, **values)
         except ValidationError as error:
-            raise InputError(one_line(error)) from None
+            raise InputError(one_line(error, made)) from None
 
     made.__init__ = __init__
     whole: type[Kind] = made
     return whole
 
 
-def one_line(error: ValidationError, name: str | None = None) -> str:
-    """What is wrong with the first wrong setting, or with the one of this name; with its value."""
+def one_line(error: ValidationError, kind: type[Any]) -> str:
+    """What is wrong with the first wrong setting of a dataclass, with its value."""
     first = error.errors()[0]
     if first["type"] == "value_error":  # raised by a check of ours
         return str(first["ctx"]["error"])
-    name = name or (str(first["loc"][0]) if first["loc"] else "settings")
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    if first["type"] == "unexpected_keyword_argument":
+        known = ", ".join(field.name for field in fields(kind))
+        return f"there is no setting {name!r}; choose among {known}"
     text = first["msg"].replace("Input should", f"{name} must", 1)
     for long, short in WORDS.items():
         text = text.replace(long, short)
@@ -93,12 +94,6 @@ def _shown(value: Any) -> str:
             float(value)
             return value.strip()
     return shown(value)
-
-
-def part(kind: type[Kind], whole: Any) -> Kind:
-    """The settings of one kind among those of a larger one, which has all of its fields."""
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    return kind(**{name: getattr(whole, name) for name in names})
 
 
 def described(kind: type[Any]) -> dict[str, str]:

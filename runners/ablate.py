@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import AfterValidator, Field
 
+from maw_gym.agents.grpo.settings import GRPOSettings
 from maw_gym.errors import InputError
 from maw_gym.runners.experiments.command_line import Section, changed, command_of
 from maw_gym.runners.experiments.comparison import compare
@@ -24,10 +25,9 @@ from maw_gym.runners.experiments.methods import Method
 from maw_gym.runners.experiments.result import Result, by_training
 from maw_gym.runners.experiments.runs import open_run, run_main, write_config
 from maw_gym.runners.experiments.settings import (
-    CommonSpec,
-    GRPOSpec,
     OnlineSettings,
     RunSettings,
+    Spec,
     TaskSettings,
 )
 from maw_gym.runners.experiments.training import Log, open_task
@@ -82,15 +82,17 @@ class AblateSettings:
     timesteps: Count = OnlineSettings.timesteps
     """environment steps of every training"""
 
-    def spec(self, name: str, seed: int = 0) -> GRPOSpec:
+    def spec(self, name: str, seed: int = 0) -> Spec:
         """What a training of one of `VARIANTS` depends on."""
         online = OnlineSettings(timesteps=self.timesteps)
-        return changed(GRPOSpec(replace(self.task, seed=seed), online), **VARIANTS[name])
+        return changed(
+            Spec(replace(self.task, seed=seed), online, GRPOSettings()), **VARIANTS[name]
+        )
 
     def method(self, name: str) -> Method:
         """GRPO with one of `VARIANTS`."""
 
-        def specify(common: CommonSpec, task: RetrievalTask) -> GRPOSpec:
+        def specify(common: Spec, task: RetrievalTask) -> Spec:
             return self.spec(name, common.task.seed)
 
         run = partial(judged_alike, self.task)
@@ -98,12 +100,12 @@ class AblateSettings:
 
 
 def judged_alike(
-    asked: TaskSettings, task: RetrievalTask, spec: GRPOSpec, split: str, log: Log
+    asked: TaskSettings, task: RetrievalTask, spec: Spec, split: str, log: Log
 ) -> Result:
     """GRPO with these settings, seen through the reward that was asked for."""
     judged = replace(spec.task, alignment=asked.alignment, reward_weights=asked.reward_weights)
     result = by_training(
-        lambda task, _, log: train_grpo(task, spec, log), task, GRPOSpec(judged), split, log
+        lambda task, _, log: train_grpo(task, spec, log), task, Spec(judged), split, log
     )
     if judged.reward != spec.task.reward:
         result.history = None  # of another reward, which no chart can show beside this one
@@ -123,7 +125,7 @@ def main(settings: AblateSettings) -> None:
         task,
         settings.seeds,
         baseline="defaults",
-        spec=CommonSpec(defaults.task, defaults.online),
+        spec=Spec(defaults.task, defaults.online),
         folder=folder,
     )
     write_comparisons([made], folder, command_of("ablate", settings))

@@ -4,13 +4,12 @@
 when it is asked for, so that a list of the commands does not wait for torch.
 """
 
-import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Final, get_type_hints
 
-from maw_gym.errors import printable
+from maw_gym.errors import did_you_mean, printable
 
 # What is typed: the runner's module, and what it does in a few words.
 COMMANDS: Final = {
@@ -26,7 +25,6 @@ COMMANDS: Final = {
     "report": ("report", "write a run's report.html anew"),
     "search": ("search", "search a collection with a trained run"),
 }
-HELP: Final = ("-h", "--help", "--help-all")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,42 +37,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runner = import_module(f"maw_gym.runners.{COMMANDS[name][0]}").main
         settings = get_type_hints(runner)["settings"]
         run_main(settings, runner, words[len(name.split()) :], f"maw-gym {name}")
-    elif not words or words[0] in HELP:
-        print(overview())
-    elif words[0] == "--version":
+    elif words == ["--version"]:
         from maw_gym import __version__
 
         print(f"maw_gym {__version__}")
-    elif words[0] == "train" and (len(words) == 1 or words[1] in HELP):
-        print(overview("train "))
+    elif words in ([], ["train"]) or words[-1] in ("-h", "--help"):
+        print(overview())
     else:
         given = " ".join(words[: 1 + (words[0] == "train")])
-        close = [
-            *difflib.get_close_matches(" ".join(words[:2]), COMMANDS, n=1),
-            *difflib.get_close_matches(given, COMMANDS, n=1),
-        ]
-        question = f"did you mean {close[0]!r}? " if close else ""
+        question = did_you_mean(" ".join(words[:2]), COMMANDS) or did_you_mean(given, COMMANDS)
         message = f"unknown command {given!r}; {question}maw-gym --help shows all"
         print(f"error: {printable(message)}", file=sys.stderr)
         raise SystemExit(2)
 
 
-def overview(beginning: str = "") -> str:
-    """The help: all commands that begin so."""
-    lines = [
-        f"  {name:18}{about}" for name, (_, about) in COMMANDS.items() if name.startswith(beginning)
-    ]
-    return "\n".join(
-        [
-            f"usage: maw-gym {beginning}COMMAND [--flag VALUE ...]",
-            "",
-            "Learning which attention to use.",
-            "",
-            *lines,
-            "",
-            "maw-gym COMMAND --help shows the flags that are used most, --help-all all of",
-            "them; maw-gym --version shows the version.",
-        ]
+def overview() -> str:
+    """The help: all commands."""
+    commands = "\n".join(f"  {name:18}{about}" for name, (_, about) in COMMANDS.items())
+    return (
+        "usage: maw-gym COMMAND [--flag VALUE ...]\n\nLearning which attention to use.\n\n"
+        f"{commands}\n\n"
+        "maw-gym COMMAND --help shows its flags; maw-gym --version shows the version."
     )
 
 

@@ -16,9 +16,9 @@ from maw_gym.errors import InputError
 from maw_gym.runners.experiments.command_line import Flag, Section, command_of
 from maw_gym.runners.experiments.runs import open_run, run_main, write_config
 from maw_gym.runners.experiments.settings import (
-    CommonSpec,
     OnlineSettings,
     RunSettings,
+    Spec,
     TaskSettings,
 )
 from maw_gym.settings import Count, HomeText, Seed, checked
@@ -105,12 +105,12 @@ class CompareSettings:
         """Seeds of the learners; of the study one with each encoder, which has a seed itself."""
         return self.seeds or ((0,) if self.quick or self.verdict else (0, 1, 2))
 
-    def specs(self, dataset: str, folds: tuple[int, ...] = (0,)) -> list[CommonSpec]:
+    def specs(self, dataset: str, folds: tuple[int, ...] = (0,)) -> list[Spec]:
         """What the methods' specifications are made of, for all folds encoder by encoder."""
         timesteps = self.timesteps or (QUICK_TIMESTEPS if self.quick else OnlineSettings.timesteps)
         task = replace(self.task, dataset=dataset, folds=self.fold_count)
         return [
-            CommonSpec(replace(task, encoder_seed=seed, fold=fold), OnlineSettings(timesteps))
+            Spec(replace(task, encoder_seed=seed, fold=fold), OnlineSettings(timesteps))
             for seed in self.seeds_of_encoders
             for fold in folds
         ]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from maw_gym.errors import InputError, printable
 from maw_gym.files import write_json
 from maw_gym.run import CONFIG, Run
-from maw_gym.runners.experiments.command_line import Flag, made
+from maw_gym.runners.experiments.command_line import Flag
 from maw_gym.runners.experiments.runs import Stopwatch, run_main, writable_output
 from maw_gym.runners.experiments.settings import TaskSettings
 from maw_gym.settings import Folds, HomePath, HomeText, Index, Seed, checked
@@ -42,26 +42,24 @@ class EvaluateSettings:
 
 def judged_task(settings: EvaluateSettings, own: Mapping[str, Any]) -> TaskSettings:
     """What is judged, in a run with these settings of its own."""
-    values = {name: own[name] for name in ("alignment", "reward_weights") if name in own}
-    values |= {"encoder": str(settings.run / "encoder.safetensors")}
-    values |= {"seed": settings.seed, "device": settings.device}
     dataset = settings.dataset or own.get("dataset")
     if dataset is None:
         raise InputError(f"{settings.run} does not name its dataset; give one with --dataset")
-    same = os.path.realpath(dataset) == os.path.realpath(str(own.get("dataset")))
-    for name in ("fold", "folds"):
-        told = getattr(settings, name)
-        if same:  # whatever way a folder is spelled
+    folds = {"fold": settings.fold, "folds": settings.folds}
+    if os.path.realpath(dataset) == os.path.realpath(str(own.get("dataset"))):
+        for name, told in folds.items():
             if told not in (None, own.get(name)):
                 raise InputError(
                     f"--{name} {told} is not the run's own {own.get(name)}: queries that it learned"
                     " from would judge it; leave the flag out"
                 )
-            told = own.get(name)
-        if told is not None:
-            values[name] = told
+            folds[name] = own.get(name)
+    values = {name: own[name] for name in ("alignment", "reward_weights") if name in own}
+    values |= {name: told for name, told in folds.items() if told is not None}
+    encoder = str(settings.run / "encoder.safetensors")
+    more = {"dataset": dataset, "encoder": encoder, "seed": settings.seed}
     try:
-        return made(TaskSettings, values, dataset=dataset)
+        return TaskSettings(**values, **more, device=settings.device)
     except InputError as problem:
         raise InputError(f"{settings.run / CONFIG}: impossible settings ({problem})") from None
 

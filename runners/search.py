@@ -57,7 +57,7 @@ def main(settings: SearchSettings) -> None:
     encoder = routed.embedder.fingerprint()
     routed.documents = SearchIndex(task.index, encoder, bm25, texts=collection.doc_texts)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else LONGEST
-    for query in _queries() if settings.query is None else [settings.query]:
+    for query in [settings.query] if settings.query else _queries():
         found = routed.search(query, settings.k, hybrid=settings.hybrid, texts=True)
         print(f"depth {routed.route([query])[0]}")
         for rank, one in enumerate(found, 1):
@@ -65,18 +65,17 @@ def main(settings: SearchSettings) -> None:
             line = printable(f"{rank:3}  {one['score']:7.4f}  {one['id']}  {first}")
             print(line if len(line) <= width else line[: width - 1] + "…")
         sys.stdout.flush()
+        if getattr(sys.stdout, "lost", False):
+            return  # nobody reads the answers
 
 
 def _queries() -> Iterator[str]:
-    """Lines of the input that hold words, until it ends or nobody reads the answers."""
+    """Lines of the input that hold words."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
-    while sys.stdin and not getattr(sys.stdout, "lost", False):
         if sys.stdin.isatty():
-            print("query: ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return
+            print("queries, one a line:", file=sys.stderr, flush=True)
+    for line in sys.stdin or ():
         if line.strip():
             yield line.strip()
 

@@ -3,8 +3,9 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, ClassVar
 
+from maw_gym.agents.grpo.settings import GRPOSettings
 from maw_gym.runners.experiments.runs import run_main
-from maw_gym.runners.experiments.settings import GRPOSpec, TrainingRunSettings
+from maw_gym.runners.experiments.settings import MAIN_FLAGS, Spec, TrainingRunSettings
 from maw_gym.settings import checked
 
 if TYPE_CHECKING:
@@ -16,15 +17,12 @@ if TYPE_CHECKING:
 class GRPORunSettings:
     """Settings of a GRPO run."""
 
-    main_flags: ClassVar = (
-        *("dataset", "text_encoder", "observation", "timesteps", "seed"),
-        *("device", "run_name", "resume"),
-    )
-    spec: GRPOSpec = GRPOSpec()
+    main_flags: ClassVar = MAIN_FLAGS
+    spec: Spec = Spec(learner=GRPOSettings())
     run: TrainingRunSettings = TrainingRunSettings()
 
 
-def train_grpo(task: "RetrievalTask", spec: GRPOSpec, log: "Log") -> "Trained":
+def train_grpo(task: "RetrievalTask", spec: Spec, log: "Log") -> "Trained":
     """A router trained with GRPO."""
     from maw_gym.agents.grpo import GRPO
     from maw_gym.runners.experiments.training import build, learn

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from maw_gym.agents.settings import PPOSettings
 from maw_gym.runners.experiments.runs import run_main
-from maw_gym.runners.experiments.settings import PPOSpec, TrainingRunSettings
+from maw_gym.runners.experiments.settings import MAIN_FLAGS, Spec, TrainingRunSettings
 from maw_gym.settings import checked
 
 if TYPE_CHECKING:
@@ -15,15 +16,12 @@ if TYPE_CHECKING:
 class PPORunSettings:
     """Settings of a PPO run."""
 
-    main_flags: ClassVar = (
-        *("dataset", "text_encoder", "observation", "timesteps", "seed"),
-        *("device", "run_name", "resume"),
-    )
-    spec: PPOSpec = PPOSpec()
+    main_flags: ClassVar = MAIN_FLAGS
+    spec: Spec = Spec(learner=PPOSettings())
     run: TrainingRunSettings = TrainingRunSettings()
 
 
-def train_ppo(task: "RetrievalTask", spec: PPOSpec, log: "Log") -> "Trained":
+def train_ppo(task: "RetrievalTask", spec: Spec, log: "Log") -> "Trained":
     """A router trained with PPO."""
     from stable_baselines3 import PPO
 

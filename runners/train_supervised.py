@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from maw_gym.agents.settings import SupervisedSettings
 from maw_gym.runners.experiments.runs import run_main
-from maw_gym.runners.experiments.settings import RunSettings, SupervisedSpec
+from maw_gym.runners.experiments.settings import MAIN_FLAGS, RunSettings, Spec
 from maw_gym.settings import checked
 
 if TYPE_CHECKING:
@@ -15,15 +16,12 @@ if TYPE_CHECKING:
 class SupervisedRunSettings:
     """Settings of a supervised run."""
 
-    main_flags: ClassVar = (
-        *("dataset", "text_encoder", "observation", "labels", "seed"),
-        *("device", "run_name", "resume"),
-    )
-    spec: SupervisedSpec = SupervisedSpec()
+    main_flags: ClassVar = ("labels", *MAIN_FLAGS)
+    spec: Spec = Spec(online=None, learner=SupervisedSettings())
     run: RunSettings = RunSettings()
 
 
-def train_classifier(task: "RetrievalTask", spec: SupervisedSpec, log: "Log") -> "Trained":
+def train_classifier(task: "RetrievalTask", spec: Spec, log: "Log") -> "Trained":
     """A router trained on labels."""
     from maw_gym.agents.supervised import train_supervised
     from maw_gym.checkpoints import stage_folder

@@ -59,7 +59,7 @@ assert "jax" not in sys.modules""")
 
 def test_help_does_not_wait_for_torch(run_python: Callable[[str], str]) -> None:
     learners = [f"train {what} --help" for what in ("grpo", "ppo", "supervised", "encoder")]
-    others = [f"{what} --help-all" for what in ("evaluate", "report", "search", "compare")]
+    others = [f"{what} --help" for what in ("evaluate", "report", "search", "compare")]
     program = f"""
 import contextlib, io
 from maw_gym.runners.cli import main

@@ -3,8 +3,8 @@
 import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hostile_run import DEPTHS, IMAGE, SCRIPT, write_hostile_run
@@ -14,45 +14,38 @@ from maw_gym.errors import InputError
 from maw_gym.run import Run
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = write_hostile_run(tmp_path_factory.mktemp("hostile") / "run")
+def test_a_run_is_data(tmp_path: Path) -> None:
+    folder = write_hostile_run(tmp_path / "run")
     with gzip.open(folder / "per_query.csv.gz", "wt") as file:
         file.write("query_id,method,depth,nDCG@10\n007,BM25,,0.5\n007,GRPO,3,0.75\n")
-    return maw_gym.Run(str(folder))
-
-
-def test_settings_metrics_and_collection(run: Run) -> None:
+    run = maw_gym.Run(str(folder))
+    assert repr(run) == f"Run({str(folder)!r})"
     assert run.settings["reward_weights"] == [0.5, 0.25, 0.25]
     assert run.metrics["reward"] == {"mean": 0.625, "gap_closed": 0.5}
     assert run.collection().splits["test"].ids[0].startswith("q6")
-    assert repr(run) == f"Run({str(run.path)!r})"
-
-
-def test_curves_and_queries_are_tables(run: Run) -> None:
     curves = run.curves()
     assert curves["eval/reward"].to_dict() == {0: 0.25, 10: 0.5, 20: 0.75}
     assert set(curves) == {"eval/reward", "train/" + IMAGE, "time/fps"}
     queries = run.per_query()
     assert queries["query_id"].tolist() == ["007", "007"]
     assert queries.groupby("method")["nDCG@10"].mean().to_dict() == {"BM25": 0.5, "GRPO": 0.75}
-
-
-def test_it_is_a_retriever(run: Run) -> None:
-    found = run.retriever("cpu")
-    assert found.router.depths == DEPTHS
+    assert run.retriever("cpu").router.depths == DEPTHS
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run folder 'missing'; give the folder of a training"):
+        Run("missing")
     run = Run(tmp_path)
     assert run.scalars() == {}
     assert run.curves().empty
-    for read, message in (
-        (lambda: run.config, "no run with a config.json in '.*'; if it was stopped before its tra"),
-        (lambda: run.metrics, "no run with a metrics.json in '.*'; give the folder of a finished"),
-        (run.per_query, "no per_query.csv.gz in '.*'; give the folder of a finished run"),
+    for name, read in (
+        ("config.json", lambda: run.config),
+        ("metrics.json", lambda: run.metrics),
+        ("per_query.csv.gz", run.per_query),
     ):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(
+            InputError, match=f"no run with a {name} in '.*'; give the folder of a finished run"
+        ):
             read()
 
 
@@ -66,22 +59,25 @@ def test_queries_that_are_damaged(content: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config", "metrics"])
-def test_a_swarm_of_files_that_are_none(name: str, tmp_path: Path) -> None:
-    def refused(content: Any, message: str) -> None:
-        path = tmp_path / f"{name}.json"
-        path.unlink(missing_ok=True)
-        content(path)
-        with pytest.raises(InputError, match=message) as caught:
-            getattr(Run(tmp_path), name)
-        assert "\n" not in str(caught.value)
-
-    refused(lambda path: path.write_text("[" * 100_000 + "]" * 100_000), "is not JSON .recursion")
-    refused(lambda path: path.write_text("[1]"), f"is not a run's {name}.json; give")
-    refused(lambda path: path.write_text(""), "is not JSON .EOF")
-    refused(os.mkfifo, "is not a run's: no file, or too large")
-    refused(lambda path: path.symlink_to("/dev/zero"), "is not a run's: no file, or too large")
-    # 8 GB, of which nothing is on the disk.
-    refused(lambda path: [path.touch(), os.truncate(path, 2**33)], "no file, or too large")
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_text("[" * 100_000 + "]" * 100_000), "is not JSON .recursion"),
+        (lambda path: path.write_text("[1]"), "is not a run's .*.json; give"),
+        (lambda path: path.write_text(""), "is not JSON .EOF"),
+        (os.mkfifo, "is not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),
+        # 8 GB, of which nothing is on the disk.
+        (lambda path: [path.touch(), os.truncate(path, 2**33)], "has 8589934592 bytes"),
+    ],
+)
+def test_files_that_are_none(
+    name: str, write: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    write(tmp_path / f"{name}.json")
+    with pytest.raises(InputError, match=message) as caught:
+        getattr(Run(tmp_path), name)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

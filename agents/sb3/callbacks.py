@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image, KVWriter, TensorBoardOutputFormat
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -34,6 +35,19 @@ COUNTERS: Final = (
     *("_n_updates", "_rollouts_since_renewal", "_episode_num"),
     "_current_progress_remaining",
 )
+
+
+def seen_on_validation(bandit: Bandit, depths: NDArray[np.int64]) -> dict[str, float]:
+    """What is logged of the depths chosen for validation queries."""
+    summary = bandit.summary(depths)
+    values = {
+        "eval/reward": summary.mean,
+        "eval/regret": summary.oracle - summary.mean,
+        "eval/ndcg@10": Bandit(bandit.table, reward=NDCG).mean(depths),
+    }
+    if summary.gap_closed is not None:
+        values["eval/gap_closed"] = summary.gap_closed
+    return values
 
 
 class ValidationCallback(BaseCallback):
@@ -127,15 +141,8 @@ class ValidationCallback(BaseCallback):
         """Judge the greedy policy now: the average, which is the policy itself until half-time."""
         policy = cast(BasePolicy, self.average.module)
         depths, _ = policy.predict(self.bandit.observations, deterministic=True)
-        summary = self.bandit.summary(depths)
-        mean = summary.mean
-        values: dict[str, Any] = {
-            "eval/reward": mean,
-            "eval/regret": summary.oracle - mean,
-            "eval/ndcg@10": Bandit(self.bandit.table, reward=NDCG).mean(depths),
-        }
-        if summary.gap_closed is not None:
-            values["eval/gap_closed"] = summary.gap_closed
+        values: dict[str, Any] = dict(seen_on_validation(self.bandit, depths))
+        mean = values["eval/reward"]
         better = all(mean > before for _, before in self.history)
         for output in self.logger.output_formats:
             given = values

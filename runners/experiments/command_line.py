@@ -1,21 +1,15 @@
 """From a dataclass of settings to a command line, and back.
 
-A field is a flag, or a section: a dataclass whose fields are flags beside the others. Command lines
-and config.json are flat; `made` and `flat` go from flat values to settings and back.
-
-`--help` fits on a screen: it shows the flags that the dataclass names in `main_flags`, in two
-lines each at most. `--help-all` shows all, with everything there is to say about them.
+A field is a flag, or a section: one whose default is a dataclass, whose fields are flags beside the
+others. Command lines and config.json are flat; `made` and `flat` go from flat values to settings
+and back. `--help` begins with the flags that the dataclass names in `main_flags`.
 """
 
 import argparse
-import difflib
 import shlex
-import sys
-import textwrap
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import reduce
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import (
     Any,
     Final,
@@ -29,14 +23,13 @@ from typing import (
     get_type_hints,
 )
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, did_you_mean
 from maw_gym.settings import described, one_line
 
 Kind = TypeVar("Kind")
 
-TWO_LINES: Final = 98  # characters of a flag's text in the short help
 PLACES: Final = ("logdir", "run_name", "resume", "config")  # no part of what a run is
 
 
@@ -57,84 +50,81 @@ class Section:
 
 
 class Setting(NamedTuple):
-    """A field that is a flag: how it is checked and typed, and the path of attributes to it."""
+    """A field that is a flag: its type, value, text and word, and the sections on the way to it."""
 
-    hint: Any
     type: Any
-    default: Any  # MISSING: it has to be given
+    value: Any  # MISSING: it has to be given
     about: str
     flag: str
     positional: bool
     path: tuple[str, ...]
 
-    @property
-    def word(self) -> str:
-        """What messages call it: a positional one by its name in capitals."""
-        return self.path[-1].upper() if self.positional else self.flag
 
-
-def settings_in(kind: type[Any]) -> dict[str, Setting]:
-    """All flags of a dataclass by name, those of its sections among them."""
+def settings_in(kind: Any) -> dict[str, Setting]:
+    """All flags of a dataclass (with its defaults) or of settings (with their values) by name."""
     found: dict[str, Setting] = {}
-    hints, types_of = get_type_hints(kind, include_extras=True), get_type_hints(kind)
-    texts = described(kind)
+    of = kind if isinstance(kind, type) else type(kind)
+    hints, types_of = get_type_hints(of, include_extras=True), get_type_hints(of)
+    texts = described(of)
     for field in fields(kind):
-        name, hint, of = field.name, hints[field.name], types_of[field.name]
-        more = getattr(hint, "__metadata__", ())
-        if is_dataclass(of):
+        name, value = field.name, getattr(kind, field.name, MISSING)
+        more = getattr(hints[name], "__metadata__", ())
+        if is_dataclass(value):
             told = next((one for one in more if isinstance(one, Section)), Section())
-            for inner, one in settings_in(of).items():  # type: ignore[arg-type]
+            for inner, one in settings_in(value).items():
                 if inner not in told.without and (not told.only or inner in told.only):
                     found[inner] = one._replace(path=(name, *one.path))
             continue
+        if value is None and any(map(is_dataclass, get_args(types_of[name]))):
+            continue  # a section that is left out
         typed = next((one for one in more if isinstance(one, Flag)), Flag())
         flag = "--" + (typed.word or name).replace("_", "-")
-        make = field.default_factory
-        default = field.default if make is MISSING else make()
         about = texts.get(name, "")
-        found[name] = Setting(hint, of, default, about, flag, typed.positional, (name,))
+        found[name] = Setting(types_of[name], value, about, flag, typed.positional, (name,))
     return found
 
 
 def made(kind: type[Kind], values: Mapping[str, Any] | None = None, /, **more: Any) -> Kind:
     """Settings from flat values, as they are typed or as JSON has them; the rest are defaults."""
-    known, tree = settings_in(kind), dict[str, Any]()
-    for name, value in {**(values or {}), **more}.items():
-        if name not in known:
-            raise InputError(f"unknown setting {name!r} of {kind.__name__}")
-        try:
-            checked = TypeAdapter(known[name].hint).validate_python(value)
-        except ValidationError as error:
-            raise InputError(one_line(error, name)) from None
-        section, (*path, last) = tree, known[name].path
-        for part in path:
-            section = section.setdefault(part, {})
-        section[last] = checked
-    return _built(kind, tree)
-
-
-def _built(kind: type[Kind], tree: Mapping[str, Any]) -> Kind:
-    """A dataclass of checked values, those of each section in a dictionary."""
-    types_of = get_type_hints(kind)
-    given = {
-        name: _built(types_of[name], value) if is_dataclass(types_of[name]) else value
-        for name, value in tree.items()
-    }
-    try:
-        return kind(**given)
-    except ValidationError as error:  # of a dataclass that knows no InputError
-        raise InputError(one_line(error)) from None
-
-
-def flat(settings: Any) -> dict[str, Any]:
-    """The values of settings by name, without their sections."""
-    known = settings_in(type(settings))
-    return {name: reduce(getattr, one.path, settings) for name, one in known.items()}
+    built: Kind = _with(kind, {**(values or {}), **more})
+    return built
 
 
 def changed(settings: Kind, **values: Any) -> Kind:
     """The settings with other values of some flags, whatever sections they are in."""
-    return made(type(settings), flat(settings), **values)
+    built: Kind = _with(settings, values)
+    return built
+
+
+def _with(base: Any, values: Mapping[str, Any]) -> Any:
+    known, tree = settings_in(base), dict[str, Any]()
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(
+                f"unknown setting {name!r}; {did_you_mean(name, known)}there are {', '.join(known)}"
+            )
+        section, (*path, last) = tree, known[name].path
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
+    return _built(base, tree)
+
+
+def _built(base: Any, tree: Mapping[str, Any]) -> Any:
+    """A dataclass, or settings, with other values; those of each section in a dictionary."""
+    values = {}
+    for name, value in tree.items():
+        before = getattr(base, name, None)
+        values[name] = _built(before, value) if is_dataclass(before) else value
+    try:
+        return base(**values) if isinstance(base, type) else replace(base, **values)
+    except ValidationError as error:  # of a dataclass that knows no InputError
+        raise InputError(one_line(error, type(base))) from None
+
+
+def flat(settings: Any) -> dict[str, Any]:
+    """The values of settings by name, without their sections."""
+    return {name: one.value for name, one in settings_in(settings).items()}
 
 
 def given_flags(
@@ -145,31 +135,41 @@ def given_flags(
 ) -> dict[str, Any]:
     """What a command line says of the settings, by name; see `made`."""
     known = settings_in(kind)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if asked := {"-h", "--help", "--help-all"} & set(arguments):
-        names = () if "--help-all" in asked else getattr(kind, "main_flags", ())
-        print(_help(known, program, description or "", names), end="")
-        raise SystemExit(0)
+    positional = [name for name, one in known.items() if one.positional]
     parser = _Parser(
-        prog=program, allow_abbrev=False, argument_default=argparse.SUPPRESS, add_help=False
+        prog=program,
+        usage=" ".join(["%(prog)s", *map(str.upper, positional), "[--flag VALUE ...]"]),
+        description=description,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=26
+        ),
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
-    for name, one in known.items():
-        parser.add_argument(one.flag, dest=name, **_options(one.type))
-    if any(one.positional for one in known.values()):
-        parser.add_argument("words", nargs="*")
+    main = [name for name in getattr(kind, "main_flags", ()) if name in known]
+    rest = [name for name in known if name not in (*positional, *main)]
+    for title, names in (
+        ("arguments, in this order or by their flags", positional),
+        ("flags that are used most", main),
+        ("all other flags", rest),
+    ):
+        group = parser.add_argument_group(title)
+        for name in names:
+            group.add_argument(known[name].flag, dest=name, **_options(known[name]))
+    if positional:
+        parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     found, unknown = parser.parse_known_intermixed_args(arguments)
     given = vars(found)
     words = given.pop("words", None) or []
-    for name, one in known.items():
-        if one.positional and words and name not in given:
+    for name in positional:
+        if words and name not in given:
             given[name] = words.pop(0)
     if unknown := [*words, *unknown]:
         first = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
-        close = difflib.get_close_matches(first, [one.flag for one in known.values()], 1, 0.75)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        parser.error(f"unrecognized arguments: {shlex.join(unknown)}{hint}")
-    required = [name for name, one in known.items() if one.default is MISSING]
-    if missing := [known[name].word for name in required if name not in given]:
+        close = did_you_mean(first, [one.flag for one in known.values()])
+        parser.error(f"unrecognized arguments: {shlex.join(unknown)}; {close}".rstrip("; "))
+    required = [name for name, one in known.items() if one.value is MISSING]
+    if missing := [name.upper() for name in required if name not in given]:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     return {
         name: None if value == "None" and type(None) in get_args(known[name].type) else value
@@ -179,51 +179,21 @@ def given_flags(
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help-all shows all flags")
+        raise InputError(f"{message}; --help shows all flags")
 
 
-def _help(
-    known: Mapping[str, Setting], program: str | None, about: str, names: Sequence[str]
-) -> str:
-    """The help: of these flags in two lines each or, without names, of all with all there is."""
-    positional = [name for name, one in known.items() if one.positional]
-    form = argparse.HelpFormatter if names else argparse.RawDescriptionHelpFormatter
-    page = _Parser(
-        prog=program,
-        usage=" ".join(
-            ["%(prog)s", *(known[name].word for name in positional), "[--flag VALUE ...]"]
-        ),
-        description=about.partition("\n\n")[0] if names else about,
-        formatter_class=lambda prog: form(prog, max_help_position=26),
-        add_help=False,
-    )
-    first, flags = page.add_argument_group("arguments"), page.add_argument_group("flags")
-    shown = [*positional, *names] if names else list(known)
-    for name in shown:
-        one = known[name]
-        value = " ".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default
-        end, text = "" if value is MISSING else f" (default: {value})", one.about
-        if names:
-            end = "" if value is None or value is False else end
-            text = textwrap.shorten(text.partition(";")[0], TWO_LINES - len(end), placeholder=" …")
-        text = (text + end).replace("%", "%%")
-        if one.positional:
-            first.add_argument(name, metavar=one.word, help=text)
-        else:
-            flags.add_argument(one.flag, help=text, **_options(one.type))
-    if rest := len(known) - len(shown):
-        text = f"show the other {rest} flags too, and more about each"
-        flags.add_argument("--help-all", action="store_true", help=text)
-    return page.format_help()
-
-
-def _options(hint: Any) -> dict[str, Any]:
-    """How argparse takes the words of a type."""
+def _options(setting: Setting) -> dict[str, Any]:
+    """How argparse takes the words of a setting, and its help."""
+    hint, default = setting.type, setting.value
+    about = setting.about
+    if default is not MISSING:
+        value = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        about += f" (default: {'none' if value == '' else value})"
+    options: dict[str, Any] = {"help": about.replace("%", "%%")}
+    if hint is bool:
+        return options | {"action": argparse.BooleanOptionalAction}
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = (one for one in get_args(hint) if one is not type(None))
-    elif hint is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    options: dict[str, Any] = {}
     if get_origin(hint) is tuple:
         hint, *more = get_args(hint)
         options["nargs"] = "+" if more == [Ellipsis] else 1 + len(more)
@@ -238,7 +208,7 @@ def command_of(runner: str, settings: Any) -> str:
     """The command that has these settings, without those of the machine and what is default."""
     words, known = [], settings_in(type(settings))
     for name, value in flat(settings).items():
-        if name in PLACES or value == known[name].default:
+        if name in PLACES or value == known[name].value:
             continue
         flag = known[name].flag
         if isinstance(value, bool):

@@ -37,7 +37,7 @@ from maw_gym.routers.depth_router import save_router
 from maw_gym.runners.experiments.analysis import Comparison, Reference
 from maw_gym.runners.experiments.methods import Method, chosen_methods
 from maw_gym.runners.experiments.result import Encode, Learner, Result, standard_encode
-from maw_gym.runners.experiments.settings import AnySpec, CommonSpec, TaskSettings
+from maw_gym.runners.experiments.settings import Spec, TaskSettings
 from maw_gym.runners.experiments.training import ROUTER, Log, forget_training, task_of
 from maw_gym.tables.task import RetrievalTask
 
@@ -54,7 +54,7 @@ class Fold(NamedTuple):
     """One fold of a dataset with one encoder; `spec` makes the methods' specifications."""
 
     task: RetrievalTask
-    spec: CommonSpec
+    spec: Spec
     encoder: str = ""  # part of file names, "" where there is one
     number: str = ""  # likewise, of the fold
 
@@ -70,7 +70,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     *,
     baseline: str = "standard-attention",
-    spec: CommonSpec | None = None,
+    spec: Spec | None = None,
     folder: Path | None = None,
     ranked: int = 100,
     seed_intervals: bool = False,
@@ -96,7 +96,7 @@ def compare(
     """
     chosen = chosen_methods(methods, baseline)
     if isinstance(task, RetrievalTask):
-        task = [Fold(task, spec or CommonSpec(TaskSettings(dataset=task.collection.name)))]
+        task = [Fold(task, spec or Spec(TaskSettings(dataset=task.collection.name)))]
     encoders = list(dict.fromkeys(fold.encoder for fold in task))
     results: dict[str, list[Result]] = {}
     skipped = {}
@@ -167,7 +167,7 @@ def added_latency(encode: Encode, task: RetrievalTask) -> float:
     return 1000 * statistics.median(turns[min(WARM_UP, len(texts)) :])
 
 
-def result_key(method: str, task: RetrievalTask, spec: AnySpec) -> str:
+def result_key(method: str, task: RetrievalTask, spec: Spec) -> str:
     """Key of everything that a result depends on: all settings, the data and the encoder."""
     settings = asdict(spec)
     for name in ("dataset", "encoder", "device"):  # what they stand for is told below
@@ -289,7 +289,7 @@ def checked_folds(
     return folds, dict(collection.provenance)
 
 
-def open_fold(spec: CommonSpec, specs: Sequence[CommonSpec]) -> Fold:
+def open_fold(spec: Spec, specs: Sequence[Spec]) -> Fold:
     """The task of one of a dataset's folds and encoders, each with its own settings."""
     names = {}
     for name, field in (("encoder", "encoder_seed"), ("fold", "fold")):
@@ -301,7 +301,7 @@ def open_fold(spec: CommonSpec, specs: Sequence[CommonSpec]) -> Fold:
     return Fold(task_of(spec.task), spec, *parts)
 
 
-def run_fold(spec: CommonSpec, specs: Sequence[CommonSpec], options: Mapping[str, Any]) -> None:
+def run_fold(spec: Spec, specs: Sequence[Spec], options: Mapping[str, Any]) -> None:
     """What `compare` does on one of a dataset's folds; the results stay in the folder."""
     compare(task=[open_fold(spec, specs)], **options)
 

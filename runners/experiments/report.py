@@ -1,6 +1,7 @@
 """What a single run says at its end: its table, metrics.json, figures, scores by query."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -9,16 +10,17 @@ import pandas as pd
 from maw_gym.agents.supervised import label_sentence
 from maw_gym.encoders.files import save_embedder
 from maw_gym.envs.bandit import Bandit
-from maw_gym.files import write_json, written_whole
+from maw_gym.files import cache_home, cached, write_json, written_whole
 from maw_gym.routers.depth_router import save_router
+from maw_gym.run import METRICS, PER_QUERY
 from maw_gym.runners.experiments import figures
 from maw_gym.runners.experiments.analysis import MAIN, query_frame
-from maw_gym.runners.experiments.comparison import write_run
+from maw_gym.runners.experiments.comparison import result_key, write_run
 from maw_gym.runners.experiments.methods import METHODS
-from maw_gym.runners.experiments.result import Result
+from maw_gym.runners.experiments.result import WEIGHT, Result, judged
 from maw_gym.runners.experiments.runs import Stopwatch
-from maw_gym.runners.experiments.settings import CommonSpec, TaskSettings
-from maw_gym.runners.experiments.training import ROUTER
+from maw_gym.runners.experiments.settings import Spec, TaskSettings
+from maw_gym.runners.experiments.training import ROUTER, Trained
 from maw_gym.runners.report_page.page import write_report_page
 from maw_gym.tables.task import RetrievalTask
 
@@ -111,12 +113,27 @@ def rows_of(
     titles: Mapping[str, str] = BASELINES,
     split: str = "test",
 ) -> dict[str, RunRow]:
-    """The rows of methods that need no training, by title, without those that lack something."""
+    """The rows of methods that need no training, by title, without those that lack something.
+
+    They are cached: a run over the same encoder and queries reads them.
+    """
     rows = {}
     for name, title in titles.items():
         method = METHODS[name]
         if method.missing(task) is None:
-            result = method.run(task, method.specify(CommonSpec(spec), task), split, None)
+            # All of the settings that they depend on.
+            asked = TaskSettings(
+                alignment=spec.alignment,
+                reward_weights=spec.reward_weights,
+                seed=spec.seed if method.seeded else 0,
+            )
+            own = method.specify(Spec(asked), task)
+            result = cached(
+                cache_home() / "rows" / f"{result_key(name, task, own)}-{split}.json",
+                partial(method.run, task, own, split, None),
+                lambda path, result: result.save(path),
+                Result.load,
+            )
             row = rows[title] = row_of(task, spec, result, split)
             if name == "random" and row.reward is not None:
                 # Its expected reward is exact; the retrieval of that row is one draw's.
@@ -165,18 +182,20 @@ def report(
     task: RetrievalTask,
     spec: TaskSettings,
     learner: str,
-    result: Result,
+    trained: Trained,
     folder: Path,
     watch: Stopwatch,
 ) -> None:
     """Judge a learner on the test split, write what a run leaves behind, print the table."""
-    assert result.trained is not None
     with watch.stage("evaluation on test queries"):
+        result = judged(task, spec, "test", trained)
         row, rows = row_of(task, spec, result), rows_of(task, spec)
         every = ordered(rows, learner, row)
-        router = result.trained.router
-        router.settings["hybrid_weight"] = task.hybrid_weight  # of RoutedEncoder.search
-        save_router(folder / ROUTER, router)
+        # Of RoutedEncoder.search.
+        fused = rows.get(BASELINES["dense-bm25"])
+        weight = fused.result.facts[WEIGHT] if fused else task.hybrid_weight
+        trained.router.settings["hybrid_weight"] = weight
+        save_router(folder / ROUTER, trained.router)
         save_embedder(
             folder / "encoder.safetensors", task.embedder, {"encoder": task.encoder_provenance}
         )
@@ -186,14 +205,14 @@ def report(
             query_frame(one.result, ids, **about, seed=spec.seed, method=title)
             for title, one in every.items()
         ]
-        write_csv(folder / "per_query.csv.gz", pd.concat(frames))
+        write_csv(folder / PER_QUERY, pd.concat(frames))
         write_run(folder / "run.trec.gz", task, result, learner)
         figures.draw_run(task, spec, learner, result, folder / "figures")
     content = metrics(spec, rows, row, watch)
-    content |= {"chosen_at": result.chosen_at, "training": result.facts}
-    write_json(folder / "metrics.json", content)
-    if "label_histogram" in result.facts:
-        print(f"\nlabels: {label_sentence(result.facts)}")
+    content |= {"chosen_at": trained.chosen_at, "training": trained.facts}
+    write_json(folder / METRICS, content)
+    if "label_histogram" in trained.facts:
+        print(f"\nlabels: {label_sentence(trained.facts)}")
     print(run_table(every))
     chosen = task.encoder_provenance.get("chosen")
     print(f"\n{len(ids)} test queries of {spec.dataset}; encoder: {chosen}; run: {folder}")

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -38,11 +37,12 @@ from maw_gym.retrieval.index import SearchIndex
 from maw_gym.retrieval.search import Ranking
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.routers.routed_encoder import RoutedEncoder
-from maw_gym.runners.experiments.settings import TaskSettings
+from maw_gym.runners.experiments.settings import Spec, TaskSettings
 from maw_gym.runners.experiments.training import Log, Trained
 from maw_gym.tables.task import RetrievalTask
 
 RESULT: Final = "result"  # kind of a result's file
+WEIGHT: Final = "weight of cosines"  # beside BM25, among the facts
 
 Encode = Callable[[list[str]], Any]  # a query alone in a list to what is ranked with
 # Gives a `Trained`, or anything that has Stable-Baselines3's `predict`.
@@ -52,10 +52,7 @@ Floats = NDArray[np.float64]
 
 @dataclass
 class Result:
-    """What a method did with the N queries of a split, and what that was worth.
-
-    Only the fields up to `chosen_at` are saved.
-    """
+    """What a method did with the N queries of a split; the fields up to `chosen_at` are saved."""
 
     measures: dict[str, Floats]
     depths: NDArray[np.int64] | None = None
@@ -97,21 +94,18 @@ class Result:
         return cls(**content)
 
 
-# Depths, measures and rankings that a task's queries have had.
-_EVALUATED: WeakKeyDictionary[RetrievalTask, dict[str, list[Any]]] = WeakKeyDictionary()
-
 KEPT: Final = [one.name for one in fields(Result)][:9]
 
 
 # --- without a depth to choose: BM25 and encoders --------------------------------------------
 
 
-def bm25(task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
+def bm25(task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """BM25 over the whole collection."""
     return Result.of(evaluate_bm25(task, split))
 
 
-def standard_attention(task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
+def standard_attention(task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """The MAW encoder's standard attention."""
     parameters = size(task.embedder, but="depth_")
     return Result.of(task.evaluate(split), parameters=parameters, encode=standard_encode(task))
@@ -122,7 +116,7 @@ def standard_encode(task: RetrievalTask) -> Encode:
     return lambda texts: task.embedder.encode_queries(texts).cpu()
 
 
-def ensemble(task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
+def ensemble(task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """The mean of all depths' embeddings."""
     encode, queries = partial(ensemble_queries, task.embedder), task.collection.splits[split]
     found = evaluate_embeddings(task.index, queries, encode(queries.texts), task.candidates(split))
@@ -130,21 +124,21 @@ def ensemble(task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Res
     return Result.of(found, parameters=parameters, encode=lambda texts: encode(texts).cpu())
 
 
-def with_bm25(fusion: str, task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
+def with_bm25(fusion: str, task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """The MAW encoder's standard attention and BM25 together."""
-    facts = {"weight of cosines": task.hybrid_weight} if fusion == "sum" else {}
+    facts = {WEIGHT: task.hybrid_weight} if fusion == "sum" else {}
     return Result.of(task.evaluate_hybrid(split, fusion=fusion), facts=facts)
 
 
-def unrouted(name: str, task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
+def unrouted(name: str, task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """An encoder of `maw_gym.agents.baseline_encoders`."""
     sources = training_sources(task) if name in TRAINED else []
     embedder, provenance = baseline_encoder(
-        name, task.collection, sources, task.device, spec.training, text=task.pretrained
+        name, task.collection, sources, task.device, spec.learner, text=task.pretrained
     )
     facts: dict[str, Any] = {"encoder": provenance}
     if sources and sources[0].name != task.collection.name:
-        embedder, choice = _better(task, embedder, spec.training)
+        embedder, choice = _better(task, embedder, spec.learner)
         facts |= choice
     depth = torch.zeros(1, dtype=torch.long) if embedder.encoder.settings.depths else None
     return Result.of(
@@ -174,7 +168,7 @@ def _better(
 # --- with one: by rule, by hindsight and by training ------------------------------------------
 
 
-def randomly(task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
+def randomly(task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """A depth drawn for each query; its terms are those that are expected."""
     table = task.table(split)
     generator = np.random.default_rng(spec.task.seed)
@@ -185,12 +179,12 @@ def randomly(task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Res
     return result
 
 
-def by_rule(name: str, task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
+def by_rule(name: str, task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """A rule of `maw_gym.agents.baselines`."""
     return by_router(task, spec.task, split, static_router(name, task, spec.task.reward))
 
 
-def by_hindsight(by: str, task: RetrievalTask, spec: Any, split: str, log: Log | None) -> Result:
+def by_hindsight(by: str, task: RetrievalTask, spec: Spec, split: str, log: Log | None) -> Result:
     """Each query's best depth, by its reward or by its nDCG@10."""
     bandit = Bandit(task.table(split), reward=NDCG if by == "nDCG@10" else spec.task.reward)
     result = by_depths(task, spec.task, split, bandit.oracle)
@@ -199,23 +193,28 @@ def by_hindsight(by: str, task: RetrievalTask, spec: Any, split: str, log: Log |
 
 
 def by_training(
-    train: Learner, task: RetrievalTask, spec: Any, split: str, log: Log | None
+    train: Learner, task: RetrievalTask, spec: Spec, split: str, log: Log | None
 ) -> Result:
-    """The depths of what a learner has trained: a router, or whatever else predicts."""
+    """The depths of what a learner trains."""
     start = time.perf_counter()
     made = train(task, spec, log)
     seconds = time.perf_counter() - start
+    result = judged(task, spec.task, split, made)
+    result.training_seconds = seconds
+    return result
+
+
+def judged(task: RetrievalTask, spec: TaskSettings, split: str, made: Any) -> Result:
+    """The depths of a `Trained`, or of whatever else has Stable-Baselines3's `predict`."""
     model = made.router if isinstance(made, Trained) else made
     if isinstance(model, DepthRouter):
-        result = by_router(task, spec.task, split, model)
+        result = by_router(task, spec, split, model)
         result.parameters = size(task.embedder) + size(model)
     else:
-        bandit = Bandit(task.table(split), spec.task.observation)
+        bandit = Bandit(task.table(split), spec.observation)
         depths, _ = model.predict(bandit.observations, deterministic=True)
-        depths = bandit.checked_actions(depths, len(bandit))
-        result = by_depths(task, spec.task, split, depths)
+        result = by_depths(task, spec, split, bandit.checked_actions(depths, len(bandit)))
         result.encode = None
-    result.training_seconds = seconds
     if isinstance(made, Trained):
         result.trained, result.facts = made, made.facts
         result.history, result.chosen_at = made.history, made.chosen_at
@@ -242,41 +241,12 @@ def by_depths(
     terms = Bandit(task.table(split), reward=spec.reward).terms
     chosen, rows = torch.as_tensor(depths), np.arange(len(depths))
     return Result.of(
-        evaluated(task, split, depths),
+        task.evaluate(split, chosen),
         depths=depths,
         terms={name: values[rows, depths].astype(np.float64) for name, values in terms.items()},
         parameters=size(task.embedder),
         encode=lambda texts: task.embedder.encode_queries(texts, chosen[:1]).cpu(),
     )
-
-
-def evaluated(
-    task: RetrievalTask, split: str, depths: NDArray[np.int64]
-) -> tuple[Evaluation, Ranking]:
-    """As `task.evaluate`; what a query finds through a depth is looked for once for all methods."""
-    known, left = _EVALUATED.setdefault(task, {}).setdefault(split, []), np.arange(len(depths))
-    parts: list[tuple[NDArray[np.int64], dict[str, Floats], Ranking]] = []
-    for before, measures, ranking in known:
-        same = left[before[left] == depths[left]]
-        found = {name: values[same] for name, values in measures.items()}
-        parts.append((same, found, Ranking(ranking.scores[same], ranking.documents[same])))
-        left = np.setdiff1d(left, same, assume_unique=True)
-    if len(left):
-        queries, own = task.collection.splits[split].select(left), task.candidates(split)
-        embeddings = task.embedder.encode_queries(queries.texts, torch.as_tensor(depths[left]))
-        candidates = own and [own[row] for row in left]
-        evaluation, ranking = evaluate_embeddings(task.index, queries, embeddings, candidates)
-        parts.append((left, evaluation.per_query, ranking))
-    order = np.concatenate([rows for rows, _, _ in parts]).argsort()
-    whole = {
-        name: np.concatenate([found[name] for _, found, _ in parts])[order] for name in parts[-1][1]
-    }
-    scores = torch.cat([ranking.scores for *_, ranking in parts])[order]
-    documents = torch.cat([ranking.documents for *_, ranking in parts])[order]
-    ranking = Ranking(scores, documents)
-    if len(left):
-        known.append((depths, whole, ranking))
-    return Evaluation(whole), ranking
 
 
 def size(module: Embedder | Module, but: str = "-") -> int:

@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,16 +17,24 @@ from typing import Any, Final, TypeVar, get_args, get_origin
 
 import yaml
 
-from maw_gym.errors import InputError, first_line, printable
+from maw_gym import __version__
+from maw_gym.errors import InputError, did_you_mean, first_line, printable
 from maw_gym.files import check_readable, expanded, hold, let_go, sweep, write_json
 from maw_gym.run import CONFIG, METRICS, Run
-from maw_gym.runners.experiments.command_line import PLACES, flat, given_flags, made, settings_in
+from maw_gym.runners.experiments.command_line import (
+    PLACES,
+    changed,
+    flat,
+    given_flags,
+    made,
+    settings_in,
+)
 
 Settings = TypeVar("Settings")
 
 HOW: Final = ("jobs",)  # settings of how a run is made: what comes out differs by roundings at most
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-PACKAGES: Final = ("maw_gym", "gymnasium", "stable_baselines3", "torch", "numpy", "ir_datasets")
+PACKAGES: Final = ("gymnasium", "stable_baselines3", "torch", "numpy", "ir_datasets")
 
 _made: list[Path] = []  # folders that this process has made for runs, outermost first
 
@@ -55,10 +62,7 @@ def run_main(
             # No permission, no space: the environment's fault, and no traceback mends it.
             what = f"{problem.filename or ''}: {problem.strerror or problem}".removeprefix(": ")
             _quit(f"{what}; make room, or give another place that can be read and written", 2)
-        except (MemoryError, RuntimeError) as problem:
-            # Python says so where a limit on memory leaves no room for a thread.
-            if isinstance(problem, RuntimeError) and "start new thread" not in str(problem):
-                raise
+        except MemoryError:
             _quit("the memory is not enough; lower --num-envs, --n-steps or the batch size", 2)
         except FloatingPointError as problem:
             _quit(str(problem), 1)
@@ -89,10 +93,9 @@ class Stopped(KeyboardInterrupt):
 class StopRequest:
     """What a program does about SIGINT and SIGTERM: it ends, or first writes a checkpoint."""
 
-    def __init__(self) -> None:
-        self.advice = "run the same command again"
-        self.received: int | None = None
-        self._deferring = False
+    advice = "run the same command again"
+    received: int | None = None
+    _deferring = False
 
     def asked(self) -> bool:
         """Whether a signal was noted."""
@@ -104,17 +107,13 @@ class StopRequest:
         self.received, self._deferring = None, True
         try:
             yield
-        except KeyboardInterrupt:
-            if not self.asked():
-                raise
         finally:
             self._deferring = False
         if self.received is not None:
             raise Stopped(self.received, self.advice)
 
     def handle(self, number: int, frame: object) -> None:
-        """Answer a signal."""
-        del frame
+        """Answer a signal; the second one ends the program at once."""
         if not self._deferring or self.asked():
             raise Stopped(number, self.advice)
         self.received = number
@@ -136,14 +135,16 @@ class _Stream:
 
     def write(self, text: str) -> int:
         """Write, and say that all was written."""
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
+        self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         """Flush."""
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable[..., Any], *text: str) -> None:
         try:
-            self._stream.flush()
+            call(*text)
         except OSError:
             self.lost = True
             # What the stream still holds would fail once more when Python ends.
@@ -154,24 +155,16 @@ class _Stream:
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
     """Let a program finish its work whatever becomes of its standard streams."""
-    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(null)
-    streams = [stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr)]  # noqa: SIM115
+    streams = [_Stream(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr)]  # noqa: SIM115
     for stream in streams:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    told = threading.excepthook
-    # A thread that cannot write is no news: the main one says so in a line.
-    threading.excepthook = lambda x: None if issubclass(x.exc_type, OSError) else told(x)
-    output, errors = map(_Stream, streams)
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         try:
             yield
         finally:
-            output.flush()
-            errors.flush()
-            threading.excepthook = told
+            for stream in streams:
+                stream.flush()
 
 
 class Stopwatch:
@@ -200,14 +193,14 @@ def open_run(settings: Any, default: str) -> Path:
 
     check_matplotlib()  # a run ends in figures
     values = flat(settings)
-    run: Path | None = values.get("resume")
-    if run is not None:
-        if not hold(run):
+    folder: Path | None = values.get("resume")
+    if folder is not None:
+        if not hold(folder):
             raise InputError(
-                f"run {str(run)!r} is being written by another process; wait for it, or stop it"
+                f"run {str(folder)!r} is being written by another process; wait for it, or stop it"
             )
-        sweep(run)
-        return run
+        sweep(folder)
+        return folder
     logdir, name = values["logdir"], values["run_name"]
     if name in ("", "..") or (name and not (name == Path(name).name and name.isprintable())):
         raise InputError(
@@ -220,12 +213,11 @@ def open_run(settings: Any, default: str) -> Path:
         )
     default = re.sub(r"[^A-Za-z0-9._-]+", "-", default).strip("-")
     base = name or f"{default}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = logdir / base
     try:
-        missing = [place for place in (logdir, *logdir.parents) if not place.exists()]
+        _made.extend(reversed([place for place in (logdir, *logdir.parents) if not place.exists()]))
         logdir.mkdir(parents=True, exist_ok=True)
-        _made.extend(reversed(missing))
-        for number in itertools.count(1):
-            folder: Path = logdir / (base if number == 1 else f"{base}-{number}")
+        for number in itertools.count(2):
             try:
                 folder.mkdir()  # only one process can
                 break
@@ -233,13 +225,14 @@ def open_run(settings: Any, default: str) -> Path:
                 if name:
                     taken = f"run {str(folder)!r} exists; choose another --run-name"
                     raise InputError(taken) from None
+                folder = logdir / f"{base}-{number}"
         _made.append(folder)
         hold(folder)
         write_config(folder, None, settings)
     except OSError as problem:
         raise InputError(
-            f"cannot write the run folder {str(logdir / base)!r} ({problem.strerror}); choose"
-            " another --logdir"
+            f"cannot write the run folder {str(folder)!r} ({problem.strerror}); choose another"
+            " --logdir"
         ) from None
     return folder
 
@@ -281,39 +274,26 @@ def write_config(
     if learner is not None and "resume" in values:
         STOP.advice = f"go on with --resume {folder}"
     begun = Run(folder).config if values.get("resume") else {}
-    if begun.get("learner") is not None:
-        if begun["learner"] != learner:
-            raise InputError(
-                f"run {str(folder)!r} is one of {begun['learner']!r}, not of {learner!r}"
-            )
-        for name, now in (("dataset", dataset), ("encoder", encoder)):
-            # As the file would say it now: tuples are lists there.
-            if begun.get(name) != json.loads(json.dumps(now, default=str)):
-                raise InputError(
-                    f"the {name} of run {str(folder)!r} has changed since it began; start another"
-                    " run"
-                )
+    if begun.get("learner") is None:
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        content = {
+            "learner": learner,
+            "settings": values,
+            "dataset": dataset,
+            "encoder": encoder,
+            "versions": {"maw_gym": __version__, **versions, "python": sys.version.split()[0]},
+            "git_commit": _git_commit(),
+        }
+        write_json(folder / CONFIG, content)
         return
-    content = {
-        "learner": learner,
-        "settings": values,
-        "dataset": dataset,
-        "encoder": encoder,
-        "versions": {
-            **{name: _version(name) for name in PACKAGES},
-            "python": sys.version.split()[0],
-        },
-        "git_commit": _git_commit(),
-    }
-    write_json(folder / CONFIG, content)
-
-
-def _version(package: str) -> str | None:
-    """The installed version; None where a checkout is run without being installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    if begun["learner"] != learner:
+        raise InputError(f"run {str(folder)!r} is one of {begun['learner']!r}, not of {learner!r}")
+    for name, now in (("dataset", dataset), ("encoder", encoder)):
+        # As the file would say it now: tuples are lists there.
+        if begun.get(name) != json.loads(json.dumps(now, default=str)):
+            raise InputError(
+                f"the {name} of run {str(folder)!r} has changed since it began; start another run"
+            )
 
 
 def _git_commit() -> str | None:
@@ -337,16 +317,25 @@ def settings_of(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
         given = {**_settings_in_file(kind, expanded(given["config"])), **given}
     if given.get("resume") is None:
         return made(kind, given)
-    run = expanded(given["resume"])
-    own = flat(_settings_of_run(kind, run))
+    folder = expanded(given["resume"])
+    run = Run(folder)
+    if run.config and (folder / METRICS).exists():
+        raise InputError(f"run {str(folder)!r} is finished; there is nothing to go on with")
+    # Where it now lies.
+    places = {"resume": folder, "logdir": folder.parent, "run_name": folder.absolute().name}
+    try:
+        begun = made(kind, run.settings | places)
+    except InputError as problem:
+        learner = run.config.get("learner")
+        raise InputError(f"{folder / CONFIG}: a run of {learner!r}: {problem}") from None
     for name in given.keys() - {"resume", *HOW}:
-        other = flat(made(kind, own | {name: given[name]}))[name]
-        if own[name] != other:
+        own, other = flat(begun)[name], flat(changed(begun, **{name: given[name]}))[name]
+        if own != other:
             raise InputError(
-                f"{settings_in(kind)[name].word} {other} conflicts with the run's own"
-                f" {own[name]}; leave the flag out, or start another run"
+                f"{settings_in(kind)[name].flag} {other} conflicts with the run's own {own};"
+                " leave the flag out, or start another run"
             )
-    return made(kind, own | {name: given[name] for name in HOW if name in given})
+    return changed(begun, **{name: given[name] for name in HOW if name in given})
 
 
 def _settings_in_file(kind: type[Any], path: Path) -> dict[str, Any]:
@@ -357,36 +346,22 @@ def _settings_in_file(kind: type[Any], path: Path) -> dict[str, Any]:
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as problem:
         raise InputError(f"{path} is neither YAML nor JSON ({first_line(problem)})") from None
-    if isinstance(content, dict) and isinstance(content.get("settings"), dict):
-        own = content["settings"].items()
-        return {name: value for name, value in own if name not in PLACES}
     if not isinstance(content, dict):
         raise InputError(f"{path} has no settings; write one a line, such as `timesteps: 1000`")
-    known = settings_in(kind)
-    names = {one.flag[2:]: name for name, one in known.items()}
-    found = dict[str, Any]()
+    if isinstance(content.get("settings"), dict):  # of a run, whose place is its own
+        content = {k: value for k, value in content["settings"].items() if k not in PLACES}
+    known, found = settings_in(kind), dict[str, Any]()
+    words = {one.flag[2:].replace("-", "_"): name for name, one in known.items()}
     for word, value in content.items():
-        name = names.get(str(word).replace("_", "-"), str(word))
-        hint = known[name].type if name in known else None
-        several = any(get_origin(one) is tuple for one in (hint, *get_args(hint)))
-        if several and isinstance(value, str | int):
+        name = str(word).replace("-", "_")
+        name = words.get(name, name)
+        if name not in known:
+            raise InputError(
+                f"{path}: unknown setting {word!r}; {did_you_mean(name, known)}there are"
+                f" {', '.join(known)}"
+            )
+        types = (known[name].type, *get_args(known[name].type))
+        if isinstance(value, str | int) and any(get_origin(one) is tuple for one in types):
             value = [value]  # one of several, as behind a flag
         found[name] = value
     return found
-
-
-def _settings_of_run(kind: type[Settings], run: Path) -> Settings:
-    """The settings of a stopped run, with `resume`, `logdir` and `run_name` where it now lies."""
-    one = Run(run)
-    if one.config and (run / METRICS).exists():
-        raise InputError(f"run {str(run)!r} is finished; there is nothing to go on with")
-    for name in sorted(one.settings.keys() - settings_in(kind).keys()):
-        raise InputError(
-            f"run {str(run)!r} was made by {one.config.get('learner')!r} of another runner or"
-            f" version: setting {name!r} is unknown"
-        )
-    try:
-        places = {"resume": run, "logdir": run.parent, "run_name": run.absolute().name}
-        return made(kind, one.settings | places)
-    except InputError as error:
-        raise InputError(f"{run / CONFIG}: impossible settings ({error})") from None

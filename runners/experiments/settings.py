@@ -1,23 +1,14 @@
 """Settings that experiments share: what is routed, how a learner is trained, where a run is kept.
 
-A method's specification, its result depends on nothing else, is a `TaskSettings` and the settings
-of its learner; a run's settings are a specification and a `RunSettings`. Every field is a flag.
+A run's settings are a `Spec` and a `RunSettings`. Every field is a flag.
 """
 
-from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import model_validator
 
-from maw_gym.agents.grpo.settings import GRPOSettings
-from maw_gym.agents.settings import (
-    FullInformationSettings,
-    PPOSettings,
-    SupervisedSettings,
-    check_network,
-    ppo_arguments,
-)
+from maw_gym.agents.settings import PPOSettings, check_network, ppo_arguments
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.envs.bandit import DEFAULT_WEIGHTS, RewardSpec
 from maw_gym.errors import InputError
@@ -25,7 +16,11 @@ from maw_gym.runners.experiments.command_line import Flag
 from maw_gym.settings import Count, Folds, HomePath, HomeText, Index, Seed, Share, checked
 from maw_gym.tables.depth_table import checked_blocks
 
-LARGEST_ROLLOUT: Final = 2**22  # samples, some gigabytes of observations
+# Of a training, those that its help shows first.
+MAIN_FLAGS: Final = (
+    *("dataset", "text_encoder", "observation", "timesteps", "seed"),
+    *("device", "run_name", "resume"),
+)
 
 
 @checked
@@ -100,89 +95,36 @@ class OnlineSettings:
     evaluations: Count = 20
     """how many times the validation queries are looked at"""
 
-    def check_rollouts(self, learner: GRPOSettings | PPOSettings) -> None:
-        """Refuse groups that do not divide the sub-environments, and rollouts beyond the memory."""
-        envs, steps = self.num_envs, learner.n_steps
-        if envs % learner.group_size:
-            raise InputError(f"num_envs {envs} is not divisible by group_size {learner.group_size}")
-        if envs * steps > LARGEST_ROLLOUT:
-            raise InputError(
-                f"a rollout of {envs} num_envs times {steps} n_steps is larger than"
-                f" {LARGEST_ROLLOUT:,} samples; lower one of them"
-            )
-
 
 @checked
 class Spec:
-    """All that a method depends on that learns nothing."""
+    """All that a method's result depends on: the task, and how a learner is trained.
+
+    The methods of a table have `task` and `online` in common. `online` is None for what never meets
+    the environment, `learner` for what learns nothing; of an encoder to compare with it is a
+    `TrainingSettings`, of a learner from outside the sha256 of its source.
+    """
 
     task: TaskSettings = TaskSettings()
-
-
-@checked
-class CommonSpec:
-    """What the methods of a table share, from which the specification of each is made."""
-
-    task: TaskSettings = TaskSettings()
-    online: OnlineSettings = OnlineSettings()
-
-
-@checked
-class GRPOSpec:
-    """All that a training with GRPO depends on."""
-
-    task: TaskSettings = TaskSettings()
-    online: OnlineSettings = OnlineSettings()
-    learner: GRPOSettings = GRPOSettings()
+    online: OnlineSettings | None = OnlineSettings()
+    learner: Any = None
 
     @model_validator(mode="after")
     def _fill_rollouts(self) -> Self:
-        self.online.check_rollouts(self.learner)
+        if self.online is not None:
+            envs, group = self.online.num_envs, getattr(self.learner, "group_size", 1)
+            if envs % group:
+                raise InputError(f"num_envs {envs} is not divisible by group_size {group}")
+            if isinstance(self.learner, PPOSettings):
+                ppo_arguments(self.learner, envs)
         return self
-
-
-@checked
-class PPOSpec:
-    """All that a training with PPO depends on; `PPOSettings` says what is inert."""
-
-    task: TaskSettings = TaskSettings()
-    online: OnlineSettings = OnlineSettings()
-    learner: PPOSettings = PPOSettings()
-
-    @model_validator(mode="after")
-    def _fill_rollouts(self) -> Self:
-        self.online.check_rollouts(self.learner)
-        ppo_arguments(self.learner, self.online.num_envs)
-        return self
-
-
-OnlineSpec = GRPOSpec | PPOSpec  # both meet their queries in the environment
-
-
-@checked
-class SupervisedSpec:
-    """All that a supervised training depends on; see `maw_gym.agents.supervised`."""
-
-    task: TaskSettings = TaskSettings()
-    learner: SupervisedSettings = SupervisedSettings()
-
-
-@checked
-class FullInformationSpec:
-    """All that a training on the rewards of all depths depends on."""
-
-    task: TaskSettings = TaskSettings()
-    learner: FullInformationSettings = FullInformationSettings()
-
-
-AnySpec = Spec | GRPOSpec | PPOSpec | SupervisedSpec | FullInformationSpec
 
 
 @checked
 class FolderSettings:
     """Where a run is kept: no part of what it is."""
 
-    logdir: HomePath = field(default_factory=lambda: Path("runs"))
+    logdir: HomePath = Path("runs")
     """folder of all runs; `tensorboard --logdir` wants the same"""
     run_name: str | None = None
     """folder of this run inside logdir; made of what is run and the time unless given"""

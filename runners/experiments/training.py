@@ -1,7 +1,6 @@
 """Training: the task that settings name, an environment over it, and a learner's way through it."""
 
 import contextlib
-import csv
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import gymnasium as gym
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.logger import CSVOutputFormat, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -26,18 +25,20 @@ from maw_gym.agents.sb3.callbacks import (
     SyncedTensorBoard,
     ValidationCallback,
     restore_training,
+    seen_on_validation,
 )
 from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.agents.supervised import train_full_information
 from maw_gym.checkpoints import Checkpoint, Checkpoints, forget_checkpoints
 from maw_gym.corpora import load_collection
-from maw_gym.envs.bandit import NDCG, Bandit
+from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError, first_line
 from maw_gym.files import written_whole
 from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.run import Run
 from maw_gym.runners.experiments.command_line import flat
 from maw_gym.runners.experiments.runs import STOP, Stopwatch, open_run, write_config
-from maw_gym.runners.experiments.settings import FullInformationSpec, OnlineSpec, TaskSettings
+from maw_gym.runners.experiments.settings import Spec, TaskSettings
 from maw_gym.tables.task import RetrievalTask, load_task
 
 Algorithm = TypeVar("Algorithm", bound=OnPolicyAlgorithm)
@@ -47,8 +48,8 @@ ROUTER: Final = "router.safetensors"
 
 
 class Log(NamedTuple):
-    """Where a training writes: events, checkpoints and model; whether it goes on there, how many
-    rollouts are between checkpoints, and what of the user's follows it.
+    """Where a training writes and whether it goes on there, rollouts between checkpoints, and what
+    of the user's follows it.
     """
 
     folder: Path
@@ -75,13 +76,11 @@ class Trained(NamedTuple):
     training: Sequence[tuple[int, float]] = ()
 
 
-Train = Callable[[RetrievalTask, Any, Log], Trained]
-
-
-def training_run(learner: str, train: Train, settings: Any) -> None:
+def training_run(
+    learner: str, train: Callable[[RetrievalTask, Spec, Log], Trained], settings: Any
+) -> None:
     """A run from its settings to its report: train, judge on the test split, leave a folder."""
     from maw_gym.runners.experiments.report import report
-    from maw_gym.runners.experiments.result import by_training
 
     spec, run = settings.spec, settings.run
     callbacks = [callback_named(name) for name in getattr(run, "callbacks", ())]
@@ -92,24 +91,18 @@ def training_run(learner: str, train: Train, settings: Any) -> None:
     write_config(folder, learner, settings, task.collection.provenance, task.encoder_provenance)
     log = Log(folder, run.resume is not None, getattr(run, "checkpoint_every", 1), callbacks)
     with watch.stage("training"):
-        result = by_training(train, task, spec, "test", log)
-    report(task, spec.task, learner, result, folder, watch)
+        trained = train(task, spec, log)
+    report(task, spec.task, learner, trained, folder, watch)
     # Only now: a run that was stopped in its report has nothing to train again.
     forget_training(folder)
 
 
 def callback_named(name: str) -> BaseCallback:
-    """A callback of Stable-Baselines3 that is named `module:Class`."""
+    """A callback of Stable-Baselines3 that is named `module:Class`, made without arguments."""
     kind = imported(name, "callback")
-    try:
-        callback = kind()
-    except TypeError as problem:
-        raise InputError(
-            f"callback {name!r} needs to be made without arguments ({problem})"
-        ) from None
-    if not isinstance(callback, BaseCallback):
+    if not (isinstance(kind, type) and issubclass(kind, BaseCallback)):
         raise InputError(f"callback {name!r} is no BaseCallback of Stable-Baselines3")
-    return callback
+    return kind()
 
 
 def imported(name: str, what: str) -> Any:
@@ -149,11 +142,7 @@ def task_of(settings: TaskSettings) -> RetrievalTask:
 
 
 def open_task(settings: TaskSettings) -> RetrievalTask:
-    """The task of a run, with its tables built.
-
-    Raises:
-        InputError: it has no query to train on.
-    """
+    """The task of a run, with its tables built; it must have queries to train on."""
     task = task_of(settings)
     if not task.collection.splits["train"].ids:
         raise InputError(
@@ -169,9 +158,10 @@ def open_task(settings: TaskSettings) -> RetrievalTask:
 
 
 def build(
-    algorithm: Callable[..., Algorithm], task: RetrievalTask, spec: OnlineSpec, **more: Any
+    algorithm: Callable[..., Algorithm], task: RetrievalTask, spec: Spec, **more: Any
 ) -> Algorithm:
     """An algorithm of Stable-Baselines3 over the training queries; `more` are its settings."""
+    assert spec.online is not None
     table, settings = task.table("train"), spec.task
     env = gym.make_vec(
         "MAWDepth-v0",
@@ -202,14 +192,14 @@ def build(
 
 
 def learn(
-    model: OnPolicyAlgorithm, task: RetrievalTask, spec: OnlineSpec, log: Log, learner: str
+    model: OnPolicyAlgorithm, task: RetrievalTask, spec: Spec, log: Log, learner: str
 ) -> Trained:
-    """Train on the `train` queries and keep the mean of the weights from half-time on.
-
-    A run that goes on does so from its newest checkpoint.
+    """Train on the `train` queries, from the newest checkpoint of a run that goes on, and keep the
+    mean of the weights from half-time on.
     """
-    timesteps = spec.online.timesteps
-    rollouts = -(-timesteps // (spec.online.num_envs * model.n_steps))
+    assert spec.online is not None
+    timesteps, num_envs = spec.online.timesteps, spec.online.num_envs
+    rollouts = -(-timesteps // (num_envs * model.n_steps))
     validation = ValidationCallback(
         task,
         Bandit(task.table("validation"), spec.task.observation, spec.task.reward),
@@ -241,15 +231,12 @@ def learn(
         purge_step = found.step + 1 if found else 0
     else:
         kept.forget()
-    with (
-        contextlib.closing(SyncedTensorBoard(log.folder, purge_step)) as events,
-        contextlib.closing(Progress(log.folder / "progress.csv", purge_step or 0)) as progress,
-    ):
+    with contextlib.closing(SyncedTensorBoard(log.folder, purge_step)) as events:
         if not purge_step:
             log_settings(events.writer, spec)
-        logger.output_formats += [events, progress]
-        missing = timesteps - model.num_timesteps  # of a run whose report alone was missing, none
-        if missing > 0:
+        logger.output_formats.append(events)
+        missing = timesteps - model.num_timesteps
+        if missing > 0:  # else it is a run whose report alone was missing
             with (
                 tqdm(
                     total=timesteps, initial=model.num_timesteps, unit="step", disable=None
@@ -258,9 +245,12 @@ def learn(
                 said_where_numbers_end(model, checkpoints),
                 STOP.deferred(),
             ):
-                shown = ConvertCallback(lambda *_: bar.update(spec.online.num_envs) or True)
+                shown = ConvertCallback(lambda *_: bar.update(num_envs) or True)
                 callbacks = CallbackList([validation, checkpoints, shown, *log.callbacks])
                 model.learn(missing, callbacks, reset_num_timesteps=found is None)
+    with written_whole(log.folder / "progress.csv") as temporary:
+        curves = Run(log.folder).curves()
+        curves.to_csv(temporary, index_label="time/total_timesteps", lineterminator="\n")
     with written_whole(log.folder / "model.zip") as temporary:
         model.save(temporary)
     model.policy.load_state_dict(validation.average.module.state_dict())
@@ -269,31 +259,7 @@ def learn(
     return Trained(router, validation.history, validation.average_from, {}, validation.training)
 
 
-class Progress(CSVOutputFormat):
-    """SB3's progress.csv, whose rows all tell their step; those before a first step are kept."""
-
-    STEP: Final = "time/total_timesteps"
-
-    def __init__(self, path: Path, first_step: int) -> None:
-        kept = []
-        if first_step and path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                kept = list(csv.DictReader(file))
-        super().__init__(str(path))
-        for row in kept:
-            with contextlib.suppress(KeyError, TypeError, ValueError):  # of a torn line
-                if (step := int(row[self.STEP])) < first_step:
-                    self.write({name: float(one) for name, one in row.items() if one}, {}, step)
-
-    def write(
-        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
-    ) -> None:
-        """Write a row."""
-        excluded = dict.fromkeys(key_values, ()) | key_excluded
-        super().write(key_values | {self.STEP: step}, excluded | {self.STEP: ()}, step)
-
-
-def log_settings(writer: SummaryWriter, spec: Any) -> None:
+def log_settings(writer: SummaryWriter, spec: Spec) -> None:
     """Show a training's settings in TensorBoard, as a text and among HParams."""
     values = {
         name: value if isinstance(value, (bool, int, float)) else str(value)
@@ -346,7 +312,7 @@ def said_where_numbers_end(
 # --- learners without it ---------------------------------------------------------------------
 
 
-def train_on_all_rewards(task: RetrievalTask, spec: FullInformationSpec, log: Log) -> Trained:
+def train_on_all_rewards(task: RetrievalTask, spec: Spec, log: Log) -> Trained:
     """A router trained on the rewards of all depths."""
     return fit_router(train_full_information, task, spec, log)
 
@@ -354,7 +320,7 @@ def train_on_all_rewards(task: RetrievalTask, spec: FullInformationSpec, log: Lo
 def fit_router(
     fit: Callable[..., tuple[DepthRouter, dict[str, Any]]],
     task: RetrievalTask,
-    spec: Any,
+    spec: Spec,
     log: Log,
     **more: Any,
 ) -> Trained:
@@ -381,12 +347,10 @@ def fit_router(
         bandit = Bandit(task.table("validation"), settings.observation, settings.reward)
         if len(bandit):
             depths, _ = router.predict(bandit.observations)
-            summary = bandit.summary(depths)
-            writer.add_scalar("eval/regret", summary.oracle - summary.mean, chosen_at)
-            if summary.gap_closed is not None:
-                writer.add_scalar("eval/gap_closed", summary.gap_closed, chosen_at)
-            ndcg = Bandit(bandit.table, reward=NDCG).mean(depths)
-            writer.add_scalar("eval/ndcg@10", ndcg, chosen_at)
+            values = seen_on_validation(bandit, depths)
+            del values["eval/reward"]  # was written epoch by epoch
+            for name, value in values.items():
+                writer.add_scalar(name, value, chosen_at)
             writer.add_histogram("policy/depths", torch.from_numpy(depths), chosen_at)
     history = [(epoch * queries, reward) for epoch, reward in facts.pop("history")]
     return Trained(router, history, chosen_at, facts)

@@ -19,10 +19,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 import maw_gym.envs.queries
+from maw_gym.agents.grpo.settings import GRPOSettings
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.queries import load_bandit
 from maw_gym.errors import InputError
-from maw_gym.runners.experiments.settings import GRPOSpec
+from maw_gym.runners.experiments.settings import Spec
 from maw_gym.tables.depth_table import BLOCKS
 
 
@@ -246,7 +247,7 @@ def test_defaults_are_those_of_the_command_but_for_a_table_in_the_docs():
     page = (Path(__file__).parents[2] / "docs" / "environment.md").read_text()
     rows = re.findall(r'^\| `(\w+)` \| `?"?(\w+)"?`?.* \| `--[\w-]+ (\w+)` \|$', page, re.MULTILINE)
     ours = {**load_bandit.__kwdefaults__, "num_envs": 1, "group_size": 1}
-    spec = GRPOSpec()
+    spec = Spec(learner=GRPOSettings())
     command = {**vars(spec.task), **vars(spec.online), "group_size": spec.learner.group_size}
     command["observation"] = " ".join(spec.task.observation)
     shared = {name for name in ours if name in command and ours[name] != command[name]}

@@ -1,6 +1,5 @@
 """Start real runs in processes of their own, kill and resume them, and compare what they leave."""
 
-import csv
 import json
 import multiprocessing
 import os
@@ -103,14 +102,6 @@ def scalars(run_folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def progress(run_folder: Path) -> list[dict[str, float]]:
-    """The rows of progress.csv, without the clock."""
-    path = run_folder / "progress.csv"
-    rows = csv.DictReader(path.read_text().splitlines()) if path.exists() else ()
-    clock = (*TIMED, "time/time_elapsed", "time/iterations")  # counted from where it goes on
-    return [{k: float(v) for k, v in sorted(row.items()) if v and k not in clock} for row in rows]
-
-
 def metrics(run_folder: Path) -> dict[str, Any]:
     found = json.loads((run_folder / "metrics.json").read_text())
     del found["wall_seconds"]
@@ -120,7 +111,6 @@ def metrics(run_folder: Path) -> dict[str, Any]:
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between two finished runs; empty where they ended alike, bit for bit."""
     found = [] if metrics(one) == metrics(other) else ["metrics.json"]
-    found += [] if repr(progress(one)) == repr(progress(other)) else ["progress.csv"]
     # The last checkpoint holds weights, optimizer, generators, environment: everything.
     last = [str(path.relative_to(one)) for path in sorted(one.glob("checkpoints/*"))[-1:]]
     for name in ["router.safetensors", "encoder.safetensors", *last]:
@@ -143,8 +133,7 @@ def kill_until_done(
 ) -> list[str]:  # fmt: skip
     """Run, kill up to `kills` times at random moments, resume to the end; says what happened."""
     folder, told = logdir / name, []
-    first: list[object] = [*arguments, "--logdir", logdir, "--run-name", name]
-    words = first
+    words = first = [*arguments, "--logdir", logdir, "--run-name", name]
     for _ in range(kills):
         seconds = draw.uniform(0, longest)
         # A run trains when its TensorBoard file is there, a resumed one when it has its own.

@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from maw_gym.agents.grpo.settings import GRPOSettings
 from maw_gym.errors import InputError
 from maw_gym.runners import ablate
 from maw_gym.runners.ablate import VARIANTS, AblateSettings
 from maw_gym.runners.experiments.command_line import changed, made
 from maw_gym.runners.experiments.result import Result
-from maw_gym.runners.experiments.settings import GRPOSpec
+from maw_gym.runners.experiments.settings import Spec
 from maw_gym.tables.task import load_task
 
 
 def test_variants_are_settings_of_grpo() -> None:
     specs = [made(AblateSettings).spec(name) for name in VARIANTS]
-    assert specs[0] == GRPOSpec()
+    assert specs[0] == Spec(learner=GRPOSettings())
     assert len(set(map(str, specs))) == len(specs) - 1  # the profile is what GRPO observes anyway
 
 

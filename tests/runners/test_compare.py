@@ -25,7 +25,7 @@ from maw_gym.runners.experiments.comparison import checked_folds, compare, run_s
 from maw_gym.runners.experiments.methods import chosen_methods
 from maw_gym.runners.experiments.result import Result
 from maw_gym.runners.experiments.runs import run_main
-from maw_gym.runners.experiments.settings import CommonSpec, OnlineSettings, TaskSettings
+from maw_gym.runners.experiments.settings import OnlineSettings, Spec, TaskSettings
 from maw_gym.tables.task import RetrievalTask, load_task
 
 METHODS = [
@@ -288,7 +288,7 @@ def test_learners_of_ones_own_enter_a_comparison(
     task: RetrievalTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
-    spec, a2c = CommonSpec(online=OnlineSettings(64)), "examples.own_learner:a2c"
+    spec, a2c = Spec(online=OnlineSettings(64)), "examples.own_learner:a2c"
     given = [Always, a2c, "best-fixed-reward"]
     found = compare(given, task, seeds=(0, 1), spec=spec, folder=tmp_path)
     assert [*found.results] == ["standard-attention", "best-fixed-reward", "Always", "a2c"]
@@ -306,7 +306,7 @@ def test_a_result_is_never_beside_the_ranking_of_another(
     task: RetrievalTask, tmp_path: Path
 ) -> None:
     def ranked(weights: tuple[float, float, float]) -> bytes:
-        spec = CommonSpec(TaskSettings(reward_weights=weights))
+        spec = Spec(TaskSettings(reward_weights=weights))
         compare(["oracle"], task, spec=spec, folder=tmp_path)
         (found,) = (tmp_path / "runs").glob("*.oracle.trec.gz")
         return gzip.decompress(found.read_bytes())

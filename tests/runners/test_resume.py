@@ -101,27 +101,33 @@ def test_a_killed_supervised_run_ends_like_the_whole_one(
         settings_of(SupervisedRunSettings, {"resume": str(killed)})
 
 
-def test_two_runs_at_once_on_cold_caches(
-    whole: Path, maw_gym_home: Path, tiny_folder: Path, tmp_path: Path
+def test_two_runs_at_once_on_cold_caches_and_a_third_on_warm_ones(
+    maw_gym_home: Path, arguments: Arguments, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
     for made in maw_gym_home.glob("pydocs"):  # in a minute
         shutil.copytree(made, home / "pydocs")
-    words: Arguments = [
-        "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
-        "--num-envs", 16, "--timesteps", 256, "--device", "cpu", "--logdir", tmp_path, "--run-name",
-    ]  # fmt: skip
+    words = [*arguments, "--timesteps", 256, "--logdir", tmp_path, "--run-name"]
     both = [start("train grpo", *words, name, home=home) for name in ("one", "other")]
     for one in both:
         status, _, told = one.ended()
         assert status == 0, told
-    assert metrics(tmp_path / "one") == metrics(tmp_path / "other")
 
-    files = [path for path in home.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    files = [path for path in files if path.parent.parent.name != "streams"]
-    assert {"documents", "tables"} <= {path.parent.name for path in files}
+    def cached() -> dict[Path, int]:
+        files = [path for path in home.rglob("*") if path.is_file() and path.suffix != ".lock"]
+        kept = [path for path in files if path.parent.parent.name != "streams"]
+        return {path: path.stat().st_mtime_ns for path in kept}
+
+    files = cached()
+    assert {"documents", "tables", "rows"} <= {path.parent.name for path in files}
     # Nothing half written, nothing left over from the building.
     assert all(path.suffix in (".safetensors", ".json", ".gz", ".npy") for path in files), files
+    # A report reads the rows that need no training, whatever is trained.
+    run("train grpo", *words, "third", "--n-epochs", 1, home=home)
+    assert cached() == files
+    first, other, third = (metrics(tmp_path / name) for name in ("one", "other", "third"))
+    assert first == other
+    assert first["baselines"] == third["baselines"]
 
 
 def test_one_process_at_a_time_works_on_a_run(

@@ -1,6 +1,5 @@
 """Runs whose surroundings fail: closed and full streams, odd names, a broken matplotlib."""
 
-import io
 import json
 import os
 import subprocess
@@ -9,9 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from maw_gym.runners.experiments.runs import run_main
-from maw_gym.runners.experiments.settings import FolderSettings
 
 
 def test_nobody_reads_and_nothing_can_be_told(tiny_folder: Path, tmp_path: Path) -> None:
@@ -34,13 +30,6 @@ def test_nobody_reads_and_nothing_can_be_told(tiny_folder: Path, tmp_path: Path)
     assert done.returncode == 0
     metrics = json.loads((tmp_path / "grün" / "metrics.json").read_text())
     assert metrics["training"]["best_epoch"] == 1
-
-
-def test_characters_that_cannot_be_shown_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
-    run_main(FolderSettings, lambda settings: print(settings.run_name), ["--run-name", "grün"])
-    assert written.getvalue() == b"gr\\xfcn\n"
 
 
 def test_a_broken_matplotlib_is_one_line_before_the_work(

@@ -1,28 +1,16 @@
 """The encoder's runner in two processes, as torchrun starts them: one set of files, one line."""
 
 import json
-import socket
 from pathlib import Path
 
 from killing import Started, start
+from processes import free_port
 
 
 def two_processes(dataset: Path, place: Path, *more: object) -> list[Started]:
-    with socket.socket() as some:
-        some.bind(("127.0.0.1", 0))
-        port = some.getsockname()[1]
-    words = [
-        "--dataset",
-        dataset,
-        "--device",
-        "cpu",
-        "--logdir",
-        place / "runs",
-        "--run-name",
-        "it",
-    ]
-    words += ["--epochs", 1, "--depth-epochs", 1, *more]
-    group = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    words = ["--dataset", dataset, "--device", "cpu", "--logdir", place / "runs", "--run-name"]
+    words += ["it", "--epochs", 1, "--depth-epochs", 1, *more]
+    group = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
         start("train encoder", *words, home=place, tiny=True, RANK=rank, LOCAL_RANK=rank, **group)
         for rank in range(2)

@@ -28,7 +28,6 @@ from maw_gym.encoders.training import selection
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router
-from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.run import Run
 from maw_gym.runners.cli import main
 from maw_gym.runners.evaluate import EvaluateSettings
@@ -106,7 +105,7 @@ def tags(folder: Path) -> set[str]:
 
 def test_what_a_learner_in_the_environment_leaves(online: Path) -> None:
     assert {path.name for path in online.iterdir()} >= FILES | {"model.zip"}
-    metrics = json.loads((online / "metrics.json").read_text())
+    metrics = Run(online).metrics
     assert metrics["split"] == "test"
     assert metrics["reward"]["random"] == metrics["baselines"]["random depth"]["reward"]["mean"]
     assert set(metrics["retrieval"]) == {"nDCG@10", "RR@10", "R@100", "Success@10"}
@@ -118,7 +117,8 @@ def test_what_a_learner_in_the_environment_leaves(online: Path) -> None:
     assert (online / "counted").read_text() == "512"
 
 
-def test_progress_csv_and_per_query_csv_are_what_the_run_says(online: Path) -> None:
+def test_all_that_a_run_says_is_one(online: Path, tiny_folder: Path) -> None:
+    """progress.csv and per_query.csv, and the policy evaluated by SB3."""
     run = Run(online)
     rows = list(csv.DictReader((online / "progress.csv").read_text().splitlines()))
     curves = run.scalars()
@@ -126,36 +126,28 @@ def test_progress_csv_and_per_query_csv_are_what_the_run_says(online: Path) -> N
     for tag in ("rollout/ep_rew_mean", "eval/reward", "train/loss"):
         found = {int(row["time/total_timesteps"]): float(row[tag]) for row in rows if row[tag]}
         assert found == pytest.approx(curves[tag], rel=1e-6)
+    reported = run.metrics["reward"]["mean"]
     rewards = run.per_query().groupby("method")["reward"].mean()
-    learner = run.config["learner"]
-    assert rewards[learner] == pytest.approx(run.metrics["reward"]["mean"], abs=1e-6)
-
-
-def test_the_policy_evaluated_by_sb3_earns_what_the_report_says(
-    online: Path, tiny_folder: Path
-) -> None:
+    assert rewards[run.config["learner"]] == pytest.approx(reported, abs=1e-6)
     table = load_task(str(tiny_folder), "untrained", "cpu").table("test")
     env = Monitor(GRPOEnvironment(table=table, observation=("profile",), query_order="sequential"))
     router = load_router(online / "router.safetensors")
     mean, _ = evaluate_policy(router, env, n_eval_episodes=len(table), deterministic=True)
-    reported = json.loads((online / "metrics.json").read_text())["reward"]["mean"]
     assert mean == pytest.approx(reported, abs=1e-6)
 
 
-def test_what_a_supervised_run_leaves(supervised: Path) -> None:
+def test_a_supervised_run_is_a_retriever_without_its_models_folder(
+    supervised: Path, logdir: Path
+) -> None:
     assert {path.name for path in supervised.iterdir()} >= FILES
-    metrics = json.loads((supervised / "metrics.json").read_text())
+    run = Run(supervised)
     # 12 training queries with one relevant document each.
-    assert metrics["training"]["label_histogram"] == [0] * 5 + [12] + [0] * 26
-    assert metrics["training"]["label_constant"] is True
-    assert metrics["chosen_at"] in (12, 24)  # 1 or 2 passes over the queries
+    assert run.metrics["training"]["label_histogram"] == [0] * 5 + [12] + [0] * 26
+    assert run.metrics["training"]["label_constant"] is True
+    assert run.metrics["chosen_at"] in (12, 24)  # 1 or 2 passes over the queries
     assert tags(supervised) >= TAGS | {"train/cross_entropy", "train/ranking_loss"}
-
-
-def test_a_run_is_a_retriever_without_its_models_folder(supervised: Path, logdir: Path) -> None:
-    settings = json.loads((supervised / "config.json").read_text())["settings"]
-    assert settings["text_encoder"] == str(logdir / "model")
-    routed = RoutedEncoder.from_run(supervised, "cpu")
+    assert run.settings["text_encoder"] == str(logdir / "model")
+    routed = run.retriever("cpu")
     assert routed.encode_query(["how bees make honey", "polar ice"]).shape == (2, 24)
     routed.index(["a", "b"], ["bees make honey", "the moon and the tide"])
     assert {found["id"] for found in routed.search("honey", k=2)} == {"a", "b"}
@@ -165,14 +157,9 @@ def test_evaluate_finds_the_numbers_of_the_run(
     supervised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate(EvaluateSettings(run=supervised, device="cpu", out=tmp_path / "numbers.json"))
-    found, own = (
-        json.loads(path.read_text())
-        for path in (tmp_path / "numbers.json", supervised / "metrics.json")
-    )
-    for block in ("reward", "retrieval"):
+    found, own = json.loads((tmp_path / "numbers.json").read_text()), Run(supervised).metrics
+    for block in ("reward", "retrieval", "baselines"):
         assert found[block] == own[block]
-    for title, row in found["baselines"].items():
-        assert row == own["baselines"][title]
     assert "| supervised-rule " in capsys.readouterr().out
     same = os.path.relpath(own["dataset"])  # another spelling is no other collection
     with pytest.raises(InputError, match="--folds 3 is not the run's own None: queries that it"):
@@ -194,38 +181,6 @@ def test_evaluate_without_training_queries(
         evaluate(EvaluateSettings(run=online, dataset=str(other), split="train", device="cpu"))
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nowhere:Nothing", "cannot be imported (No module named 'nowhere'); give module:name"),
-        (".x:Y", "cannot be imported (the 'package' argument is required"),
-        ("json:Nothing", "cannot be imported (module 'json' has no attribute 'Nothing')"),
-        ("json:JSONDecoder", "is no BaseCallback of Stable-Baselines3"),
-    ],
-)
-def test_a_callback_that_is_none(
-    name: str, message: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        train("ppo", *flags, "--logdir", tmp_path / "runs", "--callback", name)
-    assert end.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: callback '{name}' {message}")
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("command", ["train grpo", "train encoder", "compare"])
-def test_a_model_that_is_not_there_ends_every_runner(
-    command: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [*flags[:2], *flags[4:], "--logdir", str(tmp_path), "--text-encoder", "./nowhere"]
-    with pytest.raises(SystemExit) as end:
-        main([*command.split(), *words])
-    shown = capsys.readouterr()
-    assert (end.value.code, shown.out) == (2, "")
-    last = shown.err.splitlines()[-1]
-    assert last.startswith("error: text encoder './nowhere' is no folder; ")
-
-
 def test_an_encoder_and_what_it_is_worth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,9 +192,7 @@ def test_an_encoder_and_what_it_is_worth(
     dataset, run = write_tiny_collection(tmp_path / "data"), tmp_path / "one"
     words = ["--dataset", dataset, "--epochs", 1, "--depth-epochs", 1, "--batch-size", 4]
     train("encoder", *words, "--device", "cpu", "--logdir", tmp_path, "--run-name", "one")
-    config, metrics = (
-        json.loads((run / f"{name}.json").read_text()) for name in ("config", "metrics")
-    )
+    config, metrics = Run(run).config, Run(run).metrics
     assert (config["learner"], config["settings"]["depth_epochs"]) == ("encoder", 1)
     assert metrics["encoder"]["chosen"] == "own pairs"
     assert metrics["encoder"]["training"]["settings"]["batch_size"] == 4

@@ -16,22 +16,15 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 from maw_gym.agents.grpo.policies import GRPOPolicyNetwork, SharedEncoder, StateEncoder
-from maw_gym.agents.settings import check_network
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
-from maw_gym.tables.depth_table import DepthTable, checked_blocks, numbers_per_depth
+from maw_gym.tables.depth_table import DepthTable, is_shared
 from maw_gym.tables.task import RetrievalTask
 
 WIDTHS: Final = (512, 256, 128, 64)  # hidden widths, those of GRPO's actor
 SHARED_WIDTHS: Final = (32, 32)  # likewise, of a network that all depths share (a test ties both)
 LIMIT: Final = 5.0  # standardised numbers are clipped here: one outlier must not rule the logits
 SMALLEST_DEVIATION: Final = 1e-6  # numbers that vary less are taken for constant
-
-
-def is_shared(network: str, observation: Sequence[str]) -> bool:
-    """Whether one network scores every depth (True) or an MLP takes the whole observation."""
-    check_network(network, observation)
-    return network != "mlp" and numbers_per_depth(checked_blocks(observation)) > 0
 
 
 def standardisation(

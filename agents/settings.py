@@ -1,20 +1,13 @@
-"""How learners beside GRPO are trained, and what can be checked of it before anything is loaded.
-
-GRPO's settings are in `maw_gym.agents.grpo.settings`. Neither needs torch.
-"""
+"""How learners beside GRPO are trained; as `maw_gym.agents.grpo.settings` it needs no torch."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from maw_gym.errors import InputError
 from maw_gym.settings import Above0, Coefficient, Count, Rate, checked
-from maw_gym.tables.depth_table import BLOCKS
-
-NETWORKS: Final = ("auto", "shared", "mlp")
 
 
 @checked
@@ -116,19 +109,3 @@ def ppo_arguments(settings: PPOSettings, num_envs: int) -> dict[str, Any]:
         )
     del given["group_size"]
     return given | {"gamma": 0.0, "gae_lambda": 1.0}
-
-
-def check_network(network: str, observation: Sequence[str]) -> None:
-    """Refuse a network that the observation does not allow.
-
-    Raises:
-        InputError: an unknown network, or "shared" with a block that has no numbers of every depth.
-    """
-    if network not in NETWORKS:
-        raise InputError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")
-    for name in observation:
-        if network == "shared" and name in BLOCKS and not BLOCKS[name].per_depth:
-            raise InputError(
-                f"a shared network wants numbers of every depth, and observation block {name!r} has"
-                " none; leave it out or take network mlp"
-            )

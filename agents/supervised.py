@@ -218,7 +218,7 @@ def train_supervised(
     Args:
         task: with a MAW encoder.
         observation: blocks of the observation.
-        network: see `maw_gym.agents.networks.is_shared`.
+        network: see `maw_gym.tables.depth_table.is_shared`.
         reward: weights and alignment.
         settings: see `SupervisedSettings`; None are the defaults.
         seed: of weights, order, Gumbel noise and negatives.

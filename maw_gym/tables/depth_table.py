@@ -28,6 +28,7 @@ Floats = NDArray[np.float32]
 
 ALIGNMENTS: Final = ("ndcg", "listwise")
 TERMS: Final = ("entropy", "focus", *ALIGNMENTS)  # what rewards are made of, each in [0, 1]
+NETWORKS: Final = ("auto", "shared", "mlp")  # that look at an observation, see `is_shared`
 ROUNDING: Final = 1e-3  # what a number may be outside its range by; more is a diverged encoder
 
 
@@ -142,6 +143,23 @@ def numbers_per_depth(blocks: Sequence[str]) -> int:
     """How many numbers of the blocks belong to each depth; 0 where some belong to none."""
     kinds = [BLOCKS[name].per_depth for name in blocks]
     return sum(kinds) if all(kinds) else 0
+
+
+def is_shared(network: str, observation: Sequence[str]) -> bool:
+    """Whether one network scores every depth by its own numbers (True) or an MLP takes them all.
+
+    Raises:
+        InputError: an unknown network, or "shared" with a block that has no numbers of every depth.
+    """
+    one_of("network", network, NETWORKS)
+    blocks = checked_blocks(observation)
+    alone = [name for name in blocks if not BLOCKS[name].per_depth]
+    if network == "shared" and alone:
+        raise InputError(
+            f"a shared network wants numbers of every depth, and observation block {alone[0]!r} has"
+            " none; leave it out or take network mlp"
+        )
+    return network != "mlp" and not alone
 
 
 def observed(block: str, seen: Seen) -> Floats:

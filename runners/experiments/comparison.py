@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from maw_gym.agents.networks import is_shared
 from maw_gym.corpora import load_collection
 from maw_gym.corpora.splits import FOLDS
 from maw_gym.envs.bandit import Bandit
@@ -39,6 +38,7 @@ from maw_gym.runners.experiments.methods import Method, chosen_methods
 from maw_gym.runners.experiments.result import Encode, Learner, Result, standard_encode
 from maw_gym.runners.experiments.settings import Spec, TaskSettings
 from maw_gym.runners.experiments.training import ROUTER, Log, forget_training, task_of
+from maw_gym.tables.depth_table import is_shared
 from maw_gym.tables.task import RetrievalTask
 
 if TYPE_CHECKING:

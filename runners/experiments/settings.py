@@ -8,13 +8,13 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import model_validator
 
-from maw_gym.agents.settings import PPOSettings, check_network, ppo_arguments
+from maw_gym.agents.settings import PPOSettings, ppo_arguments
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.envs.bandit import DEFAULT_WEIGHTS, RewardSpec
 from maw_gym.errors import InputError
 from maw_gym.runners.experiments.command_line import Flag
 from maw_gym.settings import Count, Folds, HomePath, HomeText, Index, Seed, Share, checked
-from maw_gym.tables.depth_table import checked_blocks
+from maw_gym.tables.depth_table import is_shared
 
 # Of a training, those that its help shows first.
 MAIN_FLAGS: Final = (
@@ -79,8 +79,7 @@ class TaskSettings:
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         assert self.reward
-        checked_blocks(self.observation)
-        check_network(self.network, self.observation)
+        is_shared(self.network, self.observation)
         return self
 
 

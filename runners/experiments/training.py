@@ -19,7 +19,7 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from maw_gym.agents.grpo.policies import GRPOPolicyNetwork, SharedPolicyNetwork
-from maw_gym.agents.networks import LIMIT, GRPORouter, is_shared, router_settings, standardisation
+from maw_gym.agents.networks import LIMIT, GRPORouter, router_settings, standardisation
 from maw_gym.agents.sb3.callbacks import (
     CheckpointCallback,
     SyncedTensorBoard,
@@ -39,6 +39,7 @@ from maw_gym.run import Run
 from maw_gym.runners.experiments.command_line import flat
 from maw_gym.runners.experiments.runs import STOP, Stopwatch, open_run, write_config
 from maw_gym.runners.experiments.settings import Spec, TaskSettings
+from maw_gym.tables.depth_table import is_shared
 from maw_gym.tables.task import RetrievalTask, load_task
 
 Algorithm = TypeVar("Algorithm", bound=OnPolicyAlgorithm)

@@ -18,14 +18,15 @@ from torch import nn
 
 from maw_gym.agents import GRPO, GRPOPolicyNetwork, GRPORouter, SharedPolicyNetwork
 from maw_gym.agents.grpo.policies import ActionHead, MeanHead, SharedEncoder
-from maw_gym.agents.networks import is_shared, new_router, standardisation
+from maw_gym.agents.networks import new_router, standardisation
 from maw_gym.agents.sb3.vec_env import to_sb3
-from maw_gym.agents.settings import PPOSettings, check_network, ppo_arguments
+from maw_gym.agents.settings import PPOSettings, ppo_arguments
 from maw_gym.envs.bandit import Bandit
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter, depth_features, load_router, save_router
+from maw_gym.tables.depth_table import is_shared
 
 QUERIES, DEPTHS = 20, 5
 ABOUT = {"learner": "GRPO", "seed": 7}
@@ -59,9 +60,9 @@ def test_which_network(network: str, observation: tuple[str, ...], expected: boo
 
 def test_networks_that_cannot_be() -> None:
     with pytest.raises(InputError, match="unknown network 'deep'; choose one of auto, shared, mlp"):
-        check_network("deep", ("profile",))
+        is_shared("deep", ("profile",))
     with pytest.raises(InputError, match="observation block 'content' has none; leave it out or"):
-        check_network("shared", ("profile", "content"))
+        is_shared("shared", ("profile", "content"))
 
 
 @pytest.mark.parametrize(

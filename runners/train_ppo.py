@@ -28,6 +28,7 @@ def train_ppo(task: "RetrievalTask", spec: Spec, log: "Log") -> "Trained":
     from maw_gym.agents.settings import ppo_arguments
     from maw_gym.runners.experiments.training import build, learn
 
+    assert spec.online is not None
     model = build(PPO, task, spec, **ppo_arguments(spec.learner, spec.online.num_envs))
     return learn(model, task, spec, log, "PPO")
 

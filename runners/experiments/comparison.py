@@ -247,7 +247,7 @@ def reference(fold: Fold) -> Reference:
             "observation": list(spec.observation),
             "network": "shared" if is_shared(spec.network, spec.observation) else "mlp",
             "depths": test.num_depths,
-            "timesteps": fold.spec.online.timesteps,
+            "timesteps": fold.spec.online and fold.spec.online.timesteps,
             "chosen encoder": str(task.encoder_provenance.get("chosen")),
             "test_relevant": len(relevant["test"]),
             "test_relevant_seen": len(relevant["test"] & seen),

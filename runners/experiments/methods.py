@@ -22,6 +22,7 @@ from maw_gym.agents.settings import (
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.envs.bandit import NDCG
 from maw_gym.errors import InputError, did_you_mean
+from maw_gym.runners.experiments.command_line import changed
 from maw_gym.runners.experiments.result import (
     Learner,
     Result,
@@ -111,8 +112,8 @@ def _learner(
 
 def _for_ndcg(task: RetrievalTask, spec: Spec, log: Log) -> Trained:
     """Trained on nDCG@10 alone; what the depths are worth is told by the table's own reward."""
-    paid = replace(spec.task, alignment="ndcg", reward_weights=NDCG.weights)
-    return train_on_all_rewards(task, replace(spec, task=paid), log)
+    paid = changed(spec, alignment="ndcg", reward_weights=NDCG.weights)
+    return train_on_all_rewards(task, paid, log)
 
 
 GRPO, PPO, ALL_REWARDS = GRPOSettings(), PPOSettings(), FullInformationSettings()

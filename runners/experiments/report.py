@@ -133,6 +133,7 @@ def rows_of(
                 partial(method.run, task, own, split, None),
                 lambda path, result: result.save(path),
                 Result.load,
+                together=True,
             )
             row = rows[title] = row_of(task, spec, result, split)
             if name == "random" and row.reward is not None:

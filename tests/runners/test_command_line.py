@@ -60,7 +60,6 @@ class Parcel:
 @pytest.mark.parametrize(
     ("line", "given"),
     [
-        ("Ann", {"sender": "Ann"}),
         ("Ann Bonn --weight 2", {"sender": "Ann", "town": "Bonn", "weight": "2"}),
         ("--weight=2 Ann --no-express", {"sender": "Ann", "weight": "2", "express": False}),
         ("Bonn --sender Ann --book None", {"sender": "Ann", "town": "Bonn", "book": None}),

@@ -63,22 +63,24 @@ def checked(kind: type[Kind]) -> type[Kind]:
         try:
             init(self, *args, **values)
         except ValidationError as error:
-            raise InputError(one_line(error, made)) from None
+            first = error.errors()[0]
+            if first["type"] == "unexpected_keyword_argument":
+                known = ", ".join(field.name for field in fields(made))
+                message = f"there is no setting {first['loc'][0]!r}; choose among {known}"
+                raise InputError(message) from None
+            raise InputError(one_line(error)) from None
 
     made.__init__ = __init__
     whole: type[Kind] = made
     return whole
 
 
-def one_line(error: ValidationError, kind: type[Any]) -> str:
-    """What is wrong with the first wrong setting of a dataclass, with its value."""
+def one_line(error: ValidationError, name: str | None = None) -> str:
+    """What is wrong with the first wrong setting, or with the one of this name; with its value."""
     first = error.errors()[0]
     if first["type"] == "value_error":  # raised by a check of ours
         return str(first["ctx"]["error"])
-    name = str(first["loc"][0]) if first["loc"] else "settings"
-    if first["type"] == "unexpected_keyword_argument":
-        known = ", ".join(field.name for field in fields(kind))
-        return f"there is no setting {name!r}; choose among {known}"
+    name = name or (str(first["loc"][0]) if first["loc"] else "settings")
     text = first["msg"].replace("Input should", f"{name} must", 1)
     for long, short in WORDS.items():
         text = text.replace(long, short)

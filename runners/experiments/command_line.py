@@ -23,7 +23,7 @@ from typing import (
     get_type_hints,
 )
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from maw_gym.errors import InputError, did_you_mean
 from maw_gym.settings import described, one_line
@@ -50,8 +50,9 @@ class Section:
 
 
 class Setting(NamedTuple):
-    """A field that is a flag: its type, value, text and word, and the sections on the way to it."""
+    """A field that is a flag: its check, type, value, text and word, and the way to it."""
 
+    hint: Any
     type: Any
     value: Any  # MISSING: it has to be given
     about: str
@@ -80,7 +81,9 @@ def settings_in(kind: Any) -> dict[str, Setting]:
         typed = next((one for one in more if isinstance(one, Flag)), Flag())
         flag = "--" + (typed.word or name).replace("_", "-")
         about = texts.get(name, "")
-        found[name] = Setting(types_of[name], value, about, flag, typed.positional, (name,))
+        found[name] = Setting(
+            hints[name], types_of[name], value, about, flag, typed.positional, (name,)
+        )
     return found
 
 
@@ -103,10 +106,14 @@ def _with(base: Any, values: Mapping[str, Any]) -> Any:
             raise InputError(
                 f"unknown setting {name!r}; {did_you_mean(name, known)}there are {', '.join(known)}"
             )
+        try:
+            checked = TypeAdapter(known[name].hint).validate_python(value)
+        except ValidationError as error:
+            raise InputError(one_line(error, name)) from None
         section, (*path, last) = tree, known[name].path
         for part in path:
             section = section.setdefault(part, {})
-        section[last] = value
+        section[last] = checked
     return _built(base, tree)
 
 
@@ -119,7 +126,7 @@ def _built(base: Any, tree: Mapping[str, Any]) -> Any:
     try:
         return base(**values) if isinstance(base, type) else replace(base, **values)
     except ValidationError as error:  # of a dataclass that knows no InputError
-        raise InputError(one_line(error, type(base))) from None
+        raise InputError(one_line(error)) from None
 
 
 def flat(settings: Any) -> dict[str, Any]:

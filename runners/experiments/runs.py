@@ -67,7 +67,7 @@ def run_main(
         except FloatingPointError as problem:
             _quit(str(problem), 1)
         except KeyboardInterrupt as stopped:
-            _quit(str(stopped) or "interrupted", getattr(stopped, "status", 130))
+            _quit(*(stopped.args or ("interrupted", 130)))
         finally:
             _give_back()
             for number, handler in before.items():
@@ -80,14 +80,6 @@ def _quit(message: str, status: int) -> None:
         time.sleep(10)
     print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(status)
-
-
-class Stopped(KeyboardInterrupt):
-    """The user or the system wants the run to end."""
-
-    def __init__(self, number: int, advice: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; {advice}")
-        self.status = 128 + number
 
 
 class StopRequest:
@@ -103,19 +95,20 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only note the first signal, and raise `Stopped` at the end."""
+        """Only note the first signal, and end the program afterwards; a second one does at once."""
         self.received, self._deferring = None, True
         try:
             yield
         finally:
             self._deferring = False
         if self.received is not None:
-            raise Stopped(self.received, self.advice)
+            self.handle(self.received, None)
 
     def handle(self, number: int, frame: object) -> None:
-        """Answer a signal; the second one ends the program at once."""
+        """Answer a signal."""
         if not self._deferring or self.asked():
-            raise Stopped(number, self.advice)
+            name = signal.Signals(number).name
+            raise KeyboardInterrupt(f"stopped by {name}; {self.advice}", 128 + number)
         self.received = number
 
 

@@ -125,15 +125,13 @@ def test_overviews_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_names_every_flag_and_flags_are_the_same_words_everywhere(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as end:
         main([*name.split(), "--help"])
     assert not end.value.code
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"usage: maw-gym {name}")
-    assert max(map(len, lines)) <= 80
     words = {line.split()[0].rstrip(",") for line in lines if line.startswith("  --")}
     runner = import_module(f"maw_gym.runners.{COMMANDS[name][0]}").main
     known = settings_in(get_type_hints(runner)["settings"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from maw_gym.encoders.training.stages import Validation
 from maw_gym.envs.bandit import NDCG, Bandit
 from maw_gym.errors import DamagedFileError
 from maw_gym.files import read_json, write_json
-from maw_gym.retrieval.evaluation import Evaluation, evaluate_embeddings
+from maw_gym.retrieval.evaluation import MEASURES, Evaluation, evaluate_embeddings
 from maw_gym.retrieval.index import SearchIndex
 from maw_gym.retrieval.search import Ranking
 from maw_gym.routers.depth_router import DepthRouter
@@ -94,6 +95,9 @@ class Result:
         return cls(**content)
 
 
+# Of each task and split: measures, scores and documents of queries (by row) through depths.
+_FOUND: WeakKeyDictionary[RetrievalTask, dict[str, dict[tuple[int, int], list[Any]]]]
+_FOUND = WeakKeyDictionary()
 KEPT: Final = [one.name for one in fields(Result)][:9]
 
 
@@ -241,12 +245,33 @@ def by_depths(
     terms = Bandit(task.table(split), reward=spec.reward).terms
     chosen, rows = torch.as_tensor(depths), np.arange(len(depths))
     return Result.of(
-        task.evaluate(split, chosen),
+        evaluated(task, split, depths),
         depths=depths,
         terms={name: values[rows, depths].astype(np.float64) for name, values in terms.items()},
         parameters=size(task.embedder),
         encode=lambda texts: task.embedder.encode_queries(texts, chosen[:1]).cpu(),
     )
+
+
+def evaluated(
+    task: RetrievalTask, split: str, depths: NDArray[np.int64]
+) -> tuple[Evaluation, Ranking]:
+    """As `task.evaluate`; what a query finds through a depth is looked for once for all methods."""
+    known = _FOUND.setdefault(task, {}).setdefault(split, {})
+    left = [pair[0] for pair in enumerate(depths.tolist()) if pair not in known]
+    if left:
+        queries, lists = task.collection.splits[split].select(left), task.candidates(split)
+        embeddings = task.embedder.encode_queries(queries.texts, torch.as_tensor(depths[left]))
+        candidates = lists and [lists[row] for row in left]
+        evaluation, ranking = evaluate_embeddings(task.index, queries, embeddings, candidates)
+        measured = zip(*evaluation.per_query.values(), strict=True)
+        found = zip(left, measured, *ranking, strict=True)
+        known |= {(row, int(depths[row])): one for row, *one in found}
+    pairs = [known[pair] for pair in enumerate(depths.tolist())]
+    values, scores, documents = zip(*pairs, strict=True)
+    measures = map(np.ascontiguousarray, np.array(values).T)
+    per_query = dict(zip(map(str, MEASURES), measures, strict=True))
+    return Evaluation(per_query), Ranking(torch.stack(scores), torch.stack(documents))
 
 
 def size(module: Embedder | Module, but: str = "-") -> int:

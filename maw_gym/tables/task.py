@@ -5,6 +5,7 @@ interrupted one is computed again.
 """
 
 import json
+import os
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -423,7 +424,7 @@ def load_task(
 def _file_version(encoder: str, text_encoder: str) -> tuple[int, ...]:
     """What tells an encoder's file from one that was written anew under its name."""
     path = expanded(encoder)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(
             f"unknown encoder {encoder!r}; give 'untrained', 'trained' or the path of an"
             " encoder.safetensors"

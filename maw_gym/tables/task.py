@@ -5,8 +5,8 @@ interrupted one is computed again.
 """
 
 import json
-import os
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

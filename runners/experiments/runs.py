@@ -99,6 +99,9 @@ class StopRequest:
         self.received, self._deferring = None, True
         try:
             yield
+        except KeyboardInterrupt:
+            if not self.asked():
+                raise
         finally:
             self._deferring = False
         if self.received is not None:

@@ -21,8 +21,7 @@ from maw_gym.agents.grpo.losses import group_advantages, process_advantages
 class Rollout(NamedTuple):
     """A rollout, or a batch of one, on the learner's device: N samples of U <= N observations.
 
-    Neighbours in a group share their observation. Kept once, it also goes through the network
-    once: with groups of 8, and 512 numbers an observation, an update takes a third of the time.
+    An observation that neighbours in a group share is kept once and goes through the network once.
     """
 
     observations: PyTorchObs  # (U, *observation) each
@@ -38,15 +37,21 @@ class Rollout(NamedTuple):
         return values if self.rows is None else values[self.rows]
 
     def batches(self, batch_size: int | None) -> Iterator["Rollout"]:
-        """Cut the rollout into batches, in an order drawn from torch's global generator."""
+        """Cut the rollout into batches, in an order drawn from torch's global generator.
+
+        Samples of one observation stay together: of groups of 8 a batch of 512 has 64 observations.
+        """
         size = len(self.actions)
         if batch_size is None or batch_size >= size:
             yield self
             return
-        for samples in th.randperm(size, device=self.actions.device).split(int(batch_size)):
+        order = th.randperm(len(self.reference_log_probs), device=self.actions.device)
+        if self.rows is not None:
+            order = order[self.rows].argsort(stable=True)
+        for samples in order.split(int(batch_size)):
             kept, rows = samples, None
             if self.rows is not None:
-                kept, rows = th.unique(self.rows[samples], return_inverse=True)
+                kept, rows = self.rows[samples].unique_consecutive(return_inverse=True)
             observations = self.observations
             yield Rollout(
                 {key: values[kept] for key, values in observations.items()}
@@ -61,20 +66,15 @@ class Rollout(NamedTuple):
 class Episodes(NamedTuple):
     """Where the episodes of a rollout are that began together: the k-th of each environment.
 
-    Attributes:
-        number: (T, E) k of each step, from 0.
-        step: (T, E) its step within the episode, from 0.
-        length: (K, E) steps, 0 where there is no such episode.
-        whole: (K, E) whether it counts: all of its group have ended. The first ones count also
-            where the rollout's end cut them, which it did at one and the same step.
-        used: (T, E) whether a step is of an episode that counts.
+    An episode counts when all of its group have ended. The first ones count also where the
+    rollout's end cut them, which it did at one and the same step.
     """
 
-    number: NDArray[np.int64]
-    step: NDArray[np.int64]
-    length: NDArray[np.int64]
-    whole: NDArray[np.bool_]
-    used: NDArray[np.bool_]
+    number: NDArray[np.int64]  # (T, E) k of each step, from 0
+    step: NDArray[np.int64]  # (T, E) its step within the episode, from 0
+    length: NDArray[np.int64]  # (K, E) steps, 0 where there is no such episode
+    whole: NDArray[np.bool_]  # (K, E) whether it counts
+    used: NDArray[np.bool_]  # (T, E) whether a step is of an episode that counts
 
 
 def episodes_of(starts: NDArray[np.bool_], dones: NDArray[np.bool_], group_size: int) -> Episodes:

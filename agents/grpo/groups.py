@@ -24,9 +24,6 @@ def make_groups(
 ) -> VecEnv:
     """A vectorised environment whose neighbours start every episode alike, as GRPO wants it.
 
-    Example:
-        model = GRPO("MlpPolicy", make_groups("CartPole-v1", num_envs=32, group_size=8))
-
     Args:
         env: Id, class or function of a single environment; or a DummyVecEnv or SubprocVecEnv, such
             as make_vec_env makes them, with or without wrappers.
@@ -71,14 +68,7 @@ class Groups(VecEnvWrapper):
 
     Each episode is seeded anew, so that groups stay alike whatever their members have drawn. In a
     random environment the members also meet the same draws, as long as these follow from the seed.
-
-    Args:
-        venv: An environment whose rows can be reset one by one, by `env_method("reset")`.
-        group_size: Environments per group, at least 2.
-
-    Raises:
-        ValueError: A group size that is no whole number from 2, or does not divide the
-            environments.
+    `make_groups` makes them.
     """
 
     def __init__(self, venv: VecEnv, group_size: int) -> None:
@@ -102,7 +92,7 @@ class Groups(VecEnvWrapper):
         return list(self.venv.seed(seed))
 
     def reset(self) -> VecEnvObs:
-        """Start an episode everywhere, neighbours in a group alike."""
+        """Start an episode everywhere, in a group alike."""
         observations = self.venv.reset()
         self._first_seed = int(self._random.integers(2**31))
         self._episodes[:] = 0
@@ -110,7 +100,7 @@ class Groups(VecEnvWrapper):
         return observations
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Step, and start the episodes that follow those which ended from their group's seed."""
+        """Step, and start what follows an episode that ended from its group's seed."""
         observations, rewards, dones, infos = self.venv.step_wait()
         self._start(np.flatnonzero(dones).tolist(), observations)
         return observations, rewards, dones, infos
@@ -175,11 +165,12 @@ def with_groups(env: VecEnv, group_size: int | None, advantage: str) -> tuple[Ve
 
 def check_environment(env: VecEnv | None, actions: spaces.Space[Any], policy: Any) -> None:
     """Refuse what GRPO cannot learn in, and warn of what it learns badly in."""
-    known = spaces.Discrete | spaces.Box | spaces.MultiDiscrete | spaces.MultiBinary
-    if not isinstance(actions, known) or np.any(getattr(actions, "start", 0)):
+    several = isinstance(actions, spaces.MultiDiscrete | spaces.MultiBinary)
+    known = isinstance(actions, spaces.Discrete | spaces.Box) or several
+    if not known or np.any(getattr(actions, "start", 0)) or (several and len(actions.shape) > 1):
         raise ValueError(
-            "GRPO needs Discrete actions that start at 0, Box, MultiDiscrete or MultiBinary"
-            f" ones, not {actions}"
+            "GRPO needs Discrete actions that start at 0, Box, or MultiDiscrete or MultiBinary"
+            f" ones of one dimension, not {actions}"
         )
     shared = isinstance(policy, type) and issubclass(policy, SharedPolicyNetwork)
     if shared and told(env, "numbers_per_action") == 0:

@@ -63,7 +63,6 @@ class GRPO(OnPolicyAlgorithm):
     """Group Relative Policy Optimization.
 
     The loss of a batch is policy loss + kl_coef * KL + vf_coef * value loss - ent_coef * entropy.
-    Defaults were chosen on the bandits of runners/bandits.py (see docs/grpo.md).
 
     Groups of episodes of several steps begin together: environments are reset before a rollout
     where they do not. An episode counts when all of its group have ended in the rollout, by
@@ -91,30 +90,20 @@ class GRPO(OnPolicyAlgorithm):
         clip_range_high: Upper range where it differs from the lower (DAPO), also as a function.
         kl: Penalty to the reference: "exact", over all actions, or a sampled estimate "k1", "k2",
             "k3" (losses.sampled_kl says what their gradients do; that of k1 does harm).
-        kl_coef: Coefficient of the KL penalty.
+        kl_coef, ent_coef, vf_coef: Of the KL penalty, the entropy bonus, the value loss ("critic").
         reference_interval: Rollouts after which the reference becomes a copy of the policy; None
             keeps the initial policy for ever.
-        ent_coef: Coefficient of the entropy bonus.
-        vf_coef: Coefficient of the value loss ("critic").
         max_grad_norm: Largest norm of the gradient, which is scaled down to it.
-        gamma: Discount of rewards.
-        gae_lambda: Of generalised advantage estimation ("critic").
+        gamma, gae_lambda: Discount of rewards; of generalised advantage estimation ("critic").
         loss_average: "step": all steps of a rollout count alike in the policy loss. "episode": all
-            episodes do, so that a step of a long one counts less (DeepSeekMath).
+            episodes do, so that a step of a long one counts less (DeepSeekMath); of groups alone.
         normalize_advantage: Whether the advantages of "critic" lose their mean over the rollout and
             are divided by their deviation; None: where episodes have several steps.
         target_kl: Where a batch is 1.5 times as far from the policy that acted (train/approx_kl),
             the rollout's passes end; None: never.
-        clip_range_vf: Of PPO; only None.
-        use_sde: Of PPO; only False.
-        sde_sample_freq: Of PPO; without effect.
-        stats_window_size: Episodes in the mean reward that is logged.
-        tensorboard_log: Log location for TensorBoard (None: no logging).
-        policy_kwargs: Additional arguments of the policy.
-        verbose: 0 for no output, 1 for info messages, 2 for debug messages.
-        seed: Seed of the pseudo-random generators.
-        device: Device on which the code runs; "auto": the GPU if there is one.
-        _init_setup_model: Whether to build the network at the creation of the instance.
+        clip_range_vf, use_sde, sde_sample_freq: Of PPO; only None, only False, without effect.
+        stats_window_size, tensorboard_log, policy_kwargs, verbose, seed, device,
+            _init_setup_model: As PPO's.
 
     Raises:
         ValueError: A setting out of its range, another action space, batch normalisation, groups
@@ -208,8 +197,7 @@ class GRPO(OnPolicyAlgorithm):
             self._require_groups()
 
     def _setup_model(self) -> None:
-        # Checked here, not in __init__: load() first builds the algorithm with its defaults and
-        # perhaps without an environment, and only then puts the saved settings in place.
+        # Here, since load() puts the saved settings in place after __init__.
         check(vars(self))
         self._settle()
         check_environment(self.env, self.action_space, self.policy_class)
@@ -245,13 +233,16 @@ class GRPO(OnPolicyAlgorithm):
             self.env, self.group_size = with_groups(self.env, self.group_size, self.advantage)
             if self.advantage == "auto":
                 self.advantage = "critic" if self.group_size is None else "process"
-        if self.n_steps is None:
-            # Groups go by whole episodes
-            grouped = self.advantage not in ("critic", "auto")
-            longest = (
-                getattr(told(self.env, "spec"), "max_episode_steps", None) if grouped else None
+        if self.advantage == "critic" and self.loss_average == "episode":
+            raise ValueError(
+                "loss_average='episode' needs groups of episodes, and advantage='critic' takes all"
+                " steps alike: leave it out"
             )
-            self.n_steps = max(-(-SAMPLES // self.n_envs), longest or 0)
+        if self.n_steps is None:
+            self.n_steps = -(-SAMPLES // self.n_envs)
+            if self.advantage not in ("critic", "auto"):  # groups go by whole episodes
+                longest = getattr(told(self.env, "spec"), "max_episode_steps", None)
+                self.n_steps = max(self.n_steps, longest or 0)
         self._settled = {name for name, value in asked.items() if value != getattr(self, name)}
 
     def _require_groups(self) -> None:

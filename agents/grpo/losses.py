@@ -12,32 +12,24 @@ from numpy.typing import NDArray
 
 
 class GroupAdvantages(NamedTuple):
-    """Advantages within groups.
+    """Advantages within groups."""
 
-    Attributes:
-        advantages: float32, of the shape of the rewards.
-        zero_std: Share in [0, 1] of the groups whose members are all equal: they teach nothing.
-    """
-
-    advantages: NDArray[np.float32]
-    zero_std: float
+    advantages: NDArray[np.float32]  # of the shape of the rewards
+    zero_std: float  # share in [0, 1] of the groups whose members are all equal: nothing to learn
 
 
 def group_advantages(
     returns: NDArray[np.floating], group_size: int, *, divide: bool
 ) -> GroupAdvantages:
-    """Return minus the mean of its group, optionally over the group's standard deviation.
+    """Return (T, E) minus the mean of its group: environments g*G to (g+1)*G - 1 of one row.
 
-    Args:
-        returns: (T, E); environments g*G to (g+1)*G - 1 of one row are a group.
-        group_size: G.
-        divide: True: over (standard deviation, ddof 0) + 1e-8 (Shao et al. 2024, DeepSeekMath,
-            eq. 4.1.2). False: no division (Liu et al. 2025, Dr. GRPO), so that groups of nearly
-            equal rewards do not count as much as those with a clear difference.
+    `divide`: over the group's (standard deviation, ddof 0) + 1e-8 (Shao et al. 2024, DeepSeekMath,
+    4.1.2); without (Liu et al. 2025, Dr. GRPO) groups of nearly equal rewards do not count as much
+    as those with a clear difference.
     """
     rows, envs = returns.shape
-    # float64: the mean of equal float32 rewards is then exact. In float32 it may be off by one
-    # unit in the last place, which the division by 1e-8 would turn into an advantage near 1.
+    # In float32 the mean of equal rewards may be off by one unit in the last place, which the
+    # division by 1e-8 would turn into an advantage near 1.
     grouped = returns.astype(np.float64).reshape(rows, envs // group_size, group_size)
     centred = grouped - grouped.mean(axis=-1, keepdims=True)
     zero_std = float(np.mean(np.ptp(grouped, axis=-1) == 0.0))
@@ -56,10 +48,9 @@ def process_advantages(
     their root mean square, once, up to the end of its longest episode.
 
     Args:
-        rewards: (L, E) of one episode of each environment, 0 behind its end; environments g*G to
-            (g+1)*G - 1 are group g.
+        rewards: (L, E) of one episode of each environment, 0 behind its end.
         lengths: (E,) steps of each episode, at most L.
-        group_size: G.
+        group_size: G, neighbouring environments.
         gamma: Discount, in [0, 1].
 
     Returns:
@@ -85,11 +76,8 @@ def policy_loss(
 ) -> th.Tensor:
     """-mean(ratio * A), or with clipping -mean(min(ratio * A, clamp(ratio, 1-l, 1+h) * A)).
 
-    Args:
-        ratio: (B,) pi(a|s) / q(a|s).
-        advantages: (B,), constants.
-        clip_low: l; None for no clipping.
-        clip_high: h; None for h = l. A larger h is DAPO's "clip-higher" (Yu et al. 2025).
+    The ratio is (B,) pi(a|s) / q(a|s), A (B,) the advantages, constants. No l: no clipping; no h:
+    h = l. A larger h is DAPO's "clip-higher" (Yu et al. 2025).
     """
     gain = ratio * advantages
     if clip_low is not None:
@@ -110,17 +98,12 @@ def exact_kl(log_probs: th.Tensor, reference_log_probs: th.Tensor) -> th.Tensor:
 
 
 def sampled_kl(log_prob: th.Tensor, reference_log_prob: th.Tensor, kind: str) -> th.Tensor:
-    """Estimates of KL(pi || p) from one action a ~ pi each (Schulman 2020, joschu.net/blog).
+    """Estimates (B,) of KL(pi || p) from log pi(a) and log p(a), one a ~ pi each.
 
-    With r = p(a) / pi(a): k1 = -log r (unbiased, may be negative), k2 = (log r)^2 / 2
-    (biased, low variance), k3 = r - 1 - log r (unbiased, >= 0; DeepSeekMath's). They are estimates
-    of the value. As losses they differ more: the gradient of k1 is zero on average, that of k2 is
-    the gradient of KL(pi || p), and that of k3 the gradient of KL(p || pi).
-
-    Args:
-        log_prob: (B,) log pi(a).
-        reference_log_prob: (B,) log p(a).
-        kind: "k1", "k2" or "k3".
+    With r = p(a) / pi(a): k1 = -log r (unbiased, may be negative), k2 = (log r)^2 / 2 (biased, low
+    variance), k3 = r - 1 - log r (unbiased, >= 0; DeepSeekMath's); Schulman 2020, joschu.net/blog.
+    As losses they differ more: the gradient of k1 is zero on average, that of k2 is the gradient of
+    KL(pi || p), and that of k3 the gradient of KL(p || pi).
     """
     log_r = reference_log_prob - log_prob
     if kind == "k1":

@@ -1,14 +1,7 @@
 """Policies for GRPO; PPO and A2C of Stable-Baselines3 accept the same classes.
 
-- MlpPolicy: Stable-Baselines3's own, two tanh layers of 64 units for the actor and two for the
-  critic.
-- MultiInputPolicy: the same layers over the parts of a dictionary, flattened side by side (images
-  through a convolutional network of 256 features first); Stable-Baselines3's own.
-- CnnPolicy: the convolutional network of Mnih et al. 2015 with 512 features and ReLU, and linear
-  heads; Stable-Baselines3's own.
-- GRPOPolicyNetwork: ReLU layers of 512, 256 and 128 units that actor and critic share, then 64 for
-  each.
-- SharedPolicy: one small ReLU network (32, 32) that scores every action by its own numbers.
+MlpPolicy (two tanh layers of 64 units each for actor and critic), MultiInputPolicy and CnnPolicy
+are Stable-Baselines3's own.
 
 Notation: B samples, O observed numbers, F numbers of each action, D actions, W features.
 """
@@ -46,8 +39,7 @@ class StateEncoder(BaseFeaturesExtractor):
         widths: Widths of the layers; each is followed by the activation.
         activation_fn: Class of the activation.
         mean: Subtracted from the flat observation (O numbers); None: nothing is.
-        scale: Multiplies the difference (O numbers); None: nothing does. Observations whose numbers
-            hardly differ between contexts teach a network little until they are standardised.
+        scale: Multiplies the difference (O numbers); None: nothing does.
         limit: Standardised numbers are clipped to [-limit, limit]: one outlier would drive the
             logits so far that probability ratios overflow.
     """
@@ -77,7 +69,7 @@ class StateEncoder(BaseFeaturesExtractor):
         self.layers = nn.Sequential(*layers)
 
     def _inputs(self, numbers: int) -> int:
-        """Width of what goes into the first layer, of so many observed numbers."""
+        """Width of the first layer's input, of so many observed numbers."""
         return numbers
 
     def standardised(self, observations: th.Tensor) -> th.Tensor:
@@ -94,10 +86,8 @@ class SharedEncoder(StateEncoder):
     """One small network that all actions share: F numbers of each action -> features of each.
 
     An action is seen by its own numbers, by how far they are above their mean over actions, and by
-    how far they are below their largest. So what is learned of one action serves all, and the
-    features do not depend on the order of actions: a permutation-equivariant network as in Deep
-    Sets (Zaheer et al. 2017, arXiv:1703.06114), on what Vowpal Wabbit calls action-dependent
-    features.
+    how far they are below their largest: a permutation-equivariant network as in Deep Sets (Zaheer
+    et al. 2017, arXiv:1703.06114), on what Vowpal Wabbit calls action-dependent features.
 
     Args:
         observation_space: Space of F D numbers: the first of every action, the second of every
@@ -164,13 +154,8 @@ class MeanHead(nn.Linear):
 class GRPOPolicyNetwork(ActorCriticPolicy):
     """Actor-critic of one shared encoder (512-256-128), a policy head (64) and a value head (64).
 
-    There is no dropout: between sampling and the loss it would change the probabilities and make
-    the ratios explode. ReLU with SB3's orthogonal initialisation: gain sqrt(2) inside, 0.01 on the
-    logits, so that the first policy is close to uniform.
-
-    Arguments are those of SB3's ActorCriticPolicy: `net_arch` is `{"pi": [64], "vf": [64]}` unless
-    told, `activation_fn` is that of the heads and of a StateEncoder, `features_extractor_kwargs`
-    are the encoder's arguments besides the observation space.
+    Arguments are those of SB3's ActorCriticPolicy: `activation_fn` is also that of a StateEncoder,
+    whose other arguments are `features_extractor_kwargs`.
     """
 
     def __init__(
@@ -201,10 +186,9 @@ class GRPOPolicyNetwork(ActorCriticPolicy):
     def actor_layers(self) -> list[nn.Linear]:
         """Linear layers from the flat observation to the logits, in order; not copies.
 
-        The policy is exactly these layers with `activation_name` between them (none after the
-        last), over the `(observation - mean) * scale` of the encoder clipped to its limit: all
-        that is needed to export it. Of a shared policy the first takes 3 F numbers of each action,
-        and the last has one row of weights and D biases.
+        With `activation_name` between them, over the standardised observation, they are the policy:
+        all that is needed to export it. Of a shared policy the first takes 3 F numbers of each
+        action, and the last has one row of weights and D biases.
 
         Raises:
             TypeError: The features extractor is not a plain MLP.
@@ -225,13 +209,9 @@ class GRPOPolicyNetwork(ActorCriticPolicy):
 
 
 class SharedPolicyNetwork(GRPOPolicyNetwork):
-    """Actor-critic that scores every action by one shared network (SharedEncoder).
+    """Actor-critic that scores every action by one shared network (SharedEncoder) and a bias.
 
-    Each action has a bias of its own, so that a constant choice can be learned too; the value is
-    linear in the mean of the actions' features.
-
-    Arguments are those of GRPOPolicyNetwork; `net_arch` are further hidden widths of the two heads,
-    applied to each action, and none unless told.
+    `net_arch` are further hidden widths of the two heads, applied to each action.
 
     Raises:
         ValueError: The actions are not Discrete, or the observation is no Box of equally many
@@ -290,14 +270,13 @@ def evaluate(
     if critic:
         values = batch.spread(policy.predict_values(batch.observations).flatten())
     if isinstance(distribution, CategoricalDistribution):
-        log_probs = batch.spread(distribution.distribution.logits)  # (U, D) -> (B, D)
-        references = batch.spread(batch.reference_log_probs)
+        logits, references = distribution.distribution.logits, batch.reference_log_probs  # (U, D)
         action = batch.actions[:, None]
         return (
-            log_probs.gather(1, action)[:, 0],  # (B, D) -> (B,)
-            references.gather(1, action)[:, 0],
-            losses.exact_kl(log_probs, references),
-            losses.entropy(log_probs),
+            batch.spread(logits).gather(1, action)[:, 0],  # (U, D) -> (B, D) -> (B,)
+            batch.spread(references).gather(1, action)[:, 0],
+            batch.spread(losses.exact_kl(logits, references)),
+            batch.spread(losses.entropy(logits)),
             values,
         )
     with th.no_grad():

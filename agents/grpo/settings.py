@@ -18,16 +18,13 @@ class GRPOSettings:
     """Settings of GRPO; `maw_gym.agents.grpo.GRPO` says more about each.
 
     Defaults were chosen on the bandits of runners/bandits.py, see docs/grpo.md.
-
-    Raises:
-        pydantic.ValidationError: a setting is out of its range (a ValueError).
     """
 
-    learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 4e-3
     """of Adam"""
     n_steps: Count = 16
     """steps of every sub-environment per rollout"""
-    batch_size: Count | None = 128
+    batch_size: Count | None = 512
     """samples per gradient step; None is the whole rollout"""
     n_epochs: Count = 8
     """passes over each rollout"""
@@ -104,15 +101,7 @@ HIGHEST: Final = 10.0  # of what a schedule gives
 
 
 def check(given: Mapping[str, Any]) -> None:
-    """Refuse the first of GRPO's arguments that cannot work.
-
-    Args:
-        given: arguments of the class by name, schedules as functions; others than
-            AllSettings' are not looked at.
-
-    Raises:
-        ValueError: one line with the setting, its value and what it may be.
-    """
+    """Refuse the first of the class's arguments that cannot work, by a ValueError of one line."""
     values: dict[str, Any] = {}
     for field in fields(AllSettings):
         value = given[field.name]

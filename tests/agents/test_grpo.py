@@ -20,20 +20,15 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecMonitor
 
-from maw_gym.agents.grpo import (
-    GRPO,
-    CnnPolicy,
-    GRPOPolicyNetwork,
-    MlpPolicy,
-    MultiInputPolicy,
-    StateEncoder,
-)
+from maw_gym.agents.grpo import GRPO, GRPOPolicyNetwork, StateEncoder
 from maw_gym.agents.sb3.vec_env import to_sb3
 
 SMALL = {"features_extractor_kwargs": {"widths": (32,)}, "net_arch": [16]}
 # One step of plain gradient descent on the critic's advantages
 PLAIN = {"advantage": "critic", "n_epochs": 1, "batch_size": None, "clip_range": None}
 EYE = np.eye(CONTEXTS, dtype=np.float32)
+BEST = [0, 1, 2, 3]  # the best action of each context
+PAGE = (Path(__file__).parents[2] / "docs" / "grpo.md").read_text("utf-8")
 
 
 def grouped(num_envs: int = 16, group_size: int = 4, cycle: bool = False) -> VecMonitor:
@@ -70,11 +65,10 @@ def logged_by(model: GRPO) -> dict[str, Any]:
     ],
 )
 def test_solves_the_bandit(settings: dict[str, Any]) -> None:
-    settings = {"learning_rate": 1e-2, "n_epochs": 4, "seed": 0} | settings
+    settings = {"learning_rate": 1e-2, "n_epochs": 4, "batch_size": 128, "seed": 0} | settings
     model = GRPO("MlpPolicy", grouped(64, 8), device="cpu", **settings).learn(8 * 1024)
-    assert model.predict(EYE, deterministic=True)[0].tolist() == [0, 1, 2, 3]
-    if settings == {"learning_rate": 1e-2, "n_epochs": 4, "seed": 0, "advantage": "outcome"}:
-        # and it is nearly sure of it
+    assert model.predict(EYE, deterministic=True)[0].tolist() == BEST
+    if len(settings) == 5 and settings.get("advantage") == "outcome":  # and it is nearly sure of it
         best = model.policy.get_distribution(th.eye(CONTEXTS)).distribution.probs.diagonal()
         assert best.min().item() > 0.95
 
@@ -113,17 +107,12 @@ def test_a_scalar_environment_needs_no_groups(policy: Any, env: Any) -> None:
     assert evaluate_policy(model, venv, n_eval_episodes=40) == (1.0, 0.0)
 
 
-def test_a_separate_encoder_for_the_critic() -> None:
-    model = small(policy_kwargs=SMALL | {"share_features_extractor": False}, learning_rate=1e-2)
-    model.learn(40 * 64)
-    assert model.predict(EYE, deterministic=True)[0].tolist() == [0, 1, 2, 3]
-
-
-def test_critic_learns_the_value_and_groups_leave_it_alone() -> None:
+def test_a_separate_encoder_for_the_critic_whose_value_groups_leave_alone() -> None:
+    kind = {"policy_kwargs": SMALL | {"share_features_extractor": False}, "learning_rate": 1e-2}
     for advantage in ("critic", "outcome"):
-        model = small(advantage=advantage)
+        model = small(advantage=advantage, **kind)
         before = weights(model.policy.value_net)
-        model.learn(64)
+        assert model.learn(40 * 64).predict(EYE, deterministic=True)[0].tolist() == BEST
         assert np.array_equal(weights(model.policy.value_net), before) == (advantage == "outcome")
 
 
@@ -147,12 +136,6 @@ def test_reference_is_renewed_every_interval(interval: int | None, renewed: list
         assert np.array_equal(reference, policy) == (rollout in renewed)
         assert np.array_equal(reference, initial) == (not renewed or rollout < 3)
     assert not any(p.requires_grad for p in model.reference_policy.parameters())
-
-
-def test_reference_of_every_rollout_is_the_old_policy() -> None:
-    kind = {"reference_interval": 1, "n_epochs": 3, "clip_range": 0.2, "seed": 5}
-    renewed, old = small(ratio="reference", **kind).learn(64), small(ratio="old", **kind).learn(64)
-    np.testing.assert_allclose(weights(renewed.policy), weights(old.policy), atol=1e-5)
 
 
 def test_advantages_are_those_of_groups_where_the_environment_gives_groups() -> None:
@@ -196,15 +179,11 @@ def test_groups_of_differing_observations_are_refused(advantage: str) -> None:
     [
         ({"advantage": "gae"}, "advantage='gae': Input should be 'auto', 'critic', 'outcome', "),
         ({"ratio": "new"}, "ratio='new': Input should be 'reference' or 'old'"),
-        ({"kl": "k4"}, "kl='k4': Input should be 'exact', 'k1', 'k2' or 'k3'"),
         ({"kl_coef": -0.1}, "kl_coef=-0.1"),
         ({"ent_coef": float("nan")}, "ent_coef=nan"),
         ({"vf_coef": True}, "vf_coef=True: Input should be a valid number"),
-        ({"max_grad_norm": None}, "max_grad_norm=None"),
-        ({"reference_interval": 0}, "reference_interval=0"),
         ({"n_steps": 0}, "n_steps=0"),
         ({"n_steps": 10**9}, "n_steps=1000000000: Input should be less"),
-        ({"n_epochs": None}, "n_epochs=None"),
         ({"batch_size": 2.5}, "batch_size=2.5"),
         ({"learning_rate": 1e30}, r"learning_rate=1e\+30: Input should be less than or equal to"),
         ({"learning_rate": "1e-3"}, "learning_rate='1e-3': Input should be a valid number"),
@@ -223,9 +202,9 @@ def test_groups_of_differing_observations_are_refused(advantage: str) -> None:
             "normalize_advantage=True: advantage='outcome' is relative to its group already",
         ),
         ({"gamma": 1.1}, r"gamma=1\.1: Input should be less than or equal to 1"),
-        ({"gae_lambda": "1"}, "gae_lambda='1': Input should be a valid number"),
         ({"target_kl": 0.0}, r"target_kl=0\.0: Input should be greater than 0"),
         ({"loss_average": "token"}, "loss_average='token': Input should be 'step' or 'episode'"),
+        ({"loss_average": "episode"}, "'episode' needs groups of episodes, and advantage='critic'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_a_sentence(
@@ -243,10 +222,25 @@ def test_settings_of_ppo_are_taken() -> None:
         GRPO("MlpPolicy", "Pendulum-v1", use_sde=True, device="cpu")
 
 
-def test_rollouts_beyond_the_memory_are_refused() -> None:
-    message = r"n_steps=16777216: rollouts of 64 environments with 100000 numbers each need 4e\+05"
-    env = GroupedBanditEnv(64, 8)
-    env.single_observation_space = spaces.Box(0, 1, (100_000,))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"action": spaces.Text(3)}, "GRPO needs Discrete actions that start at 0"),
+        ({"action": spaces.Discrete(4, start=1)}, "GRPO needs Discrete actions that start at 0"),
+        ({"action": spaces.MultiDiscrete([[2, 2], [2, 2]])}, "MultiBinary ones of one dimension"),
+        ({"action": spaces.MultiBinary((2, 3))}, "MultiBinary ones of one dimension"),
+        (
+            {"observation": spaces.Box(0, 1, (100_000,))},
+            r"n_steps=16777216: rollouts of 8 environments with 100000 numbers each need 5e\+04",
+        ),
+    ],
+)
+def test_environments_that_cannot_be_learned_in_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    env = GroupedBanditEnv(8, 4)
+    for name, space in changes.items():
+        setattr(env, f"single_{name}_space", space)
     with pytest.raises(ValueError, match=message):
         small(to_sb3(env), n_steps=2**24)
 
@@ -258,17 +252,22 @@ def test_several_gradient_steps_without_clipping_are_warned_of(settings: dict[st
     small(**settings, clip_range=0.2)  # and this is not
 
 
-def test_the_clip_range_follows_its_schedule() -> None:
+def test_the_clip_range_follows_its_schedule_also_when_loaded(tmp_path: Path) -> None:
     # 4 rollouts of 64 samples: 1, 3/4, 1/2 and 1/4 of the training remain when each begins, and
     # SB3 counts the rollout as done before its update: 3/4, 1/2, 1/4, 0
-    model = small(clip_range=LinearSchedule(0.4, 0.0, 1.0))
-    logged = []
-    model.set_logger(configure(None, []))
-    model.logger.dump = lambda step=0: logged.append(model.logger.name_to_value["train/clip_range"])
-    model.learn(4 * 64)
-    assert [*logged[1:], model.logger.name_to_value["train/clip_range"]] == pytest.approx(
-        [0.3, 0.2, 0.1, 0.0]
+    rate, clip = LinearSchedule(0.01, 0.0, 1.0), LinearSchedule(0.4, 0.0, 1.0)
+    small(clip_range=clip, clip_range_high=lambda left: left, learning_rate=rate).save(
+        tmp_path / "model"
     )
+    model = GRPO.load(tmp_path / "model", env=grouped(), device="cpu")
+    logged: list[dict[str, Any]] = []
+    model.set_logger(configure(None, []))
+    model.logger.dump = lambda step=0: logged.append(dict(model.logger.name_to_value))
+    model.learn(4 * 64)
+    records = [*logged[1:], model.logger.name_to_value]
+    for name, start in (("clip_range", 0.4), ("learning_rate", 0.01)):
+        found = [record[f"train/{name}"] for record in records]
+        assert found == pytest.approx([start * left for left in (0.75, 0.5, 0.25, 0.0)])
 
 
 def test_passes_end_where_the_policy_is_too_far_from_the_one_that_acted() -> None:
@@ -292,19 +291,10 @@ class Normalised(StateEncoder):
 
 def test_batch_normalisation_is_refused() -> None:
     kind = {"features_extractor_class": Normalised}
-    norm = th.nn.BatchNorm1d(8)
+    norm, layer = th.nn.BatchNorm1d(8), th.nn.LayerNorm(8)
     with pytest.raises(ValueError, match=r"features_extractor\.layers\.2 is a BatchNorm1d, whose"):
         small(policy_kwargs=kind | {"features_extractor_kwargs": {"layer": norm}})
-    layer = th.nn.LayerNorm(8)
     assert small(policy_kwargs=kind | {"features_extractor_kwargs": {"layer": layer}}).learn(64)
-
-
-@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Discrete(4, start=1)])
-def test_other_actions_are_refused(space: spaces.Space) -> None:
-    env = GroupedBanditEnv(8, 4)
-    env.single_action_space = space
-    with pytest.raises(ValueError, match="GRPO needs Discrete actions that start at 0"):
-        small(to_sb3(env))
 
 
 def test_rollouts_of_a_single_sample() -> None:
@@ -349,7 +339,6 @@ def test_save_load_predict(tmp_path: Path) -> None:
     assert evaluate_policy(alone, alone.get_env(), 4)[1] is not None
     with pytest.raises(ValueError, match="1 environments do not divide into groups of 4"):
         alone.learn(4)
-    assert GRPO.load(tmp_path / "model", env=grouped(8, 4), device="cpu").n_envs == 8
     # a group size given on loading, which no environment was there to be held against
     changed = GRPO.load(tmp_path / "model", device="cpu", group_size=5)
     changed.set_env(grouped())
@@ -369,9 +358,8 @@ def test_resuming_goes_on_identically(tmp_path: Path) -> None:
         th.manual_seed(11)
         each.learn(3 * 64, reset_num_timesteps=False)
         assert each.num_timesteps == 7 * 64
-        results.append((weights(each.policy), weights(each.reference_policy)))
-    assert np.array_equal(results[0][0], results[1][0])
-    assert np.array_equal(results[0][1], results[1][1])
+        results.append(np.concatenate([weights(each.policy), weights(each.reference_policy)]))
+    assert np.array_equal(*results)
 
 
 class StopAt(BaseCallback):
@@ -382,7 +370,7 @@ class StopAt(BaseCallback):
 
 
 def test_learning_goes_on_with_fresh_observations_after_a_callback_stopped_it() -> None:
-    model = small(to_sb3(GroupedBanditEnv(16, 4))).learn(64, callback=StopAt())
+    model = small().learn(64, callback=StopAt())
     assert model.num_timesteps == 32
     model.learn(64, reset_num_timesteps=False)
     buffer = model.rollout_buffer
@@ -409,29 +397,6 @@ def test_callbacks_tensorboard_and_evaluation(tmp_path: Path) -> None:
     assert "train/value_loss" not in tags
 
 
-def test_layers_of_the_policies() -> None:
-    """What maw_gym.agents.grpo.policies says of them."""
-    dictionary = make_vec_env(lambda: Observed(spaces.Dict), 1)
-    for name, kind, env in (
-        ("MlpPolicy", MlpPolicy, make_vec_env(BanditEnv, 1)),
-        ("MultiInputPolicy", MultiInputPolicy, dictionary),
-    ):
-        policy = GRPO(name, env, advantage="critic", device="cpu").policy
-        assert type(policy) is kind
-        for net in (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net):
-            assert [type(layer).__name__ for layer in net] == ["Linear", "Tanh"] * 2
-            assert [layer.out_features for layer in net[::2]] == [64, 64]
-    image = spaces.Box(0, 255, (3, 36, 36), np.uint8)
-    policy = CnnPolicy(image, spaces.Discrete(3), lambda _: 1e-3)
-    assert policy.features_dim == 512
-    assert not list(policy.mlp_extractor.policy_net)
-    policy = GRPOPolicyNetwork(
-        image, spaces.Discrete(3), lambda _: 1e-3, features_extractor_class=NatureCNN
-    )
-    with pytest.raises(TypeError, match="NatureCNN is not a plain MLP"):
-        policy.actor_layers()
-
-
 @pytest.mark.parametrize("algorithm", [GRPO, PPO, A2C])
 def test_actor_layers_are_the_policy(algorithm: Any, tmp_path: Path) -> None:
     model = algorithm(GRPOPolicyNetwork, grouped(), n_steps=4, seed=0, device="cpu").learn(64)
@@ -451,7 +416,13 @@ def test_actor_layers_are_the_policy(algorithm: Any, tmp_path: Path) -> None:
     assert [tuple(parameter.shape) for parameter in value] == [(64, 128), (64,), (1, 64)]
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "grpo.md").read_text("utf-8")
+def test_a_convolutional_network_has_no_actor_layers() -> None:
+    image = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    policy = GRPOPolicyNetwork(
+        image, spaces.Discrete(3), lambda _: 1e-3, features_extractor_class=NatureCNN
+    )
+    with pytest.raises(TypeError, match="NatureCNN is not a plain MLP"):
+        policy.actor_layers()
 
 
 def test_the_example_of_the_page_about_grpo(

@@ -148,8 +148,25 @@ def test_several_passes_and_batches_see_every_sample_once_per_pass() -> None:
         assert batch.spread(batch.observations).shape == (size, 4)
 
 
+def test_batches_have_whole_groups_in_another_order_each_time() -> None:
+    env = to_sb3(GroupedBanditEnv(32, 8, cycle=True))  # no neighbouring groups are alike
+    model = GRPO("MlpPolicy", env, n_steps=2, seed=0, device="cpu").learn(64)
+    rollout = model.rollout_buffer.rollout
+    passes = [list(rollout.batches(24)) for _ in range(2)]
+    for batches in passes:
+        sizes = [(len(batch.actions), len(batch.observations)) for batch in batches]
+        assert sizes == [(24, 3), (24, 3), (16, 2)]
+        actions = th.cat([batch.actions for batch in batches])
+        assert th.equal(actions.bincount(), rollout.actions.bincount())
+        for batch in batches:
+            contexts = batch.spread(batch.observations).argmax(-1)
+            # above its group's mean are only those that took the best action
+            assert ((batch.advantages > 0) <= (batch.actions == contexts)).all()
+    assert not th.equal(passes[0][0].observations, passes[1][0].observations)
+
+
 class Repeating(GRPO):
-    """Sees an observation as often as there are samples of it."""
+    """Sees an observation as often as there are samples of it, in one batch."""
 
     def train(self) -> None:
         rollout = self.rollout_buffer.rollout
@@ -158,22 +175,6 @@ class Repeating(GRPO):
         repeated = rollout._replace(rows=None, observations=seen, reference_log_probs=none)
         self.rollout_buffer.rollout = repeated
         super().train()
-
-
-@pytest.mark.parametrize("batch_size", [None, 24])
-def test_repeated_observations_once_or_each_time_make_no_difference(batch_size: int | None) -> None:
-    results = []
-    for kind in (GRPO, Repeating):
-        env = to_sb3(GroupedBanditEnv(16, 8))
-        settings = PLAIN | {"batch_size": batch_size, "clip_range": 0.2}
-        model = kind("MlpPolicy", env, n_steps=4, seed=0, device="cpu", **settings).learn(64)
-        rollout = model.rollout_buffer.rollout
-        # 8 groups, of which neighbours in time may share their context too
-        assert len(rollout.observations) <= 8 if kind is GRPO else 64
-        observations = model.rollout_buffer.observations.reshape(64, -1)
-        np.testing.assert_array_equal(rollout.spread(rollout.observations), observations)
-        results.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))
-    assert (results[0] - results[1]).abs().max() < 1e-5  # one step of Adam is some 1e-3
 
 
 class Reader(BaseCallback):
@@ -186,15 +187,18 @@ class Reader(BaseCallback):
         next(self.model.rollout_buffer.get())
 
 
-def test_a_callback_may_read_the_buffer() -> None:
+def test_an_update_is_the_same_of_repeated_observations_and_beside_a_reader() -> None:
     results = []
-    for callback in (None, Reader()):
+    for kind, callback in ((GRPO, None), (Repeating, None), (GRPO, Reader())):
         env = to_sb3(GroupedBanditEnv(16, 8))
-        settings = PLAIN | {"advantage": "outcome"}
-        model = GRPO("MlpPolicy", env, n_steps=4, seed=0, device="cpu", **settings)
-        model.learn(64, callback=callback)
+        settings = PLAIN | {"advantage": "outcome", "clip_range": 0.2}
+        model = kind("MlpPolicy", env, n_steps=4, seed=0, device="cpu", **settings)
+        rollout = model.learn(64, callback).rollout_buffer.rollout
+        # 8 groups, of which neighbours in time may share their context too
+        assert len(rollout.observations) <= 8 if kind is GRPO else 64
         results.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))
-    assert (results[0] - results[1]).abs().max() < 1e-5
+    for other in results[1:]:
+        assert (results[0] - other).abs().max() < 1e-5  # one step of Adam is some 1e-3
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -233,21 +237,12 @@ class Forgetting(StateEncoder):
 
 
 def test_dropout_is_off_in_the_loss() -> None:
-    model = GRPO(
-        GRPOPolicyNetwork,
-        to_sb3(GroupedBanditEnv(8, 8)),
-        n_steps=2,
-        seed=0,
-        device="cpu",
-        policy_kwargs={"features_extractor_class": Forgetting},
-        **PLAIN,
-    )
-    # with dropout the same weights would give different probabilities
-    model.policy.set_training_mode(True)
-    observation = th.eye(4)[:1]
-    first, second = (model.policy.get_distribution(observation).distribution for _ in range(2))
-    assert not th.equal(first.probs, second.probs)
-    model.set_logger(configure(None, []))
+    env, kind = to_sb3(GroupedBanditEnv(8, 8)), {"features_extractor_class": Forgetting}
+    model = GRPO(GRPOPolicyNetwork, env, n_steps=2, device="cpu", policy_kwargs=kind, **PLAIN)
     model.learn(16)
     # the first update starts from the reference, in one batch: the KL is exactly zero
     assert model.logger.name_to_value["train/kl_reference"] == 0.0
+    # with dropout the same weights would give different probabilities
+    model.policy.set_training_mode(True)
+    first, second = (model.policy.get_distribution(th.eye(4)[:1]).distribution for _ in range(2))
+    assert not th.equal(first.probs, second.probs)

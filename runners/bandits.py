@@ -79,8 +79,9 @@ LEARNERS: Final = {
 
 
 EPISODE_LEARNERS: Final[dict[str, dict[str, Any]]] = {
-    "GRPO, process": {"advantage": "process", "learning_rate": 3e-3},
+    "GRPO, process": {"advantage": "process"},
     "GRPO, outcome": {"advantage": "outcome"},
+    "GRPO, critic": {"advantage": "critic"},
     "PPO": {},
     "A2C": {},
 }
@@ -90,10 +91,13 @@ EPISODE_LEARNERS: Final[dict[str, dict[str, Any]]] = {
 class BanditSettings:
     """What is compared."""
 
-    main_flags: ClassVar = ("problems", "timesteps", "group_size", "seeds", "run_name")
+    main_flags: ClassVar = ("problems", "learners", "timesteps", "group_size", "seeds", "run_name")
     problems: tuple[str, ...] = PROBLEMS
     """of digits, breast cancer, wine, one-hot, linear, dense, offset, ring; and of CartPole-v1,
     Acrobot-v1, FrozenLake-v1, Pendulum-v1, LunarLander-v3"""
+    learners: tuple[str, ...] = ()
+    """of GRPO, PPO, "PPO, contexts in groups", A2C, DQN, and on episodes "GRPO, process", "GRPO,
+    outcome", "GRPO, critic"; unless given, all"""
     timesteps: Count | None = None
     """environment steps of every learner; unless given, 20,000 of bandits, more of episodes"""
     group_size: Count = 8
@@ -109,8 +113,14 @@ class BanditSettings:
     def _exist(self) -> "BanditSettings":
         for name in self.problems:
             if name not in EPISODES and name not in PROBLEMS:
-                known = ", ".join((*PROBLEMS, *EPISODES))
-                raise InputError(f"unknown bandit {name!r}; choose from {known}")
+                names = ", ".join((*PROBLEMS, *EPISODES))
+                raise InputError(f"unknown bandit {name!r}; choose from {names}")
+            known = EPISODE_LEARNERS if name in EPISODES else LEARNERS
+            if self.learners and not known.keys() & self.learners:
+                raise InputError(
+                    f"none of the learners {', '.join(self.learners)} learns on {name}; choose from"
+                    f" {', '.join(known)}"
+                )
         if 64 % self.group_size:
             raise InputError(f"group_size must divide 64, got {self.group_size}")
         if EPISODES.keys() & self.problems and self.group_size not in (2, 4, 8, 16):
@@ -169,7 +179,7 @@ def train_on_episodes(name: str, env_id: str, seed: int, settings: BanditSetting
     }
     normalize = given.pop("normalize", False)
     env = make_vec_env(env_id, given.pop("n_envs", 16), seed=seed, env_kwargs=dict(problem.kwargs))
-    if kind is GRPO:
+    if kind is GRPO and given["advantage"] != "critic":
         env = make_groups(env, group_size=settings.group_size, seed=seed)
     judged = make_vec_env(env_id, 10, seed=10_000 + seed, env_kwargs=dict(problem.kwargs))
     if normalize:
@@ -265,10 +275,12 @@ def main(settings: BanditSettings) -> None:
             raise InputError(f"{name}: {missing}") from None
     folder = open_run(settings, "bandits")
     curves: Curves = {}
-    learners = {
-        name: EPISODE_LEARNERS if name in EPISODES else LEARNERS for name in settings.problems
-    }
-    runs = [(p, name) for p in settings.problems for name in learners[p]]
+    runs = [
+        (each, name)
+        for each in settings.problems
+        for name in (EPISODE_LEARNERS if each in EPISODES else LEARNERS)
+        if not settings.learners or name in settings.learners
+    ]
     for each, name in (bar := tqdm(runs, desc="bandits", disable=None)):
         bar.set_postfix_str(f"{each}, {name}")
         for seed in range(settings.seeds):

@@ -138,6 +138,7 @@ def test_everything_that_a_run_leaves(
 ) -> None:
     always: Any = Always
     learners = {"GRPO": Learner(always, 4, True), "PPO, grouped": Learner(always, 4, False)}
+    learners["A2C"] = Learner(always, 4, False)
     monkeypatch.setattr(bandits, "LEARNERS", learners)
     monkeypatch.setattr(bandits, "problem", lambda name: SMALL._replace(name=name))
     settings = made(
@@ -145,6 +146,7 @@ def test_everything_that_a_run_leaves(
         logdir=tmp_path,
         run_name="b",
         problems=("wine",),
+        learners=("PPO, grouped", "GRPO"),
         timesteps=40,
         evaluations=5,
         seeds=2,
@@ -235,6 +237,7 @@ def test_grpo_reaches_the_goal_on_a_problem() -> None:
             "group_size of episodes is 2, 4, 8 or 16, got 1",
         ),
         ({"seeds": 0}, "seeds must be at least 1"),
+        ({"learners": ("SAC", "DQN2")}, "none of the learners SAC, DQN2 learns on digits; choose"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.encoders.embedder import Embedder, encoder_shape, untrained_embedder
-from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.text import TextEncoder, WordLlama
 from maw_gym.encoders.training.selection import (
     Trained,
@@ -28,7 +27,7 @@ from maw_gym.encoders.training.selection import (
     trained_in_place,
 )
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, one_of
 from maw_gym.retrieval.evaluation import DEPTH_OF_RANKING, Evaluation, evaluate_rankings
 from maw_gym.retrieval.search import Ranking
 from maw_gym.tables.task import RetrievalTask
@@ -45,7 +44,6 @@ def baseline_encoder(
     sources: Sequence[Collection] = (),
     device: torch.device | str = "cpu",
     settings: TrainingSettings | None = None,
-    shape: EncoderSettings | None = None,
     text: TextEncoder | None = None,
 ) -> Trained:
     """An encoder of `UNTRAINED` or `TRAINED`; trained ones are kept in the cache folder.
@@ -53,10 +51,10 @@ def baseline_encoder(
     ``non_maw`` trains the standard attention for as many steps as a MAW encoder has in both stages;
     ``single_depth`` is a MAW encoder of one depth.
     """
+    one_of("encoder", name, UNTRAINED + TRAINED)
     text = text or WordLlama()
     settings = (settings or TrainingSettings()).suited(text, device)
-    maw = shape or encoder_shape(text)
-    ordinary = replace(maw, depths=0)
+    ordinary = encoder_shape(text, 0)
     if name in UNTRAINED:
         embedder = untrained_embedder(collection.doc_texts, ordinary, text)
         if name == "mean_pooling":
@@ -64,18 +62,16 @@ def baseline_encoder(
                 embedder.encoder.out_proj.weight.zero_()
                 embedder.encoder.token_weight.zero_()
         return embedder.to(device), {"baseline": name}
-    if name not in TRAINED:
-        names = ", ".join(UNTRAINED + TRAINED)
-        raise InputError(f"unknown encoder {name!r}; choose one of {names}")
     if not any(source.splits["encoder"].ids for source in sources):
         raise InputError(f"encoder {name!r} needs a collection with an `encoder` split to train on")
-    about = {"baseline": name, "settings": settings.to_json(), "shape": maw.to_json()}
+    shape = encoder_shape(text).to_json()
+    about = {"baseline": name, "settings": settings.to_json(), "shape": shape}
 
     def build() -> Trained:
         log.info("training encoder %s", name)
         began = time.perf_counter()
         if name == "single_depth":
-            one = replace(maw, depths=1)
+            one = replace(ordinary, depths=1)
             embedder, provenance = train_encoder(sources, device, settings, one, text=text)
         else:
             embedder, provenance = trained_attention(sources, device, settings, ordinary, text)
@@ -106,16 +102,12 @@ def training_sources(task: RetrievalTask) -> list[Collection]:
 
 
 def evaluate_encoder(
-    embedder: Embedder,
-    collection: Collection,
-    split: str,
-    device: torch.device | str = "cpu",
+    embedder: Embedder, collection: Collection, split: str, device: torch.device | str = "cpu"
 ) -> tuple[Evaluation, Ranking]:
-    """Retrieval of an encoder that routes nothing."""
-    count = embedder.encoder.settings.depths
-    if count > 1:
-        raise InputError(f"an encoder of {count} depths needs a router; this is for one without")
-    depths = torch.zeros(len(collection.splits[split].ids), dtype=torch.long) if count else None
+    """Retrieval of an encoder that routes nothing: it has no depth, or one."""
+    depths = None
+    if embedder.encoder.settings.depths:
+        depths = torch.zeros(len(collection.splits[split].ids), dtype=torch.long)
     return RetrievalTask(collection, embedder, device).evaluate(split, depths)
 
 

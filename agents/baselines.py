@@ -1,9 +1,8 @@
 """Choices of depth that no learner explores for: what routing by reinforcement has to beat.
 
-They are routers too (a single linear layer), so that they are saved, loaded, timed and evaluated
-like learned ones. The oracle is not among them: it reads the answers. The observed-reward rule is
-the one to beat by learning: where entropy and focus of every depth are observed, most of the reward
-is known before anything is learned.
+They are routers of a single linear layer, saved, loaded, timed and evaluated like learned ones. The
+observed-reward rule is the one to beat: where entropy and focus of every depth are observed, most
+of the reward is known before anything is learned.
 """
 
 from typing import Any, Final
@@ -15,7 +14,7 @@ from torch import Tensor
 from maw_gym.agents.networks import router_settings
 from maw_gym.agents.supervised import label_facts, relevant_counts, rule_labels
 from maw_gym.envs.bandit import DEFAULT_REWARD, NDCG, Bandit, RewardSpec
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, checked_int, one_of
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.tables.task import RetrievalTask
 
@@ -33,8 +32,7 @@ def static_router(
       ``argmax over d of w_entropy entropy_d + w_focus focus_d + w_alignment a_d``: entropy and
       focus of the query's own attention (the block `profile`), and a_d the mean alignment of depth
       d on training queries.
-    - ``rule``: the most common label by rule of training queries (see `.supervised`), for every
-      query. Of what the rule knows this is all that can be used where judgments are missing.
+    - ``rule``: the most common label by rule of training queries, see `.supervised`.
 
     Args:
         name: one of `STATIC`.
@@ -44,8 +42,7 @@ def static_router(
     Raises:
         InputError: another name, or no training query.
     """
-    if name not in STATIC:
-        raise InputError(f"unknown baseline {name!r}; choose one of {', '.join(STATIC)}")
+    one_of("baseline", name, STATIC)
     if name == "rule":
         depths = task.embedder.maw.depths
         labels = rule_labels(relevant_counts(task.collection.splits["train"]), depths)
@@ -53,9 +50,7 @@ def static_router(
     table = task.table("train")
     if not len(table):
         raise InputError(f"{task.collection.name!r} has no training query to choose a depth on")
-    if name == "best_fixed_ndcg":
-        reward = NDCG
-    bandit = Bandit(table, reward=reward)
+    bandit = Bandit(table, reward=NDCG if name == "best_fixed_ndcg" else reward)
     if name != "observed_reward":
         return fixed_router(task, bandit.best_fixed(), name)
     alignment = bandit.terms["alignment"].mean(axis=0, dtype=np.float64)
@@ -66,23 +61,12 @@ def static_router(
 
 
 def fixed_router(task: RetrievalTask, depth: int, learner: str = "fixed") -> DepthRouter:
-    """A router to one depth, whatever it sees.
-
-    Args:
-        task: with a MAW encoder.
-        depth: in [0, D).
-        learner: name in the router's settings.
-
-    Raises:
-        InputError: there is no such depth.
-    """
-    encoder = task.embedder.maw
-    if not 0 <= depth < encoder.depths:
-        raise InputError(f"depth must be from 0 to {encoder.depths - 1}, got {depth}")
-    weight = torch.zeros(encoder.depths, task.embedder.text.width)
-    bias = torch.nn.functional.one_hot(torch.tensor(depth), encoder.depths).float()
+    """A router to one depth in [0, D), whatever it sees; `learner` names it in its settings."""
+    depths = task.embedder.maw.depths
+    depth = checked_int(depth, "depth", 0, depths - 1)
+    weight, bias = torch.zeros(depths, task.embedder.text.width), torch.eye(depths)[depth]
     # `content` is the cheapest block to compute, and the router ignores it.
-    return _linear(weight, bias, "content", router_settings(task, learner, depth=int(depth)))
+    return _linear(weight, bias, "content", router_settings(task, learner, depth=depth))
 
 
 def _linear(weight: Tensor, bias: Tensor, block: str, settings: dict[str, Any]) -> DepthRouter:

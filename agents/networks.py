@@ -78,8 +78,7 @@ def router_settings(task: RetrievalTask, learner: str, **facts: Any) -> dict[str
 class GRPORouter(DepthRouter):
     """The greedy policy of a trained model (GRPO, PPO, A2C) as a router on the CPU.
 
-    The reference policy and the environment belong to the training; what is left to route with is
-    the policy. Saved and loaded again (`maw_gym.routers.depth_router`) it is a plain `DepthRouter`.
+    Saved and loaded again (`maw_gym.routers.depth_router`) it is a plain `DepthRouter`.
 
     Args:
         model: an algorithm of Stable-Baselines3 whose policy is a GRPOPolicyNetwork.

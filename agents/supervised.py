@@ -1,9 +1,8 @@
 """Learners without an environment: the supervised router, and one that sees all rewards.
 
-Both fit the logits of a `DepthRouter` by gradient descent and keep the epoch of largest mean reward
-on validation queries. The supervised router is a classifier over pooled attention (or any other
-observation): cross-entropy with labels by rule or by oracle, plus a ranking loss through
-Gumbel-softmax, InfoNCE of the relevant documents against sampled ones.
+Both fit the logits of a `DepthRouter`. The supervised router is a classifier over pooled attention
+(or any other observation): cross-entropy with labels by rule or by oracle, plus a ranking loss
+through Gumbel-softmax, InfoNCE of the relevant documents against sampled ones.
 
 Notation: N training queries, B of one batch, O observed numbers, D depths, h embedding width, M
 documents of one step.
@@ -47,6 +46,7 @@ REWARD: Final = "eval/reward"  # tag of the mean validation reward
 # Rows (B,) of the queries, their logits (B, D) and the share of the training that is done give
 # the terms to log by name; the one called "loss" is minimised.
 Terms = Callable[[Tensor, Tensor, float], dict[str, Tensor]]
+Fitted = tuple[DepthRouter, dict[str, Any]]
 
 
 class SupervisedClassificationRouter(nn.Module):
@@ -87,14 +87,10 @@ class SupervisedClassificationRouter(nn.Module):
         return logits
 
     def predict(
-        self,
-        observation: NDArray[np.float32],
-        state: tuple[NDArray[Any], ...] | None = None,
-        episode_start: NDArray[np.bool_] | None = None,
-        deterministic: bool = True,
+        self, observation: NDArray[np.float32], *given: Any, **named: Any
     ) -> tuple[NDArray[np.int64], None]:
         """Depths of observations, as Stable-Baselines3's algorithms do; see `DepthRouter`."""
-        return self.classifier.predict(observation, state, episode_start, deterministic)
+        return self.classifier.predict(observation, *given, **named)
 
 
 def relevant_counts(queries: QuerySet) -> NDArray[np.int64]:
@@ -106,15 +102,14 @@ def relevant_counts(queries: QuerySet) -> NDArray[np.int64]:
 def rule_labels(counts: ArrayLike, depths: int) -> NDArray[np.int64]:
     """Labels (N,) by rule of (N,) relevant documents: the more of them, the broader the depth.
 
-    Fewer than 3 relevant documents: depth 5; fewer than 10: 15; else 25, of 32. With other numbers
-    of depths these are ``floor(5 D / 32)`` and so on: the same place in the range.
+    Fewer than 3 relevant documents: depth ``floor(5 D / 32)``; fewer than 10: of 15; else of 25.
     """
     scaled = np.array([depth * depths // RULE_DEPTHS for _, depth in RULE], np.int64)
     return scaled[np.searchsorted([limit for limit, _ in RULE], np.asarray(counts), side="right")]
 
 
 def label_facts(labels: NDArray[np.int64], depths: int) -> dict[str, Any]:
-    """How labels (N,) are spread over D depths; from a constant only this depth can be learned."""
+    """How labels (N,) are spread over D depths."""
     histogram = np.bincount(labels, minlength=depths)
     return {
         "label_histogram": histogram.tolist(),
@@ -125,7 +120,7 @@ def label_facts(labels: NDArray[np.int64], depths: int) -> dict[str, Any]:
 
 
 def label_sentence(facts: Mapping[str, Any]) -> str:
-    """What the labels were, in words; a constant label is no lesson, and is called so."""
+    """What the labels were, in words."""
     depth, share = facts["label_most_common"], facts["label_share_of_most_common"]
     used = sum(count > 0 for count in facts["label_histogram"])
     if facts["label_constant"]:
@@ -158,8 +153,7 @@ class RankingLoss:
     """
 
     def __init__(self, task: RetrievalTask, negatives: int, generator: torch.Generator) -> None:
-        self.negatives = negatives
-        self.generator = generator
+        self.negatives, self.generator = negatives, generator
         self.index, embedder = task.index, task.embedder
         queries = task.collection.splits["train"]
         self.first_of = torch.from_numpy(task.index.first_of)
@@ -175,9 +169,8 @@ class RankingLoss:
         self.embeddings = torch.zeros(shape, device=task.device)  # of every depth
         ids = embedder.query_ids([queries.texts[row] for row in rows.tolist()])
         with torch.no_grad():
-            label = "embeddings of all depths"
-            for place, statistics in embedder.query_statistics(ids, progress=label):
-                self.embeddings[place] = statistics.embeddings.float()
+            for place, one in embedder.query_statistics(ids, progress="embeddings of all depths"):
+                self.embeddings[place] = one.embeddings.float()
 
     def __call__(self, rows: Tensor, choice: Tensor) -> Tensor:
         """Mean loss of the queries `rows` (B,) under their choices (B, D); 0 of no query."""
@@ -202,108 +195,66 @@ class RankingLoss:
 
 
 def train_supervised(
-    task: RetrievalTask,
-    *,
-    observation: Sequence[str] = ("attention",),
-    network: str = "auto",
-    reward: RewardSpec = DEFAULT_REWARD,
-    settings: SupervisedSettings | None = None,
-    seed: int = 0,
-    balance: float = 1.0,
-    writer: SummaryWriter | None = None,
-    checkpoint: Path | None = None,
-) -> tuple[DepthRouter, dict[str, Any]]:
+    task: RetrievalTask, *, settings: SupervisedSettings | None = None, **given: Any
+) -> Fitted:
     """Train the classifier of a `SupervisedClassificationRouter` on the `train` queries.
 
-    Args:
-        task: with a MAW encoder.
-        observation: blocks of the observation.
-        network: see `maw_gym.tables.depth_table.is_shared`.
-        reward: weights and alignment.
-        settings: see `SupervisedSettings`; None are the defaults.
-        seed: of weights, order, Gumbel noise and negatives.
-        balance: exponent on the sizes of groups of queries: 1 learns from all queries alike, 0 from
-            all groups alike.
-        writer: gets ``train/loss``, ``train/cross_entropy``, ``train/ranking_loss``,
-            ``train/temperature`` and ``eval/reward`` by epoch.
-        checkpoint: folder from which a fit that was stopped goes on after its last epoch.
-
-    Returns:
-        The router, and facts: see `label_facts`; ``history`` of (epoch from 1, mean validation
-        reward), ``best_epoch``, the first of the largest, ``validation_reward`` there, and
-        ``judged_on``, the split, which is `train` where there is no validation query.
-
-    Raises:
-        InputError: a setting that does not exist or is out of its range, or no training query.
+    Further arguments, facts and errors are those of `fit`; the facts also say ``labels`` and what
+    `label_facts` does, and the terms are ``cross_entropy``, ``ranking_loss`` and ``temperature``.
     """
-    given = settings or SupervisedSettings()
-    bandit = _training_bandit(task, observation, reward)
-    depths = bandit.num_depths
-    targets = bandit.oracle
-    if given.labels == "rule":
-        targets = rule_labels(relevant_counts(task.collection.splits["train"]), depths)
-    facts: dict[str, Any] = {"labels": given.labels, **label_facts(targets, depths)}
-    if facts["label_constant"]:
-        log.info("the %s labels of all training queries are depth %d", given.labels, targets[0])
-    generator = torch.Generator().manual_seed(seed)
-    about = router_settings(task, f"supervised-{given.labels}", seed=seed)
-    router = new_router(bandit.table, observation, network, about, generator).to(task.device)
-    target = torch.from_numpy(targets).to(task.device)
-    ranking = RankingLoss(task, given.negatives, generator) if given.ranking_weight > 0 else None
+    wanted = settings or SupervisedSettings()
+    facts: dict[str, Any] = {"labels": wanted.labels}
 
-    def terms(rows: Tensor, logits: Tensor, progress: float) -> dict[str, Tensor]:
-        cross_entropy = nn.functional.cross_entropy(logits, target[rows])
-        if ranking is None:
-            return {"loss": cross_entropy, "cross_entropy": cross_entropy}
-        temperature = given.temperature(progress)
-        ranking_loss = ranking(rows, gumbel_choice(logits, temperature, generator))
-        return {
-            "loss": cross_entropy + given.ranking_weight * ranking_loss,
-            "cross_entropy": cross_entropy,
-            "ranking_loss": ranking_loss,
-            "temperature": torch.tensor(temperature),
-        }
+    def terms_of(bandit: Bandit, generator: torch.Generator) -> Terms:
+        depths, targets = bandit.num_depths, bandit.oracle
+        if wanted.labels == "rule":
+            targets = rule_labels(relevant_counts(task.collection.splits["train"]), depths)
+        facts.update(label_facts(targets, depths))
+        target, ranking = torch.from_numpy(targets).to(task.device), None
+        if wanted.ranking_weight > 0:
+            ranking = RankingLoss(task, wanted.negatives, generator)
 
-    label = f"supervised router ({given.labels} labels)"
-    about_fit = _fit(
-        task, router, bandit, terms, given, generator, label, balance, writer, checkpoint
-    )
-    return router, facts | about_fit
+        def terms(rows: Tensor, logits: Tensor, progress: float) -> dict[str, Tensor]:
+            cross_entropy = nn.functional.cross_entropy(logits, target[rows])
+            if ranking is None:
+                return {"loss": cross_entropy, "cross_entropy": cross_entropy}
+            temperature = wanted.temperature(progress)
+            ranking_loss = ranking(rows, gumbel_choice(logits, temperature, generator))
+            return {
+                "loss": cross_entropy + wanted.ranking_weight * ranking_loss,
+                "cross_entropy": cross_entropy,
+                "ranking_loss": ranking_loss,
+                "temperature": torch.tensor(temperature),
+            }
+
+        return terms
+
+    router, found = fit(task, f"supervised-{wanted.labels}", terms_of, wanted, **given)
+    return router, facts | found
 
 
 def train_full_information(
-    task: RetrievalTask,
-    *,
-    observation: Sequence[str] = ("attention",),
-    network: str = "auto",
-    reward: RewardSpec = DEFAULT_REWARD,
-    settings: FullInformationSettings | None = None,
-    seed: int = 0,
-    balance: float = 1.0,
-    writer: SummaryWriter | None = None,
-) -> tuple[DepthRouter, dict[str, Any]]:
+    task: RetrievalTask, *, settings: FullInformationSettings | None = None, **given: Any
+) -> Fitted:
     """Train the router that sees the reward of every depth and need not explore.
 
     Same network as GRPO's, same observations, same queries; the loss is minus the policy's expected
     reward ``sum_d pi(d | x) r(x, d)``, computed exactly, minus an entropy bonus. What it does not
     reach, no learner with this network and these observations can be blamed for missing.
 
-    Arguments, facts and errors are those of `train_supervised`; `writer` gets ``train/loss``,
-    ``train/expected_reward``, ``train/entropy`` and ``eval/reward`` by epoch.
+    Further arguments, facts and errors are those of `fit`; the terms are ``expected_reward`` and
+    ``entropy``.
     """
-    given = settings or FullInformationSettings()
-    bandit = _training_bandit(task, observation, reward)
-    generator = torch.Generator().manual_seed(seed)
-    about = router_settings(task, "full_information", seed=seed)
-    router = new_router(bandit.table, observation, network, about, generator).to(task.device)
-    rewards = torch.tensor(bandit.rewards, device=task.device)
-    advantage = standardised(rewards)
+    wanted = settings or FullInformationSettings()
 
-    def terms(rows: Tensor, logits: Tensor, progress: float) -> dict[str, Tensor]:
-        return full_information_terms(logits, rewards[rows], advantage[rows], given.ent_coef)
+    def terms_of(bandit: Bandit, generator: torch.Generator) -> Terms:
+        rewards = torch.tensor(bandit.rewards, device=task.device)
+        advantage = standardised(rewards)
+        return lambda rows, logits, progress: full_information_terms(
+            logits, rewards[rows], advantage[rows], wanted.ent_coef
+        )
 
-    label = "full-information router"
-    return router, _fit(task, router, bandit, terms, given, generator, label, balance, writer)
+    return fit(task, "full_information", terms_of, wanted, **given)
 
 
 def standardised(reward: Tensor) -> Tensor:
@@ -328,38 +279,62 @@ def full_information_terms(
     return {"loss": loss, "expected_reward": expected, "entropy": entropy}
 
 
-def _training_bandit(task: RetrievalTask, observation: Sequence[str], reward: RewardSpec) -> Bandit:
+def fit(
+    task: RetrievalTask,
+    learner: str,
+    terms_of: Callable[[Bandit, torch.Generator], Terms],
+    settings: FitSettings,
+    *,
+    observation: Sequence[str] = ("attention",),
+    network: str = "auto",
+    reward: RewardSpec = DEFAULT_REWARD,
+    seed: int = 0,
+    balance: float = 1.0,
+    writer: SummaryWriter | None = None,
+    checkpoint: Path | None = None,
+) -> Fitted:
+    """Fit a router to terms by AdamW and leave it with the weights of its best epoch.
+
+    Args:
+        task: with a MAW encoder.
+        learner: the name in the router's file.
+        terms_of: makes the terms; they may draw from the generator.
+        settings: see `FitSettings`.
+        observation: blocks of the observation.
+        network: see `maw_gym.tables.depth_table.is_shared`.
+        reward: weights and alignment.
+        seed: of weights, order, and what the terms draw.
+        balance: exponent on the sizes of groups of queries: 1 learns from all queries alike, 0 from
+            all groups alike.
+        writer: gets the means of all terms as ``train/...``, and ``eval/reward``, by epoch.
+        checkpoint: folder from which a fit that was stopped goes on after its last epoch.
+
+    Returns:
+        The router, and facts: ``history`` of (epoch from 1, mean validation reward),
+        ``best_epoch``, the first of the largest, ``validation_reward`` there, and ``judged_on``,
+        the split, which is `train` where there is no validation query.
+
+    Raises:
+        InputError: no training query, or a balance of queries without groups.
+    """
     bandit = Bandit(task.table("train"), observation, reward)
     if not len(bandit):
         raise InputError(f"{task.collection.name!r} has no training query to learn from")
-    return bandit
-
-
-def _fit(
-    task: RetrievalTask,
-    router: DepthRouter,
-    bandit: Bandit,
-    terms: Terms,
-    settings: FitSettings,
-    generator: torch.Generator,
-    label: str,
-    balance: float,
-    writer: SummaryWriter | None,
-    checkpoint: Path | None = None,
-) -> dict[str, Any]:
-    """Train a router in place, leave it with the weights of its best epoch, and say how it went."""
     groups = bandit.table.groups
     if balance != 1 and not any(groups):
         raise InputError(f"balance {balance} needs queries in groups; leave it at 1")
+    generator = torch.Generator().manual_seed(seed)
+    named = router_settings(task, learner, seed=seed)
+    router = new_router(bandit.table, observation, network, named, generator).to(task.device)
+    terms = terms_of(bandit, generator)
     split = "validation" if task.collection.splits["validation"].ids else "train"
     judge = Bandit(task.table(split), bandit.blocks, bandit.reward)
     observations = torch.tensor(bandit.observations, device=task.device)
     optimizer = torch.optim.AdamW(
         router.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
-    per_epoch = math.ceil(len(observations) / settings.batch_size)
     about = {
-        "label": label,
+        "learner": learner,
         "settings": asdict(settings),
         "observations": fingerprint({"observations": observations}),
         "balance": balance,
@@ -367,48 +342,46 @@ def _fit(
     kept = EpochCheckpoints(checkpoint, about, router.state_dict(), optimizer, generator)
     finished, best, history = kept.restore_epoch(Progress(0, Best(-math.inf, 0, {}), []))
 
-    def write(measured: dict[str, float], epoch: int) -> None:
+    def write(epoch: int) -> None:
         if writer is not None:
-            for name, value in measured.items():
+            for name, value in history[epoch - 1].items():
                 writer.add_scalar(name, value, epoch * len(observations))
 
-    for epoch, known in enumerate(history, 1):
-        write(known, epoch)
+    for epoch in range(1, finished + 1):
+        write(epoch)
+    per_epoch = math.ceil(len(observations) / settings.batch_size)
     steps, done = settings.epochs * per_epoch, finished * per_epoch
-    with tqdm(total=steps, desc=f"fitting {label}", delay=2, leave=False, disable=None) as bar:
-        bar.update(done)
-        for epoch in range(finished + 1, settings.epochs + 1):
-            records = []
-            order = epoch_rows(groups or [""] * len(observations), balance, generator)
-            for rows in order.split(settings.batch_size):
-                place = rows.to(observations.device)
-                found = terms(place, router(observations[place]), done / steps)
-                records.append({name: value.item() for name, value in found.items()})
-                if not math.isfinite(records[-1]["loss"]):
-                    raise FloatingPointError(
-                        f"loss {records[-1]['loss']} in epoch {epoch} of fitting the {label};"
-                        " lower the learning rate"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                found["loss"].backward()
-                optimizer.step()
-                done += 1
-                bar.update()
-            reward = judge.mean(router.predict(judge.observations)[0])
-            means = {
-                f"train/{name}": float(np.mean([record[name] for record in records]))
-                for name in records[0]
-            }
-            history.append(means | {REWARD: reward})
-            bar.set_postfix({"validation reward": f"{reward:.4f}"}, refresh=False)
-            if reward > best.score:
-                weights = {name: value.clone() for name, value in router.state_dict().items()}
-                best = Best(reward, epoch, weights)
-            write(history[-1], epoch)
-            kept.write_epoch(Progress(epoch, best, history))
+    bar = tqdm(
+        total=steps, initial=done, desc=f"fitting {learner}", delay=2, leave=False, disable=None
+    )
+    for epoch in range(finished + 1, settings.epochs + 1):
+        records = []
+        order = epoch_rows(groups or [""] * len(observations), balance, generator)
+        for rows in order.split(settings.batch_size):
+            place = rows.to(observations.device)
+            found = terms(place, router(observations[place]), done / steps)
+            records.append({name: value.item() for name, value in found.items()})
+            if not math.isfinite(records[-1]["loss"]):
+                raise FloatingPointError(
+                    f"loss {records[-1]['loss']} in epoch {epoch} of fitting {learner}; lower the"
+                    " learning rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            found["loss"].backward()
+            optimizer.step()
+            done += 1
+            bar.update()
+        mean = judge.mean(router.predict(judge.observations)[0])
+        history.append({f"train/{n}": float(np.mean([r[n] for r in records])) for n in records[0]})
+        history[-1][REWARD] = mean
+        if mean > best.score:
+            best = Best(mean, epoch, {n: value.clone() for n, value in router.state_dict().items()})
+        write(epoch)
+        kept.write_epoch(Progress(epoch, best, history))
+    bar.close()
     router.load_state_dict(best.weights)
     router.eval().requires_grad_(False)
-    return {
+    return router, {
         "history": [(epoch, known[REWARD]) for epoch, known in enumerate(history, 1)],
         "best_epoch": best.epoch,
         "validation_reward": best.score,

@@ -28,21 +28,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-__all__ = [
-    "DepthTable",
-    "GRPOEnvironment",
-    "GRPOVectorEnvironment",
-    "InputError",
-    "MAWEncoder",
-    "NonMAWEncoder",
-    "RetrievalTask",
-    "RoutedEncoder",
-    "Run",
-    "__version__",
-    "load_collection",
-    "load_task",
-]
-
 _MODULES = {
     "DepthTable": "tables.depth_table",
     "GRPOEnvironment": "envs.environment",
@@ -55,6 +40,11 @@ _MODULES = {
     "load_collection": "corpora",
     "load_task": "tables.task",
 }
+__all__ = [
+    "DepthTable", "GRPOEnvironment", "GRPOVectorEnvironment", "InputError", "MAWEncoder",
+    "NonMAWEncoder", "RetrievalTask", "RoutedEncoder", "Run", "__version__", "load_collection",
+    "load_task",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -72,16 +62,14 @@ def __dir__() -> list[str]:
 class _PydocsWithIrDatasets(MetaPathFinder):
     """Registers pydocs whenever ir_datasets is imported, which alone takes longer than maw_gym."""
 
-    asking = False
-
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != "ir_datasets" or self.asking:
+        if name != "ir_datasets":
             return None
-        self.asking = True
+        sys.meta_path.remove(self)
         try:
             spec = find_spec(name)
         finally:
-            self.asking = False
+            sys.meta_path.insert(0, self)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 

@@ -8,6 +8,7 @@ weights, bit for bit on the CPU.
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from maw_gym import files
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.files import content_key, fingerprint, sweep
 
 log = logging.getLogger(__name__)
 
 KIND: Final = "checkpoint"
+KEPT: Final = 2
 OPTIMIZER: Final = "optimizer"
 
 # What a state of another version of the code, or of other shapes, does to the one who takes it up.
@@ -40,19 +41,16 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one training."""
+    """The checkpoints of one training, of which the last two are kept; without a folder none."""
 
-    def __init__(self, folder: Path | None, about: Mapping[str, Any], kept: int = 2) -> None:
+    def __init__(self, folder: Path | None, about: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.kept = kept
-        self.identity = content_key(about)
+        self.identity = files.content_key(about)
 
     def files(self) -> list[Path]:
         """The files, oldest first."""
-        if self.folder is None:
-            return []
-        files = self.folder.glob("[0-9]*.safetensors")
-        return sorted(file for file in files if file.stem.isdecimal())
+        found = self.folder.glob("[0-9]*.safetensors") if self.folder else ()
+        return sorted(path for path in found if path.stem.isdecimal())
 
     def write(
         self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
@@ -64,7 +62,7 @@ class Checkpoints:
         settings = {"identity": self.identity, "step": step, "state": state}
         files.write(path, tensors, KIND, settings)
         reached = [file for file in self.files() if file <= path]
-        for old in reached[: -self.kept]:
+        for old in reached[:-KEPT]:
             old.unlink(missing_ok=True)
         return path
 
@@ -95,13 +93,12 @@ class Checkpoints:
 
     def forget(self) -> None:
         """Delete all, of a training that is done or that begins anew."""
-        if self.folder is None:
-            return
-        for path in self.files():
-            path.unlink(missing_ok=True)
-        sweep(self.folder)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        if self.folder is not None and self.folder.is_dir():
+            for path in self.files():
+                path.unlink(missing_ok=True)
+            files.sweep(self.folder)
+            with contextlib.suppress(OSError):  # something else is in it
+                self.folder.rmdir()
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any]:
@@ -124,12 +121,6 @@ def restore_optimizer(
         if name.startswith(f"{OPTIMIZER}/"):
             _, row, entry = name.split("/")
             entries.setdefault(int(row), {})[entry] = value
-    plain = optimizer.state_dict()["param_groups"]
-    # Lists in JSON are tuples in some settings.
-    groups = [
-        {name: tuple(v) if isinstance(own.get(name), tuple) else v for name, v in group.items()}
-        for own, group in zip(plain, groups, strict=True)
-    ]
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
@@ -161,7 +152,7 @@ class EpochCheckpoints(Checkpoints):
         generator: torch.Generator,
         schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     ) -> None:
-        super().__init__(folder, {"about": about, "start": fingerprint(weights)})
+        super().__init__(folder, {"about": about, "start": files.fingerprint(weights)})
         self.weights = weights
         self.optimizer = optimizer
         self.generator = generator
@@ -177,17 +168,15 @@ class EpochCheckpoints(Checkpoints):
             "best": [progress.best.score, progress.best.epoch],
             "history": progress.history,
             "groups": groups,
-            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "schedule": self.schedule and self.schedule.state_dict(),
         }
         self.write(progress.epoch, tensors, state)
 
     def restore_epoch(self, start: Progress) -> Progress:
         """Put weights, optimizer, schedule and generator where the last checkpoint says."""
-        taken: list[Progress] = []
-        checkpoint = self.restore(lambda found: taken.append(self._take(found)))
-        if checkpoint is None:
-            return start
-        log.info("%s: going on after epoch %d", self.folder, checkpoint.step)
+        taken = [start]
+        if self.restore(lambda found: taken.append(self._take(found))) is not None:
+            log.info("%s: going on after epoch %d", self.folder, taken[-1].epoch)
         return taken[-1]
 
     def _take(self, checkpoint: Checkpoint) -> Progress:
@@ -200,8 +189,7 @@ class EpochCheckpoints(Checkpoints):
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
         self.generator.set_state(tensors["generator"])
-        score, epoch = state["best"]
-        return Progress(checkpoint.step, Best(score, epoch, best), list(state["history"]))
+        return Progress(checkpoint.step, Best(*state["best"], best), state["history"])
 
 
 def stage_folder(path: Path, stage: str) -> Path:
@@ -211,8 +199,4 @@ def stage_folder(path: Path, stage: str) -> Path:
 
 def forget_checkpoints(path: Path) -> None:
     """Delete the checkpoints of all stages."""
-    folder = path.with_suffix(".checkpoints")
-    for stage in folder.glob("*"):
-        Checkpoints(stage, {}).forget()
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    shutil.rmtree(path.with_suffix(".checkpoints"), ignore_errors=True)

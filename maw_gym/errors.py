@@ -46,52 +46,35 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def checked_texts(values: Any, what: str = "texts") -> list[str]:
-    """`values` as a list of texts.
-
-    Args:
-        values: an iterable of strings, which is no string itself.
-        what: they are, for messages.
-
-    Raises:
-        InputError: it is something else.
-    """
+    """`values`, an iterable of strings that is no string itself, as a list; or an InputError."""
     if isinstance(values, str):
         raise InputError(f"give a list of {what}, not the single text {shown(values)}")
     if not isinstance(values, Iterable) or isinstance(values, Mapping):
         raise InputError(f"give a list of {what}, not {shown(values)}")
     texts = list(values)
-    if set(map(type, texts)) <= {str}:  # the check of each costs as much as encoding it
-        return texts
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(
-                f"{what} must be strings; number {row} is {shown(text)} of type"
-                f" {type(text).__name__}"
-            )
+    if not set(map(type, texts)) <= {str}:  # the check of each costs as much as encoding it
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(
+                    f"{what} must be strings; number {row} is {shown(text)} of type"
+                    f" {type(text).__name__}"
+                )
     return texts
 
 
 def checked_int(value: Any, name: str, least: int, most: int | None = None) -> int:
-    """`value` as a whole number in [least, most].
-
-    Raises:
-        InputError: it is none. A bool is not taken for a number.
-    """
+    """`value` as a whole number in [least, most], which a bool is not; or an InputError."""
     try:
-        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+        number = least - 1 if isinstance(value, (bool, np.bool_)) else operator.index(value)
     except TypeError:
-        number = None
-    if number is None or number < least or (most is not None and number > most):
+        number = least - 1
+    if number < least or (most is not None and number > most):
         bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
         raise InputError(f"{name} must be a whole number {bounds}, got {shown(value)}")
     return number
 
 
 def one_of(name: str, value: object, known: Sequence[str]) -> None:
-    """Refuse a value that is none of the `known` ones.
-
-    Raises:
-        InputError: see above.
-    """
+    """Refuse a value that is none of the `known` ones by an InputError."""
     if value not in known:
         raise InputError(f"unknown {name} {shown(value)}; choose one of {', '.join(known)}")

@@ -13,7 +13,6 @@ import logging
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from filelock import FileLock, Timeout
 
-from maw_gym.errors import DamagedFileError, InputError, shown
+from maw_gym.errors import DamagedFileError, InputError, first_line, shown
 
 if TYPE_CHECKING:  # torch is imported where it is used: settings and help do not wait for it
     from torch import Tensor
@@ -54,13 +53,9 @@ def expanded(path: str | Path) -> Path:
 
 def cache_home() -> Path:
     """Folder of derived files: ``$MAW_GYM_HOME``, else ``maw_gym`` in the user's cache folder."""
-    named = os.environ.get("MAW_GYM_HOME")
-    try:
-        if named:
-            return expanded(named)
-        return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "maw_gym"
-    except InputError as problem:
-        raise InputError(f"{problem} of the cache in MAW_GYM_HOME") from None
+    if named := os.environ.get("MAW_GYM_HOME"):
+        return expanded(named)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "maw_gym"
 
 
 def canonical(content: Any) -> str:
@@ -70,35 +65,44 @@ def canonical(content: Any) -> str:
 
 def content_key(content: Mapping[str, Any]) -> str:
     """First 16 hex digits of the sha256 of `content` as canonical JSON."""
-    return hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
+    return _sha256_of(content)[:16]
+
+
+def fingerprint(tensors: Mapping[str, "Tensor"]) -> str:
+    """The sha256 (hex) of names, types, shapes and values."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        if tensor.numel():
+            # A number alone, of no dimension, cannot be seen as bytes.
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sha256_of(content: Any) -> str:
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which on success is renamed to `path`."""
-    temporary = _temporary(path)
-    try:
+    with _temporary(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.open("xb").close()
         yield temporary
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    except OSError as error:
-        if error.filename not in (None, str(path), str(path.parent), str(temporary)):
-            raise  # of another file, which was read while this one was written
-        raise _unwritable(path, error) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def written_folder(folder: Path, mark: str) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`, which on success takes its place."""
     folder = folder.resolve()
-    temporary = _temporary(folder)
-    try:
+    with _temporary(folder) as temporary:
         if folder.exists() and not (folder / mark).is_file() and any(folder.iterdir()):
             raise InputError(f"{folder} holds other files, no {mark}; give a new folder")
         temporary.mkdir(parents=True)
@@ -107,10 +111,25 @@ def written_folder(folder: Path, mark: str) -> Iterator[Path]:
             _sync(path)
         _exchange(temporary, folder)
         _sync(folder.parent)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path`, of which nothing is left; what cannot be written is named."""
+    # Not by tempfile, whose files are private: open() gives the usual permissions.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{WRITING}")
+    try:
+        yield temporary
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        at = Path(error.filename or path)
+        if not {at, *at.parents} & {path, temporary} and at not in path.parents:
+            raise  # of another file, which was read while this one was written
+        reason = error.strerror or error
+        raise InputError(
+            f"{path} cannot be written: {reason}; make room for it or name another place"
+        ) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
 def _exchange(new: Path, old: Path) -> None:
@@ -124,20 +143,13 @@ def _exchange(new: Path, old: Path) -> None:
         if exchange(here, os.fsencode(new), here, os.fsencode(old), both) == 0:
             return
     # Without it a kill in between leaves the old folder under the other name.
-    aside = _temporary(old)
+    aside = new.with_name(f"{new.name}{WRITING}")
     old.rename(aside)
     new.rename(old)
     aside.rename(new)
 
 
-def _temporary(path: Path) -> Path:
-    # Not by tempfile, whose files are private: open() gives the usual permissions.
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{WRITING}")
-
-
 def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -145,19 +157,17 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _unwritable(path: Path, error: OSError) -> InputError:
-    reason = error.strerror or error
-    return InputError(f"{path} cannot be written: {reason}; make room for it or name another place")
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
 
 
 def sweep(folder: Path, name: str = "*") -> None:
     """Take away what writers that were killed have left in a folder and all below it."""
     for path in folder.rglob(f".{name}.*{WRITING}"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                path.unlink()
+        _remove(path)
 
 
 def hold(folder: Path) -> bool:
@@ -179,8 +189,7 @@ def let_go(folder: Path) -> None:
     """Undo `hold`; nothing of the lock is left in the folder."""
     lock = _held.pop(folder.resolve(), None)
     if lock is not None:
-        with suppress(OSError):
-            Path(lock.lock_file).unlink(missing_ok=True)
+        _remove(Path(lock.lock_file))
         lock.release()
 
 
@@ -239,12 +248,7 @@ def cached(
 def loaded(path: Path, load: Callable[[Path], Thing]) -> Thing | None:
     """What `load` finds at `path`; None where there is nothing, or what is there is damaged."""
     try:
-        if not path.exists():
-            return None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        return load(path)
+        return load(path) if path.exists() else None
     except DamagedFileError as problem:
         log.warning("%s; it is made anew", problem)
         return None
@@ -270,14 +274,14 @@ def check_one_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any, kind: str | None = None) -> None:
-    """Write JSON, whole or not at all; what JSON does not know is written as its text."""
-    if kind is not None:
-        plain = json.loads(json.dumps(content))
-        content = {"kind": kind, "content": plain}
-        content["checksum"] = _sha256_of(content)
-    text = json.dumps(content, indent=2 if kind is None else None, default=str) + "\n"
+    """Write JSON, whole or not at all; with a kind for `read_json`, else to be looked at."""
+    if kind is None:  # what JSON does not know is written as its text
+        text = json.dumps(content, indent=2, default=str)
+    else:
+        whole = {"kind": kind, "content": json.loads(json.dumps(content))}
+        text = json.dumps(whole | {"checksum": _sha256_of(whole)})
     with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, kind: str) -> Any:
@@ -289,18 +293,14 @@ def read_json(path: Path, kind: str) -> Any:
         whole = set(found) == {"kind", "content"} and checksum == _sha256_of(found)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as problem:
         raise DamagedFileError(f"{path} was not written by maw_gym ({problem})") from None
-    except (OSError, MemoryError) as problem:
-        raise InputError(f"{path} cannot be read: {problem}") from None
-    if not whole:
-        raise DamagedFileError(f"{path} is damaged: its checksum is not that of its content")
-    if found["kind"] != kind:
-        raise InputError(f"{path} holds a {found['kind']!r}, not a {kind!r}")
+    _check_whole(path, whole, found.get("kind"), kind)
     return found["content"]
 
 
 def write_manifest(folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
     """Write what a folder is and the checksums of its files, in the end; see `written_folder`."""
-    files = {name: _sha256_of_file(path) for name, path in _files(folder).items()}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {path.relative_to(folder).as_posix(): _sha256_of_file(path) for path in paths}
     write_json(folder / MANIFEST, {"settings": settings, "files": files}, kind)
 
 
@@ -308,31 +308,18 @@ def read_manifest(folder: Path, kind: str) -> tuple[dict[str, Any], list[str]]:
     """Settings and file names that `write_manifest` has written, after the files were compared."""
     if not (folder / MANIFEST).exists():
         raise InputError(f"no {kind} in {str(folder)!r}; save one there first")
-    content, found = read_json(folder / MANIFEST, kind), _files(folder)
-    try:
-        settings, files = dict(content["settings"]), dict(content["files"])
-    except (LookupError, TypeError, ValueError):
-        raise DamagedFileError(f"{folder / MANIFEST} was not written by maw_gym") from None
-    for name, checksum in files.items():
-        if name not in found:
+    content = read_json(folder / MANIFEST, kind)
+    for name, checksum in content["files"].items():
+        if not (folder / name).is_file():
             raise DamagedFileError(f"{folder} is damaged: {name!r} is gone")
-        if _sha256_of_file(found[name]) != checksum:
-            raise DamagedFileError(f"{found[name]} is damaged: its checksum is another")
-    return settings, list(files)
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """The files in a folder and below it, by name, without its manifest."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
-    return {name: path for name, path in found.items() if path.is_file() and name != MANIFEST}
+        if _sha256_of_file(folder / name) != checksum:
+            raise DamagedFileError(f"{folder / name} is damaged: its checksum is another")
+    return content["settings"], list(content["files"])
 
 
 def _sha256_of_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TensorFile(NamedTuple):
@@ -349,13 +336,11 @@ def write(
     from safetensors.torch import save
 
     # As they will be read: tuples are lists in JSON, and all names are texts.
-    plain = json.loads(json.dumps(settings))
-    content = {"format": FORMAT, "kind": kind, "settings": plain}
-    content["checksum"] = _checksum(content, tensors)
-    # One entry: safetensors writes several in an order that changes from process to process.
-    metadata = {OURS: canonical(content)}
+    content = {"format": FORMAT, "kind": kind, "settings": json.loads(json.dumps(settings))}
+    content["checksum"] = _sha256_of(content | {"tensors": fingerprint(tensors)})
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = save(on_cpu, metadata)
+    # One entry: safetensors writes several in an order that changes from process to process.
+    data = save(on_cpu, {OURS: canonical(content)})
     with written_whole(path) as temporary:
         temporary.write_bytes(data)
 
@@ -374,7 +359,7 @@ def read(path: Path, kind: str) -> TensorFile:
     except SafetensorError as error:
         problem = DamagedFileError(f"{path} is not a readable safetensors file: {error}")
     except (OSError, RuntimeError, MemoryError) as error:
-        problem = InputError(f"{path} cannot be read: {str(error).splitlines()[0]}")
+        problem = InputError(f"{path} cannot be read: {first_line(error)}")
     after = path.stat()
     # safetensors opens a file twice, and another may have been renamed to it in between.
     if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
@@ -383,19 +368,25 @@ def read(path: Path, kind: str) -> TensorFile:
         raise problem
     try:
         content = json.loads(metadata[OURS])
-        version, settings, checksum = content["format"], content["settings"], content["checksum"]
-        whole = len(content) == 4 and checksum == _checksum(content, tensors)
-    except (KeyError, TypeError, ValueError, RecursionError):
+        checksum = content.pop("checksum")
+        version, found, settings = content["format"], content["kind"], content["settings"]
+        content["tensors"] = fingerprint(tensors)
+        whole = len(content) == 4 and checksum == _sha256_of(content)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise DamagedFileError(
             f"{path} was not written by maw_gym; give another {kind} file"
         ) from None
-    if not whole:
-        if type(version) is int and version > FORMAT:
-            raise InputError(f"{path} was written by a newer version of maw_gym; update maw_gym")
-        raise DamagedFileError(f"{path} is damaged: its checksum is not that of its content")
-    if content["kind"] != kind:
-        raise InputError(f"{path} holds a {content['kind']!r}, not a {kind!r}")
+    if not whole and type(version) is int and version > FORMAT:
+        raise InputError(f"{path} was written by a newer version of maw_gym; update maw_gym")
+    _check_whole(path, whole, found, kind)
     return TensorFile(settings, tensors)
+
+
+def _check_whole(path: Path, whole: bool, found: Any, wanted: str) -> None:
+    if not whole:
+        raise DamagedFileError(f"{path} is damaged: its checksum is not that of its content")
+    if found != wanted:
+        raise InputError(f"{path} holds a {found!r}, not a {wanted!r}")
 
 
 def check_tensors(
@@ -420,43 +411,15 @@ def check_tensors(
             raise DamagedFileError(f"{path}: tensor {name!r} {wrong}")
 
 
-def fingerprint(tensors: Mapping[str, "Tensor"]) -> str:
-    """The sha256 (hex) of names, types, shapes and values."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        if tensor.numel():
-            # A number alone, of no dimension, cannot be seen as bytes.
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def check_readable(path: Path, what: str, largest: int | None = None) -> None:
     """Refuse, before it is read, what is no file, cannot be opened or is too large."""
-    try:
-        status = path.stat()
-        if stat.S_ISREG(status.st_mode):
-            path.open("rb").close()
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"no {what} {str(path)!r}; give the path of one") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read: {reason}") from None
-    if not stat.S_ISREG(status.st_mode):
+    if not os.path.exists(path):
+        raise InputError(f"no {what} {str(path)!r}; give the path of one")
+    if not os.path.isfile(path):
         raise InputError(f"{path} is not a regular file; give the path of a {what}")
-    if largest is not None and status.st_size > largest:
-        raise InputError(
-            f"{path} has {status.st_size} bytes, and a {what} at most {largest}; give another"
-        )
-
-
-def _checksum(content: Mapping[str, Any], tensors: Mapping[str, "Tensor"]) -> str:
-    covered = {name: content[name] for name in ("format", "kind", "settings")}
-    return _sha256_of({**covered, "tensors": fingerprint(tensors)})
-
-
-def _sha256_of(content: Any) -> str:
-    return hashlib.sha256(canonical(content).encode()).hexdigest()
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if largest is not None and (size := path.stat().st_size) > largest:
+        raise InputError(f"{path} has {size} bytes, and a {what} at most {largest}; give another")

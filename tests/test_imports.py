@@ -97,21 +97,16 @@ def test_pydocs_is_registered_whoever_imports_first(run_python: Callable[[str], 
 def test_pydocs_waits_for_an_import_that_succeeds(
     run_python: Callable[[str], str], tmp_path: Path
 ) -> None:
-    flag = tmp_path / "flag"
-    (tmp_path / "ir_datasets.py").write_text(
-        f"from pathlib import Path\nflag = Path({str(flag)!r})\nif not flag.exists():\n"
-        "    flag.touch()\n    raise OSError('not yet')\n"
-    )
+    (tmp_path / "ir_datasets.py").write_text("raise OSError('not yet')\n")
     program = f"""
 import sys
 import maw_gym
-here = {str(tmp_path)!r}
-sys.path.insert(0, here)
+sys.path.insert(0, {str(tmp_path)!r})
 try:
     import ir_datasets
 except OSError as problem:
     print(problem)
-sys.path.remove(here)
+del sys.path[0]
 import ir_datasets
 print('pydocs/test' in ir_datasets.registry)"""
     assert run_python(program) == "not yet\nTrue\n"
@@ -128,16 +123,15 @@ def test_the_command_line_lets_threads_wait_asleep(
     assert run_python("import os, maw_gym.runners.train_grpo" + ask) == "None\n"
 
 
+@pytest.mark.usefixtures("home")
 def test_an_environment_says_once_what_it_computes_and_where_it_is_kept(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "home"))
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     dataset = tmp_path / "tiny"
     dataset.symlink_to(tiny_folder)  # a name that no other test has a table of in memory
     with caplog.at_level(logging.WARNING):
-        gym.make("MAWDepth-v0", dataset=str(dataset), split="test")
-        gym.make("MAWDepth-v0", dataset=str(dataset), split="test")
+        for _ in range(2):
+            gym.make("MAWDepth-v0", dataset=str(dataset), split="test")
     tables = tmp_path / "home" / "tables"
     assert [record.getMessage() for record in caplog.records] == [
         f"computing the depth table of {dataset}: 7 test queries, 30 documents; once, kept in"

@@ -5,7 +5,6 @@ and the values that the update has recorded wait in the logger, since Stable-Bas
 after the next rollout.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,10 +30,7 @@ from maw_gym.tables.task import RetrievalTask
 MEASURES: Final = (*TERMS, "regret", "random")  # of each episode, in its info
 NETWORKS: Final = ("policy", "reference_policy")
 # Counters of the algorithms; GRPO's reference policy is renewed by the second.
-COUNTERS: Final = (
-    *("_n_updates", "_rollouts_since_renewal", "_episode_num"),
-    "_current_progress_remaining",
-)
+COUNTERS: Final = ("_n_updates", "_rollouts_since_renewal")
 
 
 def seen_on_validation(bandit: Bandit, depths: NDArray[np.int64]) -> dict[str, float]:
@@ -84,8 +80,7 @@ class ValidationCallback(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        # At the start, so that the untrained policy is judged too and every update but the last
-        # is followed by a look; `_on_training_end` takes the last.
+        # At the start, so that the untrained policy is judged too.
         if self._begins():
             if self._rollouts % self.interval == 0:
                 self.evaluate()
@@ -149,7 +144,6 @@ class ValidationCallback(BaseCallback):
             if isinstance(output, TensorBoardOutputFormat):
                 given = values | {"policy/depths": torch.from_numpy(depths)}
                 if better:
-                    # Of the policies that were best so far.
                     given["attention/depth"] = self._picture(int(depths[0]))
             if isinstance(output, KVWriter):
                 output.write(given, dict.fromkeys(given, ()), self.num_timesteps)
@@ -210,9 +204,9 @@ class CheckpointCallback(BaseCallback):
         """Write a checkpoint now."""
         self._rollouts = 0
         for output in self.logger.output_formats:
-            if isinstance(output, SyncedTensorBoard):
+            if isinstance(output, TensorBoardOutputFormat):
                 # Events before the step are not written again after a resume: they must be there.
-                output.sync()
+                output.writer.flush()
         tensors, state = training_state(self.model)  # type: ignore[arg-type]
         average, validation = self.validation.get_state()
         self.last = self.checkpoints.write(
@@ -221,23 +215,17 @@ class CheckpointCallback(BaseCallback):
 
 
 def training_state(model: OnPolicyAlgorithm) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything that a training in progress consists of, as tensors and JSON values."""
-    monitor: Any = model.get_env()
-    buffer, logger = model.ep_info_buffer, model.logger
+    """Everything that a training of one-step episodes consists of, as tensors and JSON values."""
+    env, buffer, logger = model.get_env(), model.ep_info_buffer, model.logger
+    assert env is not None
     assert buffer is not None
     tensors, groups = optimizer_state(model.policy.optimizer)
     for name in NETWORKS:
         if hasattr(model, name):
             tensors[name] = parameters_to_vector(getattr(model, name).parameters()).detach()
     kind, key, *position = np.random.get_state()  # noqa: NPY002 - SB3 uses it
-    arrays = {
-        "last/observations": model._last_obs,
-        "last/starts": model._last_episode_starts,
-        "monitor/returns": monitor.episode_returns,
-        "monitor/lengths": monitor.episode_lengths,
-        "generator/numpy": np.asarray(key).astype(np.int64),
-    }
-    tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    tensors["last/observations"] = torch.from_numpy(np.array(model._last_obs))
+    tensors["generator/numpy"] = torch.from_numpy(np.asarray(key).astype(np.int64))
     tensors["generator/torch"] = torch.get_rng_state()
     if model.device.type == "cuda":
         tensors["generator/cuda"] = torch.cuda.get_rng_state(model.device)
@@ -245,18 +233,13 @@ def training_state(model: OnPolicyAlgorithm) -> tuple[dict[str, Tensor], dict[st
         "num_timesteps": model.num_timesteps,
         "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
         "groups": groups,
-        "environment": monitor.env_method("get_state")[0],
-        "episode_count": monitor.episode_count,
+        "environment": env.env_method("get_state")[0],
         "episodes": [[float(one["r"]), int(one["l"]), float(one["t"])] for one in buffer],
         "numpy": [kind, *position],
         "pending": [
-            [
-                name,
-                np.asarray(value).item(),
-                logger.name_to_count[name],
-                logger.name_to_excluded[name],
-            ]
+            [name, np.asarray(value).item(), logger.name_to_count[name], excluded]
             for name, value in logger.name_to_value.items()
+            for excluded in [logger.name_to_excluded[name]]
         ],
     }
 
@@ -272,12 +255,8 @@ def restore_training(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
     for name, value in state["counters"].items():
         setattr(model, name, value)
     model._last_obs = tensors["last/observations"].numpy()
-    model._last_episode_starts = tensors["last/starts"].numpy()
-    monitor: Any = model.get_env()
-    monitor.env_method("set_state", state["environment"])
-    monitor.episode_returns = tensors["monitor/returns"].numpy()
-    monitor.episode_lengths = tensors["monitor/lengths"].numpy()
-    monitor.episode_count = state["episode_count"]
+    assert model.env is not None
+    model.env.env_method("set_state", state["environment"])
     # Numbers of the types VecMonitor gives, so that their mean is computed as before.
     assert model.ep_info_buffer is not None
     model.ep_info_buffer.clear()
@@ -306,17 +285,9 @@ def _fill(module: nn.Module, vector: Tensor) -> None:
         parameter.copy_(values.view_as(parameter))
 
 
-class SyncedTensorBoard(TensorBoardOutputFormat):
-    """SB3's TensorBoard output, for runs that may be killed and go on."""
+class ResumedTensorBoard(TensorBoardOutputFormat):
+    """SB3's TensorBoard output, for a run that goes on: events from `purge_step` on are void."""
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
-        self.folder = folder
         self.writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._is_closed = False
-
-    def sync(self) -> None:
-        """Bring everything to the disk, past the system's own buffers."""
-        self.writer.flush()
-        for path in self.folder.glob("events.out.tfevents.*"):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

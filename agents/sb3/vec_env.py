@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +13,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from maw_gym.agents.grpo.groups import Groups
+
+SAME_STEP: Final = (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value)
 
 
 def to_sb3(
@@ -61,7 +63,7 @@ class SB3VecEnv(VecEnv):
                 f" {vector_env}: Stable-Baselines3 takes that as it is"
             )
         mode = vector_env.metadata.get("autoreset_mode")
-        if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
+        if mode not in SAME_STEP:
             raise ValueError(
                 f"{vector_env} has autoreset mode {mode}: SB3 needs one made with "
                 "autoreset_mode=AutoresetMode.SAME_STEP, as in gym.make_vec(..., vector_kwargs="
@@ -71,9 +73,7 @@ class SB3VecEnv(VecEnv):
         # before super().__init__, which asks for the attribute render_mode
         self.vector_env = vector_env
         self.spec = vector_env.spec
-        # One per row, of a SyncVectorEnv
-        self._envs: Any = getattr(vector_env.unwrapped, "envs", None)
-        self._actions: NDArray[Any] = np.empty(0)
+        self._envs: Any = getattr(vector_env.unwrapped, "envs", None)  # of a SyncVectorEnv
         super().__init__(
             vector_env.num_envs,
             vector_env.single_observation_space,
@@ -90,12 +90,11 @@ class SB3VecEnv(VecEnv):
         if any(other != options for other in self._options):
             raise ValueError(f"a vector environment takes one set of options, not {self._options}")
         # seed() counts up from the first seed, as Gymnasium does with a single number
-        seed = self._seeds[0]
-        observations, infos = self.vector_env.reset(seed=seed, options=options or None)
+        observations, infos = self.vector_env.reset(seed=self._seeds[0], options=options or None)
         self.reset_infos = _rows(infos, self.num_envs)
         self._reset_seeds()
         self._reset_options()
-        copied: VecEnvObs = _copied(observations)
+        copied: VecEnvObs = deepcopy(observations)
         return copied
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -119,14 +118,14 @@ class SB3VecEnv(VecEnv):
                     f"{self.vector_env} ended an episode without final_obs and final_info"
                 )
             finished = _rows(infos["final_info"], self.num_envs)
-            last = _copied(infos["final_obs"])
+            last = deepcopy(infos["final_obs"])
             for i in np.flatnonzero(dones).tolist():
                 self.reset_infos[i], rows[i] = rows[i], finished[i]
                 is_dict = isinstance(last, dict)
                 seen = {key: values[i] for key, values in last.items()} if is_dict else last[i]
                 truncated = bool(truncations[i] and not terminations[i])
                 rows[i] |= {"terminal_observation": seen, "TimeLimit.truncated": truncated}
-        return _copied(observations), np.array(rewards, dtype=np.float32), dones, rows
+        return deepcopy(observations), np.array(rewards, dtype=np.float32), dones, rows
 
     def close(self) -> None:
         """Close the vector environment."""
@@ -137,37 +136,20 @@ class SB3VecEnv(VecEnv):
         frames = self.vector_env.render()
         return [None] * self.num_envs if frames is None else [np.asarray(f) for f in frames]
 
-    def has_attr(self, attr_name: str) -> bool:
-        """Whether the environments have an attribute."""
-        base: Any = self.vector_env.unwrapped
-        if self._envs is None and hasattr(base, "call"):
-            # In other processes, which an attribute that is missing would end
-            return all(base.call("has_wrapper_attr", attr_name))
-        return super().has_attr(attr_name)
-
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Attribute of each environment asked for."""
         rows = self._get_indices(indices)
-        if self._envs is not None:
-            return [self._envs[i].get_wrapper_attr(attr_name) for i in rows]
-        base: Any = self.vector_env.unwrapped
-        if hasattr(base, "get_attr"):  # in other processes
-            values = base.get_attr(attr_name)
-            return [values[i] for i in rows]
-        return [getattr(self._holder(attr_name), attr_name) for _ in rows]
+        if self._envs is None:
+            return [getattr(self._holder(attr_name), attr_name)] * len(list(rows))
+        return [self._envs[i].get_wrapper_attr(attr_name) for i in rows]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute of each environment asked for; of one that is a single object, all."""
-        if self._envs is not None:
+        if self._envs is None:
+            setattr(self._holder(attr_name, indices), attr_name, value)
+        else:
             for i in self._get_indices(indices):
                 self._envs[i].set_wrapper_attr(attr_name, value)
-            return
-        self._require_all(indices)
-        base: Any = self.vector_env.unwrapped
-        if hasattr(base, "set_attr"):
-            base.set_attr(attr_name, [value] * self.num_envs)
-        else:
-            setattr(self._holder(attr_name), attr_name, value)
 
     def env_method(
         self,
@@ -177,16 +159,12 @@ class SB3VecEnv(VecEnv):
         **method_kwargs: Any,
     ) -> list[Any]:
         """Call a method of each environment; of one that is a single object once, for all."""
-        if self._envs is not None:
-            rows = self._get_indices(indices)
-            methods = [self._envs[i].get_wrapper_attr(method_name) for i in rows]
-            return [method(*method_args, **method_kwargs) for method in methods]
-        self._require_all(indices)
-        base: Any = self.vector_env.unwrapped
-        if hasattr(base, "call"):
-            return list(base.call(method_name, *method_args, **method_kwargs))
-        method = getattr(self._holder(method_name), method_name)
-        return [method(*method_args, **method_kwargs)] * self.num_envs
+        if self._envs is None:
+            method = getattr(self._holder(method_name, indices), method_name)
+            return [method(*method_args, **method_kwargs)] * self.num_envs
+        envs = [self._envs[i] for i in self._get_indices(indices)]
+        methods = [env.get_wrapper_attr(method_name) for env in envs]
+        return [method(*method_args, **method_kwargs) for method in methods]
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
@@ -195,24 +173,15 @@ class SB3VecEnv(VecEnv):
         rows, envs = self._get_indices(indices), self._envs
         return [envs is not None and is_wrapped(envs[i], wrapper_class) for i in rows]
 
-    def _holder(self, name: str) -> Any:
-        # Gymnasium's vector wrappers do not pass attributes on to what they wrap
-        return self.vector_env if hasattr(self.vector_env, name) else self.vector_env.unwrapped
-
-    def _require_all(self, indices: VecEnvIndices) -> None:
+    def _holder(self, name: str, indices: VecEnvIndices = None) -> Any:
+        """The single object that has an attribute, which is asked for all rows."""
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise ValueError(
                 f"indices={indices}: {self.vector_env} answers for all its rows at once, leave "
                 "indices out"
             )
-
-
-def _copied(observations: Any) -> Any:
-    if isinstance(observations, dict):
-        return {key: np.array(values) for key, values in observations.items()}
-    if observations.dtype == object:  # final_obs: one array, or None, per environment
-        return deepcopy(observations)
-    return np.array(observations)
+        # Gymnasium's vector wrappers do not pass attributes on to what they wrap
+        return self.vector_env if hasattr(self.vector_env, name) else self.vector_env.unwrapped
 
 
 def _rows(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
@@ -221,13 +190,12 @@ def _rows(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
     for key, values in infos.items():
         if key.startswith("_") and key[1:] in infos:
             continue
-        mask = infos.get(f"_{key}")
+        column: Sequence[Any] = values
         if isinstance(values, dict):
-            column: Sequence[Any] = _rows(values, num_envs)
+            column = _rows(values, num_envs)
         elif isinstance(values, np.ndarray):
             column = values.tolist() if values.ndim == 1 else list(values.copy())
-        else:
-            column = values
+        mask = infos.get(f"_{key}")
         if mask is None or mask.all():
             for row, value in zip(rows, column, strict=True):
                 row[key] = value

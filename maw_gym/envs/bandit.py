@@ -1,9 +1,8 @@
 """What both environments read: a depth table seen through one choice of settings."""
 
 import difflib
-import math
-import operator
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -12,13 +11,13 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from maw_gym.errors import InputError, one_of, shown
+from maw_gym.errors import InputError, checked_int, one_of, shown
 from maw_gym.tables.depth_table import ALIGNMENTS, DepthTable
 
 TERMS: Final = ("entropy", "focus", "alignment")
 DEFAULT_WEIGHTS: Final = (0.3, 0.3, 0.4)  # of entropy, focus and alignment
+# Range of the largest of them: squares of rewards, and sums over tables, are float32 numbers.
 LARGEST_WEIGHT: Final = (1e-6, 1e6)
-"""Range of the largest of them: squares of rewards, and sums over tables, are float32 numbers."""
 SMALLEST_GAP: Final = 1e-6  # below it, a share of the random-to-oracle gap means nothing
 
 
@@ -27,8 +26,8 @@ class RewardSpec:
     """Which reward: the weights of its three terms, and the kind of the third.
 
     Attributes:
-        weights: of entropy, focus and alignment: any three finite numbers >= 0, not all 0, of which
-            the largest is from 1e-6 to 1e6; kept as a tuple.
+        weights: of entropy, focus and alignment: three finite numbers >= 0, not all 0, of which the
+            largest is from 1e-6 to 1e6.
         alignment: ``"ndcg"`` or ``"listwise"``.
 
     Raises:
@@ -45,8 +44,8 @@ class RewardSpec:
             weights = tuple(float(weight) for weight in self.weights)
         except (TypeError, ValueError, OverflowError):
             weights = ()
-        usable = len(weights) == 3 and all(math.isfinite(one) and one >= 0 for one in weights)
-        if not usable or not low <= max(weights) <= high:
+        positive = all(weight >= 0 for weight in weights)  # which NaN is not
+        if len(weights) != 3 or not positive or not low <= max(weights) <= high:
             raise InputError(
                 "reward_weights must be three finite numbers >= 0, not all 0 (entropy, focus,"
                 f" alignment), the largest from {low:g} to {high:g}, such as {DEFAULT_WEIGHTS};"
@@ -70,63 +69,45 @@ class RewardSpec:
 
 
 DEFAULT_REWARD: Final = RewardSpec()
-NDCG: Final = RewardSpec((0.0, 0.0, 1.0))
-"""Retrieval alone: the reward is nDCG@10."""
+NDCG: Final = RewardSpec((0.0, 0.0, 1.0))  # retrieval alone: the reward is nDCG@10
 
 
 def gap_closed(mean: float, random: float, oracle: float) -> float | None:
     """Share of the gap between chance and hindsight: ``(mean - random) / (oracle - random)``.
 
-    Of mean rewards: of the depths chosen, of depths drawn uniformly and of the best depths. 1 for
-    the oracle; None where the denominator is under 1e-6.
+    Of the mean rewards of the depths chosen, of depths drawn uniformly and of the best depths; None
+    where the denominator is under 1e-6.
     """
     gap = oracle - random
     return (mean - random) / gap if gap >= SMALLEST_GAP else None
 
 
 class Outcome(NamedTuple):
-    """What the choice of a depth brought; floats, or float64 arrays (B,).
+    """What the choice of a depth brought; floats, or float64 arrays (B,)."""
 
-    Attributes:
-        reward: weighted sum of the next three.
-        entropy: in [0, 1].
-        focus: in [0, 1].
-        alignment: in [0, 1].
-        regret: reward of the query's best depth minus `reward`; >= 0.
-        random: expected reward of a depth drawn uniformly for the query.
-    """
-
-    reward: Any
-    entropy: Any
-    focus: Any
-    alignment: Any
-    regret: Any
-    random: Any
+    reward: Any  # weighted sum of the next three
+    entropy: Any  # in [0, 1]
+    focus: Any  # in [0, 1]
+    alignment: Any  # in [0, 1]
+    regret: Any  # reward of the query's best depth minus `reward`; >= 0
+    random: Any  # expected reward of a depth drawn uniformly for the query
 
 
 class RewardSummary(NamedTuple):
-    """Mean reward of depths beside what chance, one depth and hindsight would get.
+    """Mean reward of depths beside what chance, one depth and hindsight would get."""
 
-    Attributes:
-        mean: of the depths chosen.
-        random: of depths drawn uniformly; expected, exact.
-        best_fixed: of one depth for all queries, chosen on others; None where none was chosen.
-        oracle: of each query's best depth.
-        gap_closed: see `gap_closed`.
-    """
-
-    mean: float
-    random: float
-    best_fixed: float | None
-    oracle: float
-    gap_closed: float | None
+    mean: float  # of the depths chosen
+    random: float  # of depths drawn uniformly; expected, exact
+    best_fixed: float | None  # of one depth for all queries, chosen on others, if one was
+    oracle: float  # of each query's best depth
+    gap_closed: float | None  # see the function
 
 
 class Bandit:
     """A contextual bandit with full information: N queries, D depths, O observed numbers.
 
     The one view of rewards: environments read a choice's `outcome`, learners the rewards of every
-    depth, reports the means. Everything is computed at first use, and arrays are read-only.
+    depth, reports the means. Arrays are computed at first use and read-only.
 
     Args:
         table: the depth table; its arrays are only read.
@@ -208,15 +189,10 @@ class Bandit:
         return int(self.rewards.astype(np.float64).mean(axis=0).argmax())
 
     def chosen(self, depths: ArrayLike) -> NDArray[np.float64]:
-        """Reward (N,) of one depth for each query, or of one for all.
-
-        Raises:
-            InputError: depths of another shape or type, or outside [0, D).
-        """
-        given = np.asarray(depths)
-        given = np.full(len(self), given) if given.ndim == 0 else given
-        depths = self.checked_actions(given, len(self))
-        return self.rewards[np.arange(len(self)), depths].astype(np.float64)
+        """Reward (N,) of one depth for each query, or of one for all; see `checked_actions`."""
+        given = np.full(len(self), depths) if np.ndim(depths) == 0 else depths
+        rows = self.checked_actions(given, len(self))
+        return self.rewards[np.arange(len(self)), rows].astype(np.float64)
 
     def mean(self, depths: ArrayLike) -> float:
         """Mean reward of `chosen` depths."""
@@ -245,26 +221,14 @@ class Bandit:
         """Outcome of one depth for one query, as floats.
 
         Raises:
-            InputError: `depth` is not an integer in [0, D). A bool is not taken for a number.
+            InputError: `depth` is no integer in [0, D), which a bool is not.
         """
-        try:
-            number = -1 if isinstance(depth, (bool, np.bool_)) else operator.index(depth)
-        except TypeError:
-            number = -1
-        if not 0 <= number < self.num_depths:
-            raise InputError(
-                f"action must be an integer from 0 to {self.num_depths - 1};"
-                f" got {shown(depth)} of type {type(depth).__name__}"
-            )
+        number = checked_int(depth, "action", 0, self.num_depths - 1)
         numbers = self._outcomes[query * self.num_depths + number].tolist()
         return Outcome(*numbers[:6])
 
     def outcome_of(self, queries: NDArray[np.int64], depths: Any) -> Outcome:
-        """What depths (B,) bring for queries (B,): float64 arrays (B,).
-
-        Raises:
-            InputError: depths of another shape or type, or outside [0, D).
-        """
+        """What depths (B,) bring for queries (B,): float64 arrays (B,); see `checked_actions`."""
         places = queries * self.num_depths
         places += self.checked_actions(depths, len(queries))
         records = self._outcomes.take(places, axis=0, mode="clip")
@@ -277,10 +241,7 @@ class Bandit:
         Raises:
             InputError: another shape or type, or a number out of range.
         """
-        try:
-            given = np.asarray(actions)
-        except ValueError:  # a ragged list
-            given = np.asarray(None)
+        given = np.asarray(actions)
         if given.shape != (count,) or given.dtype.kind not in "iu":
             raise InputError(
                 f"actions must be {count} integers from 0 to {self.num_depths - 1};"
@@ -296,26 +257,25 @@ class Bandit:
             )
         return depths
 
-    @cached_property
-    def _rows(self) -> dict[str, int]:
-        return {query_id: row for row, query_id in enumerate(self.query_ids)}
-
     def query_index(self, query_id: str) -> int:
         """Row of the query called `query_id`.
 
         Raises:
             InputError: there is none; the message names similar ones.
         """
-        try:
+        with suppress(KeyError, TypeError):  # unknown, or nothing that could be an id
             return self._rows[query_id]
-        except (KeyError, TypeError):
-            known: list[str] = self.query_ids.tolist()
-            # Comparing with every id takes seconds where there are a million.
-            close = difflib.get_close_matches(str(query_id), known[:20_000], n=3) or known[:1]
-            hint = " or ".join(map(repr, close))
-            raise InputError(
-                f"no query {shown(query_id)} among the {len(self)} of this environment; try {hint}"
-            ) from None
+        # Comparing with every id takes seconds where there are a million.
+        known = self.query_ids[:20_000].tolist()
+        close = difflib.get_close_matches(str(query_id), known, n=3) or known[:1]
+        raise InputError(
+            f"no query {shown(query_id)} among the {len(self)} of this environment; try"
+            f" {' or '.join(map(repr, close))}"
+        )
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {query_id: row for row, query_id in enumerate(self.query_ids)}
 
 
 def _read_only(values: NDArray[np.float32]) -> NDArray[np.float32]:

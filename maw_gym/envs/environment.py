@@ -145,6 +145,7 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         self.observation_space = self.bandit.observation_space
         self.action_space = self.bandit.action_space
         self.numbers_per_action = numbers_per_depth(self.bandit.blocks)  # observed ones
+        self.query_ids = self.bandit.query_ids  # of all queries, (N,) strings
         self._query: int | None = None  # the row that is shown
         self._depth: int | None = None  # the depth that was chosen for it
 
@@ -191,20 +192,8 @@ class GRPOEnvironment(gym.Env[NDArray[Any], Any]):
         # `maw_gym.envs.bandit.RewardSpec.blend`, which was applied to every depth in advance.
         outcome = self.bandit.outcome(query, action)
         self._depth = int(action)
-        info = {
-            "query": query,
-            "entropy": outcome.entropy,
-            "focus": outcome.focus,
-            "alignment": outcome.alignment,
-            "regret": outcome.regret,
-            "random": outcome.random,
-        }
-        return self.bandit.observations[query].copy(), outcome.reward, True, False, info
-
-    @property
-    def query_ids(self) -> NDArray[np.object_]:
-        """The ids of all queries, (N,) strings."""
-        return self.bandit.query_ids
+        info = {"query": query, **outcome._asdict()}
+        return self.bandit.observations[query].copy(), info.pop("reward"), True, False, info
 
     def render(self) -> Any:
         """The chosen depth's attention and reward terms; before the step, what is observed.

@@ -84,8 +84,8 @@ def load_bandit(
         if not counts[split]:
             there = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise InputError(f"split {split!r} of {dataset!r} has no query; there are: {there}")
-        path = task.table_path(split)
-        if not path.exists():  # a warning, since others are shown by nobody
+        if not (path := task.table_path(split)).exists():
+            # A warning, since others are shown by nobody.
             log.warning(
                 "computing the depth table of %s: %d %s queries, %d documents; once, kept in %s",
                 *(task.collection.name, counts[split], split),

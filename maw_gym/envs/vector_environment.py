@@ -1,5 +1,6 @@
 """GRPOVectorEnvironment: choosing attention depths for a batch of queries in one look-up."""
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from maw_gym.envs.queries import checked_options, load_bandit
-from maw_gym.errors import InputError, checked_int, shown
+from maw_gym.errors import InputError, checked_int
 from maw_gym.tables.depth_table import numbers_per_depth
 
 Floats = NDArray[np.float32]
@@ -34,10 +35,10 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
       episodes;
 
     each with the mask `_<name>` beside it that Gymnasium's vector environments have, all True. All
-    are arrays of numbers, which wrappers can turn into tensors, and are never written to again.
-    With autoreset DISABLED, which Gymnasium's wrappers of vector observations want, a step returns
-    the observations that were chosen on, the infos are what `final_info` holds, and a reset, whole
-    or by mask, has to come before the next step.
+    are arrays of numbers and are never written to again. With autoreset DISABLED, which Gymnasium's
+    wrappers of vector observations want, a step returns the observations that were chosen on, the
+    infos are what `final_info` holds, and a reset, whole or by mask, has to come before the next
+    step.
 
     One generator serves the batch. In sequential order neighbouring sub-environments (with groups,
     neighbouring groups) take neighbouring queries, and each step goes on where the last one ended.
@@ -55,7 +56,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             `num_envs`.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012 - each environment has its own, with its mode
+    metadata: dict[str, Any] = {  # noqa: RUF012 - each environment has one, with its mode
         "render_modes": [],
         "render_fps": 1,
         "autoreset_mode": AutoresetMode.SAME_STEP,
@@ -100,11 +101,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         self._queries: Rows | None = None  # (num_envs,) rows shown
         self._observations: Floats | None = None  # theirs, as returned
         self._finished = np.zeros(num_envs, np.bool_)  # episodes that a reset has to follow
-
-    @property
-    def query_ids(self) -> NDArray[np.object_]:
-        """The ids of all queries, (N,) strings: of ``infos["query"]`` is ``query_ids[...]``."""
-        return self.bandit.query_ids
+        self.query_ids = self.bandit.query_ids  # (N,) strings: of infos["query"] is query_ids[...]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -134,14 +131,13 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         super().reset(seed=None if seed is None else int(seed))
         if seed is not None:
             self._order.position = 0
-        before = np.zeros(self.num_envs, np.int64) if self._queries is None else self._queries
-        queries = self._queries = before.copy()
+        queries = np.zeros_like(mask, np.int64) if self._queries is None else self._queries.copy()
         if chosen is None:
             queries[mask] = self._order.take(int(mask.sum()), self.np_random, self.group_size)
         else:
             queries[mask] = chosen[mask]
         self._finished = self._finished & ~mask
-        self._observations = self._observed(queries)
+        self._queries, self._observations = queries, self._observed(queries)
         # Rows that were not reset are -1, as nothing is said of them.
         return self._observations, {"query": np.where(mask, queries, -1), "_query": mask}
 
@@ -166,42 +162,28 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         queries, observations = self._queries, self._observations
         if queries is None:
             raise ResetNeeded("no query is shown yet: call reset() before step()")
-        if self.autoreset_mode is AutoresetMode.DISABLED and self._finished.any():
+        if self.autoreset_mode is AutoresetMode.DISABLED and (ended := int(self._finished.sum())):
             raise ResetNeeded(
-                f"{int(self._finished.sum())} of {self.num_envs} episodes have ended, and autoreset"
-                " is disabled: call reset() before each step()"
+                f"{ended} of {self.num_envs} episodes have ended, and autoreset is disabled: call"
+                " reset() before each step()"
             )
         # Of its three terms the reward is w0 * entropy + w1 * focus + w2 * alignment: see
         # `maw_gym.envs.bandit.RewardSpec.blend`, which was applied to every depth in advance.
         outcome = self.bandit.outcome_of(queries, actions)
-        reward, entropy, focus, alignment, regret, random = outcome
         if observations is None:  # the state was set
             observations = self._observed(queries)
-        terminated, mask = np.ones(self.num_envs, np.bool_), np.ones(self.num_envs, np.bool_)
-        truncated = np.zeros(self.num_envs, np.bool_)
-        info = {
-            "query": queries,
-            "entropy": entropy,
-            "focus": focus,
-            "alignment": alignment,
-            "regret": regret,
-            "random": random,
-            **dict.fromkeys(MASKS, mask),
-        }
+        terminated, truncated, mask = np.ones((3, self.num_envs), np.bool_)
+        truncated[:] = False
+        info = {"query": queries, **outcome._asdict(), **dict.fromkeys(MASKS, mask)}
+        reward = info.pop("reward")
         if self.autoreset_mode is AutoresetMode.DISABLED:
             self._finished = np.ones(self.num_envs, np.bool_)
             self._queries = queries.copy()
             return observations.copy(), reward, terminated, truncated, info
         following = self._order.take(self.num_envs, self.np_random, self.group_size)
         self._queries, self._observations = following, self._observed(following)
-        infos = {
-            "query": following.copy(),
-            "_query": mask,
-            "final_obs": observations,
-            "_final_obs": mask,
-            "final_info": info,
-            "_final_info": mask,
-        }
+        infos = {"query": following.copy(), "final_obs": observations, "final_info": info}
+        infos |= dict.fromkeys(("_query", "_final_obs", "_final_info"), mask)
         return self._observations, reward, terminated, truncated, infos
 
     def get_state(self) -> dict[str, Any]:
@@ -219,24 +201,19 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         Raises:
             InputError: the state is not one of `get_state`, before or after it was written as JSON.
         """
+        generator = type(self.np_random.bit_generator)()
         try:
-            queries, position = state["queries"], checked_int(state["position"], "position", 0)
-            queries = None if queries is None else np.array(queries, np.int64)
+            generator.state, position = state["generator"], operator.index(state["position"])
             finished = np.array(state["finished"], np.bool_)
-            generator = type(self.np_random.bit_generator)()
-            generator.state = state["generator"]
-            rows = np.zeros(self.num_envs, np.int64) if queries is None else queries
-            if not rows.shape == finished.shape == (self.num_envs,):
+            shown = state["queries"] is not None
+            queries = np.array(state["queries"] if shown else 0 * finished, np.int64)
+            if not finished.shape == queries.shape == (self.num_envs,):
                 raise ValueError(f"it is of {finished.size} rows, not of {self.num_envs}")
-            if not ((rows >= 0) & (rows < len(self.bandit))).all():
-                raise ValueError(f"it shows others than the {len(self.bandit)} queries")
+            self.bandit.query_ids[queries]
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise InputError(
-                f"the state must be what get_state() has given, got {shown(state)}: {error}"
-            ) from None
-        self._queries, self._observations = queries, None
-        self._finished = finished
-        self._order.position = position
+            raise InputError(f"the state is not one that get_state() has given: {error}") from None
+        self._queries, self._observations = queries if shown else None, None
+        self._finished, self._order.position = finished, position
         self.np_random.bit_generator.state = generator.state
 
     def _observed(self, queries: Rows) -> Floats:

@@ -22,7 +22,7 @@ from maw_gym.agents.grpo.policies import GRPOPolicyNetwork, SharedPolicyNetwork
 from maw_gym.agents.networks import LIMIT, GRPORouter, router_settings, standardisation
 from maw_gym.agents.sb3.callbacks import (
     CheckpointCallback,
-    SyncedTensorBoard,
+    ResumedTensorBoard,
     ValidationCallback,
     restore_training,
     seen_on_validation,
@@ -232,7 +232,7 @@ def learn(
         purge_step = found.step + 1 if found else 0
     else:
         kept.forget()
-    with contextlib.closing(SyncedTensorBoard(log.folder, purge_step)) as events:
+    with contextlib.closing(ResumedTensorBoard(log.folder, purge_step)) as events:
         if not purge_step:
             log_settings(events.writer, spec)
         logger.output_formats.append(events)

@@ -94,12 +94,9 @@ def test_weights_of_the_second_half_are_averaged_and_judged() -> None:
     assert written.values[128]["eval/regret"] == pytest.approx(1.9 / 3 - mean, abs=1e-6)
 
 
-def test_until_then_the_policy_itself_is_judged() -> None:
-    _, callback, weights, _ = learned(average_from=1000)
-    assert th.equal(callback.average.module.action_net.weight, weights.seen[-1])
-
-
 def test_goes_on_from_its_state() -> None:
+    _, callback, weights, _ = learned(average_from=1000)  # until then the policy itself is judged
+    assert th.equal(callback.average.module.action_net.weight, weights.seen[-1])
     callback = learned(average_from=32)[1]
     fresh = GRPO("MlpPolicy", environment(), seed=1, device="cpu")
     tensors, state = callback.get_state()

@@ -46,10 +46,8 @@ def test_standardisation_by_hand() -> None:
 @pytest.mark.parametrize(
     ("network", "observation", "expected"),
     [
-        ("auto", ("profile",), True),
         ("auto", ("retrieval", "profile"), True),
         ("auto", ("profile", "attention"), False),
-        ("auto", ("content",), False),
         ("mlp", ("profile",), False),
         ("shared", ("profile",), True),
     ],
@@ -248,34 +246,11 @@ def test_ppo_learns_a_table_and_its_router_gets_what_sb3_measures() -> None:
 def test_arguments_of_ppo() -> None:
     told = ppo_arguments(PPOSettings(n_steps=4, clip_range=0.1, target_kl=0.05), 8)
     assert told == {
-        "learning_rate": 1e-3,
-        "n_steps": 4,
-        "batch_size": 32,  # a small rollout is one batch
-        "n_epochs": 4,
-        "clip_range": 0.1,
-        "normalize_advantage": True,
-        "ent_coef": 0.01,
-        "vf_coef": 0.5,
-        "max_grad_norm": 0.5,
-        "target_kl": 0.05,
-        "gamma": 0.0,
-        "gae_lambda": 1.0,
-    }
-
-
-@pytest.mark.parametrize(
-    ("change", "num_envs", "message"),
-    [
-        ({"n_steps": 0}, 8, "n_steps must be at least 1, got 0"),
-        ({"batch_size": 1}, 8, "batch_size must be at least 2, got 1"),
-        ({"learning_rate": float("nan")}, 8, "learning_rate must be a finite number, got nan"),
-        ({"clip_range": 0.0}, 8, "clip_range must be above 0, got 0.0"),
-        ({"ent_coef": -1.0}, 8, "ent_coef must be at least 0, got -1.0"),
-        ({"target_kl": 0.0}, 8, "target_kl must be above 0, got 0.0"),
-        ({"batch_size": 100}, 64, "batch_size 100 does not divide the 512 samples of a rollout"),
-        ({"n_steps": 1}, 1, "needs 2 samples"),
-    ],
-)
-def test_settings_of_ppo_out_of_range(change: dict[str, Any], num_envs: int, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        ppo_arguments(PPOSettings(**change), num_envs)
+        "learning_rate": 1e-3, "n_steps": 4, "batch_size": 32,  # a small rollout is one batch
+        "n_epochs": 4, "clip_range": 0.1, "normalize_advantage": True, "ent_coef": 0.01,
+        "vf_coef": 0.5, "max_grad_norm": 0.5, "target_kl": 0.05, "gamma": 0.0, "gae_lambda": 1.0,
+    }  # fmt: skip
+    with pytest.raises(InputError, match="batch_size 100 does not divide the 512 samples of a ro"):
+        ppo_arguments(PPOSettings(batch_size=100), 64)
+    with pytest.raises(InputError, match="needs 2 samples"):
+        ppo_arguments(PPOSettings(n_steps=1), 1)

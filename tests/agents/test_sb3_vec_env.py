@@ -69,12 +69,14 @@ def test_episodes_that_end_at_different_times_and_by_a_limit() -> None:
     assert adapted.reset_infos[1] == {"query_id": "q2"}
 
 
-def test_infos_of_the_finished_episode_and_of_the_next() -> None:
-    env = GroupedBanditEnv(4, 2, cycle=True)
-    adapted = SB3VecEnv(env)
-    assert adapted.reset().argmax(1).tolist() == [0, 0, 1, 1]
+def test_infos_of_the_finished_episode_and_of_the_next_in_copies() -> None:
+    adapted = SB3VecEnv(GroupedBanditEnv(4, 2, cycle=True))  # which reuses its arrays
+    first = adapted.reset()
     assert [info["query_id"] for info in adapted.reset_infos] == ["q0", "q0", "q1", "q1"]
     observations, rewards, dones, infos = adapted.step(np.array([0, 1, 0, 1]))
+    assert [info["query_id"] for info in adapted.reset_infos] == ["q1", "q1", "q2", "q2"]
+    adapted.step(np.array([3, 3, 3, 3]))
+    assert first.argmax(1).tolist() == [0, 0, 1, 1]
     assert observations.argmax(1).tolist() == [1, 1, 2, 2]
     assert rewards.tolist() == [1.0, 0.0, 0.0, 1.0]
     assert rewards.dtype == np.float32
@@ -82,19 +84,6 @@ def test_infos_of_the_finished_episode_and_of_the_next() -> None:
     assert [info["query_id"] for info in infos] == ["q0", "q0", "q1", "q1"]
     assert [info["regret"] for info in infos] == [0.0, 1.0, 1.0, 0.0]
     assert [info["terminal_observation"].argmax() for info in infos] == [0, 0, 1, 1]
-    assert [info["query_id"] for info in adapted.reset_infos] == ["q1", "q1", "q2", "q2"]
-
-
-def test_observations_and_rewards_are_copies() -> None:
-    adapted = SB3VecEnv(GroupedBanditEnv(4, 2, cycle=True))  # which reuses its arrays
-    first = adapted.reset()
-    before = first.copy()
-    second, rewards, *_ = adapted.step(np.array([0, 0, 0, 0]))
-    seen = second.copy(), rewards.copy()
-    adapted.step(np.array([3, 3, 3, 3]))
-    np.testing.assert_array_equal(first, before)
-    np.testing.assert_array_equal(second, seen[0])
-    np.testing.assert_array_equal(rewards, seen[1])
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED, None])
@@ -136,20 +125,23 @@ def test_seeds_and_options() -> None:
         adapted.reset()
 
 
-def test_attributes_and_methods_of_single_environments() -> None:
+def test_attributes_and_methods_of_single_environments_are_those_of_sb3s_own_vec_env() -> None:
     adapted = SB3VecEnv(sync(render_mode="rgb_array"))
-    adapted.set_options({"context": 1})
-    adapted.reset()
-    assert adapted.render_mode == "rgb_array"
-    assert adapted.get_attr("context") == [1, 1, 1]
-    adapted.set_attr("context", 3, indices=1)
-    assert adapted.get_attr("context") == [1, 3, 1]
-    assert adapted.get_attr("context", indices=[1, 2]) == [3, 1]
-    assert adapted.env_method("context_number", 10, indices=[0, 1]) == [11, 13]
-    adapted.set_attr("context", 0)
-    assert adapted.env_method("context_number", plus=5) == [5, 5, 5]
-    assert not adapted.has_attr("nothing")
-    assert adapted.env_is_wrapped(Monitor) == [False, False, False]
+    for env in (adapted, DummyVecEnv([lambda: BanditEnv(render_mode="rgb_array")] * 3)):
+        env.set_options({"context": 1})
+        env.reset()
+        assert env.render_mode == "rgb_array"
+        assert env.get_attr("context") == [1, 1, 1]
+        env.set_attr("context", 3, indices=1)
+        assert env.get_attr("context", indices=[1, 2]) == [3, 1]
+        assert env.env_method("context_number", 10, indices=[0, 1]) == [11, 13]
+        env.set_attr("difficulty", 5)  # a new one
+        env.set_attr("label", "first", indices=0)
+        assert (env.get_attr("difficulty"), env.get_attr("label", 0)) == ([5, 5, 5], ["first"])
+        with pytest.raises(AttributeError):
+            env.get_attr("label")
+        assert not env.has_attr("nothing")
+        assert env.env_is_wrapped(Monitor) == [False, False, False]
     assert SB3VecEnv(sync(wrapper=Monitor)).env_is_wrapped(Monitor) == [True] * 3
     frame = adapted.render()
     assert frame is not None
@@ -157,12 +149,12 @@ def test_attributes_and_methods_of_single_environments() -> None:
     adapted.close()
 
 
-def test_attributes_of_a_batched_environment() -> None:
+def test_attributes_of_environments_that_are_one_object() -> None:
     adapted = SB3VecEnv(RecordEpisodeStatistics(GroupedBanditEnv(4, 2)))
     assert adapted.render_mode is None
     assert adapted.get_attr("group_size") == [2, 2, 2, 2]
     adapted.set_attr("cycle", True)
-    assert adapted.get_attr("cycle", indices=[0]) == [True]
+    assert adapted.get_attr("cycle") == [True] * 4
     assert adapted.env_method("_ids", indices=range(4))[0]["query_id"].tolist() == ["q0"] * 4
     assert adapted.env_is_wrapped(Monitor) == [False] * 4
     assert not adapted.has_attr("nothing")
@@ -197,23 +189,6 @@ def test_monitor_and_sb3s_learners(tmp_path: Any) -> None:
     assert mean == pytest.approx(right, abs=0.1)
     assert len((tmp_path / "log.monitor.csv").read_text().splitlines()) > 256
     env.close()
-
-
-def test_new_attributes_are_set_as_in_sb3s_own_vec_env() -> None:
-    ours: Any = SB3VecEnv(sync())
-    theirs: Any = DummyVecEnv([BanditEnv] * 3)
-    for env in (ours, theirs):
-        env.set_attr("difficulty", 5)
-        env.set_attr("label", "first", indices=0)
-        env.set_attr("difficulty", 7, indices=[1])
-    assert ours.get_attr("difficulty") == theirs.get_attr("difficulty") == [5, 7, 5]
-    assert ours.get_attr("label", 0) == theirs.get_attr("label", 0) == ["first"]
-    for env in (ours, theirs):
-        with pytest.raises(AttributeError):
-            env.get_attr("label")
-    batched = SB3VecEnv(GroupedBanditEnv(4, 2))
-    batched.set_attr("difficulty", 5)
-    assert batched.get_attr("difficulty") == [5, 5, 5, 5]
 
 
 def test_groups_of_single_environments_meet_the_same_contexts() -> None:

@@ -14,7 +14,7 @@ from hand_made import random_table
 from stable_baselines3.common.logger import Logger
 
 from maw_gym.agents.grpo import GRPO
-from maw_gym.agents.sb3.callbacks import SyncedTensorBoard, training_state
+from maw_gym.agents.sb3.callbacks import ResumedTensorBoard, training_state
 from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.checkpoints import Checkpoints
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
@@ -97,7 +97,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
         env = GRPOVectorEnvironment(ENVS, group_size=8, table=random_table(200, 32, number))
         model = GRPO("MlpPolicy", to_sb3(env), advantage="outcome", seed=number, device="cpu")
         folder = tmp_path / f"run-{number % 5}"
-        events = SyncedTensorBoard(folder, None)
+        events = ResumedTensorBoard(folder, None)
         model.set_logger(Logger(str(tmp_path), [events]))
         model.learn(1024)
         checkpoints = Checkpoints(folder / "checkpoints", {"number": number % 5})

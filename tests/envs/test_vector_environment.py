@@ -1,11 +1,8 @@
 import copy
 import itertools
-import pickle
 import warnings
 from dataclasses import replace
 
-import cloudpickle
-import dill
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -13,7 +10,7 @@ import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as wrappers
-from hand_made import APPLE, BERRY, CHERRY, IDS, REGRET, REWARD, TABLE, random_table
+from hand_made import APPLE, BERRY, CHERRY, REGRET, REWARD, TABLE, random_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,38 +32,24 @@ def queries(infos):
     return infos["query"].tolist()
 
 
-# --- one step of all -------------------------------------------------------------------------
-
-
 def test_same_step_autoreset_by_hand():
     envs = walking(2)
     observations, infos = envs.reset(seed=0)
-    assert observations.argmax(axis=1).tolist() == [0, 1]
-    assert IDS[infos["query"]].tolist() == [APPLE, BERRY]
-    assert infos["_query"].tolist() == [True, True]
-    assert set(infos) == {"query", "_query"}
-
+    assert observations.argmax(axis=1).tolist() == queries(infos) == [0, 1]
     observations, rewards, terminations, truncations, infos = envs.step(np.array([2, 3]))
-    assert observations.argmax(axis=1).tolist() == [2, 0]
     assert rewards == pytest.approx([0.7, 0.33], abs=1e-7)
-    assert terminations.tolist() == [True, True]
-    assert truncations.tolist() == [False, False]
-    assert IDS[infos["query"]].tolist() == [CHERRY, APPLE]
+    assert (terminations.all(), truncations.any()) == (True, False)
+    assert observations.argmax(axis=1).tolist() == queries(infos) == [2, 0]
     assert infos["final_obs"].argmax(axis=1).tolist() == [0, 1]
     final = infos["final_info"]
-    assert IDS[final["query"]].tolist() == [APPLE, BERRY]
+    assert envs.query_ids[final["query"]].tolist() == [APPLE, BERRY]
     assert final["entropy"] == pytest.approx([0.6, 0.9], abs=1e-7)
     assert final["focus"] == pytest.approx([0.4, 0.2], abs=1e-7)
     assert final["alignment"] == pytest.approx([1.0, 0.0], abs=1e-7)
     assert final["regret"] == pytest.approx([0.0, 0.37], abs=1e-7)
-    for masked in (infos, final):
-        for name in [name for name in masked if not name.startswith("_")]:
-            assert masked[f"_{name}"].tolist() == [True, True]
-
     _, rewards, *_, infos = envs.step(np.array([0, 1]))
     assert rewards == pytest.approx([0.3, 0.5], abs=1e-7)
-    assert queries(infos["final_info"]) == [2, 0]
-    assert queries(infos) == [1, 2]
+    assert (queries(infos["final_info"]), queries(infos)) == ([2, 0], [1, 2])
 
 
 def test_disabled_autoreset_by_hand():
@@ -74,27 +57,22 @@ def test_disabled_autoreset_by_hand():
     assert envs.metadata["autoreset_mode"] is envs.autoreset_mode is DISABLED
     assert GRPOVectorEnvironment.metadata["autoreset_mode"] is SAME_STEP
     envs.reset(seed=0)
-    observations, rewards, terminations, _, infos = envs.step(np.array([2, 3]))
-    assert observations.argmax(axis=1).tolist() == [0, 1]  # those that were chosen on
+    observations, rewards, *_, infos = envs.step(np.array([2, 3]))
+    assert observations.argmax(axis=1).tolist() == queries(infos) == [0, 1]  # those chosen on
     assert rewards == pytest.approx([0.7, 0.33], abs=1e-7)
-    assert terminations.tolist() == [True, True]
-    assert queries(infos) == [0, 1]
     assert infos["regret"] == pytest.approx([0.0, 0.37], abs=1e-7)
-    assert "final_obs" not in infos
     infos["query"][:] = 2  # which the environment does not read again
     with pytest.raises(ResetNeeded, match="2 of 2 episodes have ended"):
-        envs.step(np.array([0, 0]))
+        envs.step([0, 0])
     observations, infos = envs.reset(options={"reset_mask": np.array([False, True])})
     assert observations.argmax(axis=1).tolist() == [0, 2]
     assert queries(infos) == [-1, 2]
-    with pytest.raises(ResetNeeded, match="1 of 2 episodes have ended"):
-        envs.step(np.array([0, 0]))
     state = envs.get_state()
     envs.reset(options={"reset_mask": np.array([True, False])})
-    assert envs.step(np.array([3, 3]))[1] == pytest.approx([0.43, 0.5], abs=1e-7)
+    assert envs.step([3, 3])[1] == pytest.approx([0.43, 0.5], abs=1e-7)
     envs.set_state(state)
     with pytest.raises(ResetNeeded, match="1 of 2 episodes have ended"):
-        envs.step(np.array([0, 0]))
+        envs.step([0, 0])
 
 
 @pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
@@ -171,18 +149,18 @@ def test_vector_and_scalar_environment_agree_step_by_step(
 def test_metadata_and_spaces():
     envs = walking(5)
     assert envs.metadata["autoreset_mode"] is envs.autoreset_mode is SAME_STEP
-    assert envs.metadata["render_fps"] == 1
     assert (envs.single_observation_space.shape, envs.observation_space.shape) == ((64,), (5, 64))
     assert envs.single_action_space == gym.spaces.Discrete(4)
     for found in (envs.reset(), envs.step(envs.action_space.sample())):
         assert found[0] in envs.observation_space
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.int8, np.uint64, "strided"])
-def test_integers_of_every_kind_are_actions(kind):
-    actions = np.arange(6)[::2] // 2
-    if kind != "strided":
-        actions = kind([0, 1, 2])
+@pytest.mark.parametrize(
+    "actions",
+    [[0, 1, 2], (0, 1, 2), np.int8([0, 1, 2]), np.uint64([0, 1, 2]), np.arange(6)[::2] // 2],
+    ids=str,
+)
+def test_integers_of_every_kind_are_actions(actions):
     envs = walking(3)
     envs.reset()
     _, rewards, _, _, infos = envs.step(actions)
@@ -201,7 +179,6 @@ def test_integers_of_every_kind_are_actions(kind):
         ([True, False, True], "bool"),
         ([0, 1], "(2,)"),
         ([[0], [1], [2]], "(3, 1)"),
-        ([[0], [1, 2], 3], "[[0], [1, 2], 3]"),
         (2, "got 2"),
         (None, "None"),
     ],
@@ -215,7 +192,6 @@ def test_other_actions_are_refused(actions, shown):
         envs.step(actions)
     assert shown in str(caught.value)
     assert "from 0 to 3" in str(caught.value)
-    assert "\n" not in str(caught.value)
     assert queries(envs.step([0, 0, 0])[4]["final_info"]) == [0, 1, 2]
 
 
@@ -230,50 +206,36 @@ def test_arrays_belong_to_the_caller_and_are_never_written_to_again():
     np.testing.assert_equal(returned, before)
     arrays = [result[0] for result in returned] + [result[1] for result in returned[1:]]
     for place, array in enumerate(arrays):
-        assert array.flags.writeable
         assert not any(np.shares_memory(array, other) for other in arrays[place + 1 :])
     # The observations of finished episodes are those returned before, and not a copy.
     for one, following in itertools.pairwise(returned):
         assert following[4]["final_obs"] is one[0]
-
-
-def test_what_a_caller_changes_stays_with_the_caller():
     envs = walking(3)
     observations, infos = envs.reset()
     observations += 5
     infos["query"][:] = 2
-    for expected in ([0.3, 0.7, 0.3], [0.3, 0.7, 0.3]):
+    for _ in range(2):
         observations, rewards, _, _, infos = envs.step(np.zeros(3, dtype=int))
-        assert rewards == pytest.approx(expected, abs=1e-7)
+        assert rewards == pytest.approx([0.3, 0.7, 0.3], abs=1e-7)
         assert queries(infos["final_info"]) == [0, 1, 2]
         assert observations.sum() == 3
         for array in (observations, rewards, infos["query"], infos["final_info"]["query"]):
             array += 2
 
 
-# --- which queries ---------------------------------------------------------------------------
-
-
 def test_groups_share_queries_and_neighbours_walk():
-    envs = walking(6, group_size=2)
-    observations, infos = envs.reset()
-    assert queries(infos) == [0, 0, 1, 1, 2, 2]
-    assert observations.argmax(axis=1).tolist() == [0, 0, 1, 1, 2, 2]
     envs = walking(4, group_size=2)
-    envs.reset()
+    observations, infos = envs.reset()
+    assert queries(infos) == observations.argmax(axis=1).tolist() == [0, 0, 1, 1]
     assert queries(envs.step(np.zeros(4, dtype=int))[4]) == [2, 2, 0, 0]
+    assert queries(envs.reset()[1]) == [1, 1, 2, 2]  # goes on with the walk
+    assert queries(envs.reset(seed=1)[1]) == [0, 0, 1, 1]
     envs = GRPOVectorEnvironment(32, 4, table=random_table(50, 2))
     seen = [envs.reset(seed=3)[1]["query"]]
     seen += [envs.step(np.zeros(32, dtype=int))[4]["query"] for _ in range(5)]
     groups = np.array(seen).reshape(-1, 4)
     assert (groups == groups[:, :1]).all()
     assert len(set(groups[:, 0])) > 20
-
-
-def test_a_reset_goes_on_with_the_walk_and_a_seed_restarts_it():
-    envs = walking(2)
-    assert [queries(envs.reset()[1]) for _ in range(2)] == [[0, 1], [2, 0]]
-    assert queries(envs.reset(seed=1)[1]) == [0, 1]
 
 
 def test_random_order_is_uniform_and_groups_equally_frequent_if_asked_for():
@@ -299,27 +261,23 @@ def test_same_seed_same_queries():
         walking(2).reset(seed=[1, 2])
 
 
-def test_queries_may_be_chosen():
-    envs = walking(3)
-    assert queries(envs.reset(options={"query_id": BERRY})[1]) == [1, 1, 1]
-    observations, infos = envs.reset(options={"query_id": [CHERRY, APPLE, CHERRY]})
-    assert queries(infos) == observations.argmax(axis=1).tolist() == [2, 0, 2]
-    _, rewards, _, _, infos = envs.step([3, 2, 0])
-    assert rewards == pytest.approx([0.5, 0.7, 0.3], abs=1e-7)
-    assert queries(infos) == [0, 1, 2]  # the walk had not begun
-
-
-def test_reset_mask_resets_some():
+def test_queries_may_be_chosen_and_some_left():
     envs = walking(4, group_size=2)
-    options = {"reset_mask": np.array([False, False, True, True])}
+    some = {"reset_mask": np.array([False, False, True, True])}
     with pytest.raises(ResetNeeded):
-        envs.reset(options=options)
-    envs.reset()
-    observations, infos = envs.reset(options=options)
-    assert observations.argmax(axis=1).tolist() == [0, 0, 2, 2]
-    assert queries(infos) == [-1, -1, 2, 2]
-    assert infos["_query"].tolist() == [False, False, True, True]
-    assert queries(envs.step([0, 0, 0, 0])[4]["final_info"]) == [0, 0, 2, 2]
+        envs.reset(options=some)
+    assert queries(envs.reset(options={"query_id": BERRY})[1]) == [1, 1, 1, 1]
+    observations, infos = envs.reset(options={"query_id": [CHERRY, CHERRY, APPLE, APPLE]})
+    assert queries(infos) == observations.argmax(axis=1).tolist() == [2, 2, 0, 0]
+    observations, infos = envs.reset(options=some)  # the walk had not begun
+    assert observations.argmax(axis=1).tolist() == [2, 2, 0, 0]
+    assert (queries(infos), infos["_query"].tolist()) == (
+        [-1, -1, 0, 0],
+        [False, False, True, True],
+    )
+    _, rewards, _, _, infos = envs.step([3, 2, 0, 1])
+    assert rewards == pytest.approx([0.5, 0.3, 0.3, 0.5], abs=1e-7)
+    assert queries(infos) == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -327,13 +285,11 @@ def test_reset_mask_resets_some():
     [
         ("query_id", "fruit/bery", "fruit/berry"),
         ("query_id", [APPLE, BERRY], "got 2"),
-        ("query_id", 7, "got 1"),
         ("query_id", [APPLE, BERRY, APPLE, APPLE], "same within each group of 2"),
         ("reset_mask", [True, False, True, True], "same within each group of 2"),
         ("reset_mask", [1, 1, 0, 0], "int64"),
         ("reset_mask", [False] * 4, "at least one of them True"),
         ("reset_mask", [True, True], "(2,)"),
-        ("mask", None, "'mask'"),
     ],
 )
 def test_unusable_options_leave_everything_as_it_was(option, value, shown):
@@ -351,12 +307,9 @@ def test_unusable_options_leave_everything_as_it_was(option, value, shown):
     ("asked", "shown"),
     [
         ({"num_envs": 6, "group_size": 4}, "4 does not divide 6"),
-        ({"num_envs": 2, "group_size": 4}, "4 does not divide 2"),
         ({"num_envs": 0}, "num_envs must be a whole number from 1 to 1048576, got 0"),
-        ({"num_envs": 10**12}, "got 1000000000000"),
         ({"group_size": 0}, "got 0"),
         ({"num_envs": 2.0}, "got 2.0"),
-        ({"render_mode": "rgb_array"}, "'rgb_array'; add vectorization_mode=\"sync\""),
         ({"autoreset_mode": "NextStep"}, "SAME_STEP or AutoresetMode.DISABLED, got"),
         ({"alignment": "map"}, "'map'"),
         ({"balance": 1.5}, "balance must be a number from 0"),
@@ -371,23 +324,6 @@ def test_unusable_settings(asked, shown):
     with pytest.raises(InputError) as caught:
         GRPOVectorEnvironment(**{"num_envs": 2, "table": TABLE, **asked})
     assert shown in str(caught.value)
-
-
-# --- through Gymnasium and others ------------------------------------------------------------
-
-
-def test_copies_go_on_where_the_original_was():
-    envs = GRPOVectorEnvironment(6, 2, table=random_table(20, 3))
-    envs.reset(seed=1)
-    copies = [copy.deepcopy(envs)]
-    copies += [kind.loads(kind.dumps(envs)) for kind in (pickle, cloudpickle, dill)]
-    for _ in range(3):
-        expected = envs.step([0, 1, 2, 0, 1, 2])
-        for twin in copies:
-            found = twin.step([0, 1, 2, 0, 1, 2])
-            assert np.array_equal(found[0], expected[0])
-            assert np.array_equal(found[1], expected[1])
-            assert queries(found[4]) == queries(expected[4])
 
 
 def test_make_vec_takes_the_vector_form_or_scalar_environments(tiny_folder):
@@ -422,10 +358,7 @@ def test_wrappers_of_infos():
     assert recorded.episode_count == 2
 
 
-def test_wrappers_of_rewards_and_observations():
-    envs = wrappers.TransformReward(walking(2), lambda reward: 10 * reward)
-    envs.reset()
-    assert envs.step([0, 0])[1] == pytest.approx([3, 7], abs=1e-6)
+def test_wrappers_of_observations():
     envs = gym.make_vec("MAWDepth-v0", 2, table=TABLE, autoreset_mode="Disabled")
     halved = wrappers.TransformObservation(envs, lambda observations: observations / 2)
     flat = wrappers.ReshapeObservation(halved, (8, 8))
@@ -435,20 +368,13 @@ def test_wrappers_of_rewards_and_observations():
 
 @pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
 def test_all_that_is_told_can_become_tensors(mode):
-    """By Gymnasium's wrapper, and as torchrl does it: whole arrays, without a warning."""
     envs = wrappers.NumpyToTorch(walking(2, autoreset_mode=mode))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        infos = [envs.reset(seed=0)[1], envs.step(torch.tensor([2, 3]))[4]]
-        plain = walking(2, autoreset_mode=mode)
-        plain.reset(seed=0)
-        told = plain.step([2, 3])[4]
-        final = told.get("final_info", told)
-        tensors = {name: torch.as_tensor(final[name]) for name in TOLD}
-        if mode is SAME_STEP:
-            assert torch.as_tensor(told["final_obs"]).shape == (2, 64)
-            assert infos[1]["final_obs"].argmax(1).tolist() == [0, 1]
-    final = infos[1].get("final_info", infos[1])
-    for name in TOLD:
-        assert torch.equal(final[name], tensors[name])
+        assert envs.reset(seed=0)[1]["query"].tolist() == [0, 1]
+        infos = envs.step(torch.tensor([2, 3]))[4]
+    if mode is SAME_STEP:
+        assert infos["final_obs"].argmax(1).tolist() == [0, 1]
+    final = infos.get("final_info", infos)
+    assert all(isinstance(final[name], torch.Tensor) for name in TOLD)
     assert final["regret"].tolist() == pytest.approx([0, 0.37])

@@ -18,7 +18,6 @@ from maw_gym import files
 from maw_gym.errors import DamagedFileError, InputError
 
 TENSORS = {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.zeros(0, 3)}
-SHAPES: dict[str, tuple[int | None, ...]] = {"a": (2, 2), "b": (None, 3)}
 WRITERS = {"file": files.written_whole, "folder": lambda path: files.written_folder(path, "mark")}
 
 
@@ -28,11 +27,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "file.safetensors"
 
 
-def full(*_: object) -> None:
-    raise OSError(28, "No space left on device")
+def failing(number: int) -> Any:
+    """Stands for a function of the system, such as os.fsync of a full disk."""
 
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-# --- tensors and settings ---------------------------------------------------------------------
+    return fail
 
 
 def test_tensors_come_back_as_they_look(tmp_path: Path) -> None:
@@ -50,13 +51,10 @@ def test_tensors_come_back_as_they_look(tmp_path: Path) -> None:
     assert files.read(path, "thing").tensors["part"].tolist() == [3.0, 4.0, 5.0]
 
 
-def test_equal_contents_make_equal_files(path: Path, tmp_path: Path) -> None:
-    files.write(tmp_path / "again", dict(reversed(TENSORS.items())), "thing", {"x": [1, "é"]})
-    assert (tmp_path / "again").read_bytes() == path.read_bytes()
-
-
-def test_the_checksum_covers_format_kind_settings_and_tensors(path: Path) -> None:
+def test_equal_contents_make_equal_files_whose_checksum_covers_all(path: Path) -> None:
+    files.write(path.with_name("again"), dict(reversed(TENSORS.items())), "thing", {"x": [1, "é"]})
     data = path.read_bytes()
+    assert path.with_name("again").read_bytes() == data
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     digest = hashlib.sha256(b"a torch.float32 (2, 2);" + TENSORS["a"].numpy().tobytes())
     digest.update(b"b torch.float32 (0, 3);")
@@ -83,38 +81,27 @@ def test_files_of_others_are_refused(tmp_path: Path, metadata: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shapes", "message"),
+    ("tensor", "shape", "problem"),
     [
-        ({"a": (2, 2)}, "tensor 'b' is unknown"),
-        (SHAPES | {"c": (1,)}, "tensor 'c' is gone"),
-        (SHAPES | {"a": (4, 1)}, "tensor 'a' has shape (2, 2), expected (4, 1)"),
-        (SHAPES | {"a": (4,)}, "tensor 'a' has shape (2, 2), expected (4,)"),
-        (SHAPES | {"b": (None, 4)}, "tensor 'b' has shape (0, 3), expected (None, 4)"),
-        (SHAPES, None),
+        (torch.ones(0, 3), (None, 3), None),
+        (torch.ones(2), None, "is unknown"),
+        (None, (1,), "is gone"),
+        (torch.ones(2, 2), (4, 1), "has shape (2, 2), expected (4, 1)"),
+        (torch.ones(2, 2), (4,), "has shape (2, 2), expected (4,)"),
+        (torch.ones(0, 3), (None, 4), "has shape (0, 3), expected (None, 4)"),
+        (torch.tensor([1.0, float("nan")]), (2,), "holds values that are not finite"),
+        (torch.tensor([1.0, -float("inf")]), (2,), "holds values that are not finite"),
+        (torch.ones(2).double(), (2,), "is torch.float64, expected torch.float32"),
     ],
 )
-def test_other_shapes_than_promised(path: Path, shapes: Any, message: str | None) -> None:
-    if message is None:
-        files.check_tensors(path, TENSORS, shapes)
-        return
-    with pytest.raises(DamagedFileError) as caught:
-        files.check_tensors(path, TENSORS, shapes)
-    assert str(caught.value) == f"{path}: {message}"
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (torch.tensor([1.0, float("nan")]), "holds values that are not finite"),
-        (torch.tensor([1.0, -float("inf")]), "holds values that are not finite"),
-        (torch.ones(2, dtype=torch.float64), "is torch.float64, expected torch.float32"),
-        (torch.ones(2, dtype=torch.int64), "is torch.int64, expected torch.float32"),
-    ],
-)
-def test_other_values_than_promised(path: Path, values: torch.Tensor, message: str) -> None:
-    with pytest.raises(DamagedFileError) as caught:
-        files.check_tensors(path, {"a": values}, {"a": (2,)})
-    assert str(caught.value) == f"{path}: tensor 'a' {message}"
+def test_other_tensors_than_promised(tensor: Any, shape: Any, problem: str | None) -> None:
+    tensors, shapes = ({} if it is None else {"a": it} for it in (tensor, shape))
+    message = None
+    try:
+        files.check_tensors(Path("file"), tensors, shapes)
+    except DamagedFileError as error:
+        message = str(error)
+    assert message == (problem and f"file: tensor 'a' {problem}")
 
 
 def test_what_is_no_file_is_refused_before_it_is_read(
@@ -132,16 +119,10 @@ def test_what_is_no_file_is_refused_before_it_is_read(
     with pytest.raises(InputError, match="has 3221225472 bytes, and a config at most 10000;"):
         files.check_readable(tmp_path / "large", "config", 10_000)
 
-    def refuse(*_: object) -> None:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "open", failing(24))
     with pytest.raises(InputError, match="cannot be read: Too many open files") as caught:
         files.read(path, "thing")
     assert not isinstance(caught.value, DamagedFileError)
-
-
-# --- written whole or not at all --------------------------------------------------------------
 
 
 def write(kind: str, path: Path, text: str, problem: BaseException | None = None) -> None:
@@ -164,10 +145,15 @@ def test_an_old_one_stays_until_the_new_one_is_whole(
     path = tmp_path / "new" / "it"
     write(kind, path, "first")
     write(kind, path, "second")
-    for problem in (RuntimeError(), KeyboardInterrupt(), SystemExit()):
-        with pytest.raises(type(problem)):
+    for problem in (
+        RuntimeError(),
+        KeyboardInterrupt(),
+        SystemExit(),
+        FileNotFoundError(2, "", "/x"),
+    ):
+        with pytest.raises(type(problem)):  # the last one is of another file, read on the way
             write(kind, path, "third", problem)
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", failing(28))
     with pytest.raises(InputError) as caught:
         write(kind, path, "third")
     assert str(caught.value) == (
@@ -205,39 +191,25 @@ def test_without_an_exchange_of_the_system_folders_are_renamed(
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
-def test_an_error_of_another_file_is_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), files.written_whole(tmp_path / "file"):
-        (tmp_path / "another").read_text()
-    assert list(tmp_path.iterdir()) == []
-
-
-# --- the cache --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("variables", "home"),
+    ("ours", "xdg", "home"),
     [
-        ({"MAW_GYM_HOME": "~/somewhere"}, Path.home() / "somewhere"),
-        ({"MAW_GYM_HOME": "", "XDG_CACHE_HOME": "/xdg"}, Path("/xdg/maw_gym")),
-        ({"MAW_GYM_HOME": ""}, Path.home() / ".cache" / "maw_gym"),
-        ({"MAW_GYM_HOME": "~nosuchuser/x"}, None),
+        ("~/somewhere", "/xdg", Path.home() / "somewhere"),
+        ("", "/xdg", Path("/xdg/maw_gym")),
+        ("", "", Path.home() / ".cache" / "maw_gym"),
+        ("~nosuchuser/x", "", None),
     ],
 )
 def test_the_home_is_where_the_variables_say(
-    variables: dict[str, str], home: Path | None, monkeypatch: pytest.MonkeyPatch
+    ours: str, xdg: str, home: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MAW_GYM_HOME", ours)
+    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
     if home is not None:
         assert files.cache_home() == home
         return
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match="no home folder is known for '~nosuchuser/x'; give the"):
         files.cache_home()
-    assert str(caught.value) == (
-        "no home folder is known for '~nosuchuser/x'; give the whole path of the cache in"
-        " MAW_GYM_HOME"
-    )
 
 
 def test_the_key_is_made_of_content() -> None:

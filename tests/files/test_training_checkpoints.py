@@ -9,13 +9,13 @@ import torch
 
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.training import selection, stages
-from maw_gym.encoders.training.selection import train_encoder, trained_attention, trained_embedder
+from maw_gym.encoders.training.selection import train_encoder, trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.stages import Validation
 
 SHAPE = EncoderSettings(depths=3)
 # 10 pairs in batches of 4: 3 steps an epoch.
-SETTINGS = TrainingSettings(epochs=2, depth_epochs=2, batch_size=4)
+SETTINGS = TrainingSettings(epochs=2, depth_epochs=2, batch_size=4, train_text_encoder=True)
 
 
 class Killed(Exception):
@@ -96,18 +96,6 @@ def test_killed_in_both_stages_and_resumed(tiny, tmp_path, steps, fresh):
     resumed, told = train_encoder([tiny], "cpu", SETTINGS, SHAPE, place)
     assert len(steps) == 27 + 3
     assert told == about
-    assert same(resumed.tensors(), whole.tensors())
-
-
-def test_trained_token_embeddings_are_resumed(tiny, steps, fresh):
-    settings = TrainingSettings(epochs=2, batch_size=12, train_text_encoder=True)
-    fresh("whole")
-    whole, _ = trained_attention([tiny], "cpu", settings, SHAPE)
-    fresh("stopped")
-    with killed_at(3):
-        trained_attention([tiny], "cpu", settings, SHAPE)
-    resumed, _ = trained_attention([tiny], "cpu", settings, SHAPE)
-    assert len(steps) == 2 + 2 + 1
     assert "text.embedding" in resumed.tensors()
     assert same(resumed.tensors(), whole.tensors())
 
@@ -116,7 +104,7 @@ def test_a_cached_encoder_is_resumed_and_leaves_no_checkpoint(tiny, fresh, monke
     monkeypatch.setattr(selection, "_candidates", lambda collection: {"own pairs": [collection]})
     scores = {"untrained": np.array([0.5, 0.4]), "own pairs": np.array([1.0, 0.8])}
     monkeypatch.setattr(selection, "_scores", lambda *given: scores)
-    settings = replace(SETTINGS, epochs=1, depth_epochs=2)
+    settings = replace(SETTINGS, epochs=1, train_text_encoder=False)
     fresh("whole")
     whole, _ = trained_embedder(tiny, "cpu", settings)
     encoders = fresh("stopped")

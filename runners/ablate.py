@@ -6,13 +6,11 @@ whatever reward a variant learns from.
 """
 
 from dataclasses import replace
-from functools import partial
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import Field, model_validator
 
 from maw_gym.agents.grpo.settings import GRPOSettings
-from maw_gym.errors import InputError
 from maw_gym.runners.experiments.command_line import Section, changed, command_of
 from maw_gym.runners.experiments.comparison import compare
 from maw_gym.runners.experiments.comparison_report import (
@@ -29,8 +27,9 @@ from maw_gym.runners.experiments.settings import (
     RunSettings,
     Spec,
     TaskSettings,
+    check_different,
 )
-from maw_gym.runners.experiments.training import Log, open_task
+from maw_gym.runners.experiments.training import open_task
 from maw_gym.runners.train_grpo import train_grpo
 from maw_gym.settings import Count, Seed, checked
 from maw_gym.tables.task import RetrievalTask
@@ -39,7 +38,6 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "defaults": {},
     "network: mlp": {"network": "mlp"},
     "observation: attention, mlp": {"observation": ("attention",)},
-    "observation: profile": {"observation": ("profile",)},
     "observation: content, mlp": {"observation": ("content",)},
     "observation: profile and retrieval": {"observation": ("profile", "retrieval")},
     "observation: all but retrieval, mlp": {"observation": ("attention", "profile", "content")},
@@ -57,12 +55,6 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(seeds)) != len(seeds):
-        raise InputError(f"seeds must differ, got {' '.join(map(str, seeds))}")
-    return seeds
-
-
 @checked
 class AblateSettings:
     """Where GRPO's settings are tried out."""
@@ -72,7 +64,7 @@ class AblateSettings:
         *("device", "run_name", "resume"),
     )
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_different)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     """of the learner"""
     task: Annotated[
         TaskSettings,
@@ -82,6 +74,11 @@ class AblateSettings:
     timesteps: Count = OnlineSettings.timesteps
     """environment steps of every training"""
 
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        check_different(self, "seeds")
+        return self
+
     def spec(self, name: str, seed: int = 0) -> Spec:
         """What a training of one of `VARIANTS` depends on."""
         online = OnlineSettings(timesteps=self.timesteps)
@@ -90,38 +87,31 @@ class AblateSettings:
         )
 
     def method(self, name: str) -> Method:
-        """GRPO with one of `VARIANTS`."""
+        """GRPO with one of `VARIANTS`, judged by the reward that was asked for."""
 
         def specify(common: Spec, task: RetrievalTask) -> Spec:
             return self.spec(name, common.task.seed)
 
-        run = partial(judged_alike, self.task)
+        def run(task: RetrievalTask, spec: Any, split: str, log: Any) -> Result:
+            judged = changed(
+                spec, alignment=self.task.alignment, reward_weights=self.task.reward_weights
+            )
+            result = by_training(lambda *_: train_grpo(task, spec, log), task, judged, split, log)
+            if judged.task.reward != spec.task.reward:
+                result.history = None  # of another reward, which no chart can show beside this one
+            return result
+
         return Method(name, "learner", run, f"GRPO, {name}", specify, seeded=True, needs="train")
-
-
-def judged_alike(
-    asked: TaskSettings, task: RetrievalTask, spec: Spec, split: str, log: Log
-) -> Result:
-    """GRPO with these settings, seen through the reward that was asked for."""
-    judged = replace(spec.task, alignment=asked.alignment, reward_weights=asked.reward_weights)
-    result = by_training(
-        lambda task, _, log: train_grpo(task, spec, log), task, Spec(judged), split, log
-    )
-    if judged.reward != spec.task.reward:
-        result.history = None  # of another reward, which no chart can show beside this one
-    return result
 
 
 def main(settings: AblateSettings) -> None:
     """Train every variant and leave the report of their comparison."""
     folder = open_run(settings, f"ablate-{settings.task.dataset}")
     defaults = settings.spec("defaults")
-    # A variant that is the default is left out: it would be said twice.
-    names = [n for n in VARIANTS if n == "defaults" or settings.spec(n) != defaults]
     task = open_task(defaults.task)
     write_config(folder, "ablation", settings, task.collection.provenance, task.encoder_provenance)
     made = compare(
-        [settings.method(name) for name in names],
+        [settings.method(name) for name in VARIANTS],
         task,
         settings.seeds,
         baseline="defaults",
@@ -129,9 +119,8 @@ def main(settings: AblateSettings) -> None:
         folder=folder,
     )
     write_comparisons([made], folder, command_of("ablate", settings))
-    for columns in (DIFFERENCE, REWARD):
-        print(method_table(made, columns), end="\n\n")
-    print(f"report: {folder / 'report.md'}")
+    print(method_table(made, DIFFERENCE), method_table(made, REWARD), sep="\n\n")
+    print(f"\nreport: {folder / 'report.md'}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ LunarLander-v3) PPO and A2C have rl_zoo3's settings, and the greedy policy's ret
 in the run's folder. The first three bandits need scikit-learn: pip install "maw_gym[benchmark]".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import gymnasium as gym
@@ -27,14 +28,13 @@ from tqdm import tqdm
 
 from maw_gym.agents.grpo import GRPO, make_groups
 from maw_gym.agents.sb3.vec_env import to_sb3
-from maw_gym.envs.rendering import check_matplotlib
 from maw_gym.errors import InputError
 from maw_gym.files import write_json, written_whole
 from maw_gym.runners.experiments.bandits import EPISODES, PROBLEMS, Problem, ProblemEnv, problem
-from maw_gym.runners.experiments.figures import new_figure, save
+from maw_gym.runners.experiments.figures import new_figure, plot_runs, save
 from maw_gym.runners.experiments.report import markdown
 from maw_gym.runners.experiments.runs import open_run, run_main
-from maw_gym.runners.experiments.settings import FolderSettings
+from maw_gym.runners.experiments.settings import FolderSettings, check_different
 from maw_gym.settings import Count, checked
 
 if TYPE_CHECKING:
@@ -45,39 +45,24 @@ GOAL: Final = 0.97  # share of the optimum that the project wants of GRPO
 
 
 class Learner(NamedTuple):
-    """How a learner meets its contexts.
+    """A learner on bandits, with the arguments that are not its defaults."""
 
-    Attributes:
-        make: the algorithm, of an environment and the arguments that all have.
-        num_envs: sub-environments.
-        grouped: whether neighbours share each context, as GRPO needs it.
-    """
-
-    make: Callable[..., BaseAlgorithm]
-    num_envs: int
-    grouped: bool
-
-
-def _ppo(policy: str, env: Any, **others: Any) -> PPO:
-    # Of as many samples as GRPO's: SB3's n_steps of 2,048 would be one rollout in all.
-    return PPO(policy, env, n_steps=16, **others)
-
-
-def _dqn(policy: str, env: Any, **others: Any) -> DQN:
-    # 16 gradient steps every 64 environment steps are SB3's one in four.
-    return DQN(policy, env, train_freq=1, gradient_steps=16, **others)
+    kind: Callable[..., BaseAlgorithm]
+    num_envs: int = 64
+    grouped: bool = False  # neighbours share each context, as GRPO needs it
+    given: Mapping[str, int] = MappingProxyType({})
 
 
 LEARNERS: Final = {
-    "GRPO": Learner(GRPO, 64, True),
-    "PPO": Learner(_ppo, 64, False),
-    "PPO, contexts in groups": Learner(_ppo, 64, True),
+    "GRPO": Learner(GRPO, grouped=True),
+    # Of as many samples as GRPO's: SB3's n_steps of 2,048 would be one rollout in all.
+    "PPO": Learner(PPO, given={"n_steps": 16}),
+    "PPO, contexts in groups": Learner(PPO, grouped=True, given={"n_steps": 16}),
     # 512 updates of 40 samples; of 64 sub-environments it would have 64 of 320.
-    "A2C": Learner(A2C, 8, False),
-    "DQN": Learner(_dqn, 64, False),
+    "A2C": Learner(A2C, num_envs=8),
+    # 16 gradient steps every 64 environment steps are SB3's one in four.
+    "DQN": Learner(DQN, given={"train_freq": 1, "gradient_steps": 16}),
 }
-
-
 EPISODE_LEARNERS: Final[dict[str, dict[str, Any]]] = {
     "GRPO, process": {"advantage": "process"},
     "GRPO, outcome": {"advantage": "outcome"},
@@ -109,17 +94,23 @@ class BanditSettings:
     """looks at the greedy policy, for the curves"""
     run: FolderSettings = FolderSettings()
 
+    def learners_on(self, problem: str) -> list[str]:
+        """Names of those that learn on a problem."""
+        known = EPISODE_LEARNERS if problem in EPISODES else LEARNERS
+        return [name for name in known if not self.learners or name in self.learners]
+
     @model_validator(mode="after")
     def _exist(self) -> "BanditSettings":
+        check_different(self, "problems", "learners")
         for name in self.problems:
             if name not in EPISODES and name not in PROBLEMS:
                 names = ", ".join((*PROBLEMS, *EPISODES))
                 raise InputError(f"unknown bandit {name!r}; choose from {names}")
-            known = EPISODE_LEARNERS if name in EPISODES else LEARNERS
-            if self.learners and not known.keys() & self.learners:
+            if not self.learners_on(name):
+                known = ", ".join(EPISODE_LEARNERS if name in EPISODES else LEARNERS)
                 raise InputError(
                     f"none of the learners {', '.join(self.learners)} learns on {name}; choose from"
-                    f" {', '.join(known)}"
+                    f" {known}"
                 )
         if 64 % self.group_size:
             raise InputError(f"group_size must divide 64, got {self.group_size}")
@@ -128,20 +119,26 @@ class BanditSettings:
         return self
 
 
+Points = list[tuple[int, float]]
+Curves = dict[str, dict[str, list[Points]]]  # by problem, then by learner
+
+
 class Curve(BaseCallback):
     """What the greedy policy is worth as training goes on."""
 
-    def __init__(self, judge: Callable[[BaseAlgorithm], float], interval: int) -> None:
+    def __init__(self, judge: Callable[[Any], float], timesteps: int, evaluations: int) -> None:
         super().__init__()
         self.judge = judge
-        self.interval = interval
-        self.points: list[tuple[int, float]] = []
+        self.timesteps = timesteps
+        self.interval = timesteps // evaluations
+        self.points: Points = []
 
     def _on_training_start(self) -> None:
         self._look()
 
     def _on_step(self) -> bool:
-        if self.num_timesteps - self.points[-1][0] >= self.interval:
+        # The last rollout may go on far beyond the timesteps.
+        if self.points[-1][0] + self.interval <= self.num_timesteps <= self.timesteps:
             self._look()
         return True
 
@@ -152,25 +149,25 @@ class Curve(BaseCallback):
         self.points.append((self.num_timesteps, self.judge(self.model)))
 
 
-def train(name: str, problem: Problem, seed: int, settings: BanditSettings) -> Curve:
+def train(name: str, problem: Problem, seed: int, settings: BanditSettings) -> Points:
     """The learning curve of one learner on a bandit."""
-    learner = LEARNERS[name]
+    learner, timesteps = LEARNERS[name], settings.timesteps or TIMESTEPS
     groups = settings.group_size if learner.grouped else 1
     env = to_sb3(ProblemEnv(problem, learner.num_envs, groups))
-    timesteps = settings.timesteps or TIMESTEPS
 
     def share(model: BaseAlgorithm) -> float:
         return problem.share(model.predict(problem.contexts, deterministic=True)[0])
 
-    curve = Curve(share, timesteps // settings.evaluations)
-    model = learner.make("MlpPolicy", env, seed=seed, device="cpu")
+    curve = Curve(share, timesteps, settings.evaluations)
+    model = learner.kind("MlpPolicy", env, seed=seed, device="cpu", **learner.given)
     model.learn(timesteps, curve)
-    return curve
+    return curve.points
 
 
-def train_on_episodes(name: str, env_id: str, seed: int, settings: BanditSettings) -> Curve:
+def train_on_episodes(name: str, env_id: str, seed: int, settings: BanditSettings) -> Points:
     """The learning curve of one learner on episodes of Gymnasium."""
     problem = EPISODES[env_id]
+    timesteps = settings.timesteps or problem.timesteps
     kind = {"PPO": PPO, "A2C": A2C}.get(name, GRPO)
     given = {PPO: problem.ppo, A2C: problem.a2c, GRPO: problem.grpo}[kind]
     given = {
@@ -186,41 +183,35 @@ def train_on_episodes(name: str, env_id: str, seed: int, settings: BanditSetting
         env = VecNormalize(env, gamma=given.get("gamma", 0.99))
         judged = VecNormalize(judged, training=False, norm_reward=False)
         judged.obs_rms = env.obs_rms  # one object, so that it stays up to date
-    model = kind("MlpPolicy", env, seed=seed, device="cpu", **given)
-    timesteps = settings.timesteps or problem.timesteps
 
     def mean_return(model: BaseAlgorithm) -> float:
         return float(evaluate_policy(model, judged, n_eval_episodes=20)[0])  # type: ignore[arg-type]
 
-    curve = Curve(mean_return, timesteps // settings.evaluations)
-    model.learn(timesteps, curve)
-    return curve
+    curve = Curve(mean_return, timesteps, settings.evaluations)
+    kind("MlpPolicy", env, seed=seed, device="cpu", **given).learn(timesteps, curve)
+    return curve.points
 
 
 def interval(values: Sequence[float]) -> float:
     """Half the width of Student's 95% interval of the mean; 0 of equal values or a single one."""
     if len(values) < 2:
         return 0.0
-    error = stats.sem(values)
-    return float(stats.t.ppf(0.975, len(values) - 1) * error)
-
-
-Curves = dict[str, dict[str, list[list[tuple[int, float]]]]]  # by problem, then by learner
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def table(curves: Curves) -> str:
     """Markdown: what the policy is worth at the end, mean over seeds and 95% interval."""
     tables = []
-    for heading, places, chosen in (
-        ("share of the optimum", 3, [name for name in curves if name not in EPISODES]),
-        ("return of an episode", 2, [name for name in curves if name in EPISODES]),
+    for heading, places, episodes in (
+        ("share of the optimum", 3, False),
+        ("return of an episode", 2, True),
     ):
-        lines = []
-        for name in chosen:
-            ends = [[run[-1][1] for run in runs] for runs in curves[name].values()]
-            lines.append(
-                [name, *(f"{np.mean(x):.{places}f} ± {interval(x):.{places}f}" for x in ends)]
-            )
+        chosen = [name for name in curves if (name in EPISODES) == episodes]
+        ends = {name: [[run[-1][1] for run in x] for x in curves[name].values()] for name in chosen}
+        lines = [
+            [name, *(f"{np.mean(x):.{places}f} ± {interval(x):.{places}f}" for x in ends[name])]
+            for name in chosen
+        ]
         if lines:
             tables.append(markdown([heading, *curves[chosen[0]]], lines))
     return "\n\n".join(tables)
@@ -230,43 +221,36 @@ def draw(curves: Curves) -> "Figure":
     """A panel for every problem: mean over seeds, and bands from the lowest to the highest."""
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure = new_figure(4 * columns, 3 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    figure, panels = new_figure(4 * columns, 3 * rows, rows, columns)
+    for axes in panels[len(curves) :]:
+        axes.remove()
     for axes, (name, learners) in zip(panels, curves.items(), strict=False):
         for learner, runs in learners.items():
-            steps = np.mean([[step for step, _ in run] for run in runs], axis=0)
-            shares = np.array([[share for _, share in run] for run in runs])
-            style = "--" if "," in learner else "-"
-            (line,) = axes.plot(steps, shares.mean(axis=0), style, label=learner, linewidth=1.4)
-            low, high = shares.min(axis=0), shares.max(axis=0)
-            axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15)
+            steps, values = np.array(runs).transpose(2, 0, 1)  # (R, T) each
+            dash = "--" if "," in learner else "-"
+            plot_runs(axes, steps.mean(0), values, linestyle=dash, label=learner, linewidth=1.4)
         if name not in EPISODES:
             axes.axhline(GOAL, color="grey", linewidth=0.6, linestyle=":")
-        axes.set_title(name)
-        axes.set_xlabel("environment steps")
-        axes.set_ylabel(f"greedy {'return' if name in EPISODES else 'share of the optimum'}")
+        worth = "greedy return" if name in EPISODES else "greedy share of the optimum"
+        axes.set(title=name, xlabel="environment steps", ylabel=worth)
         axes.legend(frameon=False, fontsize=6)
     return figure
 
 
-def report(curves: Curves, settings: BanditSettings) -> str:
-    """The whole of report.md."""
-    return "\n\n".join(
-        (
-            "# Bandits and episodes",
-            "What the greedy policy gets at the end, on bandits as a share of the optimum; mean"
-            f" over {settings.seeds} seeds ± Student's 95% interval. Contexts and starts come in"
-            f" groups of {settings.group_size} for GRPO, so it sees so many times fewer of them"
-            " than the others do in as many steps.",
-            table(curves),
-            "![learning curves](bandits.png)",
-        )
-    )
+REPORT: Final = """# Bandits and episodes
+
+What the greedy policy gets at the end, on bandits as a share of the optimum; mean over {seeds} \
+seeds ± Student's 95% interval. Contexts and starts come in groups of {group_size} for GRPO, so it \
+sees so many times fewer of them than the others do in as many steps.
+
+{table}
+
+![learning curves](bandits.png)
+"""
 
 
 def main(settings: BanditSettings) -> None:
     """Train every learner on every problem and write what came of it, after each."""
-    check_matplotlib()
     problems = {name: problem(name) for name in settings.problems if name not in EPISODES}
     for name in EPISODES.keys() & settings.problems:
         try:
@@ -275,24 +259,20 @@ def main(settings: BanditSettings) -> None:
             raise InputError(f"{name}: {missing}") from None
     folder = open_run(settings, "bandits")
     curves: Curves = {}
-    runs = [
-        (each, name)
-        for each in settings.problems
-        for name in (EPISODE_LEARNERS if each in EPISODES else LEARNERS)
-        if not settings.learners or name in settings.learners
-    ]
+    runs = [(each, name) for each in settings.problems for name in settings.learners_on(each)]
     for each, name in (bar := tqdm(runs, desc="bandits", disable=None)):
         bar.set_postfix_str(f"{each}, {name}")
-        for seed in range(settings.seeds):
-            if each in EPISODES:
-                curve = train_on_episodes(name, each, seed, settings)
-            else:
-                curve = train(name, problems[each], seed, settings)
-            curves.setdefault(each, {}).setdefault(name, []).append(curve.points)
+        curves.setdefault(each, {})[name] = [
+            train_on_episodes(name, each, seed, settings)
+            if each in EPISODES
+            else train(name, problems[each], seed, settings)
+            for seed in range(settings.seeds)
+        ]
         write_json(folder / "results.json", curves)
     save(draw(curves), folder / "bandits.png")
     with written_whole(folder / "report.md") as temporary:
-        temporary.write_text(report(curves, settings) + "\n", "utf-8")
+        told = {"seeds": settings.seeds, "group_size": settings.group_size, "table": table(curves)}
+        temporary.write_text(REPORT.format(**told), "utf-8")
     Console().print(table(curves), markup=False, highlight=False, soft_wrap=True)
     print(f"\n{folder / 'report.md'}")
 

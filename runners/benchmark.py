@@ -1,15 +1,17 @@
 """Measure everything that is meant to be fast, each row beside what bounds it, in one process.
 
-Attention: all depths' statistics depth by depth, with the 5D tensor, with depth_statistics, and the
-floor (depth projections and torch's attention, on strided views and on copies). Then depth tables,
-environment steps and training steps. With --parts search also the search of up to a million
-documents, beside FAISS. A Markdown table of each part goes to stdout and, with --out, all numbers
-to a JSON file.
+Attention: all depths' statistics with the 5D tensor, with depth_statistics, and the floor (depth
+projections and torch's attention). Then depth tables, environment steps and training steps. With
+--parts search also the search of up to a million documents, beside FAISS. A Markdown table of each
+part goes to stdout and, with --out, all numbers to a JSON file.
 """
 
+import os
 import platform
+import tempfile
 from dataclasses import asdict
 from typing import Annotated, ClassVar, Literal, get_args
+from unittest.mock import patch
 
 import torch
 from pydantic import Field
@@ -19,17 +21,15 @@ from maw_gym.corpora import load_collection
 from maw_gym.encoders.embedder import Embedder, untrained_embedder
 from maw_gym.encoders.text import padded
 from maw_gym.files import write_json
-from maw_gym.runners.benchmarks import attention, search, stack
+from maw_gym.runners.benchmarks import attention, stack
 from maw_gym.runners.benchmarks.measuring import Row, machine, tables
 from maw_gym.runners.experiments.runs import run_main, writable_output
-from maw_gym.settings import Coefficient, Count, HomePath, HomeText, Index, checked
+from maw_gym.settings import Coefficient, Count, HomePath, HomeText, checked
 from maw_gym.tables.task import resolve_device
 
 Part = Literal["attention", "table", "environment", "training", "search"]
 PARTS: tuple[Part, ...] = get_args(Part)[:-1]  # search takes some ten minutes, and is asked for
 SIZES = (1, 64, 1024, 8192)
-RAGGED_QUERIES = 64
-QUICK_QUERIES, QUICK_DOCUMENTS, QUICK_TIMESTEPS = 100, 1000, 2048
 
 
 @checked
@@ -49,8 +49,6 @@ class BenchmarkSettings:
     """environment steps of each round of training"""
     num_envs: Annotated[Count, Field(multiple_of=8)] = 256
     """sub-environments in training"""
-    synthetic: Index = 0
-    """so many synthetic queries of 24 tokens make a depth table of their own; 0 is none"""
     device: str = "auto"
     """auto (the GPU where there is one), cpu, cuda, ..."""
     out: HomePath | None = None
@@ -70,40 +68,41 @@ def ragged_inputs(embedder: Embedder, texts: tuple[str, ...]) -> Inputs:
 
 def measure(settings: BenchmarkSettings, device: torch.device) -> list[Row]:
     """All rows that the settings ask for."""
-    quick, parts = settings.quick, settings.parts
+    quick, parts, budget = settings.quick, settings.parts, settings.budget
     rounds = 2 if quick else settings.rounds
     collection = load_collection(settings.dataset)
     embedder = untrained_embedder(collection.doc_texts).to(device)
-    if quick:
-        collection = stack.synthetic_queries(collection, embedder, QUICK_QUERIES, QUICK_DOCUMENTS)
     rows: list[Row] = []
     if "attention" in parts:
         shapes = attention.CUDA_SHAPES if device.type == "cuda" else attention.CPU_SHAPES
-        inputs_of = {
-            str(one): one.inputs(device) for one in (attention.QUICK_SHAPES if quick else shapes)
-        }
+        problems = attention.cases(attention.QUICK_SHAPES if quick else shapes, device)
         texts = max((queries.texts for queries in collection.splits.values()), key=len)
-        texts = texts[: RAGGED_QUERIES // 8 if quick else RAGGED_QUERIES]
-        inputs_of[f"queries of {collection.name}"] = ragged_inputs(embedder, texts)
-        for case, inputs in inputs_of.items():
-            rows += attention.attention_rows(case, inputs, rounds, settings.budget)
+        texts = texts[: 8 if quick else 64]
+        problems[f"queries of {collection.name}"] = ragged_inputs(embedder, texts)
+        for case, inputs in problems.items():
+            rows += attention.attention_rows(case, inputs, rounds, budget)
     if {"table", "environment", "training"} & {*parts}:
-        found, table = stack.table_rows(collection, embedder, device)
-        if "table" in parts:
-            rows += found
-        if "environment" in parts:
-            rows += stack.environment_rows(table, SIZES[:2] if quick else SIZES, rounds)
-        if "training" in parts:
-            steps = min(settings.timesteps, QUICK_TIMESTEPS) if quick else settings.timesteps
-            rows += stack.training_rows(table, settings.num_envs, steps, min(rounds, 5), device)
+        # An empty home, so that what is built is built.
+        with tempfile.TemporaryDirectory() as home, patch.dict(os.environ, MAW_GYM_HOME=home):
+            if quick:
+                few = {
+                    name: one.select(range(min(25, len(one.ids))))
+                    for name, one in collection.splits.items()
+                }
+                collection = collection._replace(splits=few)
+            found, table = stack.table_rows(collection, embedder, device)
+            if "table" in parts:
+                rows += found
+            if "environment" in parts:
+                rows += stack.environment_rows(table, SIZES[:2] if quick else SIZES, rounds)
+            if "training" in parts:
+                steps = 64 if quick else settings.timesteps
+                rows += stack.training_rows(table, settings.num_envs, steps, min(rounds, 5), device)
     if "search" in parts and quick:
-        rows += search.size_rows((500, 1000), 50, str(device))
-        rows += search.faiss_rows(1000, 50, rounds=rounds)
+        rows += stack.size_rows((500, 1000), 50, str(device))
+        rows += stack.faiss_rows(1000, 50, rounds=rounds)
     elif "search" in parts:
-        rows += search.size_rows(device=str(device)) + search.faiss_rows(rounds=min(rounds, 3))
-    if settings.synthetic:
-        large = stack.synthetic_queries(collection, embedder, settings.synthetic)
-        rows += stack.table_rows(large, embedder, device)[0]
+        rows += stack.size_rows(device=str(device)) + stack.faiss_rows(rounds=min(rounds, 3))
     return rows
 
 

@@ -4,11 +4,11 @@
 the folder of the comparison: `--resume FOLDER` goes on where it was stopped.
 """
 
-import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,7 @@ from maw_gym.runners.experiments.settings import (
     RunSettings,
     Spec,
     TaskSettings,
+    check_different,
 )
 from maw_gym.settings import Count, HomeText, Seed, checked
 
@@ -119,10 +120,7 @@ class CompareSettings:
     def _fit_the_comparison(self) -> Self:
         from maw_gym.runners.experiments.methods import chosen_methods
 
-        for name in ("datasets", "seeds", "encoder_seeds"):
-            given = getattr(self, name) or ()
-            if len(set(given)) != len(given):
-                raise InputError(f"{name} must differ, got {' '.join(map(str, given))}")
+        check_different(self, "datasets", "seeds", "encoder_seeds")
         if self.quick and self.verdict:
             raise InputError("quick and verdict exclude each other; leave one of them out")
         if self.task.encoder != "trained" and len(self.seeds_of_encoders) > 1:
@@ -130,10 +128,6 @@ class CompareSettings:
                 f"encoder {self.task.encoder!r} is one encoder, but encoder_seeds are"
                 f" {' '.join(map(str, self.seeds_of_encoders))}; give --encoder-seeds 0"
             )
-        places = [os.path.realpath(name) for name in self.datasets if os.path.isdir(name)]
-        for place in places:
-            if places.count(place) > 1:
-                raise InputError(f"the dataset {place!r} is given twice; leave one out")
         if chosen_methods(self.method_names)[self.tested_against].kind == "oracle":
             raise InputError(f"the baseline cannot be {self.baseline!r}, which reads the answers")
         if self.seed_intervals and len(self.learner_seeds) < 2:
@@ -148,32 +142,27 @@ def compare_dataset(
     settings: CompareSettings, dataset: str, folds: tuple[int, ...], folder: Path
 ) -> "Comparison":
     """Every method on one dataset, over all its folds and with every encoder."""
-    from maw_gym.runners.experiments.comparison import (
-        compare,
-        open_fold,
-        run_fold,
-        run_side_by_side,
-    )
+    from maw_gym.runners.experiments import comparison
 
     specs = settings.specs(dataset, folds)
-    options: dict[str, Any] = {
-        "methods": settings.method_names,
-        "seeds": settings.learner_seeds,
-        "baseline": settings.tested_against,
-        "folder": folder,
-        "ranked": 10 if settings.quick else 100,
-        "seed_intervals": settings.seed_intervals,
-    }
+    run = partial(
+        comparison.compare,
+        settings.method_names,
+        seeds=settings.learner_seeds,
+        baseline=settings.tested_against,
+        folder=folder,
+        ranked=10 if settings.quick else 100,
+        seed_intervals=settings.seed_intervals,
+    )
     if settings.jobs > 1 and len(specs) > 1:
-        calls = [(spec, specs, options) for spec in specs]
-        run_side_by_side(run_fold, calls, min(settings.jobs, len(calls)))
-    return compare(task=[open_fold(spec, specs) for spec in specs], **options)
+        calls = [(run, spec, specs) for spec in specs]
+        comparison.run_side_by_side(comparison.run_fold, calls, min(settings.jobs, len(calls)))
+    return run([comparison.open_fold(spec, specs) for spec in specs])
 
 
 def main(settings: CompareSettings) -> None:
     """Run what is not there yet, then write the report from everything."""
     from maw_gym.encoders.text import text_encoders
-    from maw_gym.envs.rendering import check_matplotlib
     from maw_gym.runners.experiments.comparison import checked_folds
     from maw_gym.runners.experiments.comparison_report import (
         DIFFERENCE,
@@ -183,7 +172,6 @@ def main(settings: CompareSettings) -> None:
     )
     from maw_gym.tables.task import load_task, resolve_device
 
-    check_matplotlib()
     task, start = settings.task, time.perf_counter()
     resolve_device(task.device)
     folds = {dataset: checked_folds(dataset, settings.fold_count) for dataset in settings.datasets}
@@ -200,10 +188,8 @@ def main(settings: CompareSettings) -> None:
     ]
     write_comparisons(made, folder, command_of("compare", settings), settings.quick)
     for one in made:
-        print(f"\n{one.dataset}\n")
-        print(method_table(one, DIFFERENCE), end="\n\n")
-        for sentence in reading(one):
-            print(f"- {sentence}")
+        print(f"\n{one.dataset}\n\n{method_table(one, DIFFERENCE)}\n")
+        print("\n".join(f"- {sentence}" for sentence in reading(one)))
     print(f"\n{time.perf_counter() - start:.0f} s; report: {folder / 'report.md'}")
 
 

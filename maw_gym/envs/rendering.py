@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from maw_gym.envs.bandit import Outcome
-from maw_gym.errors import InputError
 
 Attention = NDArray[np.floating]
 
@@ -37,17 +36,6 @@ SHADES: Final = " ░▒▓█"
 # Weights stand on a colour bar by their cube root, as a broad depth's are all small.
 WEIGHTS: Final = {0.0: "0", 0.01: ".01", 0.1: ".1", 0.25: ".25", 0.5: ".5", 1.0: "1"}
 WEIGHT_TICKS: Final = {np.cbrt(weight): label for weight, label in WEIGHTS.items()}
-
-
-def check_matplotlib() -> None:
-    """Refuse before the work what could not be drawn after it: a broken matplotlibrc, say."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"matplotlib cannot be imported ({reason}); mend its matplotlibrc or unset MPLBACKEND"
-        ) from None
 
 
 def attention_text(
@@ -102,9 +90,7 @@ def attention_frame(
 ) -> NDArray[np.uint8]:
     """The same as a picture (600, 1100, 3), with the attention of every pair of tokens."""
     mean = _over_heads(weights)[:MAX_TOKENS, :MAX_TOKENS]
-    image = Image.new("RGB", (1100, 600), "white")
-    title = shortened(f"Query {query_id}", MAX_TITLE)
-    _write(image, (550, 20), title, _fitting(18, 1020, [title]))
+    image = _canvas(1100, 600, shortened(f"Query {query_id}", MAX_TITLE))
     if tokens is None:
         heading = "observed: attention averaged over depths, pooled to 8 x 8"
         names, unit = [str(part + 1) for part in range(len(mean))], "eighth of the text"
@@ -114,13 +100,11 @@ def attention_frame(
         names, unit = readable_tokens(tokens[:MAX_TOKENS]), "token"
         shares, ticks = np.cbrt(mean), WEIGHT_TICKS
     _write(image, (365, 65), heading, 13.5)
+    _heat_map(image, (140, 80, 450, 410), shares, names, names)
     if len(mean):
-        _heat_map(image, (140, 80, 450, 410), shares, names, names)
         _colour_bar(image, (602, 80, 20, 410), ticks)
         _write(image, (365, 592), f"{unit} attended to (key)", 12.5, "ms")
         _write(image, (14, 285), f"attending {unit} (query)", 12.5, upright=True)
-    else:
-        _write(image, (365, 285), "this query has no tokens", 13.5)
     _draw_terms(image, outcome)
     return np.array(image)
 
@@ -130,18 +114,14 @@ def depths_frame(
 ) -> NDArray[np.uint8]:
     """One query's attention through several depths side by side, averaged over heads."""
     names = readable_tokens(tokens[:MAX_TOKENS])
-    image = Image.new("RGB", (200 + 330 * len(weights), 500), "white")
     title = shortened(f"Query {query}", MAX_TITLE) + _cut(tokens)
-    _write(image, (image.width / 2, 18), title, _fitting(17, image.width - 70, [title]))
+    image = _canvas(200 + 330 * len(weights), 500, title)
     for column, (depth, heads) in enumerate(weights.items()):
         mean = _over_heads(heads)[:MAX_TOKENS, :MAX_TOKENS]
         focus = np.asarray(heads).max(-1).mean() if len(mean) else 0.0
         left = 130 + 330 * column
         _write(image, (left + 155, 55), f"depth {depth}: mean focus {focus:.2f}", 14)
-        if len(mean):
-            _heat_map(image, (left, 70, 310, 310), np.cbrt(mean), names, [] if column else names)
-        else:
-            _write(image, (left + 155, 225), "no tokens", 14)
+        _heat_map(image, (left, 70, 310, 310), np.cbrt(mean), names, [] if column else names)
     _colour_bar(image, (image.width - 75, 70, 18, 310), WEIGHT_TICKS)
     return np.array(image)
 
@@ -165,8 +145,11 @@ def shortened(text: str, limit: int) -> str:
 
 
 def _over_heads(weights: Attention) -> NDArray[np.float64]:
-    """The mean (n, n) of attention (H, n, n)."""
-    return np.asarray(np.asarray(weights, np.float64).mean(axis=0))
+    return np.asarray(np.mean(weights, axis=0, dtype=np.float64))
+
+
+def _cut(tokens: Sequence[str]) -> str:
+    return f"; first {MAX_TOKENS} of {len(tokens)} tokens" if len(tokens) > MAX_TOKENS else ""
 
 
 # --- painting --------------------------------------------------------------------------------
@@ -185,6 +168,12 @@ def _font(size: float) -> ImageFont.FreeTypeFont:
 def _fitting(size: float, room: float, texts: Sequence[str]) -> float:
     """`size`, or the smaller one at which the longest of the texts has room."""
     return size * min(1, room / max(1, *map(_font(size).getlength, texts)))
+
+
+def _canvas(width: int, height: int, title: str) -> Image.Image:
+    image = Image.new("RGB", (width, height), "white")
+    _write(image, (width / 2, 20), title, _fitting(18, width - 80, [title]))
+    return image
 
 
 def _write(
@@ -208,11 +197,19 @@ def _write(
     image.paste("black", (round(x), round(y)), turned)
 
 
-def _colours(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Colours (..., 3) of numbers in [0, 1]."""
+def _shade(
+    image: Image.Image, box: tuple[int, int, int, int], shares: NDArray[np.float64]
+) -> ImageDraw.ImageDraw:
+    """Fill a box (x, y, width, height) with numbers (m, n) in [0, 1] as colours, and frame it."""
+    x, y, width, height = box
     known = np.frombuffer(CIVIDIS, np.uint8).reshape(-1, 3)
     places = np.linspace(0, 1, len(known))
-    return np.stack([np.interp(shares, places, part) for part in known.T], -1).round().astype("u1")
+    colours = np.stack([np.interp(shares, places, part) for part in known.T], -1).round()
+    cells = Image.fromarray(colours.astype(np.uint8))
+    image.paste(cells.resize((width, height), Image.Resampling.NEAREST), (x, y))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((x - 1, y - 1, x + width, y + height), outline="black")
+    return draw
 
 
 def _heat_map(
@@ -222,20 +219,19 @@ def _heat_map(
     below: Sequence[str],
     beside: Sequence[str],
 ) -> None:
-    """Cells (n, n) of numbers in [0, 1] in a box (x, y, width, height), with their labels."""
+    """Cells (n, n) in a box with their labels; where n is 0, a line that says so."""
     x, y, width, height = box
-    cells = Image.fromarray(_colours(shares)).resize((width, height), Image.Resampling.NEAREST)
-    image.paste(cells, (x, y))
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((x - 1, y - 1, x + width, y + height), outline="black")
+    if not len(shares):
+        _write(image, (x + width / 2, y + height / 2), "this query has no tokens", 13.5)
+        return
+    draw = _shade(image, box, shares)
     size = min(_fitting(12.5, 75, below), 0.9 * height / len(shares))
     upright = max(map(len, below)) > 2
-    for place, label in enumerate(below):
-        middle = x + (place + 0.5) * width / len(shares)
+    middles = (np.arange(len(shares)) + 0.5) / len(shares)
+    for middle, label in zip(x + width * middles, below, strict=True):
         draw.line((middle, y + height, middle, y + height + 4), "black")
         _write(image, (middle, y + height + 7), label, size, "mt", upright=upright)
-    for place, label in enumerate(beside):
-        middle = y + (place + 0.5) * height / len(shares)
+    for middle, label in zip(y + height * middles, beside, strict=False):
         draw.line((x - 5, middle, x - 1, middle), "black")
         _write(image, (x - 8, middle), label, size, "rm")
 
@@ -245,10 +241,7 @@ def _colour_bar(
 ) -> None:
     """The colours from 0, below, to 1, above, with labels at some of the heights."""
     x, y, width, height = box
-    colours = _colours(np.linspace(1, 0, height)[:, None].repeat(width, 1))
-    image.paste(Image.fromarray(colours), (x, y))
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((x - 1, y - 1, x + width, y + height), outline="black")
+    draw = _shade(image, box, np.linspace(1, 0, height)[:, None])
     for share, label in ticks.items():
         place = y + (1 - share) * (height - 1)
         draw.line((x + width, place, x + width + 4, place), "black")
@@ -258,25 +251,18 @@ def _colour_bar(
 def _draw_terms(image: Image.Image, outcome: Outcome | None) -> None:
     """Bars of the reward and its terms, on an axis that follows weights of the user's choice."""
     left, top, bottom, width = 770, 80, 490, 250
-    values = [0.0 if outcome is None else float(getattr(outcome, name)) for name in COLOURS]
-    end = max(1.0, *values)
     draw = ImageDraw.Draw(image)
     _write(image, (915, 65), "reward and its terms", 13.5)
-    for place, (name, colour) in enumerate(COLOURS.items()):
-        middle, value = top + (place + 0.5) * (bottom - top) / len(COLOURS), values[place]
+    values = [] if outcome is None else [float(getattr(outcome, name)) for name in COLOURS]
+    end = max(1.0, *values, 0.0)
+    middles = np.linspace(top, bottom, 2 * len(COLOURS) + 1)[1::2].tolist()
+    for middle, name in zip(middles, COLOURS, strict=True):
         _write(image, (left - 10, middle), name, 12.5, "rm")
-        if outcome is not None:
-            length = width * max(value, 0) / end
-            draw.rectangle((left, middle - 24, left + length, middle + 24), colour)
-            _write(image, (left + length + 5, middle), f"{value:.3f}", 13.5, "lm")
-    draw.line((left, top, left, bottom), "black")
-    draw.line((left, bottom, left + width + 60, bottom), "black")
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        draw.line((left + width * share, bottom, left + width * share, bottom + 4), "black")
-        _write(image, (left + width * share, bottom + 15), f"{share * end:.2f}", 12.5)
+    for middle, value, colour in zip(middles, values, COLOURS.values(), strict=False):
+        right = left + width * max(value, 0) / end
+        draw.rectangle((left, middle - 24, right, middle + 24), colour)
+        _write(image, (right + 5, middle), f"{value:.3f}", 13.5, "lm")
     if outcome is None:
         _write(image, (left + 150, (top + bottom) / 2), "no depth chosen yet", 13.5)
-
-
-def _cut(tokens: Sequence[str]) -> str:
-    return f"; first {MAX_TOKENS} of {len(tokens)} tokens" if len(tokens) > MAX_TOKENS else ""
+    draw.line((left, top, left, bottom), "black")
+    draw.line((left, bottom, left + width + 60, bottom), "black")

@@ -1,12 +1,10 @@
-"""All depths' statistics: depth by depth, by the 5D tensor, by depth_statistics, and the floor."""
+"""All depths' statistics: by the 5D tensor, by depth_statistics, and the floor."""
 
-import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, normalize, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from maw_gym.attention.reference import (
     Inputs,
@@ -16,35 +14,27 @@ from maw_gym.attention.reference import (
     row_entropy,
     row_focus,
 )
-from maw_gym.runners.benchmarks.measuring import Row, interleaved, peak_memory, row
+from maw_gym.runners.benchmarks.measuring import Row, interleaved, peak_memory
 
-BY_DEPTH, TENSOR, OURS, FLOOR = "depth by depth", "5D tensor", "depth_statistics", "floor"
-EXACT, COPIES = "depth_statistics, exact", "floor with copies"
+TENSOR, OURS, FLOOR = "5D tensor", "depth_statistics", "floor"
+EXACT = "depth_statistics, exact"
 
-
-class Shape(NamedTuple):
-    """Texts of equal length; width and heads as of static embeddings, or `MINILM`'s."""
-
-    texts: int
-    tokens: int
-    heads: int = 8
-    width: int = 256
-
-    def __str__(self) -> str:
-        width = "" if self.width == Shape._field_defaults["width"] else f", h = {self.width}"
-        return f"{self.texts} x {self.tokens}{width}"
-
-    def inputs(self, device: torch.device) -> Inputs:
-        """Random ones of this shape for 32 depths."""
-        return random_inputs([self.tokens] * self.texts, self.heads, 32, self.width, device)
+HEADS = {256: 8, 384: 12}  # by width: of static embeddings and of MiniLM
+# (texts of equal length, tokens, width)
+SHAPES = ((4, 128, 256), (4, 128, 384), (64, 24, 256), (64, 32, 384))
+CPU_SHAPES = (*SHAPES, (8, 512, 256))
+CUDA_SHAPES = (*SHAPES, (1024, 32, 384), (256, 128, 256), (256, 128, 384), (64, 512, 256))
+QUICK_SHAPES = ((2, 9, 256),)
 
 
-MINILM = {"heads": 12, "width": 384}
-SHAPES = (Shape(4, 128), Shape(4, 128, **MINILM), Shape(64, 24), Shape(64, 32, **MINILM))
-CPU_SHAPES = (*SHAPES, Shape(8, 512))
-LARGE = (Shape(1024, 32, **MINILM), Shape(256, 128), Shape(256, 128, **MINILM), Shape(64, 512))
-CUDA_SHAPES = (*SHAPES, *LARGE)
-QUICK_SHAPES = (Shape(2, 9),)
+def cases(shapes: Sequence[tuple[int, int, int]], device: torch.device) -> dict[str, Inputs]:
+    """Random inputs of these shapes for 32 depths, by name."""
+    return {
+        f"{texts} x {tokens}{'' if width == 256 else f', h = {width}'}": random_inputs(
+            [tokens] * texts, HEADS[width], 32, width, device
+        )
+        for texts, tokens, width in shapes
+    }
 
 
 def random_inputs(
@@ -69,36 +59,6 @@ def random_inputs(
     )
 
 
-def depth_by_depth(inputs: Inputs) -> tuple[Tensor, list[list[tuple[float, float, Tensor]]]]:
-    """A loop over depths into a zeroed 5D tensor, then one text at a time."""
-    x, mask, query_weight, key_weight, value, pooling = inputs
-    batch, heads, size, head_width = value.shape
-    depths = inputs.depths
-    shape = (batch, size, depths, heads, head_width)
-    query = (x @ query_weight.T).view(shape).permute(0, 3, 1, 4, 2)  # (B, H, S, e, D)
-    key = (x @ key_weight.T).view(shape).permute(0, 3, 1, 4, 2)
-    weights = x.new_zeros(batch, heads, size, size, depths)
-    for d in range(depths):
-        scores = query[..., d] @ key[..., d].transpose(-1, -2) / math.sqrt(head_width)
-        scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
-        weights[..., d] = scores.softmax(-1)
-    mean = weights.mean(-1)
-    states, outcomes = [], []
-    for text, n in enumerate(mask.sum(-1).tolist()):
-        pooled = adaptive_avg_pool2d(mean[text, :, :n, :n], 8)
-        states.append(normalize(pooled.flatten(), dim=0))
-        rewards = []
-        for d in range(depths):
-            chosen = weights[text, :, :n, :n, d]
-            entropy = -(chosen * (chosen + 1e-12).log()).sum(-1).mean() / math.log(max(n, 2))
-            focus = chosen.amax(-1).mean()
-            output = chosen @ value[text, :, :n]  # (H, n, e)
-            embedding = (pooling[text, :n, None] * output).sum(1)
-            rewards.append((entropy.item(), focus.item(), embedding))
-        outcomes.append(rewards)
-    return torch.stack(states), outcomes
-
-
 def tensor_way(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The 5D tensor of the whole batch, then its reductions."""
     x, mask, query_weight, key_weight, value, pooling = inputs
@@ -110,7 +70,7 @@ def tensor_way(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return state, row_entropy(by_depth, mask), row_focus(by_depth, mask), pooled
 
 
-def floor(inputs: Inputs, *, copies: bool = False) -> Callable[[], Tensor]:
+def floor(inputs: Inputs) -> Callable[[], Tensor]:
     """What no way can do without: the depth projections and torch's own attention."""
     x, mask, *weights, value, _ = inputs
     batch, heads, size, head_width = value.shape
@@ -126,8 +86,6 @@ def floor(inputs: Inputs, *, copies: bool = False) -> Callable[[], Tensor]:
             (x @ weight.T).view(batch, size, depths * heads, head_width).transpose(1, 2)
             for weight in weights
         )
-        if copies:
-            query, key = query.contiguous(), key.contiguous()
         return scaled_dot_product_attention(query, key, repeated, attn_mask=keys)
 
     return run
@@ -138,25 +96,21 @@ def attention_rows(case: str, inputs: Inputs, rounds: int, budget: float) -> lis
     """Time and memory of every way on one problem."""
     device = inputs.x.device
     functions: dict[str, Callable[[], object]] = {
-        BY_DEPTH: lambda: depth_by_depth(inputs),
         TENSOR: lambda: tensor_way(inputs),
         OURS: lambda: depth_statistics(inputs),
-        EXACT: lambda: depth_statistics(inputs, exact=True),
         FLOOR: floor(inputs),
-        COPIES: floor(inputs, copies=True),
     }
-    if device.type != "cuda":
-        del functions[EXACT]  # depth_statistics itself
+    if device.type == "cuda":  # on a CPU it is depth_statistics itself
+        functions[EXACT] = lambda: depth_statistics(inputs, exact=True)
     memory = {}
     for name, function in list(functions.items()):
         try:
-            if device.type == "cuda":
-                function()  # compiling allocates too
+            function()  # compiling allocates too
             memory[name] = peak_memory(function, device)
         except torch.OutOfMemoryError:
             del functions[name]
     times = interleaved(functions, device, rounds, budget)
     return [
-        row("attention", case, name, found, times[FLOOR], len(inputs.x), "queries/s", memory[name])
+        Row("attention", case, name, found, times[FLOOR], len(inputs.x), "queries", memory[name])
         for name, found in times.items()
     ]

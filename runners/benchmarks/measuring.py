@@ -2,14 +2,14 @@
 
 import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import torch
+
+from maw_gym.runners.experiments.report import markdown
 
 # What a part's ratios are times of.
 REFERENCE: Final = {
@@ -18,83 +18,55 @@ REFERENCE: Final = {
     "training": "PPO",
     "search": "FAISS",
 }
-Functions = Mapping[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: median seconds over rounds, with the quickest and the slowest round."""
+    """One row of a table: who did what, and how long it took."""
 
     part: str
     case: str
     name: str
-    seconds: float
-    low: float
-    high: float
-    ratio: tuple[float, float, float] | None = None
-    per_second: float | None = None
+    times: Sequence[float]  # seconds of one call, round by round
+    reference: Sequence[float] = ()  # those of what a ratio is to
+    count: float | None = None  # what one call does, for a rate
     unit: str = ""
-    memory: int | None = None
+    memory: int | None = None  # bytes at its peak
     more: Mapping[str, float] = field(default_factory=dict)
 
-
-def row(
-    part: str,
-    case: str,
-    name: str,
-    times: Sequence[float],
-    reference: Sequence[float] | None = None,
-    count: float | None = None,
-    unit: str = "",
-    memory: int | None = None,
-    more: Mapping[str, float] | None = None,
-) -> Row:
-    """The row of the `times` of all rounds; `count` is what one call does, for `per_second`."""
-    seconds = statistics.median(times)
-    ratios = [one / other for one, other in zip(times, reference or (), strict=False)]
-    ratio = (statistics.median(ratios), min(ratios), max(ratios)) if ratios else None
-    rate = None if count is None else count / seconds
-    span = (seconds, min(times), max(times))
-    return Row(part, case, name, *span, ratio, rate, unit, memory, more or {})
+    def cells(self) -> dict[str, str]:
+        """The row's texts by column: medians, with the least and the greatest of all rounds."""
+        seconds = statistics.median(self.times)
+        unit, factor = ("s", 1) if seconds >= 1 else ("ms", 1000)
+        middle = f"{seconds:,.0f}" if seconds >= 1000 else f"{factor * seconds:,.3g}"
+        spread = f" ({factor * min(self.times):,.3g} to {factor * max(self.times):,.3g})"
+        ratios = [one / other for one, other in zip(self.times, self.reference, strict=False)]
+        ratio = ""
+        if ratios:
+            ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        return {
+            "case": self.case,
+            "row": self.name,
+            "time": f"{middle} {unit}" + (spread if len(self.times) > 1 else ""),
+            f"times {REFERENCE.get(self.part, '')}": ratio,
+            "per second": f"{self.count / seconds:,.0f} {self.unit}" if self.count else "",
+            "peak MB": "" if self.memory is None else f"{self.memory / 2**20:,.0f}",
+            "more": ", ".join(f"{value:,.1f} {name}" for name, value in self.more.items()),
+        }
 
 
 def tables(rows: Sequence[Row]) -> str:
     """One Markdown table for each part, with the columns that it has numbers for."""
-    parts = dict.fromkeys(row.part for row in rows)
-    return "\n\n".join(_table(part, [row for row in rows if row.part == part]) for part in parts)
-
-
-def _table(part: str, rows: Sequence[Row]) -> str:
-    ratio = f"times {REFERENCE.get(part, 'the reference')}"
-    lines = [
-        {
-            "case": row.case,
-            "row": row.name,
-            "time": _time(row),
-            ratio: "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio) if row.ratio else "",
-            "per second": f"{row.per_second:,.0f} {row.unit.partition('/')[0]}"
-            if row.per_second
-            else "",
-            "peak MB": "" if row.memory is None else f"{row.memory / 2**20:,.0f}",
-            "more": ", ".join(f"{value:,.1f} {name}" for name, value in row.more.items()),
-        }
-        for row in rows
-    ]
-    titles = [title for title in lines[0] if any(line[title] for line in lines)]
-    rule = ["---" if title in ("case", "row") else "---:" for title in titles]
-    cells = [[line[title] for title in titles] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *cells))
-
-
-def _time(row: Row) -> str:
-    unit, factor = ("s", 1) if row.seconds >= 1 else ("ms", 1000)
-    middle, low, high = (factor * seconds for seconds in (row.seconds, row.low, row.high))
-    spread = "" if low == high else f" ({low:,.3g} to {high:,.3g})"
-    return f"{middle:,.3g} {unit}{spread}" if middle < 1000 else f"{middle:,.0f} {unit}{spread}"
+    found = []
+    for part in dict.fromkeys(row.part for row in rows):
+        lines = [row.cells() for row in rows if row.part == part]
+        titles = [title for title in lines[0] if any(line[title] for line in lines)]
+        found.append(markdown(titles, [[line[title] for title in titles] for line in lines], 2))
+    return "\n\n".join(found)
 
 
 def interleaved(
-    functions: Functions, device: torch.device, rounds: int, budget: float
+    functions: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, budget: float
 ) -> dict[str, list[float]]:
     """Seconds per call of every function, round by round, after one call to warm up."""
     calls, turns = {}, {}
@@ -132,7 +104,8 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _quiet_library(), torch.autograd.profiler.profile(profile_memory=True) as profile:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of every start
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
         function()
     held = peak = 0
     # The events are in the order of their start; allocations and releases are among them. Read as
@@ -142,20 +115,6 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
             held += event.nbytes()
             peak = max(peak, held)
     return peak
-
-
-@contextmanager
-def _quiet_library() -> Iterator[None]:
-    """Without the lines that torch's profiler writes to stderr from C++ whenever it starts."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def machine(device: torch.device, rounds: int) -> dict[str, float]:

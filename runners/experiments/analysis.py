@@ -8,14 +8,14 @@ first.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from itertools import groupby
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import stats
 
-from maw_gym.envs.bandit import TERMS, gap_closed
+from maw_gym.envs.bandit import TERMS, Bandit, RewardSpec, gap_closed
 from maw_gym.retrieval.evaluation import MEASURES
 from maw_gym.retrieval.significance import (
     bootstrap_means,
@@ -28,6 +28,8 @@ from maw_gym.retrieval.significance import (
 )
 from maw_gym.runners.experiments.methods import METHODS, Method
 from maw_gym.runners.experiments.result import Floats, Result
+from maw_gym.runners.experiments.settings import Spec
+from maw_gym.tables.task import RetrievalTask
 
 MAIN: Final = "nDCG@10"
 NAMES: Final = tuple(str(measure) for measure in MEASURES)
@@ -50,18 +52,20 @@ Row = dict[str, Any]
 Tests = dict[tuple[str, str], tuple[Row | None, Row]]
 
 
-@dataclass
-class Reference:
-    """What the results on one fold with one encoder are seen against."""
+class Fold(NamedTuple):
+    """One fold of a dataset with one encoder; `spec` makes the methods' specifications."""
 
-    fold: int
-    encoder_seed: int
-    query_ids: Sequence[str]
-    levels: dict[str, Floats]
-    terms: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    validation: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    groups: Sequence[str] = ()
+    task: RetrievalTask
+    spec: Spec
+    encoder: str = ""  # part of file names, "" where there is one
+    number: str = ""  # likewise, of the fold
+
+
+def levels(task: RetrievalTask, reward: RewardSpec, split: str) -> dict[str, Floats]:
+    """Rewards (N,) of a split's queries: of a random depth, the best fixed one and each's best."""
+    train, bandit = (Bandit(task.table(name), reward=reward) for name in ("train", split))
+    rewards = (bandit.random, bandit.chosen(train.best_fixed()), bandit.best.astype(np.float64))
+    return dict(zip(LEVELS, rewards, strict=True))
 
 
 def query_frame(result: Result, query_ids: Sequence[str], **about: Any) -> pd.DataFrame:
@@ -78,28 +82,34 @@ def query_frame(result: Result, query_ids: Sequence[str], **about: Any) -> pd.Da
 class Comparison:
     """Every method's results on one dataset, and what follows from them.
 
-    The results of a method are those of encoder by encoder, seed by seed, fold by fold.
+    Folds, and the results of a method, are in the order of encoders, seeds, folds.
     """
 
-    dataset: str
+    folds: Sequence[Fold]
+    results: dict[str, list[Result]]
     baseline: str
-    results: Mapping[str, Sequence[Result]]
-    references: Sequence[Reference]
-    encoders: int = 1
     seeds: Sequence[int] = (0,)
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    seed_intervals: bool = False
     methods: Mapping[str, Method] = field(default_factory=lambda: METHODS)
+    skipped: dict[str, str] = field(default_factory=dict)
+    seed_intervals: bool = False
 
     @property
-    def folds(self) -> Sequence[Reference]:
-        """References of the first encoder: every test query once."""
-        return self.references[: len(self.references) // self.encoders]
+    def dataset(self) -> str:
+        """What all queries are from."""
+        return self.folds[0].spec.task.dataset
+
+    @cached_property
+    def encoders(self) -> list[list[Fold]]:
+        """All folds of each encoder: every test query once."""
+        return [
+            [*folds] for _, folds in groupby(self.folds, lambda one: one.spec.task.encoder_seed)
+        ]
 
     @property
     def query_ids(self) -> list[str]:
         """Ids (N,) of all test queries, fold by fold."""
-        return [name for fold in self.folds for name in fold.query_ids]
+        splits = [fold.task.collection.splits["test"] for fold in self.encoders[0]]
+        return [name for split in splits for name in split.ids]
 
     def has_depths(self, method: str) -> bool:
         """Whether the method chooses depths."""
@@ -108,14 +118,15 @@ class Comparison:
     @cached_property
     def per_query(self) -> pd.DataFrame:
         """Every score of every query, method, encoder and seed: what per_query.csv has."""
-        frames, folds = [], len(self.folds)
+        frames = []
         for name, results in self.results.items():
             seeds = self.seeds if self.methods[name].seeded else (0,)
-            for at, result in enumerate(results):
-                of = self.references[at // (folds * len(seeds)) * folds + at % folds]
-                about = {"dataset": self.dataset, "fold": of.fold, "method": name}
-                about |= {"encoder_seed": of.encoder_seed, "seed": seeds[at // folds % len(seeds)]}
-                frames.append(query_frame(result, of.query_ids, **about))
+            of = [(fold, seed) for some in self.encoders for seed in seeds for fold in some]
+            for result, (fold, seed) in zip(results, of, strict=True):
+                task, ids = fold.spec.task, fold.task.collection.splits["test"].ids
+                about = {"dataset": self.dataset, "fold": task.fold, "method": name}
+                about |= {"encoder_seed": task.encoder_seed, "seed": seed}
+                frames.append(query_frame(result, ids, **about))
         return pd.concat(frames, ignore_index=True)
 
     def values(self, method: str, what: str) -> Floats:
@@ -126,7 +137,7 @@ class Comparison:
     def by_encoder(self, method: str, what: str) -> Floats:
         """The same (E, N), averaged over the seeds of the method."""
         values = self.values(method, what)
-        return np.asarray(values.reshape(self.encoders, -1, values.shape[-1]).mean(axis=1))
+        return np.asarray(values.reshape(len(self.encoders), -1, values.shape[-1]).mean(axis=1))
 
     def scores(self, method: str, what: str = MAIN) -> Floats:
         """The same (N,), averaged over encoders and seeds."""
@@ -158,14 +169,14 @@ class Comparison:
             found = {"mean": float(self.scores(name, what).mean()), **interval(means)._asdict()}
             if len(by_seed) > 1:
                 found["seed_deviation"] = float(by_seed.std(ddof=1))
-            if len(by_seed) > 1 and self.seed_intervals:
-                half = stats.t.ppf(0.975, len(by_seed) - 1) * stats.sem(by_seed)
-                found["seed_low"] = float(by_seed.mean() - half)
-                found["seed_high"] = float(by_seed.mean() + half)
+                if self.seed_intervals:
+                    half = stats.t.ppf(0.975, len(by_seed) - 1) * stats.sem(by_seed)
+                    found["seed_low"] = float(by_seed.mean() - half)
+                    found["seed_high"] = float(by_seed.mean() + half)
             retrieval[what] = found
         seconds = [one.training_seconds for one in results if one.training_seconds is not None]
         latencies = [one.latency_ms for one in results if one.latency_ms is not None]
-        runs = len(results) / len(self.folds)
+        runs = len(results) / len(self.encoders[0])
         return {
             "dataset": self.dataset,
             "method": name,
@@ -184,14 +195,17 @@ class Comparison:
             },
         }
 
+    @cached_property
+    def _levels(self) -> dict[str, float]:
+        # Each encoder has depths, and so rewards, of its own.
+        found = [levels(fold.task, fold.spec.task.reward, "test") for fold in self.folds]
+        return {name: float(np.concatenate([one[name] for one in found]).mean()) for name in LEVELS}
+
     def _reward(self, method: str) -> dict[str, float | None]:
-        known = {  # each encoder has depths, and so rewards, of its own
-            name: float(np.concatenate([fold.levels[name] for fold in self.references]).mean())
-            for name in LEVELS
-        }
         mean, *terms = (float(self.scores(method, name).mean()) for name in COLUMNS)
-        closed = gap_closed(mean, known["random"], known["oracle"])
-        return {"mean": mean, **dict(zip(TERMS, terms, strict=True)), **known, "gap_closed": closed}
+        closed = gap_closed(mean, self._levels["random"], self._levels["oracle"])
+        named = dict(zip(TERMS, terms, strict=True))
+        return {"mean": mean, **named, **self._levels, "gap_closed": closed}
 
     def _relative(self, method: str, other: str) -> float | None:
         mean = self.scores(other).mean() if other in self.results else 0

@@ -83,15 +83,8 @@ EPISODES: Final = {
 
 
 class Problem(NamedTuple):
-    """A contextual bandit with full information.
+    """A contextual bandit with full information: contexts (N, O), rewards (N, A) of each action."""
 
-    Attributes:
-        name: see `problem`.
-        contexts: (N, O) float32.
-        rewards: (N, A) float64 of every action.
-    """
-
-    name: str
     contexts: NDArray[np.float32]
     rewards: NDArray[np.float64]
 
@@ -108,10 +101,19 @@ class Problem(NamedTuple):
 
 def problem(name: str) -> Problem:
     """One of `PROBLEMS`."""
-    if name in CLASSES:
-        return Problem(name, *_classification(CLASSES[name]))
     draw = np.random.default_rng(GENERATOR)
-    if name == "one-hot":
+    if name in CLASSES:
+        try:
+            from sklearn import datasets
+        except ImportError:
+            raise InputError(
+                'the classification bandits need scikit-learn: pip install "maw_gym[benchmark]"'
+            ) from None
+        contexts, target = getattr(datasets, CLASSES[name])(return_X_y=True)
+        deviation = contexts.std(axis=0)
+        contexts = (contexts - contexts.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+        rewards = np.eye(target.max() + 1)[target]
+    elif name == "one-hot":
         contexts, rewards = np.eye(32), np.eye(32)[draw.permutation(32)]
     elif name in ("linear", "offset"):
         contexts = draw.standard_normal((1000, 16))
@@ -124,24 +126,10 @@ def problem(name: str) -> Problem:
         contexts = draw.standard_normal((1000, 2))
         order = np.square(contexts).sum(axis=1).argsort().argsort()
         rewards = np.eye(8)[order // 125]
-    elif name == "dense":
-        contexts, rewards = np.eye(16), draw.random((16, 8))
     else:
-        raise InputError(f"unknown bandit {name!r}; choose from {', '.join(PROBLEMS)}")
-    return Problem(name, contexts.astype(np.float32), rewards)
-
-
-def _classification(loader: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    try:
-        from sklearn import datasets
-    except ImportError:
-        raise InputError(
-            'the classification bandits need scikit-learn: pip install "maw_gym[benchmark]"'
-        ) from None
-    data, target = getattr(datasets, loader)(return_X_y=True)
-    deviation = data.std(axis=0)
-    contexts = (data - data.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
-    return contexts.astype(np.float32), np.eye(target.max() + 1)[target]
+        assert name == "dense"
+        contexts, rewards = np.eye(16), draw.random((16, 8))
+    return Problem(contexts.astype(np.float32), rewards)
 
 
 class ProblemEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]]):

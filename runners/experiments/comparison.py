@@ -13,55 +13,38 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from maw_gym.corpora import load_collection
 from maw_gym.corpora.splits import FOLDS
-from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.files import content_key, loaded, written_whole
 from maw_gym.retrieval.evaluation import write_trec_run
 from maw_gym.routers.depth_router import save_router
-from maw_gym.runners.experiments.analysis import Comparison, Reference
+from maw_gym.runners.experiments.analysis import Comparison, Fold
 from maw_gym.runners.experiments.methods import Method, chosen_methods
 from maw_gym.runners.experiments.result import Encode, Learner, Result, standard_encode
 from maw_gym.runners.experiments.settings import Spec, TaskSettings
 from maw_gym.runners.experiments.training import ROUTER, Log, forget_training, task_of
-from maw_gym.tables.depth_table import is_shared
 from maw_gym.tables.task import RetrievalTask
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
 FORMAT: Final = 4  # raise when what a result holds changes
-LEAST: Final = 2  # test and training queries, so that a variance exists
+LEAST: Final = {"train": 2, "validation": 1, "test": 2}  # queries; two have a variance
 LATENCY_QUERIES: Final = 20
 WARM_UP: Final = 3
-
-
-class Fold(NamedTuple):
-    """One fold of a dataset with one encoder; `spec` makes the methods' specifications."""
-
-    task: RetrievalTask
-    spec: Spec
-    encoder: str = ""  # part of file names, "" where there is one
-    number: str = ""  # likewise, of the fold
-
-    def label(self, method: Method, seed: int) -> str:
-        """What the files of a method are called, whatever the fold."""
-        name = f"{slug(self.spec.task.dataset)}.{slug(method.name)}{self.encoder}"
-        return f"{name}.seed{seed}" if method.seeded else name
 
 
 def compare(
@@ -97,42 +80,31 @@ def compare(
     chosen = chosen_methods(methods, baseline)
     if isinstance(task, RetrievalTask):
         task = [Fold(task, spec or Spec(TaskSettings(dataset=task.collection.name)))]
-    encoders = list(dict.fromkeys(fold.encoder for fold in task))
-    results: dict[str, list[Result]] = {}
-    skipped = {}
+    made = Comparison(task, {}, baseline, seeds, chosen, {}, seed_intervals)
     with ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, method in chosen.items():
             reason = next(filter(None, (method.missing(fold.task) for fold in task)), None)
             if reason:
-                skipped[name] = reason
+                made.skipped[name] = reason
                 continue
-            results[name] = []
-            for encoder in encoders:
-                folds = [fold for fold in task if fold.encoder == encoder]
+            made.results[name] = []
+            for folds in made.encoders:
                 for seed in seeds if method.seeded else (0,):
-                    results[name] += [run_cell(method, fold, seed, place, ranked) for fold in folds]
+                    made.results[name] += [
+                        run_cell(method, fold, seed, place, ranked) for fold in folds
+                    ]
                     _join_runs(place, method, seed, folds)
-    return Comparison(
-        task[0].spec.task.dataset,
-        baseline,
-        results,
-        [reference(fold) for fold in task],
-        len(encoders),
-        seeds,
-        skipped,
-        seed_intervals,
-        chosen,
-    )
+    return made
 
 
 def run_cell(method: Method, fold: Fold, seed: int, folder: Path, ranked: int = 100) -> Result:
-    """One method with one seed on one fold; what is there for this very content is read."""
+    """The result of a method on a fold, from the folder where it is there for this very content."""
     common = replace(fold.spec, task=replace(fold.spec.task, seed=seed))
     task, spec = fold.task, method.specify(common, fold.task)
-    label = fold.label(method, seed) + fold.number
+    label = _label(method, seed, fold) + fold.number
     path = folder / "cells" / f"{label}.{result_key(method.name, task, spec)}.json"
-    trec = _trec(folder, label, fold)
+    trec = _trec(folder, method, seed, fold)
     found = loaded(path, Result.load) if trec.exists() else None  # its ranking belongs to it
     if found is not None:
         return found
@@ -164,7 +136,7 @@ def added_latency(encode: Encode, task: RetrievalTask) -> float:
             function([text])
             times.append(time.perf_counter())
         turns.append((times[1] - times[0]) - (times[2] - times[1]))
-    return 1000 * statistics.median(turns[min(WARM_UP, len(texts)) :])
+    return 1000 * statistics.median(turns[-len(texts) :])
 
 
 def result_key(method: str, task: RetrievalTask, spec: Spec) -> str:
@@ -192,19 +164,6 @@ def write_run(path: Path, task: RetrievalTask, result: Result, tag: str, ranked:
     write_trec_run(path, ids, task.collection.doc_ids, documents, scores, tag)
 
 
-def _trec(folder: Path, label: str, fold: Fold) -> Path:
-    return folder / ("cells" if fold.number else "runs") / f"{label}.trec.gz"
-
-
-def _join_runs(folder: Path, method: Method, seed: int, folds: Sequence[Fold]) -> None:
-    """One TREC run of those of all folds, whose queries differ; compressed files may be joined."""
-    label = folds[0].label(method, seed)
-    parts = [_trec(folder, label + fold.number, fold) for fold in folds]
-    if folds[0].number:
-        with written_whole(folder / "runs" / f"{label}.trec.gz") as temporary:
-            temporary.write_bytes(b"".join(part.read_bytes() for part in parts))
-
-
 def slug(name: str) -> str:
     """A name as part of a file name; different names have different ones."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
@@ -213,47 +172,24 @@ def slug(name: str) -> str:
     return f"{plain[-80:]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:6]}"
 
 
-def reference(fold: Fold) -> Reference:
-    """What the methods of one fold are seen against."""
-    task, spec = fold.task, fold.spec.task
-    train, validation, test = (
-        Bandit(task.table(split), reward=spec.reward) for split in ("train", "validation", "test")
-    )
-    fixed, splits = train.best_fixed(), task.collection.splits
-    relevant = {
-        name: {document for one in split.relevance for document, grade in one.items() if grade > 0}
-        for name, split in splits.items()
-    }
-    seen = relevant["encoder"] | relevant["train"] | relevant["validation"]
-    return Reference(
-        spec.fold,
-        spec.encoder_seed,
-        list(test.query_ids),
-        {
-            "random": test.random,
-            "best_fixed": test.chosen(fixed),
-            "oracle": test.best.astype(np.float64),
-        },
-        test.terms,
-        {
-            "random": float(validation.random.mean()),
-            "best_fixed": validation.mean(fixed),
-            "oracle": validation.mean(validation.oracle),
-        },
-        {
-            "documents": len(task.collection.doc_ids),
-            "queries": {name: len(split.ids) for name, split in splits.items()},
-            "ranked": "whole" if task.collection.small else "candidates",
-            "observation": list(spec.observation),
-            "network": "shared" if is_shared(spec.network, spec.observation) else "mlp",
-            "depths": test.num_depths,
-            "timesteps": fold.spec.online and fold.spec.online.timesteps,
-            "chosen encoder": str(task.encoder_provenance.get("chosen")),
-            "test_relevant": len(relevant["test"]),
-            "test_relevant_seen": len(relevant["test"] & seen),
-        },
-        test.table.groups,
-    )
+def _label(method: Method, seed: int, fold: Fold) -> str:
+    """What the files of a method are called, whatever the fold."""
+    name = f"{slug(fold.spec.task.dataset)}.{slug(method.name)}{fold.encoder}"
+    return f"{name}.seed{seed}" if method.seeded else name
+
+
+def _trec(folder: Path, method: Method, seed: int, fold: Fold) -> Path:
+    label = _label(method, seed, fold) + fold.number
+    return folder / ("cells" if fold.number else "runs") / f"{label}.trec.gz"
+
+
+def _join_runs(folder: Path, method: Method, seed: int, folds: Sequence[Fold]) -> None:
+    """One TREC run of those of all folds, whose queries differ; compressed files may be joined."""
+    if folds[0].number:
+        whole = _trec(folder, method, seed, folds[0]._replace(number=""))
+        with written_whole(whole) as temporary:
+            parts = (_trec(folder, method, seed, fold).read_bytes() for fold in folds)
+            temporary.write_bytes(b"".join(parts))
 
 
 # --- folds and encoders of a dataset, one after the other or side by side --------------------
@@ -270,15 +206,9 @@ def checked_folds(
     collection = load_collection(dataset, folds=number)
     crossed = "fold" in collection.provenance["splits"]
     folds = tuple(range(number or FOLDS)) if crossed else (0,)
-    queries = sum(len(split.ids) for split in collection.splits.values())
-    if crossed and queries < LEAST * len(folds):
-        raise InputError(
-            f"{dataset} has {queries} judged queries, too few for {len(folds)} folds of {LEAST} or"
-            " more"
-        )
     for fold in folds:
         one = load_collection(dataset, fold, number) if fold else collection
-        for split, least in (("train", LEAST), ("validation", 1), ("test", LEAST)):
+        for split, least in LEAST.items():
             count = len(one.splits[split].ids)
             if count < least:
                 where = f" in fold {fold} of {len(folds)}" if crossed else ""
@@ -291,19 +221,18 @@ def checked_folds(
 
 def open_fold(spec: Spec, specs: Sequence[Spec]) -> Fold:
     """The task of one of a dataset's folds and encoders, each with its own settings."""
-    names = {}
+    names = []
     for name, field in (("encoder", "encoder_seed"), ("fold", "fold")):
         several = len({getattr(one.task, field) for one in specs}) > 1
-        names[name] = f"{name}{getattr(spec.task, field)}" if several else ""
-    told = ", ".join([spec.task.dataset, *filter(None, names.values())])
+        names.append(f".{name}{getattr(spec.task, field)}" if several else "")
+    told = ", ".join([spec.task.dataset, *(name[1:] for name in names if name)])
     print(f"{told}: encoder and depth tables ...", file=sys.stderr, flush=True)
-    parts = (f".{one}" if one else "" for one in names.values())
-    return Fold(task_of(spec.task), spec, *parts)
+    return Fold(task_of(spec.task), spec, *names)
 
 
-def run_fold(spec: Spec, specs: Sequence[Spec], options: Mapping[str, Any]) -> None:
+def run_fold(run: Callable[[list[Fold]], Comparison], spec: Spec, specs: Sequence[Spec]) -> None:
     """What `compare` does on one of a dataset's folds; the results stay in the folder."""
-    compare(task=[open_fold(spec, specs)], **options)
+    run([open_fold(spec, specs)])
 
 
 def run_side_by_side(
@@ -315,8 +244,6 @@ def run_side_by_side(
     """
     context = multiprocessing.get_context("spawn")
     share = (max(1, torch.get_num_threads() // jobs), context.Value("i", 0))
-    bars = os.environ.get("TQDM_DISABLE", "")
-    os.environ["TQDM_DISABLE"] = "1"  # several would write over each other; asked at tqdm's import
     with ProcessPoolExecutor(jobs, context, _begin, share) as pool:
         try:
             for done in as_completed([pool.submit(function, *call) for call in calls]):
@@ -331,8 +258,6 @@ def run_side_by_side(
                     " go on with --resume and fewer --jobs"
                 ) from None
             raise
-        finally:
-            os.environ["TQDM_DISABLE"] = bars
 
 
 def _begin(threads: int, started: "Synchronized[int]") -> None:
@@ -345,8 +270,10 @@ def _begin(threads: int, started: "Synchronized[int]") -> None:
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent
-    tqdm.set_lock(threading.RLock())  # its own would be said to leak where a process is ended
     threading.Thread(target=end_with_parent, daemon=True).start()
+    begin_bar = tqdm.__init__  # bars of several would write over each other
+    tqdm.__init__ = lambda *given, **more: begin_bar(*given, **more | {"disable": True})
+    tqdm.set_lock(threading.RLock())  # its own would be said to leak where a process is ended
     torch.set_num_threads(threads)
     with started.get_lock():
         number = started.value

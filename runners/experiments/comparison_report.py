@@ -9,30 +9,22 @@ import numpy as np
 import pandas as pd
 
 from maw_gym.agents.supervised import label_sentence
+from maw_gym.corpora.collection import QuerySet
 from maw_gym.files import write_json, written_whole
 from maw_gym.runners.experiments import figures
 from maw_gym.runners.experiments.analysis import COLUMNS, MAIN, NAMES, Comparison, Row, Tests
 from maw_gym.runners.experiments.comparison import slug
 from maw_gym.runners.experiments.report import digits_for, markdown, number, p_value, write_csv
 from maw_gym.runners.experiments.result import Floats
-
-FIGURES: Final = {
-    "reward_curves": "Mean reward of the greedy policy on validation queries while it trains; bands"
-    " reach from the lowest to the highest seed.",
-    "ndcg": "nDCG@10 on test queries with bootstrap 95% intervals over queries.",
-    "depth_usage": "How often each depth is chosen for test queries.",
-    "reward_terms": "The reward and its terms at every depth, means over test queries.",
-    "differences": "Difference in nDCG@10 from the baseline, query by query, sorted.",
-}
-
+from maw_gym.tables.depth_table import is_shared
 
 # Columns of the tables that have a line for each method; see `_cells`.
 TESTED: Final = ("difference", "p", "p (Holm)", "detectable", "within", "wins / ties / losses")
 DIFFERENCE: Final = ("method", MAIN, *TESTED, "vs zero-shot", "vs trained")
 RETRIEVAL: Final = ("method", *(f"{name} [95%]" for name in NAMES))
 REWARD: Final = ("method", *COLUMNS, "gap closed", "depths used")
-SEEDS: Final = ("method", MAIN, "deviation over seeds", "95% over seeds")
-COST: Final = ("method", "what it is", "parameters", "training s", "added ms per query", "seeds")
+COST: Final = ("method", "what it is", "parameters", "training s", "added ms per query")
+SEEDS: Final = ("seeds", "deviation over seeds", "95% over seeds")
 
 
 def method_table(
@@ -41,8 +33,8 @@ def method_table(
     """Some columns of the methods' rows, of all unless some are given."""
     digits = digits_for(len(made.query_ids))
     cells = [_cells(row, digits) for row in (made.rows if rows is None else rows)]
-    # "95% over seeds" says nothing where it was not asked for.
-    columns = [name for name in columns if any(line[name] for line in cells)]
+    # Such as "95% over seeds" where it was not asked for.
+    columns = [name for name in columns if any(line[name] != "-" for line in cells)]
     head = [name.replace("difference", f"minus {made.baseline}") for name in columns]
     return markdown(head, [[line[name] for name in columns] for line in cells], left)
 
@@ -51,7 +43,7 @@ def _cells(row: Row, digits: int) -> dict[str, str]:
     """What a method's row says, by the titles of columns."""
     reward = {"reward": (row["reward"] or {}).get("mean"), **(row["reward"] or {})}
     retrieval, low = row["retrieval"], min(digits, 3)
-    over_seeds = "[{seed_low:.4f}, {seed_high:.4f}]" if "seed_low" in retrieval[MAIN] else ""
+    over_seeds = "[{seed_low:.4f}, {seed_high:.4f}]" if "seed_low" in retrieval[MAIN] else "-"
     return {
         "method": row["method"],
         MAIN: number(retrieval[MAIN]["mean"], digits),
@@ -81,24 +73,21 @@ def _tested(test: Row | None, digits: int, of_percent: int = 1) -> dict[str, str
     if test is None:
         return dict.fromkeys(TESTED, "-")
     mean, low, high = (number(test[n], digits, sign=True) for n in ("difference", "low", "high"))
+    whole, sizes = test["baseline_mean"], (test["smallest_detectable"], test["equivalence_margin"])
+    # Plus 0, as there is a -0.
+    shares = (percent(size / whole + 0 if whole else None, of_percent, False) for size in sizes)
     return {
         "difference": f"{mean} [{low}, {high}]",
         "p": p_value(test["p"]),
         "p (Holm)": p_value(test["p_holm"]),
-        "detectable": share(test["smallest_detectable"], test["baseline_mean"], of_percent),
-        "within": share(test["equivalence_margin"], test["baseline_mean"], of_percent),
+        **dict(zip(("detectable", "within"), shares, strict=True)),
         "wins / ties / losses": f"{test['wins']} / {test['ties']} / {test['losses']}",
     }
 
 
-def percent(value: float | None) -> str:
-    """A relative change."""
-    return "-" if value is None else f"{100 * value:+.1f}%"
-
-
-def share(value: float, whole: float, digits: int = 1) -> str:
-    """A size as a share of another."""
-    return f"{100 * value / whole:.{digits}f}%" if whole else "-"
+def percent(value: float | None, digits: int = 1, sign: bool = True) -> str:
+    """A share; a dash where there is none."""
+    return "-" if value is None else f"{100 * value:{'+' if sign else ''}.{digits}f}%"
 
 
 def group_table(scores: Mapping[str, Floats], groups: Sequence[str]) -> str:
@@ -116,13 +105,8 @@ def pair_table(tests: Tests, columns: Sequence[str]) -> str:
     lines = []
     for (first, second), (reward, ndcg) in tests.items():
         paid, told = _tested(reward, 5), _tested(ndcg, 5, of_percent=2)
-        cells = [
-            paid["difference"],
-            paid[columns[0]],
-            told["difference"],
-            *(told[one] for one in columns),
-        ]
-        lines.append([f"{first} minus {second}", *cells])
+        cells = [paid["difference"], paid[columns[0]], told["difference"]]
+        lines.append([f"{first} minus {second}", *cells, *(told[one] for one in columns)])
     return markdown(["", "reward", columns[0], MAIN, *columns], lines)
 
 
@@ -143,12 +127,13 @@ def write_comparisons(
 
 def report_text(made: Sequence[Comparison], command: str, quick: bool = False) -> str:
     """The whole of report.md."""
-    first = made[0]
-    encoder_seeds = dict.fromkeys(fold.encoder_seed for fold in first.references)
+    first, online = made[0], made[0].folds[0].spec.online
+    assert online is not None
+    encoder_seeds = [folds[0].spec.task.encoder_seed for folds in first.encoders]
     parts = [
         "# Comparison",
         f"Made by `{command}`.",
-        f"Learners saw {first.references[0].facts['timesteps']:,} training queries each, on the"
+        f"Learners saw {online.timesteps:,} training queries each, on the"
         f" same queries, with seeds {' '.join(map(str, first.seeds))}; scores are averaged over"
         " seeds, query by query, before they are tested."
         f" Encoders have seeds {' '.join(map(str, encoder_seeds))}. Intervals in"
@@ -182,14 +167,11 @@ def _sections(made: Comparison) -> Iterator[str]:
     yield f"### nDCG@10 against {made.baseline}"
     yield method_table(made, DIFFERENCE, ordinary)
     yield "### Retrieval"
-    yield method_table(made, RETRIEVAL, ordinary)
-    if oracles := [row for row in made.rows if row["kind"] == "oracle"]:
-        yield "Upper bounds, which read the answers:"
-        yield method_table(made, RETRIEVAL, oracles)
+    yield method_table(made, RETRIEVAL)
     if routed := [row for row in made.rows if row["reward"]]:
         yield "### Reward"
         yield method_table(made, REWARD, routed)
-    groups = [group for fold in made.folds for group in fold.groups]
+    groups = [group for fold in made.encoders[0] for group in fold.task.table("test").groups]
     if len(set(groups)) > 1:
         yield "### nDCG@10 by group"
         yield group_table({name: made.scores(name) for name in made.results}, groups)
@@ -205,23 +187,22 @@ def _sections(made: Comparison) -> Iterator[str]:
         yield "### Pairs"
         yield pair_table(made.pairs, ("p", "detectable", "within"))
         yield "p is not corrected here."
-    if several := [row for row in made.rows if "seed_deviation" in row["retrieval"][MAIN]]:
-        yield "### Seeds"
-        yield method_table(made, SEEDS, several)
-    yield "### Cost"
-    yield method_table(made, COST, left=2)
+    yield "### Cost and seeds"
+    yield method_table(made, (*COST, *SEEDS), left=2)
     yield (
         "Training is that of the method alone: of a router, without the encoder whose depths it"
         " chooses. Latency is the median over 20 queries, one at a time, of what the method takes"
-        " longer than the MAW encoder's standard attention."
+        " longer than the MAW encoder's standard attention. Deviations and intervals over seeds are"
+        " those of nDCG@10."
     )
-    for figure, caption in FIGURES.items():
+    for figure, (_, caption) in figures.FIGURES.items():
         yield f"![{caption}](figures/{slug(made.dataset)}-{figure}.png)\n\n*{caption}*"
 
 
 def _notes(made: Comparison) -> Iterator[str]:
-    folds, first = made.folds, made.folds[0].facts
-    counts = ", ".join(f"{count:,} {split}" for split, count in first["queries"].items())
+    folds, task, spec = made.encoders[0], made.folds[0].task, made.folds[0].spec.task
+    splits = task.collection.splits
+    counts = ", ".join(f"{len(queries.ids):,} {split}" for split, queries in splits.items())
     if len(folds) > 1:
         yield (
             f"All queries are cross-validated in {len(folds)} folds: results of all"
@@ -231,22 +212,21 @@ def _notes(made: Comparison) -> Iterator[str]:
     else:
         yield f"Queries: {counts}."
     ranked = "all of them ranked for every query"
-    if first["ranked"] != "whole":
+    if not task.collection.small:
         ranked = (
             "encoders rank BM25's first 100 of each query, to which only training queries have"
             " their relevant documents added"
         )
-    yield f"{first['documents']:,} documents, {ranked}."
-    relevant, seen = (
-        sum(fold.facts[key] for fold in folds) for key in ("test_relevant", "test_relevant_seen")
-    )
+    yield f"{len(task.collection.doc_ids):,} documents, {ranked}."
+    total, seen = np.sum([_seen(fold.task.collection.splits) for fold in folds], axis=0)
     yield (
-        f"{seen:,} of {relevant:,} relevant test documents ({seen / max(relevant, 1):.1%}) were a"
+        f"{seen:,} of {total:,} relevant test documents ({seen / max(total, 1):.1%}) were a"
         " relevant document of a query outside test too."
     )
-    chosen = sorted({fold.facts["chosen encoder"] for fold in folds})
-    yield f"MAW encoder: {', '.join(chosen)}; {first['depths']} depths."
-    yield f"Observation: {', '.join(first['observation'])}; network: {first['network']}."
+    chosen = sorted({str(fold.task.encoder_provenance.get("chosen")) for fold in folds})
+    yield f"MAW encoder: {', '.join(chosen)}; {task.embedder.maw.depths} depths."
+    network = "shared" if is_shared(spec.network, spec.observation) else "mlp"
+    yield f"Observation: {', '.join(spec.observation)}; network: {network}."
     for name, results in made.results.items():
         facts = results[0].facts
         if "label_histogram" in facts:
@@ -257,6 +237,15 @@ def _notes(made: Comparison) -> Iterator[str]:
             yield f"{name}: kept in {kept} of {len(choices)} folds, else untrained."
     for name, reason in made.skipped.items():
         yield f"{name} was left out: {reason}."
+
+
+def _seen(splits: Mapping[str, QuerySet]) -> tuple[int, int]:
+    """How many relevant documents test queries have, and how many of them others have too."""
+    test, *others = (
+        {doc for judged in splits[name].relevance for doc, grade in judged.items() if grade > 0}
+        for name in ("test", "encoder", "train", "validation")
+    )
+    return len(test), len(test.intersection(set().union(*others)))
 
 
 def reading(made: Comparison) -> Iterator[str]:
@@ -274,7 +263,7 @@ def reading(made: Comparison) -> Iterator[str]:
     yield f"Significantly below the baseline (Holm, .05): {below}."
     for name in ("grpo", "full-ndcg", "full-ndcg-retrieval"):
         if test := rows.get(name, {}).get("test"):
-            margin = share(test["equivalence_margin"], test["baseline_mean"])
+            margin = _tested(test, digits)["within"]
             yield f"The difference of {name} from {made.baseline} is less than {margin} at 95%."
     for at, what in enumerate(("reward", MAIN) if made.duels else ()):
         of = {name: tests[at] or {} for (_, name), tests in made.duels.items() if name in ordinary}
@@ -283,10 +272,6 @@ def reading(made: Comparison) -> Iterator[str]:
             f"GRPO in {what}: significantly above {beaten}; below {lost}; no significant difference"
             f" from {level}."
         )
-    for name in ("grpo", "supervised-oracle", "supervised-rule"):
-        if name in rows:
-            zero_shot, trained = map(percent, rows[name]["relative"].values())
-            yield f"{name} against NON-MAW: {zero_shot} zero-shot, {trained} trained."
 
 
 def _sorted_tests(tests: Mapping[str, Row]) -> tuple[str, str, str]:

@@ -185,9 +185,7 @@ class Stopwatch:
 
 def open_run(settings: Any, default: str) -> Path:
     """Claim the folder of a new run, or find that of one to go on with."""
-    from maw_gym.envs.rendering import check_matplotlib  # gymnasium takes a second
-
-    check_matplotlib()  # a run ends in figures
+    _check_matplotlib()
     values = flat(settings)
     folder: Path | None = values.get("resume")
     if folder is not None:
@@ -231,6 +229,17 @@ def open_run(settings: Any, default: str) -> Path:
             " --logdir"
         ) from None
     return folder
+
+
+def _check_matplotlib() -> None:
+    """A run ends in figures: refuse before the work what could not be drawn after it."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except (OSError, ValueError) as error:  # a broken matplotlibrc, say
+        raise InputError(
+            f"matplotlib cannot be imported ({first_line(error)}); mend its matplotlibrc or unset"
+            " MPLBACKEND"
+        ) from None
 
 
 def _give_back() -> None:

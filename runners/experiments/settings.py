@@ -23,6 +23,14 @@ MAIN_FLAGS: Final = (
 )
 
 
+def check_different(settings: object, *names: str) -> None:
+    """Refuse lists that name something twice."""
+    for name in names:
+        given = getattr(settings, name) or ()
+        if len(set(given)) < len(given):
+            raise InputError(f"{name} must differ, got {' '.join(map(str, given))}")
+
+
 @checked
 class TaskSettings:
     """Which queries go through which encoder, what a depth is paid for, what a router sees."""

@@ -29,15 +29,15 @@ LARGEST: Final = 10_000_000  # bytes
 SCRIPTS: Final = ("base.js", "charts.js", "overview.js", "attention.js", "explorer.js")
 MEASURES: Final = ("nDCG@10", "RR@10", "R@100", "Success@10")
 POINTS: Final = 400  # of a curve: more than a page has room for
-# What is drawn first, and with what beside it: tag -> name.
-CHARTS: Final[dict[str, dict[str, str]]] = {
-    "Mean reward, validation queries": {"eval/reward": ""},
-    "Share of the gap from random to oracle closed, validation queries": {"eval/gap_closed": ""},
-    "nDCG@10, validation queries": {"eval/ndcg@10": ""},
-    "Mean reward, training queries": {"rollout/ep_rew_mean": ""},
-    "Terms of the reward, training queries": {f"reward/{name}": name for name in TERMS},
+# What is drawn first: the title of a tag's chart, and its name where a chart has several.
+TERMS_TITLE: Final = "Terms of the reward, training queries"
+CHARTS: Final = {
+    "eval/reward": ("Mean reward, validation queries", ""),
+    "eval/gap_closed": ("Share of the gap from random to oracle closed, validation queries", ""),
+    "eval/ndcg@10": ("nDCG@10, validation queries", ""),
+    "rollout/ep_rew_mean": ("Mean reward, training queries", ""),
+    **{f"reward/{name}": (TERMS_TITLE, name) for name in TERMS},
 }
-Levels = dict[str, list[dict[str, Any]]]  # level lines `{"name", "y"}` of a tag's chart
 LEFT_OUT: Final = ("time/", "rollout/ep_len_mean", "train/learning_rate")
 
 
@@ -96,8 +96,8 @@ def run_payload(
 ) -> dict[str, Any]:
     """Everything the page shows of a run, as JSON values."""
     run = Run(folder)
-    settings, metrics = run.settings, run.metrics
-    learner = str(run.config.get("learner") or "router")
+    settings, learner = run.settings, str(run.config.get("learner") or "router")
+    table = _table(run.metrics, learner)
     router = load_router(folder / "router.safetensors")
     reward = RewardSpec(
         settings.get("reward_weights", RewardSpec.weights),
@@ -108,8 +108,8 @@ def run_payload(
         embedder, provenance = load_embedder(folder / "encoder.safetensors")
         task = RetrievalTask(collection, embedder, device, provenance)
     test, train = (Bandit(task.table(split), reward=reward) for split in ("test", "train"))
-    router.to(task.device)
-    chosen = router.predict(test.table.observation(router.observation))[0]
+    chosen = router.to(task.device).predict(test.table.observation(router.observation))[0]
+    values = {**test.terms, "nDCG@10": test.table.ndcg}
     return {
         "run": {
             "name": folder.resolve().name,
@@ -120,14 +120,14 @@ def run_payload(
             "alignment": reward.alignment,
             "settings": [list(pair) for pair in _lines(run.config)],
         },
-        "table": _table(metrics, learner),
+        "table": table,
         "curves": _charts(run.scalars(), _levels(task, reward)),
         "depths": {
-            "profile": {name: rounded(test.terms[name].mean(0)) for name in ("reward", *TERMS)},
+            "profile": {name: rounded(column.mean(0)) for name, column in test.terms.items()},
             "ndcg": rounded(test.table.ndcg.mean(0)),
             "intervals": {
-                name: rounded(1.96 * values.std(0) / np.sqrt(len(test)))
-                for name, values in {**test.terms, "nDCG@10": test.table.ndcg}.items()
+                name: rounded(1.96 * column.std(0) / np.sqrt(len(test)))
+                for name, column in values.items()
             },
             "chosen": np.bincount(chosen, minlength=test.num_depths).tolist(),
             "best": np.bincount(test.oracle, minlength=test.num_depths).tolist(),
@@ -139,38 +139,24 @@ def run_payload(
 
 def _table(metrics: Mapping[str, Any], learner: str) -> dict[str, Any]:
     """The run's table: rows `{"name", "own", "values"}`, the learner's above the upper bounds."""
-    rows = list(_mapping(metrics.get("baselines")).items())
-    bounds = [pair for pair in rows if "upper bound" in str(pair[0])]
-    others = [pair for pair in rows if pair not in bounds]
-    return {
-        "columns": ["reward", "gap closed", *MEASURES],
-        "rows": [
-            {"name": str(name), "own": row is metrics, "values": _values(row)}
-            for name, row in [*others, (learner, metrics), *bounds]
-        ],
-    }
+    rows = metrics.get("baselines") or {}
+    bounds = {name: row for name, row in rows.items() if "upper bound" in name}
+    others = {name: row for name, row in rows.items() if name not in bounds}
+    found = []
+    for name, row in (others | {learner: metrics} | bounds).items():
+        reward, retrieval = (row.get(part) or {} for part in ("reward", "retrieval"))
+        values = [reward.get("mean"), reward.get("gap_closed"), *map(retrieval.get, MEASURES)]
+        found.append({"name": name, "own": row is metrics, "values": values})
+    return {"columns": ["reward", "gap closed", *MEASURES], "rows": found}
 
 
-def _values(row: Any) -> list[float | None]:
-    reward, retrieval = (_mapping(_mapping(row).get(name)) for name in ("reward", "retrieval"))
-    values = [reward.get("mean"), reward.get("gap_closed"), *map(retrieval.get, MEASURES)]
-    return [
-        float(value) if isinstance(value, (int, float)) and np.isfinite(value) else None
-        for value in values
-    ]
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _levels(task: RetrievalTask, reward: RewardSpec) -> Levels:
+def _levels(task: RetrievalTask, reward: RewardSpec) -> dict[str, list[dict[str, Any]]]:
     """What chance, the best fixed depth and the oracle get on validation queries, by tag."""
-    levels: Levels = {}
+    levels = {}
     for tag, spec in (("eval/reward", reward), ("eval/ndcg@10", NDCG)):
         train, validation = (Bandit(task.table(s), reward=spec) for s in ("train", "validation"))
         if len(train) and len(validation):
-            found = validation.summary(validation.oracle, train.best_fixed())
+            found = validation.summary(validation.oracle)
             known = {"random depth": found.random, "oracle": found.oracle}
             known["best fixed depth"] = validation.mean(train.best_fixed())
             levels[tag] = [{"name": name, "y": round(y, 4)} for name, y in known.items()]
@@ -180,17 +166,17 @@ def _levels(task: RetrievalTask, reward: RewardSpec) -> Levels:
     return levels
 
 
-def _charts(scalars: dict[str, dict[int, float]], levels: Levels) -> list[dict[str, Any]]:
+def _charts(
+    scalars: Mapping[str, Mapping[int, float]], levels: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Charts `{"title", "curves", "levels"}` of all that was logged, the important ones first."""
-    drawn = {tag for names in CHARTS.values() for tag in names}
-    others = {tag: {tag: ""} for tag in scalars if not tag.startswith(LEFT_OUT)}
-    charts = []
-    for title, names in (CHARTS | {t: one for t, one in others.items() if t not in drawn}).items():
-        curves = [curve(name, scalars[tag]) for tag, name in names.items() if tag in scalars]
-        if curves:
-            lines = levels.get(next(iter(names)), [])
-            charts.append({"title": title, "curves": curves, "levels": lines})
-    return charts
+    charts: dict[str, dict[str, Any]] = {}
+    for tag in dict.fromkeys([*CHARTS, *scalars]):
+        if tag in scalars and not tag.startswith(LEFT_OUT):
+            title, name = CHARTS.get(tag, (tag, ""))
+            empty = {"title": title, "curves": [], "levels": levels.get(tag, [])}
+            charts.setdefault(title, empty)["curves"].append(curve(name, scalars[tag]))
+    return [*charts.values()]
 
 
 def curve(name: str, values: Mapping[int, float]) -> dict[str, Any]:
@@ -209,7 +195,5 @@ def _lines(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield from _lines(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list):
-        yield name, ", ".join(map(str, value))
     elif value is not None:
-        yield name, str(value)
+        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -50,23 +50,23 @@ def looked_at(
         text, relevant = queries.texts[row], relevant_documents[row]
         (ids,) = embedder.query_ids([text])
         weights = attention_of(task, ids)
-        attention = packed(weights)
+        numbers = np.rint(255 * np.sqrt(weights)).astype(np.uint8)
+        attention = base64.b64encode(gzip.compress(numbers.tobytes(), 4, mtime=0)).decode()
         limit -= len(attention)
         if limit < 0:
             break
-        candidates = None if all_candidates is None else [all_candidates[row]]
-        embeddings = torch.cat(
-            [embedder.encode_queries([text] * len(depths), depths), embedder.encode_queries([text])]
-        )
-        ranking = rank(task.index, embeddings, SHOWN, candidates and candidates * len(embeddings))
-        standard = rankings_of_depths(task.index, embeddings[None, -1:], [relevant], candidates)
+        own = None if all_candidates is None else [all_candidates[row]]
+        standard = embedder.encode_queries([text])
+        embeddings = torch.cat([embedder.encode_queries([text] * len(depths), depths), standard])
+        found = rank(task.index, embeddings, SHOWN, own and own * len(embeddings))
+        ndcg = float(rankings_of_depths(task.index, standard[None], [relevant], own).ndcg)
         rankings = [
             [
                 (places.setdefault(document, len(places)), round(score, 3))
                 for document, score in zip(*of_depth, strict=True)
                 if document >= 0
             ]
-            for of_depth in zip(ranking.documents.tolist(), ranking.scores.tolist(), strict=True)
+            for of_depth in zip(found.documents.tolist(), found.scores.tolist(), strict=True)
         ]
         grades = zip(relevant.documents.tolist(), relevant.grades.tolist(), strict=True)
         shown[row] = {
@@ -78,7 +78,7 @@ def looked_at(
             "chosen": int(chosen[row]),
             "best": int(bandit.oracle[row]),
             "terms": {name: rounded(column[row]) for name, column in bandit.terms.items()},
-            "ndcg": [*rounded(bandit.table.ndcg[row]), round(float(standard.ndcg), 4)],
+            "ndcg": [*rounded(bandit.table.ndcg[row]), round(ndcg, 4)],
             "rankings": rankings,
             "relevant": {str(places.setdefault(d, len(places))): grade for d, grade in grades},
         }
@@ -87,8 +87,11 @@ def looked_at(
         {"id": cut(names[one], ID_CHARACTERS), "text": cut(texts[one], DOCUMENT_CHARACTERS)}
         for one in places
     ]
-    found = [shown[row] for row in sorted(shown)]
-    return {"of": len(bandit), "queries": found, "documents": documents}
+    return {
+        "of": len(bandit),
+        "queries": [shown[row] for row in sorted(shown)],
+        "documents": documents,
+    }
 
 
 def sampled_queries(ndcg: NDArray[np.float32], count: int) -> Integers:
@@ -97,18 +100,17 @@ def sampled_queries(ndcg: NDArray[np.float32], count: int) -> Integers:
     others = np.setdiff1d(np.arange(len(ndcg)), differ)
     at = np.linspace(0, len(others) - 1, min(count // 2, len(others))).round()
     spread = others[at.astype(np.int64)]
-    turns = np.full((2, max(len(differ), len(spread))), -1)
-    turns[0, : len(differ)], turns[1, : len(spread)] = differ, spread
-    taken = turns.T.flatten()
-    return taken[taken >= 0]
+    # By turns, so that some of both are there where the room ends.
+    order = np.argsort([*range(len(differ)), *range(len(spread))], kind="stable")
+    return np.concatenate([differ, spread])[order]
 
 
 def attention_of(task: RetrievalTask, ids: Sequence[int]) -> NDArray[np.float32]:
     """Attention (D + 1, H, n, n) of a query's token ids: that of every depth, then the standard."""
-    encoder, text = task.embedder.maw, task.embedder.text
+    encoder = task.embedder.maw
     tokens = torch.tensor([list(ids)], dtype=torch.long, device=task.device)
     mask = torch.ones_like(tokens, dtype=torch.bool)
-    hidden = text.hidden(tokens, mask)
+    hidden = task.embedder.text.hidden(tokens, mask)
     depths = encoder.depth_attention(hidden, mask)[0].movedim(-1, 0)  # (H, n, n, D) to (D, ...)
     x = encoder.norm(hidden)
     query, key = (
@@ -117,12 +119,6 @@ def attention_of(task: RetrievalTask, ids: Sequence[int]) -> NDArray[np.float32]
     )
     standard = attention_weights(query, key, mask)  # (1, H, n, n)
     return torch.cat([depths, standard]).cpu().numpy()
-
-
-def packed(weights: NDArray[np.float32]) -> str:
-    """Weights in [0, 1] as text: bytes 255 sqrt(w), compressed, in base64."""
-    numbers = np.rint(255 * np.sqrt(weights.clip(0, 1))).astype(np.uint8)
-    return base64.b64encode(gzip.compress(numbers.tobytes(), 4, mtime=0)).decode()
 
 
 def cut(text: str, characters: int) -> str:

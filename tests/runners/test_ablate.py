@@ -20,7 +20,7 @@ from maw_gym.tables.task import load_task
 def test_variants_are_settings_of_grpo() -> None:
     specs = [made(AblateSettings).spec(name) for name in VARIANTS]
     assert specs[0] == Spec(learner=GRPOSettings())
-    assert len(set(map(str, specs))) == len(specs) - 1  # the profile is what GRPO observes anyway
+    assert len(set(map(str, specs))) == len(specs)
 
 
 def test_leaves_a_report(
@@ -29,18 +29,17 @@ def test_leaves_a_report(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    some = ("defaults", "observation: profile", "reward: alignment alone")
+    some = ("defaults", "reward: alignment alone")
     monkeypatch.setattr(ablate, "VARIANTS", {name: VARIANTS[name] for name in some})
-    settings = made(AblateSettings,
-        dataset=str(tiny_folder), encoder="untrained", seeds=(0, 1), timesteps=256, device="cpu",
-        logdir=tmp_path, run_name="one",
+    settings = made(
+        AblateSettings, dataset=str(tiny_folder), encoder="untrained", seeds=(0, 1), timesteps=256,
+        device="cpu", logdir=tmp_path, run_name="one",
     )  # fmt: skip
     ablate.main(settings)
     run = tmp_path / "one"
     rows = {row["method"]: row for row in json.loads((run / "results.json").read_text())}
-    assert list(rows) == ["defaults", "reward: alignment alone"]
+    assert tuple(rows) == some
     assert " minus defaults |" in capsys.readouterr().out
-    report = (run / "report.md").read_text()
     # Both are judged by the default reward, whatever they learned from.
     table = load_task(str(tiny_folder), "untrained", "cpu").table("test")
     reward = 0.3 * table.entropy + 0.3 * table.focus + 0.4 * table.ndcg  # (7, 32)
@@ -50,16 +49,10 @@ def test_leaves_a_report(
         np.take_along_axis(reward.T, depths, 0).mean(), abs=1e-6
     )
     assert {cell.history for cell in cells} == {None}
-    # Going on trains nothing again; a result that is lost is.
+    # Going on trains nothing again.
     kept = {path: path.stat().st_mtime_ns for path in (run / "cells").iterdir()}
-    (lost,) = (path for path in kept if path.match("*.defaults.seed1.*.json"))
-    lost.unlink()
     ablate.main(changed(settings, resume=run))
-    now = {path: path.stat().st_mtime_ns for path in (run / "cells").iterdir()}
-    assert {path for path in now if now[path] != kept[path]} == {lost}
-    assert (run / "report.md").read_text().partition("### Cost")[0] == (
-        report.partition("### Cost")[0]
-    )
+    assert {path: path.stat().st_mtime_ns for path in (run / "cells").iterdir()} == kept
 
 
 @pytest.mark.parametrize(

@@ -77,14 +77,10 @@ def load_collection(name_or_path: str, fold: int = 0, folds: int | None = None) 
 
 
 def _source(name: str) -> Source:
-    path = Path(os.path.expanduser(name))
-    if path.suffix == ".safetensors" and os.path.isfile(path):
-        from maw_gym.corpora.pydocs import read_pydocs_file, source_of
-
-        return source_of(read_pydocs_file(path))
-    if name and os.path.isfile(path / "corpus.jsonl"):
-        return read_beir_folder(path)
-    if name.startswith(("/", ".", "~")):
+    path = os.path.expanduser(name)
+    if name and os.path.isfile(os.path.join(path, "corpus.jsonl")):
+        return read_beir_folder(Path(path))
+    if name.startswith(("/", ".", "~")) and not os.path.isfile(path):
         raise InputError(
             f"{name} has no corpus.jsonl: give an ir_datasets id, or a folder with corpus.jsonl,"
             " queries.jsonl and qrels/test.tsv"

@@ -71,20 +71,16 @@ def _modules(name: str) -> Mapping[str, list[str]]:
         return importable
     if name in importable:
         return {name: importable[name]}
-    modules = {
-        module: distributions
-        for module, distributions in importable.items()
-        if _canonical(name) in map(_canonical, distributions)
-    }
-    if not modules:
-        known = {*importable, *(one for several in importable.values() for one in several)}
-        close = difflib.get_close_matches(name.lower(), sorted(known), n=3)
-        question = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise InputError(
-            f"package {name!r} is not installed: {question}install it, or name others, such as"
-            " pydocs:default,scipy"
-        )
-    return modules
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        project = importlib.metadata.distribution(name).name
+        return {module: found for module, found in importable.items() if project in found}
+    known = {*importable, *(one for several in importable.values() for one in several)}
+    close = difflib.get_close_matches(name.lower(), sorted(known), n=3)
+    question = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    raise InputError(
+        f"package {name!r} is not installed: {question}install it, or name others, such as"
+        " pydocs:default,scipy"
+    )
 
 
 @functools.cache
@@ -95,11 +91,6 @@ def _importable() -> Mapping[str, list[str]]:
         for module, distributions in importlib.metadata.packages_distributions().items()
         if module.isidentifier() and module not in LEFT_OUT
     }
-
-
-def _canonical(distribution: str) -> str:
-    """A distribution's name as indices compare it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _root(module: str) -> Path | None:

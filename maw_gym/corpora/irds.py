@@ -1,7 +1,7 @@
 """Collections of ir_datasets, by their id; and pydocs as one of them.
 
-Importing this registers `pydocs` and its splits, such as `pydocs/test`; `pydocs:NAME` and its own
-are entered when they are asked for. Nothing is read before a method asks for it.
+Importing this registers `pydocs` and its splits, such as `pydocs/test`; `pydocs:NAME` and files of
+docstrings are entered when they are asked for. Nothing is read before a method asks for it.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 import logging
 import os
+import re
 import tarfile
 import traceback
 import zipfile
@@ -25,7 +26,7 @@ from ir_datasets.util import Download, LocalDownload, apply_sub_slice
 from tqdm import tqdm
 
 from maw_gym.corpora.collection import QuerySet, Source, checked_grade, checked_id, judged_queries
-from maw_gym.corpora.pydocs import NAME, Pydocs, installed_pydocs
+from maw_gym.corpora.pydocs import FILE, NAME, Pydocs, installed_pydocs
 from maw_gym.corpora.splits import SPLITS
 from maw_gym.corpora.text import encodable
 from maw_gym.errors import InputError
@@ -305,7 +306,8 @@ def _register() -> None:
         for split in SPLITS:
             ir_datasets.registry.register(f"{NAME}/{split}", _dataset(NAME, split))
     ir_datasets.registry.register_pattern(
-        rf"^({NAME}:[^/]+)(?:/({'|'.join(SPLITS)}))?$", lambda _, found: _dataset(*found)
+        rf"^({NAME}:[^/]+|.+{re.escape(FILE)})(?:/({'|'.join(SPLITS)}))?$",
+        lambda _, found: _dataset(*found),
     )
 
 

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from maw_gym import files
 from maw_gym.corpora import docstrings
-from maw_gym.corpora.collection import Groups, QuerySet, Source
+from maw_gym.corpora.collection import Groups
 from maw_gym.corpora.docstrings import DEFAULT, STANDARD_LIBRARY, Docstring
 from maw_gym.corpora.splits import ENDS, SPLITS, fraction, side
 from maw_gym.corpora.text import normalised
@@ -27,6 +27,7 @@ from maw_gym.errors import DamagedFileError, InputError, first_line
 
 NAME: Final = "pydocs"
 KIND: Final = "pydocs"  # of files
+FILE: Final = ".safetensors"  # how their names end
 NEAR_DUPLICATE: Final = 0.7  # Jaccard similarity of word 3-grams
 # Raise it with any change of what is read, joined or stored.
 FORMAT: Final = 2
@@ -123,9 +124,10 @@ def near_duplicates(
 def installed_pydocs(name: str = NAME) -> Pydocs:
     """The collection of this machine called `name`, from its cache or, in seconds, from sources.
 
-    Raises:
-        InputError: it names a package that is not installed, or none with docstrings.
+    The path of a file that another machine's cache has is a name, too.
     """
+    if name.endswith(FILE):
+        return read_pydocs_file(files.expanded(name))
     names = {one.strip() for one in name.removeprefix(NAME).removeprefix(":").split(",")} - {""}
     if name == NAME:
         names = {DEFAULT}
@@ -189,16 +191,3 @@ def read_pydocs_file(path: Path) -> Pydocs:
             f"{path} is not a pydocs collection of this version ({first_line(error)}); give another"
         ) from None
     return pydocs
-
-
-def source_of(pydocs: Pydocs) -> Source:
-    """The collection without a detour through ir_datasets."""
-    sides = pydocs.sides
-    parts = {}
-    for split in SPLITS:
-        ids = tuple(query_id for query_id in pydocs.queries if sides[query_id] == split)
-        texts = tuple(pydocs.queries[query_id] for query_id in ids)
-        relevance = tuple(dict.fromkeys(pydocs.relevance[query_id], 1) for query_id in ids)
-        parts[split] = QuerySet(ids, texts, relevance)
-    provenance = {"source": "pydocs file", "collection": pydocs.provenance, "dropped": {}}
-    return Source(pydocs.docs, parts, provenance, pydocs.groups, pydocs.twins)

@@ -5,8 +5,8 @@ import logging
 import os
 import shutil
 import zipfile
+from collections import namedtuple
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import ir_datasets
 import pytest
@@ -16,24 +16,13 @@ from ir_datasets.formats import GenericDoc, GenericQuery, TrecQrel
 from maw_gym.corpora import load_collection
 from maw_gym.errors import InputError
 
-
-class Titled(NamedTuple):
-    doc_id: str
-    title: Any
-    text: str
+Titled = namedtuple("Titled", "doc_id title text")
+Bare = namedtuple("Bare", "doc_id query_id")
 
 
-class Body(NamedTuple):
-    doc_id: str
-    body: str
-
+class Body(namedtuple("Body", "doc_id body")):
     def default_text(self):
         return f"body {self.body}"
-
-
-class Bare(NamedTuple):
-    doc_id: str
-    query_id: str
 
 
 class Records:
@@ -229,9 +218,8 @@ def test_settings_of_downloads_and_the_log_are_restored(register, monkeypatch):
 def test_a_failed_download_names_the_file_and_its_place(tmp_path, monkeypatch, run_python):
     # Nothing listens on the discard port: refused at once, with or without a network.
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        value = "" if name == "no_proxy" else "http://127.0.0.1:9"
-        monkeypatch.setenv(name, value)
-        monkeypatch.setenv(name.upper(), value)
+        for variable in (name, name.upper()):
+            monkeypatch.setenv(variable, "" if name == "no_proxy" else "http://127.0.0.1:9")
     monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path))
     program = """
 import time
@@ -244,13 +232,13 @@ for name in ("vaswani", "beir/fiqa"):
         print(error)
 print(time.perf_counter() - start)"""
     *messages, seconds = run_python(program).splitlines()
+    failed = f"which cannot be downloaded (ProxyError): put it at {tmp_path}"
+    vaswani = "http://ir.dcs.gla.ac.uk/resources/test_collections/npl/npl.tar.gz or"
+    vaswani += " https://mirror.ir-datasets.com/23e5607081191b153738e81fbd834680"
+    fiqa = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/fiqa.zip"
     assert messages == [
-        "dataset 'vaswani' needs http://ir.dcs.gla.ac.uk/resources/test_collections/npl/npl.tar.gz"
-        " or https://mirror.ir-datasets.com/23e5607081191b153738e81fbd834680, which cannot be"
-        f" downloaded (ProxyError): put it at {tmp_path}/vaswani/npl.tar.gz",
-        "dataset 'beir/fiqa' needs https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/"
-        "datasets/fiqa.zip, which cannot be downloaded (ProxyError): put it at"
-        f" {tmp_path}/beir/fiqa/source.zip",
+        f"dataset 'vaswani' needs {vaswani}, {failed}/vaswani/npl.tar.gz",
+        f"dataset 'beir/fiqa' needs {fiqa}, {failed}/beir/fiqa/source.zip",
     ]
     assert float(seconds) < 10
 

@@ -23,7 +23,7 @@ from maw_gym.corpora.text import comparable, encodable, normal, normalised, word
         ("", []),
     ],
 )
-def test_words_of_the_world(text: str, expected: list[str]) -> None:
+def test_words_of_the_world(text, expected):
     assert words(text) == expected
     assert words(unicodedata.normalize("NFD", text)) == expected
     assert normal(unicodedata.normalize("NFD", text)) == unicodedata.normalize("NFC", text)
@@ -37,7 +37,7 @@ def test_words_of_the_world(text: str, expected: list[str]) -> None:
         ("“the wing”, he said…", '"the wing", he said'),
     ],
 )
-def test_texts_that_ask_for_the_same(one: str, other: str) -> None:
+def test_texts_that_ask_for_the_same(one, other):
     assert comparable(one) == comparable(other)
     assert words(one) == words(other)
 
@@ -53,11 +53,11 @@ def test_texts_that_ask_for_the_same(one: str, other: str) -> None:
         ("🙂", "🚀", "🍕"),
     ],
 )
-def test_texts_that_differ_in_symbols_or_marks_are_different(texts: tuple[str, ...]) -> None:
+def test_texts_that_differ_in_symbols_or_marks_are_different(texts):
     assert len({comparable(text) for text in texts}) == len(texts)
 
 
-def test_normalised_keeps_lower_case_words() -> None:
+def test_normalised_keeps_lower_case_words():
     assert normalised("  Return the\tX_1-value (of «ÉTÉ»)! ") == "return the x_1 value of été"
 
 
@@ -70,5 +70,5 @@ def test_normalised_keeps_lower_case_words() -> None:
         ("a\x00e\u0301", "a\x00é"),
     ],
 )
-def test_lone_surrogates_are_replaced_and_pairs_joined(text: str, expected: str) -> None:
+def test_lone_surrogates_are_replaced_and_pairs_joined(text, expected):
     assert encodable(text) == expected

@@ -1,6 +1,5 @@
 import math
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.search import rank
 
 
-def index_of(*texts: str) -> BM25:
+def index_of(*texts):
     return BM25.of([f"d{row}" for row in range(len(texts))], iter(texts))
 
 
@@ -52,12 +51,12 @@ def test_scores_are_lucenes():
         (["", "the"], ["wing"], 5, [[-1, -1]]),
     ],
 )
-def test_rankings_by_hand(texts: list[str], queries: list[str], k: int, found: list[list[int]]):
+def test_rankings_by_hand(texts, queries, k, found):
     assert index_of(*texts).rank(queries, k).documents.tolist() == found
 
 
 @pytest.mark.parametrize("texts", [("wing jet", "Wings wing rudder", "tail"), ("", "the")])
-def test_an_index_is_saved_and_read(tmp_path: Path, texts: tuple[str, ...]):
+def test_an_index_is_saved_and_read(tmp_path, texts):
     index = index_of(*texts)
     index.save(tmp_path)
     read = BM25.load(tmp_path, [f"d{row}" for row in range(len(texts))])
@@ -73,7 +72,7 @@ VECTORS = torch.tensor([[0.6, 0.8], [0.8, 0.6], [1.0, 0.0], [0.0, 1.0]])
 
 
 @pytest.fixture
-def both() -> tuple[DocumentIndex, BM25]:
+def both():
     return DocumentIndex(IDS, VECTORS), BM25.of(IDS, TEXTS)
 
 
@@ -121,14 +120,14 @@ def test_fusion_by_hand():
 
 
 @pytest.fixture
-def many() -> tuple[DocumentIndex, BM25, torch.Tensor, list[str]]:
+def many():
     """400 documents, the last three without text, and 20 queries."""
     rng = np.random.default_rng(0)
 
-    def texts(count: int, length: int) -> list[str]:
+    def texts(count, length):
         return [" ".join(rng.choice(list("abcdefghklmno"), length)) for _ in range(count)]
 
-    def vectors(count: int) -> torch.Tensor:
+    def vectors(count):
         drawn = torch.from_numpy(rng.normal(size=(count, 8))).float()
         return torch.nn.functional.normalize(drawn)
 

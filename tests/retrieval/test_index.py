@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,28 +21,24 @@ ANIMALS = ["bees make honey", "whales sing under water", "camels live in the des
 TOOLS = ["the violin has four strings", "a lamp turns power into light", "tyres have a tube"]
 
 
-def another(task: RetrievalTask) -> RoutedEncoder:
+def another(task):
     return RoutedEncoder(task.embedder, fixed_router(task, 1))
 
 
 @pytest.fixture
-def routed(task: RetrievalTask) -> RoutedEncoder:
+def routed(task):
     return another(task)
 
 
-def saved(folder: Path) -> dict[str, bytes]:
+def saved(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_stream_on_disk_is_searched_as_lists_in_memory(
-    task: RetrievalTask,
-    routed: RoutedEncoder,
-    tmp_path: Path,
-    dtype: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    task, routed, tmp_path, dtype, monkeypatch
+):
     monkeypatch.setattr(embedder_module, "PORTION", 7)
     # Two texts come again, in other portions and other batches.
     texts = task.collection.doc_texts
@@ -60,9 +55,7 @@ def test_a_stream_on_disk_is_searched_as_lists_in_memory(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("folder", [None, "index"])
-def test_an_index_made_by_a_gpu_is_saved_and_loaded(
-    task: RetrievalTask, tmp_path: Path, folder: str | None
-) -> None:
+def test_an_index_made_by_a_gpu_is_saved_and_loaded(task, tmp_path, folder):
     embedder = untrained_embedder(task.collection.doc_texts, EncoderSettings(depths=4))
     routed = RoutedEncoder(embedder.to("cuda"), fixed_router(task, 1), device="cuda")
     ids, texts = task.collection.doc_ids, task.collection.doc_texts
@@ -78,9 +71,7 @@ def test_an_index_made_by_a_gpu_is_saved_and_loaded(
 
 
 @pytest.mark.parametrize("index", ["exact", "faiss:HNSW8", "faiss:IVF2,SQ8"])
-def test_what_is_saved_is_loaded(
-    task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path, index: str
-) -> None:
+def test_what_is_saved_is_loaded(task, routed, tmp_path, index):
     if index != "exact":
         pytest.importorskip("faiss")
     ids, texts = task.collection.doc_ids, task.collection.doc_texts
@@ -94,9 +85,7 @@ def test_what_is_saved_is_loaded(
         loaded.save(tmp_path)
 
 
-def test_what_is_saved_without_documents_has_none(
-    task: RetrievalTask, routed: RoutedEncoder, tmp_path: Path
-) -> None:
+def test_what_is_saved_without_documents_has_none(task, routed, tmp_path):
     """Those of an earlier save do not come back, nor keep another encoder from loading."""
     (tmp_path / "notes.txt").write_text("mine")
     another(task).index(["old"], ["bees make honey"]).save(tmp_path)
@@ -107,24 +96,19 @@ def test_what_is_saved_without_documents_has_none(
     assert sorted(saved(tmp_path)) == ["encoder.safetensors", "notes.txt", "router.safetensors"]
 
 
-@pytest.mark.parametrize("documents", [True, False])
-def test_a_transformer_is_saved_beside_the_index(
-    task: RetrievalTask, tiny_transformer: Path, tmp_path: Path, documents: bool
-) -> None:
+def test_a_transformer_is_saved_beside_the_index(task, tiny_transformer, tmp_path):
     text = load_text_encoder(str(tiny_transformer))
     embedder = untrained_embedder(ANIMALS, encoder_shape(text, depths=4), text)
     routed = RoutedEncoder(embedder, fixed_router(RetrievalTask(task.collection, embedder), 1))
-    if documents:
-        routed.index(IDS, ANIMALS)
-    for _ in range(2):  # over itself, too
+    expected = embedder.encode_documents(ANIMALS)
+    for _ in range(2):  # over itself, too, and then with documents
         routed.save(tmp_path)
         routed = RoutedEncoder.load(tmp_path, "cpu")
-    assert (routed.documents is not None) == documents
-    expected = embedder.encode_documents(ANIMALS)
-    np.testing.assert_allclose(routed.encode_document(ANIMALS), expected, atol=1e-6)
+        np.testing.assert_allclose(routed.encode_document(ANIMALS), expected, atol=1e-6)
+        routed.index(IDS, ANIMALS)
 
 
-def test_two_indexes_of_one_folder_are_never_mixed(task: RetrievalTask, tmp_path: Path) -> None:
+def test_two_indexes_of_one_folder_are_never_mixed(task, tmp_path):
     folder = tmp_path / "mine" / "index"
     first = another(task).index(IDS, ANIMALS, folder=folder)
     second = another(task).index(["t1", "t2", "t3"], TOOLS, folder=folder, hybrid=False)
@@ -137,13 +121,7 @@ def test_two_indexes_of_one_folder_are_never_mixed(task: RetrievalTask, tmp_path
 
 
 @pytest.mark.parametrize("full", ["vectors.npy", "encoder.safetensors", "router.safetensors"])
-def test_a_save_that_fails_leaves_what_was_saved(
-    task: RetrievalTask,
-    routed: RoutedEncoder,
-    tmp_path: Path,
-    full: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_save_that_fails_leaves_what_was_saved(task, routed, tmp_path, full, monkeypatch):
     routed.index(IDS, ANIMALS).save(tmp_path)
     before = saved(tmp_path)
     other = untrained_embedder(["other"], EncoderSettings(depths=4))
@@ -151,10 +129,10 @@ def test_a_save_that_fails_leaves_what_was_saved(
     new = RoutedEncoder(other, router).index(IDS, TOOLS)
     path_open = Path.open
 
-    def no_room(*given: Any, **more: Any) -> Any:
+    def no_room(*given, **more):
         raise OSError(28, "No space left on device")
 
-    def opened(self: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+    def opened(self, mode="r", *more, **named):
         if full in self.name and mode[0] in "wx":
             no_room()
         return path_open(self, mode, *more, **named)
@@ -194,9 +172,7 @@ WHOLE = np.ones((2, 256), np.float32)
         ("index", "faiss:Flat", "is no FAISS index|needs FAISS"),
     ],
 )
-def test_foreign_indexes_are_refused(
-    routed: RoutedEncoder, tmp_path: Path, name: str, content: Any, message: str
-) -> None:
+def test_foreign_indexes_are_refused(routed, tmp_path, name, content, message):
     routed.index(["a", "b"], ANIMALS[:2], store=True).save(tmp_path)
     about = {"encoder": routed.embedder.fingerprint(), "index": "exact"}
     if isinstance(content, bytes):
@@ -211,7 +187,7 @@ def test_foreign_indexes_are_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_settings_and_folders_that_cannot_be(routed: RoutedEncoder, tmp_path: Path) -> None:
+def test_settings_and_folders_that_cannot_be(routed, tmp_path):
     file = tmp_path / "thesis.tex"
     file.write_text("years of work")
     for ids, how, message in (
@@ -226,9 +202,7 @@ def test_settings_and_folders_that_cannot_be(routed: RoutedEncoder, tmp_path: Pa
     assert saved(tmp_path) == {"thesis.tex": b"years of work"}
 
 
-def test_faiss_finds_and_exact_cosines_order(
-    task: RetrievalTask, routed: RoutedEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_faiss_finds_and_exact_cosines_order(task, routed, monkeypatch):
     pytest.importorskip("faiss")
     ids, texts = task.collection.doc_ids, task.collection.doc_texts
     expected = routed.index(ids, texts).search(QUERIES[:3], 30)
@@ -255,18 +229,18 @@ NUMBERS = "numbers of a FAISS index are 2 to 9999999, got"  # others end the pro
         *((kind, NUMBERS) for kind in ("HNSW0", "HNSW1", "PQ4x0", "NSG0", "IVF2_HNSW0,Flat")),
     ],
 )
-def test_factories_that_cannot_be(routed: RoutedEncoder, factory: str, message: str) -> None:
+def test_factories_that_cannot_be(routed, factory, message):
     pytest.importorskip("faiss")
     with pytest.raises(InputError, match=message):
         routed.index(["a", "b"], ["x", "y"], index=f"faiss:{factory}")
 
 
-def test_a_foreign_faiss_file_is_refused(routed: RoutedEncoder, tmp_path: Path) -> None:
+def test_a_foreign_faiss_file_is_refused(routed, tmp_path):
     faiss = pytest.importorskip("faiss")
     routed.index([*IDS, "e", "f", "g"], ANIMALS + TOOLS, index="faiss:IVF2,Flat").save(tmp_path)
     folder, about = tmp_path / "index", {"encoder": routed.embedder.fingerprint()}
 
-    def refused(message: str) -> None:
+    def refused(message):
         write_manifest(folder, KIND, about | {"index": "faiss:IVF2,Flat"})
         with pytest.raises(InputError, match=message):
             RoutedEncoder.load(tmp_path, "cpu")

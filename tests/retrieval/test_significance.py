@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from maw_gym.retrieval.significance import (
     bootstrap_means,
@@ -49,9 +48,6 @@ def test_sampled_sign_flips():
     # 20 ones, 4 of them negative: P(at least 16 of 20 alike) = 2 * (1 + 20 + 190 + 1140 + 4845)
     # / 2^20 = .011818
     assert sign_flip_test([1] * 16 + [-1] * 4, seed=1) == pytest.approx(0.011818, abs=0.0025)
-    differences = np.random.default_rng(3).normal(0.02, 0.3, 600)
-    z = differences.sum() / math.sqrt((differences**2).sum())
-    assert sign_flip_test(differences) == pytest.approx(2 * stats.norm.sf(abs(z)), abs=0.006)
     assert sign_flip_test(np.ones(100), draws=99) == 1 / 100  # never 0
 
 
@@ -91,13 +87,6 @@ def test_standard_error_by_hand(differences, error):
     # z(.95) + z(.5) = 1.644854
     found = smallest_detectable_difference(differences, power=0.5, alpha=0.1)
     assert found == pytest.approx(1.644854 * error)
-
-
-def test_the_smallest_detectable_difference_is_detected_as_often_as_it_says():
-    samples = np.random.default_rng(0).normal(0, 1, (2000, 100))
-    shift = np.mean([smallest_detectable_difference(row) for row in samples[:200]])
-    found = stats.ttest_1samp(samples + shift, 0, axis=1).pvalue < 0.05
-    assert found.mean() == pytest.approx(0.8, abs=0.03)
 
 
 @pytest.mark.parametrize(

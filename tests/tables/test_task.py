@@ -84,14 +84,9 @@ def test_the_table_is_the_evaluation_on_pydocs():
 def test_columns_of_the_table(task, tiny):
     table = task.table("test")
     assert table.query_ids == tiny.splits["test"].ids
-    assert table.num_depths == 4
     assert (table.block("attention").shape, table.block("content").shape) == ((7, 512), (7, 256))
-    assert table.block("attention").min() >= 0
-    assert np.linalg.norm(table.block("attention"), axis=1) == pytest.approx(np.ones(7), abs=1e-5)
     for name in ("entropy", "focus", "ndcg", "listwise"):
-        column = getattr(table, name)
-        assert column.shape == (7, 4)
-        assert 0 <= column.min() < column.max() <= 1
+        assert 0 <= getattr(table, name).min() < getattr(table, name).max() <= 1
     # From focused to broad.
     assert (np.diff(table.entropy.mean(0)) > 0).all()
     assert (np.diff(table.focus.mean(0)) < 0).all()

@@ -70,6 +70,11 @@ class Seen:
         return torch.cat([self.statistics.entropy, self.statistics.focus], 1)
 
     @property
+    def rankings(self) -> "Tensor":
+        """What the rankings through every depth look like, (B, 11 D)."""
+        return self.search(self.statistics.embeddings)
+
+    @property
     def content(self) -> "Tensor":
         """Mean hidden states (B, h) of unit length."""
         from maw_gym.encoders.maw import mean_content
@@ -110,7 +115,7 @@ BLOCKS: Final[dict[str, Block]] = {
     "retrieval": Block(
         "11 * D",
         "what a search through every depth finds, see below",
-        lambda seen: seen.search(seen.statistics.embeddings),
+        lambda seen: seen.rankings,
         # First, two gaps; mean, spread and entropy of ten and of fifty; overlap, same first.
         low=(-1, 0, 0, -1, 0, 0, -1, 0, 0, 0, 0),
         high=(1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1),

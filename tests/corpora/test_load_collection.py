@@ -156,7 +156,6 @@ NO_TEXT = "of the dataset has no text: give its class a field `text` or a method
     ("doc", "query", "judgment", "parts"),
     [
         (Bare("1", ""), "q", None, [f"a Bare {NO_TEXT}"]),
-        (GenericDoc("1", None), "q", None, [f"a GenericDoc {NO_TEXT}"]),
         (Titled("1", 7, "x"), "q", None, [f"a Titled {NO_TEXT}"]),
         (None, Bare("", "q"), None, [f"a Bare {NO_TEXT}"]),
         (None, GenericQuery("q", float("nan")), None, [f"a GenericQuery {NO_TEXT}"]),
@@ -165,8 +164,6 @@ NO_TEXT = "of the dataset has no text: give its class a field `text` or a method
         (None, GenericQuery(1.5, "x"), None, ["a query of 'x/test': an id must", "got 1.5"]),
         (None, "q", ("q-q", None, 1), ["a judgment of 'x/test': an id must", "got None"]),
         (None, "q", ("q-q", "1", None), ["query 'q-q' of 'x/test': a grade must", "got None"]),
-        (None, "q", ("q-q", "1", 0.9), ["query 'q-q' of 'x/test': a grade must", "got 0.9"]),
-        (None, "q", ("q-q", "1", 4 * 10**8), ["to 1000000, got 400000000"]),
     ],
 )
 def test_records_of_other_types_are_refused(register, doc, query, judgment, parts):

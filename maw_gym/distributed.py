@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import islice
 from typing import Any, Final, TypeVar
 
 import torch
@@ -106,11 +105,6 @@ def wait() -> None:
     if processes() > 1:
         with others():
             dist.barrier()
-
-
-def own(things: Iterable[Thing]) -> Iterator[Thing]:
-    """Every n-th of the things, for n processes, beginning with this one's number."""
-    return islice(things, process(), None, processes())
 
 
 def own_range(count: int) -> slice:

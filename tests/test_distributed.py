@@ -57,7 +57,6 @@ def exchange() -> dict[str, Any]:
         refused = str(problem)
     return {
         "process": (me, distributed.processes(), distributed.is_first()),
-        "own": list(distributed.own("abcde")),
         "range": distributed.own_range(5),
         "from first": distributed.from_first(f"of {me}"),
         "from all": distributed.from_all(f"of {me}"),
@@ -70,7 +69,6 @@ def exchange() -> dict[str, Any]:
 def test_two_processes_exchange() -> None:
     first, second = together(exchange)
     assert (first["process"], second["process"]) == ((0, 2, True), (1, 2, False))
-    assert (first["own"], second["own"]) == (["a", "c", "e"], ["b", "d"])
     assert (first["range"], second["range"]) == (slice(0, 2), slice(2, 5))
     for found in (first, second):
         assert found["from first"] == "of 0"
@@ -89,7 +87,6 @@ def test_one_process_does_it_alone() -> None:
     distributed.start()
     assert exchange() == {
         "process": (0, 1, True),
-        "own": list("abcde"),
         "range": slice(0, 5),
         "from first": "of 0",
         "from all": ["of 0"],

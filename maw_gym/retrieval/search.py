@@ -54,8 +54,6 @@ def rank(
 
     Each query's `candidates`, a `part` of the documents, or all are ranked.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
     check_finite(queries, "query")
     queries = queries.to(index.device, torch.float32)
     if candidates is None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from maw_gym import files
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.corpora.splits import SPLITS
-from maw_gym.distributed import from_all, own
+from maw_gym.distributed import from_all, own_range
 from maw_gym.encoders.embedder import Embedder, ProgressBar, untrained_embedder
 from maw_gym.encoders.files import document_embeddings, load_embedder, with_query_states
 from maw_gym.encoders.text import AUTO, TextEncoder, WordLlama, text_encoders
@@ -151,19 +151,18 @@ class RetrievalTask:
         return self._tables[split]
 
     def _built(self, split: str) -> DepthTable:
-        """The table of a split; each of several processes computes every n-th portion of it."""
+        """The table of a split; each of several processes computes a share of its portions."""
         self.index  # noqa: B018  (all together, before each goes to its own rows)
-        ids = self.collection.splits[split].ids
+        ids, names = self.collection.splits[split].ids, (*TERMS, *BLOCKS)
         if not ids:
             columns = dict.fromkeys(TERMS, np.zeros((0, self.embedder.maw.depths), np.float32))
             nothing = {name: nothing_observed(name, self.embedder) for name in BLOCKS}
             return DepthTable.of(ids, columns | nothing)
         starts = range(0, len(ids), PORTION)
-        computed = {start: self._columns(split, start) for start in own(starts)}
-        portions = {start: one for some in from_all(computed) for start, one in some.items()}
-        names = [*TERMS, *BLOCKS]
-        parts = {name: [portions[start][name] for start in starts] for name in names}
-        return DepthTable.of(ids, {name: np.concatenate(parts[name]) for name in names})
+        own = [self._columns(split, start) for start in starts[own_range(len(starts))]]
+        parts = [part for of_process in from_all(own) for part in of_process]
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        return DepthTable.of(ids, whole)
 
     def _columns(self, split: str, start: int) -> dict[str, Floats]:
         """The table's columns for the rows of a split from `start` on, at most `PORTION`."""

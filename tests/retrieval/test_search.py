@@ -102,17 +102,16 @@ def test_no_more_is_held_than_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("queries", "k", "lists", "message"),
+    ("queries", "lists", "message"),
     [
-        (torch.full((1, 2), torch.inf), 1, None, "query embeddings must be finite"),
-        (torch.eye(2), 0, None, "k must be at least 1, got 0"),
-        (torch.eye(2), 1, [np.array([0])], "1 lists of candidates for 2 queries"),
+        (torch.full((1, 2), torch.inf), None, "query embeddings must be finite"),
+        (torch.eye(2), [np.array([0])], "1 lists of candidates for 2 queries"),
     ],
 )
-def test_bad_input_is_refused_and_no_queries_are_no_mistake(queries, k, lists, message):
+def test_bad_input_is_refused_and_no_queries_are_no_mistake(queries, lists, message):
     index = DocumentIndex(["a", "b"], torch.eye(2))
     with pytest.raises(ValueError, match=message):
-        rank(index, queries, k, lists)
+        rank(index, queries, 1, lists)
     assert rank(index, torch.zeros(0, 2), 2, lists and []).documents.shape == (0, 2)
 
 

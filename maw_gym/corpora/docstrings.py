@@ -4,7 +4,6 @@ import ast
 import contextlib
 import difflib
 import functools
-import gc
 import importlib.metadata
 import importlib.util
 import inspect
@@ -132,7 +131,11 @@ def read_docstrings(
     for package, path in bar:
         counts["files"] += 1
         try:
-            tree = _parsed(roots[package] / path)
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # such as invalid escapes, which are others' business
+                tree = ast.parse((roots[package] / path).read_bytes())
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
             counts["unreadable_files"] += 1
             continue
@@ -146,20 +149,6 @@ def read_docstrings(
                 again = f"#{names[name]}" if names[name] > 1 else ""
                 found.append(Docstring(name + again, *pair))
     return sorted(found), dict(counts)
-
-
-def _parsed(path: Path) -> ast.Module:
-    collecting = gc.isenabled()
-    gc.disable()  # to look for garbage among so many nodes takes longer than parsing
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # invalid escapes are the business of the file's authors
-            return ast.parse(path.read_bytes())
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def query_and_document(docstring: str) -> tuple[str, str] | None:

@@ -2,11 +2,11 @@ import json
 import os
 
 import pytest
+from mistakes import refused
 
 from maw_gym.corpora import load_collection
 from maw_gym.corpora.beir import read_beir_folder
 from maw_gym.corpora.collection import QuerySet
-from maw_gym.errors import InputError
 
 HEAD = "query-id\tcorpus-id\tscore\n"
 PARTS = ("train.tsv", "dev.tsv", "test.tsv")
@@ -36,14 +36,6 @@ def folder(tmp_path):
         HEAD + "q4\td1\t1\r\nq4\td2\t-1\nq4\tgone\t1\nmissing\td1\t1\n"
     )
     return tmp_path
-
-
-def refused(folder, *parts):
-    with pytest.raises(InputError) as caught:
-        load_collection(str(folder))
-    assert "\n" not in str(caught.value)
-    for part in parts:
-        assert str(part) in str(caught.value)
 
 
 def content(folder):

@@ -12,9 +12,9 @@ import ir_datasets
 import pytest
 from ir_datasets.datasets.base import Dataset
 from ir_datasets.formats import GenericDoc, GenericQuery, TrecQrel
+from mistakes import refused
 
 from maw_gym.corpora import load_collection
-from maw_gym.errors import InputError
 
 Titled = namedtuple("Titled", "doc_id title text")
 Bare = namedtuple("Bare", "doc_id query_id")
@@ -74,14 +74,6 @@ def register(monkeypatch):
 
 def texts(collection):
     return {split: "".join(found.texts) for split, found in collection.splits.items()}
-
-
-def refused(name, *parts, fold=0, folds=None):
-    with pytest.raises(InputError) as caught:
-        load_collection(name, fold, folds)
-    assert "\n" not in str(caught.value)
-    for part in parts:
-        assert part in str(caught.value)
 
 
 def test_subsets_are_found_from_the_base(register):

@@ -20,11 +20,12 @@ from maw_gym.runners.cli import main
 from maw_gym.runners.report_page.page import (
     curve,
     data_block,
+    looked_at,
     rendered,
     run_payload,
+    sampled_queries,
     write_report_page,
 )
-from maw_gym.runners.report_page.sample import looked_at, sampled_queries
 from maw_gym.tables.task import RetrievalTask, load_task
 
 

@@ -299,10 +299,11 @@ class RoutedEncoder:
         check_ids(ids)
         place = None if folder is None else expanded(folder)
         device = self.embedder.device
-        documents = DocumentIndex(ids, vectors if place else vectors.to(device), device)
+        made = [DocumentIndex(ids, vectors if place else vectors.to(device), device)]
         del vectors
         encoder = self.embedder.fingerprint()
-        self.documents = SearchIndex.of(documents, encoder, words, index, place, stored)
+        # Handed over: what was written is mapped after the vectors in memory are gone.
+        self.documents = SearchIndex.of(made.pop(), encoder, words, index, place, stored)
         return self
 
     def add(self, doc_ids: Sequence[str], texts: Sequence[str]) -> Self:

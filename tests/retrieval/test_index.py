@@ -35,6 +35,12 @@ def saved(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def rewritten(folder, about):
+    """A stranger can make checksums that fit."""
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, KIND, about)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_stream_on_disk_is_searched_as_lists_in_memory(
     task, routed, tmp_path, dtype, monkeypatch
@@ -151,7 +157,6 @@ WHOLE = np.ones((2, 256), np.float32)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        # A stranger can make checksums that fit.
         ("documents.jsonl", b'"a"\n7\n', "lines that are no strings"),
         ("documents.jsonl", b'"a"\n"a"\n', "holds no index: document ids must differ"),
         ("documents.jsonl", b'"a"\n', "holds no index: 1 ids for 2 texts"),
@@ -181,7 +186,7 @@ def test_foreign_indexes_are_refused(routed, tmp_path, name, content, message):
         np.save(tmp_path / "index" / name, content)
     else:
         about[name] = content
-    write_manifest(tmp_path / "index", KIND, about)
+    rewritten(tmp_path / "index", about)
     with pytest.raises(InputError, match=message) as caught:
         RoutedEncoder.load(tmp_path, "cpu")
     assert "\n" not in str(caught.value)
@@ -241,7 +246,7 @@ def test_a_foreign_faiss_file_is_refused(routed, tmp_path):
     folder, about = tmp_path / "index", {"encoder": routed.embedder.fingerprint()}
 
     def refused(message):
-        write_manifest(folder, KIND, about | {"index": "faiss:IVF2,Flat"})
+        rewritten(folder, about | {"index": "faiss:IVF2,Flat"})
         with pytest.raises(InputError, match=message):
             RoutedEncoder.load(tmp_path, "cpu")
 

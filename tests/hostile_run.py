@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from tiny_collection import write_beir
 from torch.utils.tensorboard import SummaryWriter
 
 from maw_gym.corpora import load_collection
@@ -49,19 +50,10 @@ DOCUMENTS = (
 
 def write_hostile_collection(folder: Path) -> Path:
     """In BEIR's layout: 4 training, 1 dev and 4 test queries, the hostile ones; qI wants dI."""
-    (folder / "qrels").mkdir(parents=True)
-    with (folder / "corpus.jsonl").open("w") as file:
-        for name, text in DOCUMENTS:
-            file.write(json.dumps({"_id": name, "title": "", "text": text}) + "\n")
-    with (folder / "queries.jsonl").open("w") as file:
-        for name, text in QUERIES:
-            file.write(json.dumps({"_id": name, "text": text}) + "\n")
-    for part, rows in {"train": range(4), "dev": range(4, 5), "test": range(5, 9)}.items():
-        with (folder / "qrels" / f"{part}.tsv").open("w") as file:
-            file.write("query-id\tcorpus-id\tscore\n")
-            for row in rows:
-                file.write(f"{QUERIES[row][0]}\t{DOCUMENTS[row][0]}\t{2 if row == 5 else 1}\n")
-    return folder
+    pairs = enumerate(zip(QUERIES, DOCUMENTS, strict=False))
+    judged = [(query[0], document[0], 2 if row == 5 else 1) for row, (query, document) in pairs]
+    parts = {"train": judged[:4], "dev": judged[4:5], "test": judged[5:]}
+    return write_beir(folder, DOCUMENTS, QUERIES, parts)
 
 
 def write_hostile_run(folder: Path) -> Path:
@@ -74,14 +66,9 @@ def write_hostile_run(folder: Path) -> Path:
     bias = torch.zeros(DEPTHS)
     bias[CHOSEN] = 1
     width = 2 * DEPTHS
-    router = DepthRouter(
-        [(torch.zeros(DEPTHS, width), bias)],
-        "relu",
-        torch.zeros(width),
-        torch.ones(width),
-        ("profile",),
-        {"encoder": embedder.fingerprint()},
-    )
+    layers, about = [(torch.zeros(DEPTHS, width), bias)], {"encoder": embedder.fingerprint()}
+    standard = torch.zeros(width), torch.ones(width)
+    router = DepthRouter(layers, "relu", *standard, ("profile",), about)
     save_router(folder / "router.safetensors", router)
     settings = {"dataset": str(dataset), "fold": 0, "device": "cpu", "alignment": "ndcg"}
     settings |= {"reward_weights": [0.5, 0.25, 0.25], SCRIPT: IMAGE}

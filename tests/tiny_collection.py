@@ -1,6 +1,7 @@
 """A BEIR folder of 30 documents and 24 queries: small, but about something."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 # Query, and the document that answers it.
@@ -41,25 +42,36 @@ ALONE = (
 TRAIN, DEV = 12, 5  # the other 7 queries are test
 
 
+def write_beir(
+    folder: Path,
+    documents: Iterable[tuple[str, str]],
+    queries: Iterable[tuple[str, str]],
+    judged: Mapping[str, Iterable[tuple[str, str, int]]],
+) -> Path:
+    """Write ids and texts, and by part query, document and grade."""
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", documents), ("queries", queries)):
+        lines = [json.dumps({"_id": key, "title": "", "text": text}) + "\n" for key, text in texts]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    for part, rows in judged.items():
+        lines = ["\t".join(map(str, row)) for row in [("query-id", "corpus-id", "score"), *rows]]
+        (folder / "qrels" / f"{part}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 def write_tiny_collection(folder: Path) -> Path:
     """Write the collection in BEIR's layout: 12 training, 5 dev and 7 test queries.
 
     Query qI has the document dI with grade 2; test queries have the document before it with grade 1
     as well.
     """
-    (folder / "qrels").mkdir(parents=True)
     documents = [*(document for _, document in PAIRS), *ALONE]
-    corpus = [{"_id": f"d{row}", "title": "", "text": text} for row, text in enumerate(documents)]
-    queries = [{"_id": f"q{row}", "text": query} for row, (query, _) in enumerate(PAIRS)]
-    for name, records in (("corpus", corpus), ("queries", queries)):
-        lines = [json.dumps(record) + "\n" for record in records]
-        (folder / f"{name}.jsonl").write_text("".join(lines))
-    ends = {"train": (0, TRAIN), "dev": (TRAIN, TRAIN + DEV), "test": (TRAIN + DEV, len(PAIRS))}
-    for part, rows in ends.items():
-        lines = ["query-id\tcorpus-id\tscore\n"]
-        for row in range(*rows):
-            lines.append(f"q{row}\td{row}\t2\n")
-            if part == "test":
-                lines.append(f"q{row}\td{row - 1}\t1\n")
-        (folder / "qrels" / f"{part}.tsv").write_text("".join(lines))
-    return folder
+    rows, test = range(len(PAIRS)), TRAIN + DEV
+    best = [(f"q{row}", f"d{row}", 2) for row in rows]
+    second = [(f"q{row}", f"d{row - 1}", 1) for row in rows[test:]]
+    return write_beir(
+        folder,
+        [(f"d{row}", text) for row, text in enumerate(documents)],
+        [(f"q{row}", query) for row, (query, _) in enumerate(PAIRS)],
+        {"train": best[:TRAIN], "dev": best[TRAIN:test], "test": [*best[test:], *second]},
+    )

@@ -1,10 +1,12 @@
 """The encoder's runner in two processes, as torchrun starts them: one set of files, one line."""
 
-import json
 from pathlib import Path
 
 from killing import Started, start
 from processes import free_port
+
+from maw_gym.encoders.files import load_embedder
+from maw_gym.run import Run
 
 
 def two_processes(dataset: Path, place: Path, *more: object) -> list[Started]:
@@ -27,9 +29,14 @@ def test_two_processes_leave_one_run(tiny_folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == [
         "config.json", "encoder.safetensors", "metrics.json",
     ]  # fmt: skip
-    rows = json.loads((run / "metrics.json").read_text())["baselines"]
+    config, metrics = Run(run).config, Run(run).metrics
+    assert (config["learner"], config["settings"]["depth_epochs"]) == ("encoder", 1)
+    rows = metrics["baselines"]
     assert 0 < rows["standard attention"]["retrieval"]["nDCG@10"] <= 1
-    assert rows["dense + BM25"]["retrieval"]["nDCG@10"] > 0
+    assert {"mean pooling", "dense + BM25", "zero-shot NON-MAW"} <= set(rows)
+    embedder, _ = load_embedder(run / "encoder.safetensors")
+    assert embedder.maw.depths == len(metrics["depths"]["entropy"]) == 32
+    assert f"; give others {run / 'encoder.safetensors'}" in out
     assert err.count("depth tables ...") == out.count("standard attention") == 1
     assert silent == ""
 

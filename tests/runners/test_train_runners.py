@@ -11,20 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_collection import write_tiny_collection
 
 from maw_gym import files
 from maw_gym.agents.grpo import GRPO, losses
-from maw_gym.corpora import splits
-from maw_gym.encoders.files import load_embedder
-from maw_gym.encoders.training import selection
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router
@@ -51,10 +46,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 class Counting(BaseCallback):
     def _on_step(self):
-        return True
-
-    def _on_training_end(self):
         (Path(self.logger.dir) / "counted").write_text(str(self.num_timesteps))
+        return True
 """
 QUERIES = r"queries of the batch: q\d+(, q\d+)*( and \d+ more)?"
 
@@ -181,29 +174,6 @@ def test_evaluate_without_training_queries(
         evaluate(EvaluateSettings(run=online, dataset=str(other), split="train", device="cpu"))
 
 
-def test_an_encoder_and_what_it_is_worth(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(splits, "ENCODER_MINIMUM", 0)  # the tiny collection trains an encoder
-    # Without pydocs, which takes long to train on, and whatever the scores.
-    monkeypatch.setattr(selection, "_candidates", lambda collection: {"own pairs": [collection]})
-    scores = {"untrained": np.array([0.5, 0.4]), "own pairs": np.array([1.0, 0.8])}
-    monkeypatch.setattr(selection, "_scores", lambda *given: scores)
-    dataset, run = write_tiny_collection(tmp_path / "data"), tmp_path / "one"
-    words = ["--dataset", dataset, "--epochs", 1, "--depth-epochs", 1, "--batch-size", 4]
-    train("encoder", *words, "--device", "cpu", "--logdir", tmp_path, "--run-name", "one")
-    config, metrics = Run(run).config, Run(run).metrics
-    assert (config["learner"], config["settings"]["depth_epochs"]) == ("encoder", 1)
-    assert metrics["encoder"]["chosen"] == "own pairs"
-    assert metrics["encoder"]["training"]["settings"]["batch_size"] == 4
-    assert {"mean pooling", "zero-shot NON-MAW", "standard attention"} <= set(metrics["baselines"])
-    embedder, _ = load_embedder(run / "encoder.safetensors")
-    assert embedder.maw.depths == len(metrics["depths"]["entropy"]) == 32
-    shown = capsys.readouterr().out
-    assert "| standard attention " in shown
-    assert f"encoder: own pairs; give others {run / 'encoder.safetensors'}" in shown
-
-
 # --- numbers that are not finite -------------------------------------------------------------
 
 
@@ -215,9 +185,8 @@ def told(
 
     def run(command: str, *more: object) -> str:
         words = ["--num-envs", 16, "--n-steps", 8, "--timesteps", 2560, "--checkpoint-every", 1]
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises(SystemExit, match="1"):
             train(command, *flags, *words, *more, "--logdir", tmp_path, "--run-name", "run")
-        assert caught.value.code == 1
         (line,) = (x for x in capsys.readouterr().err.splitlines() if not x.endswith(" ..."))
         return str(line)
 
@@ -242,9 +211,8 @@ def test_a_loss_that_is_not_finite(
         line,
     )
     assert sorted(last.parent.iterdir())[-1] == last
-    tensors = files.read(last, "checkpoint").tensors
-    numbers = [value for value in tensors.values() if value.is_floating_point()]
-    assert all(value.isfinite().all() for value in numbers)
+    for value in files.read(last, "checkpoint").tensors.values():
+        assert not value.is_floating_point() or value.isfinite().all()
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 

@@ -40,11 +40,7 @@ class SupervisedSettings(FitSettings):
     """documents drawn per step that the relevant ones are ranked against"""
 
     def temperature(self, progress: float) -> float:
-        """Geometric from start to end: ``start * (end / start) ^ progress``, progress in [0, 1].
-
-        Jang et al. 2017 (arXiv:1611.01144) anneal exponentially, down to 0.5: low temperatures
-        have gradients near those of the choice made, and a large variance.
-        """
+        """Geometric from start to end over [0, 1], as Jang et al. 2017 (arXiv:1611.01144)."""
         ratio = self.temperature_end / self.temperature_start
         return self.temperature_start * math.pow(ratio, progress)
 
@@ -62,10 +58,9 @@ class FullInformationSettings(FitSettings):
 class PPOSettings:
     """Settings of PPO that matter in episodes of one step.
 
-    `gamma` and `gae_lambda` are inert there and not offered: every advantage is reward minus value,
-    every return the reward. `n_steps` only decides, with the number of environments, how many
-    samples a rollout has; SB3's default of 2,048 steps would be 131,072 samples of one policy from
-    64 of them. Groups of environments that share a query are harmless: PPO takes samples singly.
+    `gamma` and `gae_lambda` are inert there: every advantage is reward minus value. `n_steps` only
+    decides how many samples a rollout has; SB3's default of 2,048 would be 131,072 from 64
+    environments.
     """
 
     learning_rate: Rate = 1e-3

@@ -18,6 +18,7 @@ from typing import (
     NoReturn,
     TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -89,14 +90,12 @@ def settings_in(kind: Any) -> dict[str, Setting]:
 
 def made(kind: type[Kind], values: Mapping[str, Any] | None = None, /, **more: Any) -> Kind:
     """Settings from flat values, as they are typed or as JSON has them; the rest are defaults."""
-    built: Kind = _with(kind, {**(values or {}), **more})
-    return built
+    return cast(Kind, _with(kind, {**(values or {}), **more}))
 
 
 def changed(settings: Kind, **values: Any) -> Kind:
     """The settings with other values of some flags, whatever sections they are in."""
-    built: Kind = _with(settings, values)
-    return built
+    return cast(Kind, _with(settings, values))
 
 
 def _with(base: Any, values: Mapping[str, Any]) -> Any:

@@ -304,13 +304,11 @@ def write_config(
 def _git_commit() -> str | None:
     """The commit of the source tree, or None outside a checkout or without git."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
-    except OSError:
-        return None
+    with contextlib.suppress(OSError):
+        if (root / ".git").exists():
+            command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+            return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    return None
 
 
 # --- going on --------------------------------------------------------------------------------

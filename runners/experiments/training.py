@@ -60,21 +60,13 @@ class Log(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What a training leaves.
-
-    Attributes:
-        router: from observation to depth.
-        history: (training queries seen, mean validation reward).
-        chosen_at: the place in the history that was kept, or from which weights were averaged.
-        facts: JSON values about the training.
-        training: (training queries seen, share of the gap that the choices in it closed).
-    """
+    """What a training leaves; steps are training queries seen."""
 
     router: DepthRouter
-    history: list[tuple[int, float]]
-    chosen_at: int
-    facts: dict[str, Any]
-    training: Sequence[tuple[int, float]] = ()
+    history: list[tuple[int, float]]  # step, mean validation reward
+    chosen_at: int  # the step that was kept, or from which weights were averaged
+    facts: dict[str, Any]  # JSON values
+    training: Sequence[tuple[int, float]] = ()  # step, share of the gap that its choices closed
 
 
 def training_run(
@@ -236,19 +228,19 @@ def learn(
         if not purge_step:
             log_settings(events.writer, spec)
         logger.output_formats.append(events)
-        missing = timesteps - model.num_timesteps
-        if missing > 0:  # else it is a run whose report alone was missing
+        begun, threads = model.num_timesteps, torch.get_num_threads()
+        if begun < timesteps:  # else it is a run whose report alone was missing
+            torch.set_num_threads(1)  # of some thousand weights two take 1.7 times as long
             with (
-                tqdm(
-                    total=timesteps, initial=model.num_timesteps, unit="step", disable=None
-                ) as bar,
-                one_thread(),
+                contextlib.ExitStack() as after,
+                tqdm(total=timesteps, initial=begun, unit="step", disable=None) as bar,
                 said_where_numbers_end(model, checkpoints),
                 STOP.deferred(),
             ):
+                after.callback(torch.set_num_threads, threads)
                 shown = ConvertCallback(lambda *_: bar.update(num_envs) or True)
                 callbacks = CallbackList([validation, checkpoints, shown, *log.callbacks])
-                model.learn(missing, callbacks, reset_num_timesteps=found is None)
+                model.learn(timesteps - begun, callbacks, reset_num_timesteps=found is None)
     with written_whole(log.folder / "progress.csv") as temporary:
         curves = Run(log.folder).curves()
         curves.to_csv(temporary, index_label="time/total_timesteps", lineterminator="\n")
@@ -270,17 +262,6 @@ def log_settings(writer: SummaryWriter, spec: Spec) -> None:
     writer.add_text("settings", "\n".join(["| setting | value |", "| --- | --- |", *rows]))
     for summary in hparams(values, {"eval/reward": 0.0, "eval/ndcg@10": 0.0}):
         writer._get_file_writer().add_summary(summary)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """For networks of some thousand weights two threads take 1.7 times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

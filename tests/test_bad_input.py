@@ -29,7 +29,7 @@ from maw_gym.envs.bandit import RewardSpec
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.routers.depth_router import DepthRouter, load_router
+from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.runners.cli import main
 from maw_gym.runners.experiments.command_line import flat, made
@@ -176,11 +176,6 @@ def tiny_task(at: Place) -> Any:
     return load_task(str(at.tiny), "untrained", "cpu")
 
 
-def pipe(at: Place) -> Path:
-    os.mkfifo(at.tmp / "pipe")
-    return at.tmp / "pipe"
-
-
 def huge(tensors: dict[str, Any], settings: dict[str, Any]) -> None:
     """Finite weights whose products are not."""
     for name in ("value_proj.weight", "out_proj.weight"):
@@ -201,24 +196,18 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "action a float": (lambda at: stepped(np.float32(1)), r"action must be .*, got np.float32\(1.0\)"),
     "step first": (lambda at: scalar().step(0), r"an episode is one step long: call reset\(\) before each step\(\)"),
     "query": (lambda at: scalar().reset(options={"query_id": "fruit/aple"}), "no query 'fruit/aple' among the 3 of this environment; try 'fruit/apple'.*"),
-    "query in a list": (lambda at: vector().reset(options={"query_id": ["fruit/apple", 7]}), "no query 7 among the 3 of this environment; try .*"),
     "no options": (lambda at: scalar().reset(options=5), "the options of a reset are a dictionary, not 5"),
     "block a number": (lambda at: scalar(observation=3), "give a list of blocks, not 3"),
     "table of another type": (lambda at: GRPOEnvironment(table={}), "table must be a DepthTable, not {}"),
     "state's queries": (lambda at: vector().set_state(vector().get_state() | {"queries": ["a", "b"]}), r"the state is not one that get_state\(\) has given: .*"),
-    "state's generator": (lambda at: vector().set_state(vector().get_state() | {"generator": {}}), r"the state is not one that get_state\(\) has given: .*"),
     "encoder's name far too long": (lambda at: load_task(str(at.tiny), "x" * 5000, "cpu"), "unknown encoder 'x*'; give .*"),
     "split": (lambda at: scalar(split="dev"), "unknown split 'dev'; choose one of encoder, train, validation, test"),
     "tokens without end": (lambda at: encoder_file(at, lambda t, s: s.update(document_tokens=10**9)), ".*: texts cannot be cut at 64 and 1000000000 tokens"),
     "seeds": (lambda at: vector().reset(seed=[1, 2]), r"seed must be one integer for the whole batch; got \[1, 2\]"),
     "frames of many": (lambda at: vector(render_mode="ansi"), "the batched form draws no frames, got render_mode 'ansi'; .*"),
     "state of others": (lambda at: vector(3).set_state(vector(2).get_state() | {"queries": [0, 1]}), r"the state is not one that get_state\(\) has given: it is of 2 rows, not of 3"),
-    "other depths": (lambda at: encoder_file(at, lambda t, s: s["encoder"].update(depths=3)), r".*: tensor 'depth_.*' has shape \(512, 256\), expected \(768, 256\)"),
-    "tensor unknown": (lambda at: encoder_file(at, lambda t, s: t.update(extra=torch.ones(1))), ".*: tensor 'extra' is unknown"),
     "text encoder": (lambda at: encoder_file(at, lambda t, s: s.update(text="bert")), ".*bert.*"),
-    "router is an encoder": (lambda at: load_router(at.encoder), ".* holds a 'encoder', not a 'router'"),
     "depth": (lambda at: tiny_task(at).attention("q0", 99), "depth must be a whole number from 0 to 31, got 99"),
-    "encoder in a pipe": (lambda at: load_embedder(pipe(at)), ".*pipe is not a regular file; give the path of a encoder file"),
     "huge weights of queries": (lambda at: routed(at, huge).encode_query("honey"), "text embeddings must be finite; the encoder has probably diverged"),
     "query of a task": (lambda at: load_task(str(at.tiny), "untrained", "cpu").query_text("q99"), "no query 'q99' in .*"),
     "setting of training": (lambda at: TrainingSettings(depths="layers"), "there is no setting 'depths'; choose among epochs, .*"),

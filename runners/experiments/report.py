@@ -10,7 +10,14 @@ import pandas as pd
 from maw_gym.agents.supervised import label_sentence
 from maw_gym.encoders.files import save_embedder
 from maw_gym.envs.bandit import Bandit
-from maw_gym.files import cache_home, cached, write_json, written_whole
+from maw_gym.files import (
+    cache_home,
+    cached,
+    content_key,
+    fingerprint,
+    write_json,
+    written_whole,
+)
 from maw_gym.routers.depth_router import save_router
 from maw_gym.run import METRICS, PER_QUERY
 from maw_gym.runners.experiments import figures
@@ -117,7 +124,8 @@ def rows_of(
 
     They are cached: a run over the same encoder and queries reads them.
     """
-    rows = {}
+    text, rows = task.pretrained, {}  # untrained encoders stand on that text encoder
+    about = {"split": split, "text": text.name, "weights": fingerprint(text.own_weights())}
     for name, title in titles.items():
         method = METHODS[name]
         if method.missing(task) is None:
@@ -128,8 +136,9 @@ def rows_of(
                 seed=spec.seed if method.seeded else 0,
             )
             own = method.specify(Spec(asked), task)
+            key = content_key(about | {"result": result_key(name, task, own)})
             result = cached(
-                cache_home() / "rows" / f"{result_key(name, task, own)}-{split}.json",
+                cache_home() / "rows" / f"{key}.json",
                 partial(method.run, task, own, split, None),
                 lambda path, result: result.save(path),
                 Result.load,

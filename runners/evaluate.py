@@ -57,7 +57,7 @@ def judged_task(settings: EvaluateSettings, own: Mapping[str, Any]) -> TaskSetti
     values = {name: own[name] for name in ("alignment", "reward_weights") if name in own}
     values |= {name: told for name, told in folds.items() if told is not None}
     encoder = str(settings.run / "encoder.safetensors")
-    more = {"dataset": dataset, "encoder": encoder, "seed": settings.seed}
+    more: dict[str, Any] = {"dataset": dataset, "encoder": encoder, "seed": settings.seed}
     try:
         return TaskSettings(**values, **more, device=settings.device)
     except InputError as problem:

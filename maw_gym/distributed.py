@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, first_line
 
 Thing = TypeVar("Thing")
 
@@ -32,18 +32,17 @@ def start(device: str = "auto") -> None:
     """Join the processes that torchrun has started; without torchrun nothing happens."""
     if dist.is_initialized() or "WORLD_SIZE" not in os.environ:
         return
-    missing = [name for name in ADDRESS if name not in os.environ]
-    if missing:
-        raise InputError(
-            f"WORLD_SIZE is set and {', '.join(missing)} is not; start several processes by"
-            " torchrun --nproc-per-node N"
-        )
+    given = {name: os.environ.get(name, "") for name in ADDRESS}
+    ranks = given["RANK"], given["WORLD_SIZE"]
     # Of a number that nobody has, or two have, the others would hear when their patience ends.
-    ranks = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    if not all(text.isdecimal() for text in ranks) or not int(ranks[0]) < int(ranks[1]):
+    if (
+        not all(given.values())
+        or not all(text.isdecimal() for text in ranks)
+        or int(ranks[0]) >= int(ranks[1])
+    ):
+        told = ", ".join(f"{name}={value}" for name, value in given.items())
         raise InputError(
-            f"RANK {ranks[0]!r} is none of the numbers from 0 below WORLD_SIZE {ranks[1]!r}; start"
-            " several processes by torchrun --nproc-per-node N"
+            f"no process of several has {told}; start them by torchrun --nproc-per-node N"
         )
     cuda = torch.cuda.is_available() and device != "cpu"
     if cuda:
@@ -54,29 +53,25 @@ def start(device: str = "auto") -> None:
                 f" many, --nproc-per-node {gpus}"
             )
         torch.cuda.set_device(local)
+    # Addresses of this start are not those of processes that have died since.
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] if shared and alone else ""
     try:
         store, rank, count = next(rendezvous("env://", timeout=MEETING))
         store.set_timeout(PATIENCE)
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             timeout=PATIENCE,
-            store=PrefixStore(_attempt(), store),
+            store=PrefixStore(f"start {attempt}", store),
             rank=rank,
             world_size=count,
         )
     except (RuntimeError, ValueError) as problem:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        where = f"{given['MASTER_ADDR']}:{given['MASTER_PORT']}"
         raise InputError(
-            f"no rendezvous of {os.environ['WORLD_SIZE']} processes at {where}:"
-            f" {str(problem).splitlines()[0]}"
+            f"no rendezvous of {ranks[1]} processes at {where}: {first_line(problem)}"
         ) from None
-
-
-def _attempt() -> str:
-    """What tells the addresses of this start from those of processes that have died since."""
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
-    return f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}" if shared and alone else "start"
 
 
 def stop() -> None:
@@ -100,36 +95,47 @@ def is_first() -> bool:
     return process() == 0
 
 
+@contextmanager
+def others() -> Iterator[None]:
+    """One line in the place of what the library says when another process has gone."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as problem:
+        if processes() == 1:
+            raise
+        raise InputError(
+            f"process {process()} has lost another one, whose message says why:"
+            f" {' '.join(str(problem).split())[:120]}"
+        ) from problem
+
+
+@others()
 def wait() -> None:
     """Go on when all processes are here; all do this together."""
     if processes() > 1:
-        with others():
-            dist.barrier()
+        dist.barrier()
 
 
-def own_range(count: int) -> slice:
-    """This process's range of `count` things in a row: of equal sizes, but for one."""
-    return slice(*(count * at // processes() for at in (process(), process() + 1)))
+def own_range(count: int, at: int | None = None) -> slice:
+    """The range of `count` things in a row of this process, or of another: equal, but for one."""
+    at = process() if at is None else at
+    return slice(count * at // processes(), count * (at + 1) // processes())
+
+
+@others()
+def from_all(thing: Thing) -> list[Thing]:
+    """What each process has, in the order of their numbers; all do this together."""
+    things = [thing] * processes()
+    if processes() > 1:
+        dist.all_gather_object(things, thing)
+    return things
 
 
 def from_first(thing: Thing) -> Thing:
     """What the first process has; all do this together."""
-    if processes() == 1:
-        return thing
-    box = [thing]
-    with others():
-        dist.broadcast_object_list(box)
-    return box[0]
-
-
-def from_all(thing: Thing) -> list[Thing]:
-    """What each process has, in the order of their numbers; all do this together."""
-    if processes() == 1:
-        return [thing]
-    things: list[Thing] = [thing] * processes()
-    with others():
-        dist.all_gather_object(things, thing)
-    return things
+    return from_all(thing)[0]
 
 
 def share(count: int) -> slice:
@@ -142,9 +148,8 @@ def gathered(rows: Tensor, count: int) -> Tensor:
     if processes() == 1 or count < processes():
         return rows
     # Shares differ by one row, and what is exchanged must have one shape.
-    sizes = [
-        count * (at + 1) // processes() - count * at // processes() for at in range(processes())
-    ]
+    ranges = [own_range(count, at) for at in range(processes())]
+    sizes = [one.stop - one.start for one in ranges]
     padding = rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])
     gather: Callable[[Tensor], Tensor] = _Gathered.apply
     parts = gather(torch.cat([rows, padding])).chunk(processes())
@@ -155,20 +160,18 @@ class _Gathered(torch.autograd.Function):
     """All processes' rows; backwards, all processes' gradients of one's own."""
 
     @staticmethod
+    @others()
     def forward(context: Any, rows: Tensor) -> Tensor:
-        del context
         parts = [torch.empty_like(rows) for _ in range(processes())]
-        with others():
-            dist.all_gather(parts, rows.contiguous())
+        dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     @once_differentiable
+    @others()
     def backward(context: Any, gradient: Tensor) -> Tensor:
-        del context
         whole = gradient.clone()
-        with others():
-            dist.all_reduce(whole)
+        dist.all_reduce(whole)
         return whole.chunk(processes())[process()]
 
 
@@ -197,22 +200,6 @@ def check_shares(batch_size: int) -> None:
             f"batch_size {batch_size} cannot be shared by {count} processes; give a multiple"
             f" of {count}"
         )
-
-
-@contextmanager
-def others() -> Iterator[None]:
-    """One line in the place of what the library says when another process has gone."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as problem:
-        if processes() == 1:
-            raise
-        raise InputError(
-            f"process {process()} has lost another one, whose message says why:"
-            f" {' '.join(str(problem).split())[:120]}"
-        ) from problem
 
 
 def check_same(what: str, key: str) -> None:

@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -22,13 +21,13 @@ COUNT = 2
 _workers: list[tuple[BaseProcess, Connection]] = []  # of all tests: each takes seconds to start
 
 
-def free_port() -> int:
+def free_port():
     with socket.socket() as some:
         some.bind(("127.0.0.1", 0))
         return some.getsockname()[1]
 
 
-def together(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def together(function, *arguments):
     """What `function` returns in each process; an exception counts as its result."""
     context = multiprocessing.get_context("spawn")
     while len(_workers) < COUNT:
@@ -55,7 +54,7 @@ def together(function: Callable[..., Any], *arguments: Any) -> list[Any]:
 
 
 @atexit.register
-def end_all() -> None:
+def end_all():
     """End the processes; the next call starts others."""
     while _workers:
         worker, _ = _workers.pop()
@@ -63,7 +62,7 @@ def end_all() -> None:
         worker.join()
 
 
-def assert_lost(problem: Any, number: int) -> None:
+def assert_lost(problem, number):
     """What process `number` says in one line when another one has failed.
 
     Over NCCL it says nothing: it waits for the other until it is ended.
@@ -76,13 +75,13 @@ def assert_lost(problem: Any, number: int) -> None:
     assert "\n" not in str(problem)
 
 
-def full_disk() -> None:
+def full_disk():
     """No file of this process may be larger than 2,000 bytes, until the next call of `together`."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
-def _serve(end: Connection, number: int) -> None:
+def _serve(end, number):
     os.environ.update(
         RANK=str(number),
         LOCAL_RANK=str(number),

@@ -1,7 +1,6 @@
 """A transformer of two tiny layers with random weights, and its tokenizer, as a folder."""
 
 import string
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -16,7 +15,7 @@ POSITIONS = 96
 WIDTH = 24
 
 
-def tiny_tokenizer() -> Tokenizer:
+def tiny_tokenizer():
     """WordPiece over ten words, the letters a to z and their continuations; a text is folded."""
     letters = string.ascii_lowercase
     pieces = [*SPECIAL, *WORDS, *letters, *(f"##{letter}" for letter in letters)]
@@ -30,7 +29,7 @@ def tiny_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_tiny_transformer(folder: Path, **changes: int) -> Path:
+def write_tiny_transformer(folder, **changes):
     """Write a BERT of 2 layers, width 24, 3 heads and 96 positions; `changes` to its settings."""
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 

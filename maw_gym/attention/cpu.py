@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, normalize
 
 from maw_gym.attention.products import linear
-from maw_gym.attention.reference import POOLED, Inputs, Statistics, pooling_matrix
+from maw_gym.attention.reference import POOLED, DepthStatistics, Inputs, pooling_matrix
 
 SCORES = 1 << 20  # numbers in a block of scores: two blocks fit a shared cache
 PROJECTED = 1 << 21  # numbers in a block of queries (and of keys)
@@ -25,7 +25,7 @@ REPEATED = 0.6  # where at most so many of the tokens differ, each different one
 
 
 @torch.no_grad()
-def packed_statistics(inputs: Inputs) -> Statistics:
+def packed_statistics(inputs: Inputs) -> DepthStatistics:
     """The statistics of `maw_gym.attention.reference.depth_statistics`, forward only."""
     x, mask, _, _, value, pooling = inputs
     (batch, heads, size, head_width), depths = value.shape, inputs.depths
@@ -68,7 +68,7 @@ def packed_statistics(inputs: Inputs) -> Statistics:
                     pooled[(*where, part[1])] = (row @ value[texts, part[1], :n]).transpose(1, 2)
     back = order.argsort()
     scale = lengths.clamp(min=2).log().reciprocal()[:, None]  # a single token has entropy 0
-    return Statistics(
+    return DepthStatistics(
         normalize(state.flatten(1), dim=-1)[back],
         (entropy.mean(-1) * scale).clamp(0, 1)[back],
         focus.mean(-1).clamp(0, 1)[back],

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from maw_gym.attention.kernels import SMALLEST, finish_kernel, prepare_kernel, statistics_kernel
-from maw_gym.attention.reference import CELLS, POOLED, Inputs, Statistics
+from maw_gym.attention.reference import CELLS, POOLED, DepthStatistics, Inputs
 
 PROJECTED = 1 << 31  # numbers in a launch's queries and keys
 
@@ -101,7 +101,7 @@ def _power_of_2(number: int, least: int = 1) -> int:
 
 def fused_statistics(
     inputs: Inputs, exact: bool = False, blocks: Blocks | None = None
-) -> Statistics:
+) -> DepthStatistics:
     """The statistics of `reference.depth_statistics`, float32, forward only, on CUDA."""
     x, mask, query_weight, key_weight, value, pooling = inputs
     batch, heads, size, head_width = value.shape
@@ -162,4 +162,4 @@ def fused_statistics(
         # A block of the state that stays in registers, however many heads there are.
         (heads, heads * CELLS, _power_of_2(heads), padded, max(1, 8192 // padded)),
     )
-    return Statistics(state, entropy, focus, pooled)
+    return DepthStatistics(state, entropy, focus, pooled)

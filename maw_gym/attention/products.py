@@ -23,9 +23,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     plain = all(one.device.type == "cpu" and one.dtype == torch.float32 for one in matrices)
     if not (large and plain and torch.backends.mkldnn.is_available()):
         return functional.linear(x, weight)
-    wanted = torch.is_grad_enabled() and any(one.requires_grad for one in matrices)
-    multiply: Callable[[Tensor, Tensor], Tensor] = _Linear.apply if wanted else _product
-    return multiply(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))
+    multiply: Callable[[Tensor, Tensor], Tensor] = _Linear.apply
+    product = multiply(x.reshape(-1, x.shape[-1]), weight)
+    return product.view(*x.shape[:-1], len(weight))
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

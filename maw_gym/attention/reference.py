@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 POOLED = 8  # the state pools each head's n x n attention to POOLED x POOLED
 CELLS = POOLED**2  # numbers of one head in the state
@@ -46,15 +45,6 @@ class Inputs(NamedTuple):
         return self._replace(query_weight=self.query_weight[rows], key_weight=self.key_weight[rows])
 
 
-class Statistics(NamedTuple):
-    """`DepthStatistics` before the output projection: `pooled` is (B, D, H e)."""
-
-    state: Tensor
-    entropy: Tensor
-    focus: Tensor
-    pooled: Tensor
-
-
 class DepthStatistics(NamedTuple):
     """What an environment and a ranker need to know of all D attention matrices of each text.
 
@@ -62,7 +52,8 @@ class DepthStatistics(NamedTuple):
         state: (B, 64 H), mean attention over depth, pooled to 8 x 8 per head, of unit length.
         entropy: (B, D) in [0, 1], see `row_entropy`.
         focus: (B, D) in [0, 1], see `row_focus`.
-        embeddings: (B, D, h), the text's embedding through each depth, of unit length.
+        embeddings: (B, D, h), the text's embedding through each depth, of unit length; of the
+            functions here its pooled attention, before the output projection.
     """
 
     state: Tensor
@@ -83,28 +74,18 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over keys of the scaled dot products, padded keys left out.
-
-    Args:
-        query: (B, ..., S, e).
-        key: (B, ..., S, e).
-        mask: (B, S) bool.
+    """Softmax over keys of the scaled dot products of (B, ..., S, e), padded keys left out.
 
     Returns:
         (B, ..., S, S). Rows sum to 1 over the real keys; a text without tokens has rows of 0.
     """
-    weights = softmax_over_keys(query, key, mask)
-    return weights * _broadcast(mask, weights.ndim)
-
-
-def softmax_over_keys(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """`attention_weights` in fewer passes; rows of a text without tokens are uniform."""
     # In place, since no gradient needs the scores; that of a filled score is 0 with its weight.
     scores = (query @ key.transpose(-1, -2)).div_(math.sqrt(query.shape[-1]))
+    real = _broadcast(mask, scores.ndim)
     with torch.no_grad():
         # A finite floor: rows of a text without tokens are 0 / 0 with -inf, and poison gradients.
-        scores.masked_fill_(~_broadcast(mask, scores.ndim), torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1)
+        scores.masked_fill_(~real, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1) * real
 
 
 def _broadcast(mask: Tensor, dimensions: int) -> Tensor:
@@ -117,15 +98,8 @@ def depth_attention(
 ) -> Tensor:
     """The 5D tensor: for every depth the softmax over KEYS of ``Q_d K_d^T / sqrt(e)``.
 
-    Args:
-        x: (B, S, h), the attention's input.
-        mask: (B, S) bool.
-        query_weight: (D h, h), a Linear's weight; rows d h .. (d + 1) h belong to depth d.
-        key_weight: (D h, h), likewise.
-        heads: H.
-
-    Returns:
-        (B, H, S, S, D): query token, key token, depth. The reference for everything faster.
+    Arguments are as in `Inputs`. The result is (B, H, S, S, D): query token, key token, depth. It
+    is the reference for everything faster.
     """
     # (B, H, D, S, S) -> (B, H, S, S, D)
     return _by_depth(x, mask, query_weight, key_weight, heads).permute(0, 1, 3, 4, 2)
@@ -165,9 +139,8 @@ def row_entropy(weights: Tensor, mask: Tensor) -> Tensor:
 def row_focus(weights: Tensor, mask: Tensor) -> Tensor:
     """Largest weight of the real rows, mean over rows and heads.
 
-    This is a head's "confidence" of Voita et al., ACL 2019 (arXiv:1905.09418), section 4.
-
-    Arguments as of `row_entropy`, (B, ...) in [0, 1] as there; 1 for a text of one token.
+    This is a head's "confidence" of Voita et al., ACL 2019 (arXiv:1905.09418), section 4. As
+    `row_entropy`, but 1 for a text of one token.
     """
     return _mean_of_rows(weights.amax(-1), mask).clamp(0, 1)
 
@@ -180,17 +153,11 @@ def _mean_of_rows(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def pooling_matrix(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Adaptive average pooling of n real tokens to 8 cells, as a matrix.
+    """Adaptive average pooling of n real tokens to 8 cells, as a matrix P (B, 8, S).
 
     Cell i averages tokens floor(i n / 8) to ceil((i + 1) n / 8) - 1, as torch defines
-    `adaptive_avg_pool2d`. So ``P A P^T`` pools the real n x n part of A.
-
-    Args:
-        mask: (B, S) bool, real tokens first.
-        dtype: of the result.
-
-    Returns:
-        (B, 8, S); rows sum to 1, or are 0 for a text without tokens.
+    `adaptive_avg_pool2d`. So ``P A P^T`` pools the real n x n part of A. Rows sum to 1, or are 0
+    for a text without tokens.
     """
     lengths = mask.sum(-1, keepdim=True)  # (B, 1)
     cell = torch.arange(POOLED, device=mask.device)
@@ -208,13 +175,13 @@ def pooled_state(mean_attention: Tensor, mask: Tensor) -> Tensor:
     return torch.nn.functional.normalize(state, dim=-1)
 
 
-def depth_statistics(inputs: Inputs, *, exact: bool = False) -> Statistics:
-    """The statistics of every depth's attention; the 5D tensor is never held.
+def depth_statistics(inputs: Inputs, *, exact: bool = False) -> DepthStatistics:
+    """The statistics of every depth's attention.
 
     An embedding is a pooled sum over tokens, so of the product with V only its pooled row is ever
-    needed: ``pooling^T A_d V`` is a vector times V, not a matrix. Three ways compute the same:
-    where gradients are wanted, blocks of depths that are computed again in the backward pass;
-    on the CPU, blocks that stay in its cache; on CUDA, a fused Triton kernel.
+    needed: ``pooling^T A_d V`` is a vector times V, not a matrix. On the CPU blocks that stay in
+    its cache, and on CUDA a fused Triton kernel, compute the same as what stands here without ever
+    holding the 5D tensor, but no gradients.
 
     Args:
         inputs: texts and projections.
@@ -229,35 +196,12 @@ def depth_statistics(inputs: Inputs, *, exact: bool = False) -> Statistics:
         from maw_gym.attention.cpu import packed_statistics  # which imports this module
 
         return packed_statistics(inputs)
-    batch, heads, length, _ = inputs.value.shape
-    # Blocks of depths bound the scores to some 2^22 numbers (16 MB), whatever D is.
-    block = max(1, min(inputs.depths, (1 << 22) // max(1, batch * heads * length * length)))
-    parts = [
-        checkpoint(
-            _block, *inputs.of_depths(start, block), use_reentrant=False, preserve_rng_state=False
-        )
-        for start in range(0, inputs.depths, block)
-    ]
-    totals, entropy, focus, pooled = zip(*parts, strict=True)
-    state = torch.nn.functional.normalize(torch.stack(totals).sum(0).flatten(1), dim=-1)
-    return Statistics(state, *(torch.cat(part, 1) for part in (entropy, focus, pooled)))
-
-
-def _block(
-    x: Tensor,
-    mask: Tensor,
-    query_weight: Tensor,
-    key_weight: Tensor,
-    value: Tensor,
-    pooling: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pooled attention summed over the d depths of `Inputs`, (B, H, 8, 8), and the other three."""
+    x, mask, query_weight, key_weight, value, pooling = inputs
     x = x.masked_fill(~mask[..., None], 0)
     value = value.masked_fill(~mask[:, None, :, None], 0)
-    weights = _by_depth(x, mask, query_weight, key_weight, value.shape[1])  # (B, H, d, S, S)
-    pool = pooling_matrix(mask, x.dtype)[:, None]  # (B, 1, 8, S)
-    total = pool @ weights.sum(2) @ pool.transpose(-1, -2)  # (B, H, 8, 8)
-    # (B, 1, 1, 1, S) @ (B, H, d, S, S) -> (B, H, d, S) @ (B, H, S, e) -> (B, d, H e)
+    weights = _by_depth(x, mask, query_weight, key_weight, value.shape[1])  # (B, H, D, S, S)
+    # (B, 1, 1, 1, S) @ (B, H, D, S, S) -> (B, H, D, S) @ (B, H, S, e) -> (B, D, H e)
     row = (pooling[:, None, None, None] @ weights).squeeze(-2)
     pooled = (row @ value).transpose(1, 2).flatten(2)
-    return total, row_entropy(weights, mask), row_focus(weights, mask), pooled
+    state = pooled_state(weights.mean(2), mask)
+    return DepthStatistics(state, row_entropy(weights, mask), row_focus(weights, mask), pooled)

@@ -2,12 +2,12 @@
 
 import hashlib
 import logging
-import time
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Final, Self
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -24,13 +24,12 @@ from maw_gym.encoders.text import (
     on_device,
     padded,
     tokenized,
+    tokenized_documents,
 )
 from maw_gym.errors import InputError, checked_texts, shown
 from maw_gym.files import canonical, content_key, fingerprint
 
 log = logging.getLogger(__name__)
-progress_log = logging.getLogger("maw_gym.progress")  # runners show it
-LOGGED_SECONDS: Final = 15  # between lines of the log about one stage
 QUERY_TOKENS = 64  # longer queries are cut here
 DOCUMENT_TOKENS = 256  # longer documents are cut here
 BATCH_TOKENS = 8192  # padded tokens encoded at once
@@ -39,31 +38,12 @@ PORTION: Final = 8192  # documents of a stream that are read at once
 CONTEXTUAL_OUTPUT = 0.1
 
 
-class ProgressBar:
-    """A bar on a terminal, where a stage lasts over two seconds; elsewhere lines of the log."""
-
-    def __init__(self, total: int | None, label: str | None) -> None:
-        silent = label is None or not is_first()
-        self.bar = tqdm(
-            total=total, desc=label, delay=2, leave=False, disable=True if silent else None
-        )
-        self._logged = self.bar.disable and not silent
-        self._total, self._label, self._done = total, label, 0
-        self._next = time.monotonic() + LOGGED_SECONDS
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        self.bar.close()
-
-    def update(self, count: int = 1) -> None:
-        """Go on by `count`."""
-        self.bar.update(count)
-        self._done += count
-        if self._logged and time.monotonic() > self._next:
-            self._next = time.monotonic() + LOGGED_SECONDS
-            progress_log.info("%s: %d of %s", self._label, self._done, self._total or "many")
+def progress_bar(total: int | None, label: str | None) -> Any:
+    """Tqdm's bar: after two seconds on a terminal, else a line every 15 seconds."""
+    seconds = (2, 0.1) if sys.stderr.isatty() else (15, 15)
+    how = dict(zip(("delay", "mininterval"), seconds, strict=True))
+    silent = label is None or not is_first()
+    return tqdm(total=total, desc=label, leave=False, disable=silent, **how)
 
 
 @dataclass(frozen=True)
@@ -76,8 +56,13 @@ class Embedder:
     document_tokens: int = DOCUMENT_TOKENS
 
     def __post_init__(self) -> None:
-        check_positions(self.text, "query_tokens", self.query_tokens)
-        check_positions(self.text, "document_tokens", self.document_tokens)
+        longest = self.text.positions
+        for name in ("query_tokens", "document_tokens"):
+            if longest is not None and getattr(self, name) > longest:
+                raise InputError(
+                    f"{name} {getattr(self, name)} is more than the {longest} tokens that text"
+                    f" encoder {self.text.name!r} can read; lower it"
+                )
 
     @property
     def device(self) -> torch.device:
@@ -102,9 +87,7 @@ class Embedder:
         return dict(self.encoder.state_dict()) | text
 
     def fingerprint(self) -> str:
-        """The sha256 (hex) of all that decides an embedding: weights, shapes, cuts, text
-        encoder.
-        """
+        """The sha256 (hex) of all that decides an embedding."""
         content = {
             "tensors": fingerprint(self.tensors()),
             "shape": self.encoder.settings.to_json(),
@@ -120,23 +103,21 @@ class Embedder:
 
     def query_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of queries, truncated; how many were is logged."""
-        return self._ids(texts, self.query_tokens, "queries")
+        return self._ids(texts, self.query_tokens, "queries", "query")
 
     def document_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of documents, truncated; how many were is logged."""
-        return self._ids(texts, self.document_tokens, "documents")
+        return self._ids(texts, self.document_tokens, "documents", "document")
 
-    def _ids(self, texts: Sequence[str], limit: int, what: str) -> list[list[int]]:
-        ids = self.text.tokenize(checked_texts(texts))
+    def _ids(self, texts: Sequence[str], limit: int, what: str, kind: str) -> list[list[int]]:
+        ids = tokenized(self.text, checked_texts(texts), kind)
         longer = sum(len(row) > limit for row in ids)
         if longer:
             log.info("%d of %d %s truncated at %d tokens", longer, len(ids), what, limit)
         return [row if len(row) <= limit else self.text.cut(row, limit) for row in ids]
 
     def encode_documents(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings (N, h) of documents, through the standard attention, on the encoder's
-        device.
-        """
+        """Embeddings (N, h) of documents, through the standard attention, on the device."""
         return self.encode_ids(self.document_ids(texts))
 
     def encode_queries(self, texts: Sequence[str], depths: Tensor | None = None) -> Tensor:
@@ -145,11 +126,7 @@ class Embedder:
 
     @torch.no_grad()
     def encode_ids(self, ids: list[list[int]], depths: Tensor | None = None) -> Tensor:
-        """Embeddings (N, h) of texts given as token ids; see `encode_queries`.
-
-        Raises:
-            InputError: not one depth in [0, D) for each text.
-        """
+        """Embeddings (N, h) of texts given as token ids; see `encode_queries`."""
         if depths is not None:
             _check_depths(depths, len(ids), self.maw.depths)
         result = torch.zeros(len(ids), self.text.width, device=self.device)
@@ -184,7 +161,7 @@ class Embedder:
         self, ids: list[list[int]], batch_tokens: int, progress: str | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches of similar length on the encoder's device: rows (B,), ids (B, S), mask (B, S)."""
-        with ProgressBar(len(ids), progress) as bar:
+        with progress_bar(len(ids), progress) as bar:
             for rows in length_batches([len(row) for row in ids], batch_tokens):
                 where = on_device(torch.tensor(rows), self.device)
                 yield where, *padded([ids[row] for row in rows], self.device)
@@ -202,30 +179,21 @@ def _check_depths(chosen: Tensor, texts: int, depths: int) -> None:
         raise InputError(f"depth {wrong[0].item()} is not one of 0 to {depths - 1}")
 
 
-def check_positions(text: TextEncoder, setting: str, tokens: int) -> None:
-    """Refuse a setting that asks for longer texts than `text` can read."""
-    if text.positions is not None and tokens > text.positions:
-        raise InputError(
-            f"{setting} {tokens} is more than the {text.positions} tokens that text encoder"
-            f" {text.name!r} can read; lower it"
-        )
-
-
 def encoded_documents(
     embedder: Embedder,
     doc_ids: Iterable[str],
     texts: Iterable[str],
     dtype: torch.dtype = torch.float32,
-    see: Callable[[list[str]], object] | None = None,
+    see: Iterable[Callable[[list[str]], object]] = (),
 ) -> tuple[list[str], Tensor]:
     """Ids, and vectors (N, h) on the CPU, of documents that are read once, as a stream."""
     found_ids: list[str] = []
-    vectors: list[Tensor] = []
+    vectors = [torch.zeros(0, embedder.text.width, dtype=dtype)]
     first: dict[bytes, int] = {}  # row of the first text of these tokens
     rows: list[int] = []
     total = len(doc_ids) if isinstance(doc_ids, Sized) else None
     portions = _portions(doc_ids, texts)
-    with ProgressBar(total, "documents") as bar:
+    with progress_bar(total, "documents") as bar:
         while True:  # a round in which each process encodes one portion, and gets all of them
             some = list(islice(portions, processes()))
             own = some[process()][1] if process() < len(some) else []
@@ -240,13 +208,13 @@ def encoded_documents(
                     rows.append(first.setdefault(digest, len(rows)))
             for ids, read in some:
                 found_ids += ids
-                if see is not None:
-                    see(read)
+                for take in see:
+                    take(read)
                 bar.update(len(ids))
-    whole = torch.cat([torch.zeros(0, embedder.text.width, dtype=dtype), *vectors])
     # Equal texts of two portions may be a rounding apart, and have to tie.
-    copies = torch.tensor([row for row, lead in enumerate(rows) if lead < row], dtype=torch.long)
-    whole[copies] = whole[torch.tensor(rows, dtype=torch.long)[copies]]
+    whole, firsts = torch.cat(vectors), torch.tensor(rows, dtype=torch.long)
+    copies = (firsts < torch.arange(len(rows))).nonzero()[:, 0]
+    whole[copies] = whole[firsts[copies]]
     return found_ids, whole
 
 
@@ -297,14 +265,14 @@ def untrained_embedder(
     """An embedder without any training on a collection's queries.
 
     Args:
-        doc_texts: its documents, of which each token's pooling weight is log max(idf, 0.5).
+        doc_texts: the collection's documents; a token's pooling weight is log max(idf, 0.5).
         settings: the shape of the encoder; None is 32 depths of the text encoder's width.
         text: what the encoder stands on; None is WordLlama.
     """
     text = text or WordLlama()
     settings = settings or encoder_shape(text)
     encoder = attention_encoder(settings)
-    ids = tokenized(text, tuple(doc_texts))
+    ids = tokenized_documents(text, tuple(doc_texts))
     found = np.fromiter(chain.from_iterable(map(set, ids)), np.int64)
     counts = torch.from_numpy(np.bincount(found, minlength=settings.vocabulary)).float()
     idf = torch.log((len(ids) + 1) / (counts + 0.5))

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maw_gym import files
+from maw_gym.checkpoints import UNUSABLE
 from maw_gym.corpora import Collection
 from maw_gym.distributed import check_same, processes
-from maw_gym.encoders.embedder import Embedder, ProgressBar, encoded_documents
+from maw_gym.encoders.embedder import Embedder, encoded_documents, progress_bar
 from maw_gym.encoders.maw import EncoderSettings, attention_encoder
 from maw_gym.encoders.text import (
     MINILM,
@@ -28,7 +29,7 @@ from maw_gym.encoders.text import (
     padded,
 )
 from maw_gym.encoders.transformer import Transformer, free_memory, load_transformer
-from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.errors import DamagedFileError, InputError, checked_int, first_line
 from maw_gym.files import MANIFEST, cache_home, cached, check_tensors, content_key, expanded
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 TABLE: Final = "text.embedding"  # of WordLlama, where it was trained along
 # Attention takes memory with the square of it: 512 MB for each text of that length.
 MOST_TOKENS: Final = 4096
+LIMITS: Final = ("query_tokens", "document_tokens")
 DOCUMENTS_FORMAT: Final = 1  # raise when the meaning of the numbers changes
 QUERY_SIDE: Final = ("depth_query_proj.weight", "depth_key_proj.weight")
 STATES_FORMAT: Final = 2
@@ -55,9 +57,6 @@ def save_embedder(path: Path, embedder: Embedder, provenance: Mapping[str, Any])
         path: the file, by custom ``encoder.safetensors``.
         embedder: what to save.
         provenance: JSON values: collection, training settings, scores.
-
-    Raises:
-        InputError: it cannot be written.
     """
     text, tensors = embedder.text, embedder.tensors()
     settings = {
@@ -90,34 +89,26 @@ def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
     settings, tensors = files.read(path, "encoder")
     try:
         known = {field.name for field in fields(EncoderSettings)}
-        shape = {name: value for name, value in settings["encoder"].items() if name in known}
-        encoder_settings = EncoderSettings(**shape)
-        limits = settings["query_tokens"], settings["document_tokens"]
+        given = {name: value for name, value in settings["encoder"].items() if name in known}
+        limits = [checked_int(settings[name], name, 1, MOST_TOKENS) for name in LIMITS]
         provenance = dict(settings["provenance"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: wrong encoder settings ({error})") from None
-    if any(type(limit) is not int or not 1 <= limit <= MOST_TOKENS for limit in limits):
-        raise InputError(f"{path}: texts cannot be cut at {limits[0]!r} and {limits[1]!r} tokens")
-    # Shapes come from a skeleton without memory: a header may claim any size.
-    try:
-        with torch.device("meta"):
-            encoder = attention_encoder(encoder_settings)
-    except (RuntimeError, OverflowError, TypeError) as error:
-        problem = str(error).splitlines()[0]
-        raise InputError(f"{path}: impossible encoder settings ({problem})") from None
+        shape = EncoderSettings(**given)
+        with torch.device("meta"):  # a skeleton without memory: a header may claim any size
+            encoder = attention_encoder(shape)
+    except UNUSABLE as error:
+        raise InputError(f"{path}: wrong encoder settings ({first_line(error)})") from None
     expected = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
     if TABLE in tensors:
-        expected[TABLE] = (encoder_settings.vocabulary, encoder_settings.hidden)
+        expected[TABLE] = (shape.vocabulary, shape.hidden)
     check_tensors(path, tensors, expected)
     trained = tensors.pop(TABLE, None)
     encoder.load_state_dict(tensors, assign=True)
     try:
         text = _stored_text(path, settings, trained)
-        if (encoder_settings.hidden, encoder_settings.vocabulary) != (text.width, text.vocabulary):
+        if (shape.hidden, shape.vocabulary) != (text.width, text.vocabulary):
             raise InputError(
-                f"hidden width {encoder_settings.hidden} and vocabulary"
-                f" {encoder_settings.vocabulary} do not fit {text.name}'s {text.width} and"
-                f" {text.vocabulary}"
+                f"hidden width {shape.hidden} and vocabulary {shape.vocabulary} do not fit"
+                f" {text.name}'s {text.width} and {text.vocabulary}"
             )
         return Embedder(text, encoder.eval(), *limits), provenance
     except InputError as error:
@@ -156,14 +147,9 @@ def _stored_text(path: Path, settings: Mapping[str, Any], trained: Tensor | None
 
 
 def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
-    """Embeddings (N, h) of a collection's documents through the standard attention.
+    """Embeddings (N, h) of a collection's documents through the standard attention, cached.
 
     They do not depend on the depths: encoders that share the standard attention share the file.
-    Several processes (`maw_gym.distributed`) encode a share each.
-
-    Args:
-        collection: its documents are read from the cache folder or encoded.
-        embedder: encodes them on its device, where the result lies too.
     """
     tensors = {
         name: tensor for name, tensor in embedder.tensors().items() if name not in QUERY_SIDE
@@ -189,32 +175,25 @@ def document_embeddings(collection: Collection, embedder: Embedder) -> Tensor:
     # States are cached by one process; several are quicker without, each with its own share.
     knowing = with_document_states(embedder, collection) if processes() == 1 else embedder
     check_same("collection", collection.provenance["content"])
-    return cached(
+    found = cached(
         cache_home() / "documents" / f"{key}.safetensors",
         lambda: encoded_documents(knowing, collection.doc_ids, collection.doc_texts)[1],
         lambda path, found: files.write(path, {"embeddings": found}, "documents", {}),
         load,
         together=True,
-    ).to(embedder.device)
+    )
+    return found.to(embedder.device)
 
 
+@dataclass(eq=False)
 class StoredStates:
-    """Hidden states of some texts in one cached file, computed at the first look at one of them.
+    """Hidden states of some texts in one cached file, computed at the first look at one of them."""
 
-    The file's key is `about`, which says which texts these are, beside the frozen transformer and
-    the kind of device; `ids` gives the texts' token ids and is called where the file is not there.
-    """
-
-    def __init__(
-        self,
-        text: Transformer,
-        about: Mapping[str, Any],
-        ids: Callable[[], Ids],
-        device: torch.device,
-        label: str,
-    ) -> None:
-        self.text = text.knowing()
-        self.about, self.ids, self.device, self.label = dict(about), ids, device, label
+    text: Transformer  # frozen, which looks nothing up itself
+    about: Mapping[str, Any]  # which texts these are: part of the file's key
+    ids: Callable[[], Ids]  # the texts' token ids, called where there is no file
+    device: torch.device
+    label: str
 
     def find(self, ids: NDArray[np.int64]) -> Tensor | None:
         """States (n, h) of a text's n token ids, or None where the text is not known."""
@@ -239,12 +218,8 @@ class StoredStates:
             if size > min(LARGEST_STATES, free_memory(torch.device("cpu")) / 4):
                 log.info("%s would take %d MB and are not cached", self.label, size >> 20)
                 return {}
-        return cached(
-            path,
-            self._build,
-            lambda path, tensors: files.write(path, tensors, "hidden states", {}),
-            self._load,
-        )
+        save = partial(files.write, kind="hidden states", settings={})
+        return cached(path, self._build, save, self._load)
 
     def _different(self) -> list[Sequence[int]]:
         """The texts with tokens, each once, the shortest first."""
@@ -266,7 +241,7 @@ class StoredStates:
         texts = self._different()
         lengths = torch.tensor([len(text) for text in texts], dtype=torch.long)
         parts = [torch.empty(0, self.text.width, dtype=torch.float16)]
-        with ProgressBar(int(lengths.sum()), f"{self.label}, in tokens") as bar:
+        with progress_bar(int(lengths.sum()), f"{self.label}, in tokens") as bar:
             for batch in length_batches(lengths.tolist(), STATES_TOKENS):
                 ids, mask = padded([texts[row] for row in batch], self.device)
                 parts.append(self.text.hidden(ids, mask)[mask].half().cpu())
@@ -281,8 +256,7 @@ def _digest(ids: Sequence[int] | NDArray[np.int64]) -> bytes:
 
 def with_query_states(embedder: Embedder, collection: Collection) -> Embedder:
     """The same embedder, which has the states of all queries of a collection in the cache."""
-    splits = collection.splits.values()
-    texts = [query for split in splits for query in split.texts]
+    texts = [query for split in collection.splits.values() for query in split.texts]
     ids = partial(embedder.query_ids, texts)
     return with_token_states(embedder, collection, "queries", embedder.query_tokens, ids)
 
@@ -303,12 +277,11 @@ def with_token_states(
 ) -> Embedder:
     """The same embedder, which has the states of some texts, of `limit` tokens, in the cache.
 
-    Static token embeddings are looked up anyway, and weights in training change: their embedders
-    come back as they are.
+    An embedder of static token embeddings, or of weights in training, comes back as it is.
     """
     text = embedder.text
     if not isinstance(text, Transformer) or text.trained:
         return embedder
     about = {"texts": kind, "tokens": limit, "collection": collection.provenance["content"]}
-    states = StoredStates(text, about, ids, embedder.device, f"hidden states of {kind}")
-    return replace(embedder, text=text.knowing(*text.states, states))
+    states = StoredStates(text.knowing(), about, ids, embedder.device, f"hidden states of {kind}")
+    return replace(embedder, text=text.knowing(*text.states, states.find))

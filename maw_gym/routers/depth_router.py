@@ -34,9 +34,6 @@ class DepthRouter(nn.Module):
         settings: JSON values saved along: the learner, its data, the encoder's fingerprint.
         limit: standardised numbers are clipped to [-limit, limit]; infinity is none.
         shared: whether one network scores every depth, see `depth_features`.
-
-    Raises:
-        InputError: an unknown activation or block, or layers that do not fit.
     """
 
     mean: Tensor
@@ -91,15 +88,12 @@ class DepthRouter(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Logits (B, D) of observations (B, O)."""
-        standard = (observation - self.mean) * self.scale
-        standard = standard.clamp(-self.limit, self.limit)
-        if self.shared:
-            features = self.network[:-1](depth_features(standard, self.depths))
-            last = self.linears[-1]
-            logits = features @ last.weight[0] + last.bias  # (B, D, W) -> (B, D)
-        else:
-            logits = self.network(standard)
-        return cast(Tensor, logits)
+        standard = ((observation - self.mean) * self.scale).clamp(-self.limit, self.limit)
+        if not self.shared:
+            return cast(Tensor, self.network(standard))
+        features: Tensor = self.network[:-1](depth_features(standard, self.depths))
+        last = self.linears[-1]
+        return features @ last.weight[0] + last.bias  # (B, D, W) -> (B, D)
 
     @torch.no_grad()
     def predict(
@@ -148,11 +142,7 @@ def save_router(path: Path, router: DepthRouter) -> None:
 
 
 def load_router(path: Path) -> DepthRouter:
-    """Read a router; no code in the file is run.
-
-    Raises:
-        InputError: the file is missing, damaged or foreign, or its tensors do not fit.
-    """
+    """Read a router; no code in the file is run."""
     path = files.expanded(path)
     settings, tensors = files.read(path, "router")
     count = sum(name.endswith(".bias") for name in tensors)

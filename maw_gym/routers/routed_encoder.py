@@ -1,6 +1,5 @@
 """RoutedEncoder: a trained encoder and a trained router together, texts in, rankings out."""
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +16,15 @@ from tqdm import tqdm
 
 from maw_gym.encoders.embedder import Embedder, encoded_documents
 from maw_gym.encoders.files import load_embedder, save_embedder
-from maw_gym.errors import DamagedFileError, InputError, checked_int, checked_texts, shown
-from maw_gym.files import MANIFEST, check_readable, expanded, written_folder
+from maw_gym.encoders.text import prompt_of
+from maw_gym.errors import DamagedFileError, InputError, checked_int, checked_texts, one_of, shown
+from maw_gym.files import MANIFEST, expanded, written_folder
 from maw_gym.retrieval.bm25 import WEIGHT, Words
 from maw_gym.retrieval.documents import DocumentIndex, check_finite, check_ids, steps
 from maw_gym.retrieval.index import EXACT, SearchIndex
 from maw_gym.retrieval.ranking import LONG, SHORT, ranking_statistics
 from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
-from maw_gym.tables.depth_table import BLOCKS, Seen, checked_blocks, nothing_observed, observed
+from maw_gym.tables.depth_table import Seen, checked_blocks, nothing_observed, observed
 from maw_gym.tables.task import RetrievalTask, resolve_device
 
 ENCODER_FILE: Final = "encoder.safetensors"
@@ -32,7 +32,7 @@ ROUTER_FILE: Final = "router.safetensors"
 INDEX: Final = "index"  # folder of the documents to search
 BATCH: Final = 4096  # texts looked at at once
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16}
-LARGEST_CONFIG: Final = 50_000_000  # bytes; runs write some 10,000
+Vectors = NDArray[np.float32] | Tensor
 MTEB_ARGUMENTS: Final = {"task_name", "task_metadata", "hf_split", "hf_subset"}
 
 
@@ -54,9 +54,8 @@ class RoutedEncoder:
         InputError: the router was trained for another encoder, or does not fit this one.
     """
 
-    # As sentence-transformers' evaluators ask for them; there are no prompts, nor is there a card.
+    # As sentence-transformers' evaluators ask for them.
     similarity_fn_name = "cosine"
-    prompts: Mapping[str, str] = {"query": "", "document": ""}
     model_card_data = SimpleNamespace(set_evaluation_metrics=lambda *_: None)
 
     def __init__(
@@ -80,32 +79,32 @@ class RoutedEncoder:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
             raise InputError(f"hybrid_weight of a router must lie in [0, 1], got {shown(weight)}")
         self.hybrid_weight = float(weight)
-        shape = (self.observe([]).shape[1], self.embedder.maw.depths)
-        if shape != (router.inputs, router.depths):
+        inputs, depths = self.observe([]).shape[1], self.embedder.maw.depths
+        if (inputs, depths) != (router.inputs, router.depths):
             raise InputError(
                 f"this router has {router.inputs} inputs and {router.depths}"
-                f" depths; the encoder gives {shape[0]} and has {shape[1]}"
+                f" depths; the encoder gives {inputs} and has {depths}"
             )
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """What goes before every "query" and "document", as the text encoder was trained."""
+        return {kind: prompt_of(self.embedder.text, kind) for kind in ("query", "document")}
 
     @classmethod
     def from_run(cls, path: str | Path, device: str = "auto") -> Self:
         """The encoder and the router that a training run has left; no code in the files is run.
 
         Args:
-            path: folder with encoder.safetensors and router.safetensors; config.json, where there
-                is one, names the collection.
+            path: folder with encoder.safetensors and router.safetensors.
             device: "auto", "cpu" or a torch device.
-
-        Raises:
-            InputError: a file is missing, damaged or foreign, or the two do not belong together.
         """
         folder = expanded(path)
         if not os.path.isdir(folder):
             raise InputError(f"no run folder {str(folder)!r}; give the folder of a training run")
         embedder, _ = load_embedder(folder / ENCODER_FILE)
         router = load_router(folder / ROUTER_FILE)
-        dataset = _dataset(folder / "config.json") or router.settings.get("dataset")
-        return cls(embedder, router, dataset, resolve_device(device))
+        return cls(embedder, router, router.settings.get("dataset"), resolve_device(device))
 
     @classmethod
     def from_model(
@@ -119,9 +118,6 @@ class RoutedEncoder:
                 whatever policy, or a policy alone. It is asked, and not saved; see
                 `maw_gym.agents.networks.GRPORouter`.
             observation: blocks of the model's observation, in order.
-
-        Raises:
-            InputError: the model's spaces are not those of the task.
         """
         encoder = task.embedder.fingerprint()
         router = _PolicyRouter(model, checked_blocks(observation), {"encoder": encoder})
@@ -156,8 +152,9 @@ class RoutedEncoder:
         Args:
             texts: one text or N of them, or batches ``{"text": texts}``, as MTEB has them.
             prompt_name: "query" encodes queries, each through the depth that the router chooses for
-                it; otherwise documents are encoded, through the standard attention.
-            prompt: goes before every text.
+                it; otherwise documents are encoded, through the standard attention. Either kind has
+                the prompt of `prompts`.
+            prompt: goes before every text, behind that.
             batch_size: texts looked at at once.
             show_progress_bar: over batches.
             convert_to_numpy: an array; a list of tensors where this and the next are False.
@@ -171,9 +168,6 @@ class RoutedEncoder:
         Returns:
             (h,) for one text, (N, h) for several; float32, of unit length, zero for a text without
             tokens.
-
-        Raises:
-            InputError: something that is no text, or a device that is not available.
         """
         del normalize_embeddings
         if unknown := about.keys() - MTEB_ARGUMENTS:
@@ -185,13 +179,12 @@ class RoutedEncoder:
             listed = [prompt + text for text in listed]
         queries = "query" in (prompt_name, getattr(prompt_type, "value", prompt_type))
         embeddings = torch.zeros(len(listed), self.embedder.text.width, device=self.embedder.device)
-        with tqdm(
-            total=len(listed), unit="text", disable=not show_progress_bar, leave=False
-        ) as bar:
-            for some in steps(len(listed), checked_int(batch_size, "batch_size", 1)):
-                encode = self._encode_routed if queries else self.embedder.encode_documents
-                embeddings[some] = encode(listed[some])
-                bar.update(some.stop - some.start)
+        batches = list(steps(len(listed), checked_int(batch_size, "batch_size", 1)))
+        for some in tqdm(batches, disable=not show_progress_bar, leave=False):
+            if queries:
+                embeddings[some] = self._routed(listed[some])[0]
+            else:
+                embeddings[some] = self.embedder.encode_documents(listed[some])
         check_finite(embeddings, "text")
         if truncate_dim is not None:
             embeddings = torch.nn.functional.normalize(embeddings[:, :truncate_dim], dim=1)
@@ -224,16 +217,12 @@ class RoutedEncoder:
         depths: NDArray[np.int64] = self.router.predict(self.observe(texts))[0]
         return depths
 
-    def similarity(
-        self, queries: NDArray[np.float32] | Tensor, documents: NDArray[np.float32] | Tensor
-    ) -> Tensor:
+    def similarity(self, queries: Vectors, documents: Vectors) -> Tensor:
         """Cosines (A, B) of embeddings (A, h) and (B, h); a single one (h,) counts as one row."""
         first, second = _unit(queries), _unit(documents)
         return first @ second.to(first.device).T
 
-    def similarity_pairwise(
-        self, queries: NDArray[np.float32] | Tensor, documents: NDArray[np.float32] | Tensor
-    ) -> Tensor:
+    def similarity_pairwise(self, queries: Vectors, documents: Vectors) -> Tensor:
         """Cosines (A,) of embeddings (A, h) with those (A, h) in the same rows."""
         first, second = _unit(queries), _unit(documents)
         return (first * second.to(first.device)).sum(-1)
@@ -241,8 +230,7 @@ class RoutedEncoder:
     def observe(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Observations (N, O) of the router, as a depth table has them.
 
-        The block `retrieval` is made of D + 1 searches for every query, for which a router that
-        observes it needs documents; an InputError says so where there are none.
+        The block `retrieval` is made of D + 1 searches for every query, which need documents.
         """
         return self._observed(self.embedder.query_ids(checked_texts(texts)))
 
@@ -270,33 +258,22 @@ class RoutedEncoder:
             folder: where the index is written, in the place of one that is there, and mapped from;
                 None keeps it in memory.
             dtype: of the embeddings, "float32" or "float16".
-
-        Raises:
-            InputError: no document, an id given twice, lengths that differ, a setting that does
-                not exist, or a file that cannot be written.
         """
-        if dtype not in DTYPES:
-            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {shown(dtype)}")
+        one_of("dtype", dtype, tuple(DTYPES))
         if isinstance(doc_ids, Collection) and isinstance(texts, Collection):
             # At once; of streams, when it comes to light.
             doc_ids, texts = checked_texts(doc_ids, "document ids"), checked_texts(texts)
             if len(doc_ids) != len(texts):
-                raise InputError(
-                    f"{len(doc_ids)} document ids for {len(texts)} texts; give one each"
-                )
+                raise InputError(f"{len(doc_ids)} document ids for {len(texts)} texts")
             check_ids(doc_ids)
         if index != EXACT and not index.startswith("faiss:"):
             raise InputError(f"unknown index {index!r}; give 'exact' or 'faiss:' and a factory")
         words, stored = Words() if hybrid else None, list[str]() if store else None
-
-        def see(read: list[str]) -> None:
-            if words is not None:
-                words.add(read)
-            if stored is not None:
-                stored.extend(read)
-
+        see = [
+            *([] if words is None else [words.add]),
+            *([] if stored is None else [stored.extend]),
+        ]
         ids, vectors = encoded_documents(self.embedder, doc_ids, texts, DTYPES[dtype], see)
-        check_ids(ids)
         place = None if folder is None else expanded(folder)
         device = self.embedder.device
         made = [DocumentIndex(ids, vectors if place else vectors.to(device), device)]
@@ -309,9 +286,7 @@ class RoutedEncoder:
     def add(self, doc_ids: Sequence[str], texts: Sequence[str]) -> Self:
         """Encode more documents and index them with those there are, in memory; see `save`.
 
-        Raises:
-            InputError: ids that are there, lengths that differ, or words of documents whose texts
-                are not stored would have to be counted anew.
+        Where words are counted the texts of all documents have to be stored.
         """
         there = self._indexed()
         doc_ids, texts = checked_texts(doc_ids, "document ids"), checked_texts(texts)
@@ -353,10 +328,6 @@ class RoutedEncoder:
             For each query a list of ``{"id": document id, "score": cosine}``, best first; equal
             scores in trec_eval's order. Documents without tokens come last with a score of -2.
             Fused scores are no cosines: sums of standardised scores, which compare within a query.
-
-        Raises:
-            InputError: no documents to search, k below 1, an unknown id, or texts that were not
-                stored.
         """
         there = self._indexed()
         k = checked_int(k, "k", 1)
@@ -368,19 +339,14 @@ class RoutedEncoder:
             only = checked_texts(filter(only, names) if callable(only) else only, "document ids")
         embeddings = self.encode_query(listed, convert_to_tensor=True)
         ranking = there.rank(embeddings, k, listed, self.hybrid_weight if hybrid else None, only)
-        found = []
+        stored, found = there.texts if texts else None, []
         for row in zip(ranking.documents.tolist(), ranking.scores.tolist(), strict=True):
             best = [(d, {"id": names[d], "score": s}) for d, s in zip(*row, strict=True) if d >= 0]
-            stored = there.texts if texts else None
             found.append([one | ({"text": stored[d]} if stored else {}) for d, one in best])
         return found[0] if isinstance(queries, str) else found
 
     def save(self, folder: str | Path) -> None:
-        """Write encoder, router and, where there is one, the index, for `load`.
-
-        Raises:
-            InputError: a file cannot be written, or the router is a model of Stable-Baselines3.
-        """
+        """Write encoder, router and, where there is one, the index, for `load`."""
         if not isinstance(self.router, DepthRouter):
             raise InputError(
                 "a model is saved by its own library, or as an maw_gym.agents.networks.GRPORouter"
@@ -420,17 +386,31 @@ class RoutedEncoder:
             raise InputError("there is nothing to search yet; call index(doc_ids, texts) first")
         return self.documents
 
-    def _observed(self, ids: list[list[int]]) -> NDArray[np.float32]:
-        return observations(self.embedder, ids, self.router.observation, self.documents)
-
     def _routed(self, texts: list[str]) -> tuple[Tensor, NDArray[np.int64]]:
         """Embeddings (N, h) of queries, and the depths (N,) that they were routed through."""
         ids = self.embedder.query_ids(texts)
         depths, _ = self.router.predict(self._observed(ids))
         return self.embedder.encode_ids(ids, torch.from_numpy(depths)), depths
 
-    def _encode_routed(self, texts: list[str]) -> Tensor:
-        return self._routed(texts)[0]
+    @torch.no_grad()
+    def _observed(self, ids: list[list[int]]) -> NDArray[np.float32]:
+        """Observations (N, O) of queries given as token ids."""
+        embedder, blocks = self.embedder, self.router.observation
+        if not ids:
+            return np.concatenate([nothing_observed(name, embedder) for name in blocks], axis=1)
+
+        def search(embeddings: Tensor) -> Tensor:  # (B, D, h)
+            there, mean = self._indexed(), torch.nn.functional.normalize(embeddings.mean(1), dim=-1)
+            found = there.rank(embeddings.flatten(0, 1), LONG)
+            scores, names = (part.view(*embeddings.shape[:2], -1) for part in found)
+            return ranking_statistics(scores, names, there.rank(mean, SHORT).documents)
+
+        rows: dict[int, NDArray[np.float32]] = {}
+        for places, batch, mask in embedder.batches(ids, embedder.statistics_tokens):
+            seen = Seen(embedder, batch, mask, search)
+            found = np.concatenate([observed(name, seen) for name in blocks], axis=1)
+            rows |= zip(places.tolist(), found, strict=True)
+        return np.stack([rows[place] for place in range(len(ids))])
 
 
 class _PolicyRouter:
@@ -438,9 +418,8 @@ class _PolicyRouter:
 
     def __init__(self, model: Any, observation: tuple[str, ...], settings: dict[str, Any]) -> None:
         self.model, self.observation, self.settings = model, observation, settings
-        actions, seen = (
-            getattr(model, f"{name}_space", None) for name in ("action", "observation")
-        )
+        actions = getattr(model, "action_space", None)
+        seen = getattr(model, "observation_space", None)
         if not isinstance(actions, Discrete) or actions.start != 0 or not isinstance(seen, Box):
             raise InputError(
                 f"depths are Discrete actions from 0; this model has {shown(actions)} and observes"
@@ -469,54 +448,6 @@ def _texts(given: Iterable[Any]) -> list[str]:
     return checked_texts(given)
 
 
-def _unit(embeddings: NDArray[np.float32] | Tensor) -> Tensor:
+def _unit(embeddings: Vectors) -> Tensor:
     given = torch.atleast_2d(torch.as_tensor(embeddings)).float()
     return torch.nn.functional.normalize(given, dim=1)
-
-
-def _dataset(path: Path) -> str | None:
-    """The dataset named in a run's config.json; None without the file or the name."""
-    if not path.exists():
-        return None
-    check_readable(path, "config.json of a run", LARGEST_CONFIG)
-    try:
-        name: Any = json.loads(path.read_text(encoding="utf-8"))["settings"]["dataset"]
-    except (LookupError, TypeError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable as JSON: {error}") from None
-    return name if isinstance(name, str) else None
-
-
-@torch.no_grad()
-def observations(
-    embedder: Embedder,
-    ids: list[list[int]],
-    blocks: Sequence[str],
-    documents: SearchIndex | None = None,
-) -> NDArray[np.float32]:
-    """Observations (N, O) of queries given as token ids, as a depth table has them.
-
-    The block `retrieval` searches the documents D + 1 times for every query.
-    """
-    if not ids:
-        return np.concatenate([nothing_observed(name, embedder) for name in blocks], axis=1)
-    if documents is None and any(BLOCKS[name].searches for name in blocks):
-        raise InputError(
-            "this router looks at what a search finds, and there is nothing to search yet; call"
-            " index(doc_ids, texts) first"
-        )
-
-    def search(embeddings: Tensor) -> Tensor:  # (B, D, h)
-        assert documents is not None
-        found = documents.rank(embeddings.flatten(0, 1), LONG)
-        of_mean = documents.rank(torch.nn.functional.normalize(embeddings.mean(1), dim=-1), SHORT)
-        scores, names = (part.view(*embeddings.shape[:2], -1) for part in found)
-        return ranking_statistics(scores, names, of_mean.documents)
-
-    rows: dict[int, NDArray[np.float32]] = {}
-    for places, batch, mask in embedder.batches(ids, embedder.statistics_tokens):
-        seen = Seen(embedder, batch, mask, search)
-        found = np.concatenate([observed(name, seen) for name in blocks], axis=1)
-        rows |= zip(places.tolist(), found, strict=True)
-    return np.stack([rows[place] for place in range(len(ids))])

@@ -24,7 +24,7 @@ from maw_gym import files
 from maw_gym.corpora import Collection, load_collection
 from maw_gym.corpora.splits import SPLITS
 from maw_gym.distributed import from_all, own_range
-from maw_gym.encoders.embedder import Embedder, ProgressBar, untrained_embedder
+from maw_gym.encoders.embedder import Embedder, progress_bar, untrained_embedder
 from maw_gym.encoders.files import document_embeddings, load_embedder, with_query_states
 from maw_gym.encoders.text import AUTO, TextEncoder, WordLlama, text_encoders
 from maw_gym.errors import DamagedFileError, InputError, checked_int, one_of
@@ -193,7 +193,7 @@ class RetrievalTask:
         ids = self.embedder.query_ids(queries.texts)
         batches = self.embedder.batches(ids, self.embedder.statistics_tokens)
         built: dict[str, Floats] = {}
-        with ProgressBar(len(ids), label) as bar, _mapping(self.device) as mapped:
+        with progress_bar(len(ids), label) as bar, _mapping(self.device) as mapped:
             for places, columns in mapped(columns_of, batches):
                 for name, values in columns.items():
                     built.setdefault(name, np.empty((len(ids), values.shape[1]), np.float32))

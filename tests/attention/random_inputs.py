@@ -1,7 +1,6 @@
 """Random inputs of depth statistics, and the statistics from the whole 5D tensor in float64."""
 
 import torch
-from torch import Tensor
 
 from maw_gym.attention.reference import (
     Inputs,
@@ -12,18 +11,16 @@ from maw_gym.attention.reference import (
 )
 
 
-def real_tokens(*lengths: int, padded_to: int | None = None) -> Tensor:
+def real_tokens(*lengths, padded_to=None):
     size = max(lengths) if padded_to is None else padded_to
     return torch.arange(size) < torch.tensor(lengths)[:, None]
 
 
-def random_inputs(
-    lengths: tuple[int, ...], depths: int, heads: int, width: int, seed: int, padding: int = 0
-) -> Inputs:
+def random_inputs(lengths, depths, heads, width, seed, padding=0):
     """Of texts of these lengths, padded beyond the longest; `x` is garbage on padding."""
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(*shape: int) -> Tensor:
+    def normal(*shape):
         return torch.randn(shape, generator=generator)
 
     batch, size = len(lengths), max(*lengths, 1) + padding
@@ -36,7 +33,7 @@ def random_inputs(
     return Inputs(x, mask, query, key, value, pooling / pooling.sum(-1, True).clamp(min=1e-9))
 
 
-def reference(inputs: Inputs) -> tuple[Tensor, ...]:
+def reference(inputs):
     """State, entropy, focus and pooled output in float64."""
     x, query, key, value, pooling = (t.double() for t in inputs if t.is_floating_point())
     weights = depth_attention(x, inputs.mask, query, key, value.shape[1])

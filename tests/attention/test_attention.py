@@ -1,12 +1,10 @@
 """The 5D attention and its statistics against hand-made numbers, torch's pooling and float64."""
 
 import math
-from collections.abc import Iterable
 
 import pytest
 import torch
 from random_inputs import random_inputs, real_tokens, reference
-from torch import Tensor
 
 from maw_gym.attention import cpu
 from maw_gym.attention.cpu import distinct_rows
@@ -16,12 +14,9 @@ from maw_gym.attention.reference import (
     depth_attention,
     depth_statistics,
     pooled_state,
-    pooling_matrix,
     row_entropy,
     row_focus,
-    softmax_over_keys,
 )
-from maw_gym.encoders.maw import EncoderSettings, MAWEncoder
 
 # Two tokens, one head, two depths. With x the identity the scores of depth 0 are
 # diag(sqrt(2) ln 3) / sqrt(2) = diag(ln 3), so its rows are (3/4, 1/4) and (1/4, 3/4); depth 1 has
@@ -36,17 +31,17 @@ BY_HAND = Inputs(
 )
 
 
-def assert_near(found: Iterable[Tensor], wanted: Iterable[Tensor], absolute: float = 1e-6) -> None:
+def assert_near(found, wanted, absolute=1e-6):
     """Every tensor, to `absolute`, whatever the types of numbers."""
     for got, want in zip(found, wanted, strict=True):
         torch.testing.assert_close(got.double(), want.double(), atol=absolute, rtol=1e-5)
 
 
-def in_float64(inputs: Inputs) -> Inputs:
+def in_float64(inputs):
     return Inputs(*(t.double() if t.is_floating_point() else t for t in inputs))
 
 
-def test_two_tokens() -> None:
+def test_two_tokens():
     weights = depth_attention(*BY_HAND[:4], heads=1)
     assert weights.shape == (1, 1, 2, 2, 2)
     torch.testing.assert_close(weights[0, 0, ..., 0], torch.tensor([[0.75, 0.25], [0.25, 0.75]]))
@@ -63,7 +58,7 @@ def test_two_tokens() -> None:
     assert_near(depth_statistics(BY_HAND), expected)
 
 
-def test_rows_sum_to_one_over_the_real_keys() -> None:
+def test_rows_sum_to_one_over_the_real_keys():
     weights = depth_attention(*random_inputs((5, 2, 0), 3, 2, 8, seed=0)[:4], heads=2)
     sums = weights.sum(3)  # (B, H, S, D)
     torch.testing.assert_close(sums[:2], torch.ones(2, 2, 5, 3))
@@ -72,28 +67,21 @@ def test_rows_sum_to_one_over_the_real_keys() -> None:
     assert weights.ge(0).all()
 
 
-def test_a_large_score_does_not_overflow() -> None:
+def test_a_large_score_does_not_overflow():
     query = torch.tensor([[[200.0], [-200.0]]])
     weights = attention_weights(query, torch.tensor([[[1.0], [2.0]]]), real_tokens(2))
     torch.testing.assert_close(weights, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 24, 65])
-def test_pooling_equals_torchs_adaptive_average_pooling(n: int) -> None:
+def test_pooling_equals_torchs_adaptive_average_pooling(n):
     attention = torch.rand(1, 3, 70, 70, generator=torch.Generator().manual_seed(n))
     expected = torch.nn.functional.adaptive_avg_pool2d(attention[:, :, :n, :n], 8).flatten(1)
     expected = torch.nn.functional.normalize(expected, dim=-1)
     torch.testing.assert_close(pooled_state(attention, real_tokens(n, padded_to=70)), expected)
 
 
-def test_pooling_matrix_of_nine_tokens_and_of_none() -> None:
-    pool = pooling_matrix(real_tokens(9, 0, padded_to=9))
-    assert pool[0, 0].tolist() == [0.5, 0.5, 0, 0, 0, 0, 0, 0, 0]  # tokens 0 to ceil(9 / 8) - 1
-    assert pool[0, 7].tolist() == [0, 0, 0, 0, 0, 0, 0, 0.5, 0.5]
-    assert pool[1].eq(0).all()
-
-
-def test_entropy_and_focus_by_hand() -> None:
+def test_entropy_and_focus_by_hand():
     mask = real_tokens(3, 3, 2)
     weights = torch.stack(
         [
@@ -107,7 +95,7 @@ def test_entropy_and_focus_by_hand() -> None:
     torch.testing.assert_close(row_focus(weights, mask), torch.tensor([1 / 3, 1.0, 0.625]))
 
 
-def test_texts_of_one_and_of_no_token() -> None:
+def test_texts_of_one_and_of_no_token():
     problem = random_inputs((1, 0), 3, 2, 8, seed=1)
     state, entropy, focus, pooled = depth_statistics(problem)
     assert entropy.tolist() == [[0, 0, 0], [0, 0, 0]]
@@ -133,16 +121,14 @@ def test_texts_of_one_and_of_no_token() -> None:
         ((128, 77), 2, 12, 384),
     ],
 )
-def test_statistics_equal_the_float64_reference(
-    shape: tuple[tuple[int, ...], int, int, int],
-) -> None:
+def test_statistics_equal_the_float64_reference(shape):
     problem = random_inputs(*shape, seed=2)
     found = depth_statistics(problem)
     assert {one.dtype for one in found} == {torch.float32}
     assert_near(found, reference(problem), 1e-5)
 
 
-def test_statistics_of_sharp_attention_and_in_float64() -> None:
+def test_statistics_of_sharp_attention_and_in_float64():
     problem = random_inputs((12, 6), 3, 2, 16, seed=3)
     problem.query_weight.mul_(100)  # scores of several hundred
     assert_near(depth_statistics(problem), reference(problem), 1e-4)
@@ -151,7 +137,7 @@ def test_statistics_of_sharp_attention_and_in_float64() -> None:
     assert_near(found, reference(problem), 1e-11)
 
 
-def test_repeated_tokens_are_projected_once_with_the_same_results() -> None:
+def test_repeated_tokens_are_projected_once_with_the_same_results():
     problem = random_inputs((9, 9, 4, 0, 1), 5, 2, 8, seed=11)
     generator = torch.Generator().manual_seed(12)
     tokens = torch.randn(3, 8, generator=generator)
@@ -163,7 +149,7 @@ def test_repeated_tokens_are_projected_once_with_the_same_results() -> None:
     assert_near(depth_statistics(problem), reference(problem), 1e-5)
 
 
-def test_rows_that_seldom_repeat_are_left_alone() -> None:
+def test_rows_that_seldom_repeat_are_left_alone():
     rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
     assert distinct_rows(rows)[1] is None  # two of three differ
     different, place = distinct_rows(rows[[0, 2]].double())
@@ -171,14 +157,14 @@ def test_rows_that_seldom_repeat_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("limit", ["SCORES", "PROJECTED"])
-def test_small_blocks_give_the_same_results(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+def test_small_blocks_give_the_same_results(monkeypatch, limit):
     problem = random_inputs((9, 9, 4, 0, 1, 9), 5, 4, 16, seed=13)
     expected = depth_statistics(problem)
     monkeypatch.setattr(cpu, limit, 200)
     assert_near(depth_statistics(problem), expected)
 
 
-def test_padding_and_what_stands_in_it_change_nothing() -> None:
+def test_padding_and_what_stands_in_it_change_nothing():
     problem = random_inputs((9, 4), 3, 2, 8, seed=5)
     together = depth_statistics(problem)
     for text, n in enumerate((9, 4)):
@@ -195,7 +181,7 @@ def test_padding_and_what_stands_in_it_change_nothing() -> None:
     assert_near(depth_statistics(problem), together)
 
 
-def test_statistics_and_gradients_where_they_are_wanted() -> None:
+def test_statistics_and_gradients_where_they_are_wanted():
     problem = random_inputs((9, 4, 0), 3, 2, 8, seed=7)
     without = depth_statistics(problem)
     x, mask, *rest = in_float64(problem)
@@ -213,43 +199,3 @@ def test_statistics_and_gradients_where_they_are_wanted() -> None:
     assert all(one.abs().max() > 0 for one in gradients[1])
     assert_near(*gradients, 1e-9)
     assert not any(one.requires_grad for one in without)
-
-
-def test_one_depth_of_the_encoder_is_its_slice_of_the_tensor_applied_to_v() -> None:
-    encoder = MAWEncoder(EncoderSettings(hidden=16, heads=2, depths=4, vocabulary=10))
-    generator = torch.Generator().manual_seed(10)
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        hidden = torch.randn(4, 6, 16, generator=generator)
-        ids = torch.randint(10, (4, 6), generator=generator)
-        mask = real_tokens(6, 3, 1, 6)
-        depth = torch.tensor([3, 0, 2, 0])
-        weights = encoder.depth_attention(hidden, mask)
-        value = encoder.value_proj(encoder.norm(hidden)).view(4, 6, 2, 8).transpose(1, 2)
-        for text, d in enumerate(depth.tolist()):
-            mixed = weights[text, :, :, :, d] @ value[text]  # (H, S, e)
-            expected = hidden[text] + encoder.out_proj(mixed.transpose(0, 1).flatten(1))
-            actual = encoder(hidden, mask, depth)[text]
-            real = mask[text]
-            torch.testing.assert_close(actual[real], expected[real], atol=1e-5, rtol=1e-5)
-        chosen = encoder.depth_statistics(ids, hidden, mask).embeddings[torch.arange(4), depth]
-        embedded = encoder.embed(ids, hidden, mask, depth=depth)
-        torch.testing.assert_close(chosen, embedded, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(4))
-
-
-def test_softmax_over_keys_and_its_gradients_are_those_of_the_plain_formula() -> None:
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(3, 2, 5, 4, generator=generator).requires_grad_() for _ in range(3)
-    )
-    mask = real_tokens(5, 2, 0)
-    scores = (query @ key.mT / 2)[:2].masked_fill(~mask[:2, None, None], -torch.inf)
-    plain, found = scores.softmax(-1), softmax_over_keys(query, key, mask)
-    assert torch.equal(found[:2], plain)
-    assert (found[2] == 0.2).all()  # no tokens: uniform, and without weight in an embedding
-    pooling = torch.rand(3, 1, 1, 5, generator=generator) * mask[:, None, None]
-    want = torch.autograd.grad((pooling[:2] @ plain @ value[:2]).square().sum(), (query, key))
-    got = torch.autograd.grad((pooling @ found @ value).square().sum(), (query, key))
-    assert_near(got, want, 1e-7)

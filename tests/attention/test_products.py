@@ -2,24 +2,23 @@
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from maw_gym.attention import products
 from maw_gym.attention.products import linear
 
 
-def normal(*shape: int) -> Tensor:
+def normal(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 @pytest.fixture(autouse=True)
-def small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_products_too(monkeypatch):
     monkeypatch.setattr(products, "WORTH", 0)
 
 
 @pytest.mark.parametrize("lead", [(), (1,), (7,), (2, 3), (2, 0, 5)])
-def test_the_product_of_x_and_the_transposed_weight(lead: tuple[int, ...]) -> None:
+def test_the_product_of_x_and_the_transposed_weight(lead):
     x, weight = normal(*lead, 11), normal(5, 11)
     for found in (linear(x, weight), linear(x.mT.contiguous().mT if lead else x, weight)):
         assert (found.shape, found.dtype) == ((*lead, 5), torch.float32)
@@ -27,7 +26,7 @@ def test_the_product_of_x_and_the_transposed_weight(lead: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
-def test_gradients(wanted: tuple[bool, bool]) -> None:
+def test_gradients(wanted):
     gradients = []
     for product in (linear, functional.linear):
         x, weight = normal(2, 4, 6), normal(3, 6)
@@ -40,7 +39,7 @@ def test_gradients(wanted: tuple[bool, bool]) -> None:
             torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
-def test_other_types_and_inference() -> None:
+def test_other_types_and_inference():
     x, weight = normal(4, 6), normal(3, 6)
     assert linear(x.double(), weight.double()).dtype == torch.float64
     assert linear(x.bfloat16(), weight.bfloat16()).dtype == torch.bfloat16

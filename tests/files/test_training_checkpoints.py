@@ -101,7 +101,7 @@ def test_killed_in_both_stages_and_resumed(tiny, tmp_path, steps, fresh):
 
 
 def test_a_cached_encoder_is_resumed_and_leaves_no_checkpoint(tiny, fresh, monkeypatch, steps):
-    monkeypatch.setattr(selection, "_candidates", lambda collection: {"own pairs": [collection]})
+    monkeypatch.setattr(selection, "_candidates", lambda one, text: {"own pairs": [one]})
     scores = {"untrained": np.array([0.5, 0.4]), "own pairs": np.array([1.0, 0.8])}
     monkeypatch.setattr(selection, "_scores", lambda *given: scores)
     settings = replace(SETTINGS, epochs=1, train_text_encoder=False)

@@ -197,7 +197,7 @@ def test_settings_and_folders_that_cannot_be(routed, tmp_path):
     file.write_text("years of work")
     for ids, how, message in (
         ("a", {"index": "annoy"}, "unknown index 'annoy'; give 'exact' or 'faiss:'"),
-        ("a", {"dtype": "int8"}, "dtype must be one of float32, float16, got 'int8'"),
+        ("a", {"dtype": "int8"}, "unknown dtype .int8.; choose one of float32, float16"),
         ("ab", {}, "2 document ids for 1 texts; give one each"),
         ("a", {"folder": file}, "cannot be written"),
         ("a", {"folder": tmp_path}, "holds other files"),

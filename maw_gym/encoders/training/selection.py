@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from maw_gym.encoders.text import TextEncoder, WordLlama, tokenized_once
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.encoders.training.stages import Validation, pairs_of, train_attention, train_depths
 from maw_gym.encoders.transformer import Transformer
+from maw_gym.errors import InputError
 from maw_gym.files import cache_home, cached, content_key
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ def train_encoder(
     checkpoint: Path | None = None,
     text: TextEncoder | None = None,
 ) -> Trained:
-    """Train a MAW encoder in both stages; the first is `trained_attention`.
+    """A MAW encoder after both stages, of which the first is `trained_attention`.
 
     Args:
         sources: their `encoder` splits are the pairs. The `validation` split of the first chooses
@@ -62,24 +64,16 @@ def train_encoder(
         checkpoint: the file that the encoder is trained for; epochs of the depths are kept beside
             it, and a training that was stopped goes on after its last one. None keeps nothing.
         text: what the encoder stands on; None is WordLlama.
-
-    Returns:
-        The embedder and its provenance.
     """
+    text = text or WordLlama()
+    shape, settings = shape or encoder_shape(text), settings.suited(text, device)
     attention, provenance = trained_attention(sources, device, settings, shape, text)
-    depths = (shape or encoder_shape(attention.text)).depths
-    settings = settings.suited(attention.text, device)
-    embedder = with_states(with_depths(attention, depths), sources, settings)
+    embedder = with_states(with_depths(attention, shape.depths), sources, settings)
     documents = [document_embeddings(source, attention) for source in sources]
     validation = Validation(sources[0], embedder, settings.document_tokens)
+    pairs, index = pairs_of(sources, embedder), validation.index(documents[0])
     best = train_depths(
-        embedder,
-        pairs_of(sources, embedder),
-        torch.cat(documents),
-        validation,
-        validation.index(documents[0]),
-        settings,
-        checkpoint,
+        embedder, pairs, torch.cat(documents), validation, index, settings, checkpoint
     )
     return embedder, {
         **provenance,
@@ -95,11 +89,9 @@ def trained_attention(
     shape: EncoderSettings | None = None,
     text: TextEncoder | None = None,
 ) -> Trained:
-    """A NON-MAW encoder after the first stage, in the cache: what all depths start from.
+    """The NON-MAW encoder after the first stage, cached; arguments are those of `train_encoder`.
 
-    Encoders that differ in the second stage alone, such as one of a single depth, share it; so
-    neither the depths of `shape` nor the settings of that stage count. Arguments and results are
-    those of `train_encoder`.
+    Encoders that differ in the second stage alone, such as one of a single depth, share it.
     """
     text = text or WordLlama()
     settings = settings.suited(text, device)
@@ -111,7 +103,11 @@ def trained_attention(
         log.info("training an encoder on %s", [source.name for source in sources])
         embedder = untrained_embedder(sources[0].doc_texts, shape, text).to(device)
         if settings.train_text_encoder:
-            embedder = replace(embedder, text=_trainable(text, settings, embedder.device))
+            if not isinstance(text, (WordLlama, Transformer)):
+                raise InputError(f"text encoder {text.name!r} cannot be trained along")
+            longest = settings.query_tokens + settings.document_tokens
+            tokens = -(-settings.batch_size // processes()) * longest
+            embedder = replace(embedder, text=text.trainable(tokens, embedder.device))
         with torch.no_grad():
             # The residual alone to begin with: training starts from plain pooling.
             embedder.encoder.out_proj.weight.zero_()
@@ -133,26 +129,12 @@ def trained_in_place(
     settings: TrainingSettings,
     checkpoint: Path | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Train the standard attention and freeze it; the number of pairs, and the best epoch."""
+    """Train the standard attention; the number of pairs, and the best epoch."""
     knowing = with_states(embedder, sources, settings)
     pairs = pairs_of(sources, knowing)
     validation = Validation(sources[0], knowing, settings.document_tokens)
     best = train_attention(knowing, pairs, validation, settings, checkpoint)
-    embedder.encoder.eval().requires_grad_(False)
-    for weight in embedder.text.own_weights().values():
-        weight.requires_grad_(False)
     return len(pairs.queries), {"epoch": best.epoch, "validation nDCG@10": best.score}
-
-
-def _trainable(text: TextEncoder, settings: TrainingSettings, device: torch.device) -> TextEncoder:
-    """A copy of the text encoder whose weights take gradients."""
-    if isinstance(text, Transformer):
-        longest = settings.query_tokens + settings.document_tokens
-        trainable = text.trainable(-(-settings.batch_size // processes()) * longest, device)
-        if trainable.recompute:
-            log.info("memory is short: what the backward pass needs is computed again")
-        return trainable
-    return WordLlama(torch.nn.Parameter(WordLlama().embedding.clone().to(device)))
 
 
 def with_states(
@@ -210,32 +192,19 @@ def kept_encoder(path: Path, device: torch.device | str, build: Callable[[], Tra
 def judges(collection: Collection, learned_from: bool) -> QuerySet:
     """The queries that choose an encoder: all outside test that no candidate has learned from.
 
-    Args:
-        collection: for which an encoder is chosen.
-        learned_from: whether a candidate has learned from the collection's `encoder` split.
+    `learned_from` says whether one has learned from the collection's `encoder` split.
     """
     splits = ("validation", "train") if learned_from else ("validation", "train", "encoder")
-    parts = [collection.splits[split] for split in splits]
-    return QuerySet(
-        tuple(query for part in parts for query in part.ids)[:JUDGES],
-        tuple(text for part in parts for text in part.texts)[:JUDGES],
-        tuple(grades for part in parts for grades in part.relevance)[:JUDGES],
-    )
+    parts = zip(*(collection.splits[split] for split in splits), strict=True)
+    return QuerySet(*(tuple(chain.from_iterable(part))[:JUDGES] for part in parts))
 
 
 def choose(scores: Mapping[str, NDArray[np.floating]]) -> dict[str, Any]:
-    """The candidate of the largest mean, if it beats the untrained one by a standard error.
+    """The candidate of the largest mean, as JSON values, of nDCG@10 (N,) by the candidate's name.
 
-    A candidate takes the untrained encoder's place only where its advantage, the mean difference of
-    the two over queries, exceeds the standard error of that mean: with few queries the largest mean
-    is often luck.
-
-    Args:
-        scores: nDCG@10 of each query (N,) by the candidate's name; one is `UNTRAINED`.
-
-    Returns:
-        JSON values: ``chosen``, ``queries`` (N), and of each of the ``candidates`` its mean
-        ``nDCG@10``, its ``advantage`` and the ``standard error`` of that (null of one query).
+    A candidate takes the place of `UNTRAINED` only where its advantage, the mean difference of the
+    two over queries, exceeds the standard error of that mean (null of one query): with few queries
+    the largest mean is often luck.
     """
     before = np.asarray(scores[UNTRAINED], np.float64)
     chosen, best, candidates = UNTRAINED, before.mean() if len(before) else 0.0, {}
@@ -274,8 +243,7 @@ def trained_embedder(
         others: further text encoders, of which an untrained encoder is a candidate.
 
     Returns:
-        The embedder, and its provenance: what `choose` says of the candidates, and how the chosen
-        one was trained.
+        The embedder, and its provenance: the candidates' nDCG@10, the chosen one's training.
     """
     text = text or WordLlama()
     settings = (settings or TrainingSettings()).suited(text, device)
@@ -290,13 +258,7 @@ def trained_embedder(
 
     def build() -> Trained:
         untrained = _untrained(collection, [text, *others])
-        asked = len(judges(collection, False).ids)
-        few = asked < JUDGES_OF_TRANSFORMERS and not text.static
-        if few and not _has_pairs(collection):
-            log.info("%d queries are too few to prefer a %s trained on pydocs", asked, text.name)
-            candidates = {}
-        else:
-            candidates = _candidates(collection)
+        candidates = _candidates(collection, text)
         scores = _scores(collection, untrained, candidates, device, settings, text)
         # A rounding apart, others might choose another.
         choice = from_first(choose(scores))
@@ -324,16 +286,16 @@ def _untrained(collection: Collection, texts: Sequence[TextEncoder]) -> dict[str
     return {UNTRAINED: made[0], "mean pooling": replace(made[0], encoder=pooled), **others}
 
 
-def _has_pairs(collection: Collection) -> bool:
-    return bool(collection.splits["encoder"].ids and collection.splits["validation"].ids)
-
-
-def _candidates(collection: Collection) -> dict[str, list[Collection]]:
+def _candidates(collection: Collection, text: TextEncoder) -> dict[str, list[Collection]]:
     """What the trained candidates are trained on, by name."""
-    own = _has_pairs(collection)
+    own = bool(collection.splits["encoder"].ids and collection.splits["validation"].ids)
+    asked = len(judges(collection, own).ids)
     if is_pydocs(collection):  # pydocs may have read its test queries
         return {"own pairs": [collection]} if own else {}
-    if not judges(collection, own).ids:
+    if not asked:
+        return {}
+    if not own and asked < JUDGES_OF_TRANSFORMERS and not text.static:
+        log.info("%d queries are too few to prefer a %s trained on pydocs", asked, text.name)
         return {}
     pydocs = load_collection("pydocs")
     if own:
@@ -355,15 +317,14 @@ def _scores(
     def scores_of(embedder: Embedder, trained: bool) -> NDArray[np.floating]:
         own = settings.suited(embedder.text, device)
         validation = Validation(collection, embedder, own.document_tokens, queries)
-        everything = trained or len(validation.doc_ids) == len(collection.doc_ids)
-        if everything and not settings.train_text_encoder:
+        ids = validation.documents
+        if trained or len(ids) == len(collection.doc_ids):
             embedder = with_states(embedder, [collection], own)
-        elif not trained:  # several stand on one text encoder
-            longest = max(map(len, validation.documents), default=0)
+        else:  # several stand on one text encoder
             kind = f"judged documents, {content_key({'documents': validation.doc_ids})}"
-            ids = validation.documents
+            longest = max(map(len, ids), default=0)
             embedder = with_token_states(embedder, collection, kind, longest, lambda: ids)
-        embedder = with_query_states(embedder, collection)
+            embedder = with_query_states(embedder, collection)
         found: NDArray[np.floating] = validation.scores(embedder).numpy()
         return found
 

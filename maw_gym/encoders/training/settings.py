@@ -74,31 +74,20 @@ class TrainingSettings:
         A frozen transformer is trained on texts as long as they are searched, so that their states
         are computed once. One that is trained along learns at a rate of its own, from shorter texts
         and in smaller batches, for 4 epochs on a GPU and for one on a CPU.
-
-        Args:
-            text: what the encoder will stand on.
-            device: where it will be trained.
-
-        Raises:
-            InputError: texts are to be longer than the text encoder can read.
         """
         # Late: settings are checked, and shown in a help, where torch is not needed.
-        from maw_gym.encoders.embedder import DOCUMENT_TOKENS, QUERY_TOKENS, check_positions
+        from maw_gym.encoders.embedder import DOCUMENT_TOKENS, QUERY_TOKENS
 
-        lengths = ("query_tokens", "document_tokens")
         values: dict[str, Any] = {}
         if not text.static:
             values = {"query_tokens": QUERY_TOKENS, "document_tokens": DOCUMENT_TOKENS}
             if self.train_text_encoder:
                 values |= TUNED | {"epochs": 1 if str(device).startswith("cpu") else 4}
             longest = text.positions or DOCUMENT_TOKENS
-            values |= {name: min(values[name], longest) for name in lengths}
-        default = TrainingSettings()
-        left = {name for name in values if getattr(self, name) == getattr(default, name)}
-        settings = replace(self, **{name: values[name] for name in left})
-        for name in lengths:
-            check_positions(text, name, getattr(settings, name))
-        return settings
+            for name in ("query_tokens", "document_tokens"):
+                values[name] = min(values[name], longest)
+        mine, default = asdict(self), asdict(TrainingSettings())
+        return replace(self, **{n: v for n, v in values.items() if mine[n] == default[n]})
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values; nothing of `balance` where all queries count alike."""

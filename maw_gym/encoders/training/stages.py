@@ -10,7 +10,7 @@ Notation: B queries of a batch, h hidden width, D depths, M documents to rank.
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -32,9 +32,9 @@ from maw_gym.distributed import (
     share,
     with_mean_gradients,
 )
-from maw_gym.encoders.embedder import Embedder, ProgressBar
+from maw_gym.encoders.embedder import Embedder, progress_bar
 from maw_gym.encoders.maw import temperatures
-from maw_gym.encoders.text import on_device, padded, tokenized
+from maw_gym.encoders.text import on_device, padded, tokenized, tokenized_documents
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.files import content_key, fingerprint
 from maw_gym.retrieval.documents import DocumentIndex
@@ -45,10 +45,8 @@ log = logging.getLogger(__name__)
 GROUPS: Final = 4  # documents of a batch are encoded in this many groups of similar length
 # A GPU wants few launches: groups are fewer where they would have fewer padded tokens than these.
 GROUP_TOKENS: Final = 2**17
+PARTS: Final = ("common", "own")  # of a depth's projections, see `DepthWeights`
 DOCUMENTS_CHECKED = 2500  # an epoch is judged by ranking at most this many documents
-
-
-# --- what is learned from ------------------------------------------------------------------------
 
 
 class Pairs(NamedTuple):
@@ -61,13 +59,13 @@ class Pairs(NamedTuple):
 
 
 def pairs_of(collections: Sequence[Collection], embedder: Embedder) -> Pairs:
-    """The `encoder` splits of the collections, as one set of pairs."""
+    """The `encoder` splits of the collections."""
     pairs = Pairs([], [], [], [])
     for collection in collections:
         split, start = collection.splits["encoder"], len(pairs.documents)
         position = {name: start + row for row, name in enumerate(collection.doc_ids)}
-        pairs.documents.extend(tokenized(embedder.text, collection.doc_texts))
-        queries = embedder.text.tokenize(split.texts)
+        pairs.documents.extend(tokenized_documents(embedder.text, collection.doc_texts))
+        queries = tokenized(embedder.text, split.texts, "query")
         groups = collection.query_groups("encoder")
         for ids, grades, group in zip(queries, split.relevance, groups, strict=True):
             places = [position[name] for name, grade in grades.items() if grade > 0]
@@ -96,7 +94,7 @@ class Validation:
         collection: Collection,
         embedder: Embedder,
         document_tokens: int,
-        queries: QuerySet | None = None,
+        queries: QuerySet | None = None,  # None are those of its `validation` split
     ) -> None:
         self.queries = collection.splits["validation"] if queries is None else queries
         needed = {name for grades in self.queries.relevance for name in grades}
@@ -105,7 +103,7 @@ class Validation:
         rows += [row for row, _ in zip(rest, range(DOCUMENTS_CHECKED - len(rows)), strict=False)]
         self.rows = sorted(rows)
         self.doc_ids = [collection.doc_ids[row] for row in self.rows]
-        tokens = tokenized(embedder.text, collection.doc_texts, self.rows)
+        tokens = tokenized_documents(embedder.text, collection.doc_texts, self.rows)
         self.documents = [embedder.text.cut(ids, document_tokens) for ids in tokens]
         self.query_tokens = embedder.query_ids(self.queries.texts)
 
@@ -115,28 +113,21 @@ class Validation:
 
     @torch.no_grad()
     def scores(
-        self,
-        embedder: Embedder,
-        depths: Tensor | None = None,
-        index: DocumentIndex | None = None,
+        self, embedder: Embedder, depths: Tensor | None = None, index: DocumentIndex | None = None
     ) -> Tensor:
         """NDCG@10 (N,) of each query, through its depth (N,) or the standard attention."""
         if not self.queries.ids:
             return torch.zeros(0)
         if index is None:
             index = DocumentIndex(self.doc_ids, embedder.encode_ids(self.documents))
-        queries = embedder.encode_ids(self.query_tokens, depths)
-        relevant = index.relevant(self.queries)
-        found = rankings_of_depths(index, queries[:, None], relevant, observe=False)
+        queries = embedder.encode_ids(self.query_tokens, depths)[:, None]
+        found = rankings_of_depths(index, queries, index.relevant(self.queries), observe=False)
         return found.ndcg[:, 0].cpu()
 
     def score(self, embedder: Embedder, *given: Any) -> float:
         """Mean of `scores`, 0 without queries."""
         scores = self.scores(embedder, *given)
         return float(scores.mean()) if len(scores) else 0.0
-
-
-# --- losses --------------------------------------------------------------------------------------
 
 
 def contrastive_loss(
@@ -234,29 +225,29 @@ class DepthWeights(nn.Module):
         return blocks[0].clone(), blocks - blocks[0]
 
 
-# --- training ------------------------------------------------------------------------------------
+Group = tuple[Sequence[Tensor], float, float]  # parameters, peak learning rate, weight decay
 
 
 class Stage(NamedTuple):
-    """One stage of a training."""
+    """What differs between the stages of a training; `run` does what they share."""
 
     name: str  # of its checkpoints and messages
     epochs: int
-    steps: int  # per epoch
-    groups: list[dict[str, Any]]  # of AdamW's parameters, with their peak learning rates
-    weights: Mapping[str, Tensor]  # all that changes; the best epoch's are left in them
-    # One epoch's losses, a step each, with gradients; all that is random is the generator's.
-    losses: Callable[[torch.Generator], Iterator[Callable[[], Tensor]]]
-    score: Callable[[], float]  # of the weights as they are, the larger the better
     seed: int
+    groups: list[Group]
+    weights: Mapping[str, Tensor]  # all that changes; the best epoch's are left in them
+    loss: Callable[[Tensor, torch.Generator], Tensor]  # of a batch, given as rows of the pairs
+    score: Callable[[], float]  # of the weights as they are, the larger the better
     about: Mapping[str, Any]  # JSON values that it depends on, beside the weights
 
 
-def run(stage: Stage, checkpoint: Path | None = None) -> Best:
+def run(
+    stage: Stage, pairs: Pairs, settings: TrainingSettings, checkpoint: Path | None = None
+) -> Best:
     """Train a stage in place; epoch 0, before the first step, is judged with the others."""
 
     def score() -> float:
-        # What the first process finds: a rounding apart, others might keep another epoch.
+        # A rounding apart, other processes might keep another epoch.
         return from_first(stage.score() if is_first() else 0.0)
 
     def copied() -> dict[str, Tensor]:
@@ -266,14 +257,16 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
     start = content_key({"about": about, "weights": fingerprint(stage.weights)})
     check_same(f"start of training {stage.name}", start)
     best = Best(score(), 0, copied())
-    steps = stage.epochs * stage.steps
+    of_epoch = math.ceil(len(pairs.queries) / settings.batch_size)
+    steps = stage.epochs * of_epoch
     if steps == 0:
         return best
-    optimizer = torch.optim.AdamW(stage.groups)
-    averaged = with_mean_gradients(weight for group in stage.groups for weight in group["params"])
+    names = ("params", "lr", "weight_decay")
+    optimizer = torch.optim.AdamW([dict(zip(names, one, strict=True)) for one in stage.groups])
+    averaged = with_mean_gradients(weight for group in stage.groups for weight in group[0])
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
-        [group["lr"] for group in optimizer.param_groups],
+        [rate for _, rate, _ in stage.groups],
         total_steps=max(steps, 2),
         # Of 10 steps a tenth ends where it begins, and OneCycleLR divides by zero.
         pct_start=0.1 if steps != 10 else 0.11,
@@ -283,24 +276,28 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
     kept = EpochCheckpoints(folder, about, stage.weights, optimizer, generator, schedule)
     done, best, _ = kept.restore_epoch(Progress(0, best, []))
     check_same(f"checkpoint of training {stage.name}", f"after epoch {done}")
-    with ProgressBar(steps, f"training {stage.name}, in steps") as bar:
-        bar.update(done * stage.steps)
+    with progress_bar(steps, f"training {stage.name}, in steps") as bar:
+        bar.update(done * of_epoch)
         for epoch in range(done + 1, stage.epochs + 1):
-            before: Tensor | None = None
-            for of_batch in stage.losses(generator):
+            losses: list[Tensor] = []
+            order = epoch_rows(pairs.groups, settings.balance, generator)
+            for rows in order.split(settings.batch_size):
                 optimizer.zero_grad(set_to_none=True)
                 with others():
-                    loss = averaged(of_batch)
+                    loss = averaged(partial(stage.loss, rows, generator))
                     loss.backward()
                 optimizer.step()
                 schedule.step()
-                # A step late: a GPU would else stand still until the next step is launched.
-                _check_finite(before, stage.name, epoch)
-                before = loss.detach()
+                losses.append(loss.detach())
                 bar.update()
-            _check_finite(before, stage.name, epoch)
+            # At the end: a GPU would else wait for each step before the next is launched.
+            if not (mean := torch.stack(losses).mean()).isfinite():
+                raise FloatingPointError(
+                    f"loss {mean.item()} in epoch {epoch} of training {stage.name}; lower the"
+                    " learning rates"
+                )
             found = score()
-            bar.bar.set_postfix({"validation nDCG@10": f"{found:.4f}"}, refresh=False)
+            bar.set_postfix({"validation nDCG@10": f"{found:.4f}"}, refresh=False)
             log.info("%s, epoch %d: validation nDCG@10 %.4f", stage.name, epoch, found)
             if found > best.score:
                 best = Best(found, epoch, copied())
@@ -312,13 +309,6 @@ def run(stage: Stage, checkpoint: Path | None = None) -> Best:
     return best
 
 
-def _check_finite(loss: Tensor | None, stage: str, epoch: int) -> None:
-    if loss is not None and not math.isfinite(value := loss.item()):
-        raise FloatingPointError(
-            f"loss {value} in epoch {epoch} of training {stage}; lower the learning rates"
-        )
-
-
 def train_attention(
     embedder: Embedder,
     pairs: Pairs,
@@ -327,52 +317,43 @@ def train_attention(
     checkpoint: Path | None = None,
 ) -> Best:
     """Train the standard attention in place and leave the best epoch's weights in the embedder."""
-    encoder, text = embedder.encoder, embedder.text
-    of_encoder = [
-        parameter
-        for name, parameter in encoder.named_parameters()
-        # Depths have no part in this stage's loss.
-        if name != "token_weight" and not name.startswith("depth_")
-    ]
+    decay, text = settings.weight_decay, embedder.text
+    weights = dict(embedder.encoder.named_parameters())
+    pooling = [weights.pop("token_weight")]
+    # Depths have no part in this stage's loss; states do not pass through a model's pooler.
+    of_encoder = [weight for name, weight in weights.items() if not name.startswith("depth_")]
     of_text = [
         weight
         for name, weight in text.own_weights().items()
-        # States do not pass through the pooler.
         if weight.requires_grad and not name.startswith("pooler.")
     ]
-    text_decay = 0.0 if text.static else settings.weight_decay
-    groups = [
-        _group(of_encoder, settings.learning_rate, settings.weight_decay),
-        _group([encoder.token_weight], settings.token_learning_rate, 0.0),
-        *([_group(of_text, settings.text_learning_rate, text_decay)] if of_text else []),
+    groups: list[Group] = [
+        (of_encoder, settings.learning_rate, decay),
+        (pooling, settings.token_learning_rate, 0.0),
+        (of_text, settings.text_learning_rate, 0.0 if text.static else decay),
     ]
 
-    def losses(generator: torch.Generator) -> Iterator[Callable[[], Tensor]]:
-        order = epoch_rows(pairs.groups, settings.balance, generator)
-        for rows in order.split(settings.batch_size):
-            # Of each query one relevant document, drawn uniformly.
-            draws = torch.rand(len(rows), generator=generator).tolist()
-            options = [pairs.relevant[row] for row in rows.tolist()]
-            documents = [some[int(x * len(some))] for some, x in zip(options, draws, strict=True)]
-            yield partial(batch_loss, embedder, pairs, rows, documents, settings)
+    def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+        # Of each query one relevant document, drawn uniformly.
+        draws = torch.rand(len(rows), generator=generator).tolist()
+        options = [pairs.relevant[row] for row in rows.tolist()]
+        documents = [some[int(x * len(some))] for some, x in zip(options, draws, strict=True)]
+        return batch_loss(embedder, pairs, rows, documents, settings)
 
-    counts = [len(pairs.queries), len(pairs.documents)]
     stage = Stage(
-        name="attention",
-        epochs=settings.epochs,
-        steps=math.ceil(len(pairs.queries) / settings.batch_size),
-        groups=groups,
-        weights=embedder.tensors(),
-        losses=losses,
-        score=lambda: validation.score(embedder),
-        seed=settings.seed,
-        about={"settings": settings.of_attention(), "pairs": counts},
+        "attention",
+        settings.epochs,
+        settings.seed,
+        groups if of_text else groups[:2],
+        embedder.tensors(),
+        loss,
+        lambda: validation.score(embedder),
+        {
+            "settings": settings.of_attention(),
+            "pairs": [len(pairs.queries), len(pairs.documents)],
+        },
     )
-    return run(stage, checkpoint)
-
-
-def _group(weights: Sequence[Tensor], rate: float, decay: float) -> dict[str, Any]:
-    return {"params": list(weights), "lr": rate, "weight_decay": decay}
+    return run(stage, pairs, settings, checkpoint)
 
 
 def train_depths(
@@ -396,50 +377,42 @@ def train_depths(
     ranked = documents[needed]
     judged_through = torch.arange(len(validation.queries.ids)) % encoder.depths
     encoder.depths_from_standard()
-    encoder.eval().requires_grad_(False)
-    for weight in embedder.text.own_weights().values():
-        weight.requires_grad_(False)
+    encoder.requires_grad_(False)
     projections = {"query": encoder.depth_query_proj, "key": encoder.depth_key_proj}
     weights: dict[str, Tensor] = {}
     for name, projection in projections.items():
-        projection.weight.requires_grad_(True)
+        projection.requires_grad_(True)
         part = DepthWeights(temperatures(encoder.depths, embedder.device))
         parametrize.register_parametrization(projection, "weight", part)
         weights[f"{name}.common"], weights[f"{name}.own"] = projection.parameters()
-    common, own = (
-        [weights[f"{name}.{part}"] for name in projections] for part in ("common", "own")
-    )
+    common, own = ([weights[f"{name}.{part}"] for name in projections] for part in PARTS)
 
-    def losses(generator: torch.Generator) -> Iterator[Callable[[], Tensor]]:
-        order = epoch_rows(pairs.groups, settings.balance, generator)
-        for rows in order.split(settings.batch_size):
-            depth = torch.randint(encoder.depths, (len(rows),), generator=generator)
-            more = (rows.tolist(), depth, settings, generator)
-            yield partial(depth_loss, embedder, pairs, ranked, *more)
+    def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+        depth = torch.randint(encoder.depths, (len(rows),), generator=generator)
+        return depth_loss(embedder, pairs, ranked, rows.tolist(), depth, settings, generator)
 
     def score() -> float:
         with parametrize.cached():
             return validation.score(embedder, judged_through, index)
 
     stage = Stage(
-        name="depths",
-        epochs=settings.depth_epochs,
-        steps=math.ceil(len(pairs.queries) / settings.batch_size),
-        groups=[
-            _group(common, settings.depth_learning_rate, settings.weight_decay),
-            _group(own, settings.depth_own_learning_rate, settings.weight_decay),
+        "depths",
+        settings.depth_epochs,
+        settings.seed + 1,
+        [
+            (common, settings.depth_learning_rate, settings.weight_decay),
+            (own, settings.depth_own_learning_rate, settings.weight_decay),
         ],
-        weights=weights,
-        losses=losses,
-        score=score,
-        seed=settings.seed + 1,
-        about={
+        weights,
+        loss,
+        score,
+        {
             "settings": settings.to_json(),
             "pairs": [len(pairs.queries), len(ranked)],
             "frozen": fingerprint({"documents": ranked}),
         },
     )
-    best = run(stage, checkpoint)
+    best = run(stage, pairs, settings, checkpoint)
     for projection in projections.values():
         parametrize.remove_parametrizations(projection, "weight")
     encoder.requires_grad_(False)

@@ -59,7 +59,7 @@ def rising(monkeypatch):
 @pytest.fixture
 def own_pairs(monkeypatch):
     """Candidates without pydocs, which takes long to train on."""
-    monkeypatch.setattr(selection, "_candidates", lambda collection: {"own pairs": [collection]})
+    monkeypatch.setattr(selection, "_candidates", lambda one, text: {"own pairs": [one]})
 
 
 def preferring(monkeypatch, name):
@@ -77,27 +77,16 @@ def files(home, kind):
 
 # --- settings --------------------------------------------------------------------------------
 
-WRONG = {
-    "batch_size": (0, 2.5),
-    "query_tokens": (0,),
-    "document_tokens": (-1,),
-    "depth_negatives": (0,),
-    "epochs": (-1, True),
-    "depth_epochs": (-1,),
-    "learning_rate": (0.0, math.nan, "fast"),
-    "token_learning_rate": (math.inf,),
-    "depth_learning_rate": (-1.0,),
-    "depth_own_learning_rate": (0.0,),
-    "text_learning_rate": (-0.5,),
-    "balance": (-0.1, 1.5, math.nan),
-    "temperature": (0.0,),
-    "weight_decay": (-0.1, math.inf),
-    "seed": (-1, 2**63),
-}
-
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name in WRONG for value in WRONG[name]]
+    ("name", "value"),
+    [
+        *(("batch_size", 0), ("query_tokens", 2.5), ("document_tokens", -1), ("epochs", True)),
+        *(("depth_epochs", -1), ("learning_rate", math.nan), ("token_learning_rate", math.inf)),
+        *(("depth_learning_rate", 0.0), ("depth_own_learning_rate", -1.0), ("temperature", 0.0)),
+        *(("text_learning_rate", "fast"), ("depth_negatives", 0), ("balance", 1.5)),
+        *(("balance", -0.1), ("weight_decay", math.inf), ("seed", -1), ("seed", 2**63)),
+    ],
 )
 def test_wrong_settings_are_refused_in_one_line_that_shows_the_value(name, value):
     with pytest.raises(InputError) as caught:
@@ -109,8 +98,6 @@ def test_wrong_settings_are_refused_in_one_line_that_shows_the_value(name, value
 
 
 def test_settings_and_what_depends_on_them():
-    settings = TrainingSettings(weight_decay=0.0, seed=2**63 - 1, epochs=0, depth_epochs=0)
-    assert settings.seed == 9223372036854775807
     whole, first = TrainingSettings().to_json(), TrainingSettings().of_attention()
     depths = ("depth_epochs", "depth_learning_rate", "depth_own_learning_rate", "depth_negatives")
     assert set(whole) - set(first) == set(depths)
@@ -168,18 +155,17 @@ def test_a_clear_advantage_wins():
         ({"lucky": [1.2, 0, 0, 0], "steady": [0.2] * 4, "better": [0.3, 0.2, 0.3, 0.2]}, "better"),
         ({"first": [0.3, 0.2, 0.3, 0.2], "equal": [0.3, 0.2, 0.3, 0.2]}, "first"),
         ({"same": [0.0] * 4}, "untrained"),
+        ({"of one query": [1.0]}, "untrained"),
+        ({"of none": []}, "untrained"),
     ],
 )
 def test_of_those_beyond_their_standard_error_the_largest_mean_wins(others, chosen):
     scores = {name: np.array(values) for name, values in others.items()}
-    assert choose({"untrained": np.zeros(4), **scores})["chosen"] == chosen
-
-
-@pytest.mark.parametrize("scores", [[], [1.0]], ids=["no query", "one query"])
-def test_too_few_queries_choose_nothing(scores):
-    choice = choose({"untrained": np.zeros(len(scores)), "a": np.array(scores)})
-    assert (choice["chosen"], choice["queries"]) == ("untrained", len(scores))
-    assert choice["candidates"]["a"]["standard error"] is None
+    count = len(next(iter(scores.values())))
+    choice = choose({"untrained": np.zeros(count), **scores})
+    assert (choice["chosen"], choice["queries"]) == (chosen, count)
+    errors = [one["standard error"] is None for one in choice["candidates"].values()]
+    assert errors == [count < 2] * len(errors)
 
 
 def test_judges_have_been_learned_from_by_nobody(tiny, monkeypatch):
@@ -190,9 +176,6 @@ def test_judges_have_been_learned_from_by_nobody(tiny, monkeypatch):
     assert len(everyone.texts) == len(everyone.relevance) == len(everyone.ids)
     monkeypatch.setattr(selection, "JUDGES", 3)
     assert judges(tiny, True).ids == (*ids["validation"], *ids["train"])[:3]
-
-
-# --- candidates ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -241,27 +224,21 @@ def test_without_queries_outside_test_the_untrained_encoder_is_taken(tiny, steps
 
 
 @pytest.mark.usefixtures("own_pairs")
-def test_other_text_encoders_are_candidates_without_training(tiny, text, monkeypatch):
-    preferring(monkeypatch, f"untrained {text.name}")
+@pytest.mark.parametrize("other", [True, False], ids=["another text encoder", "mean pooling"])
+def test_candidates_without_training_may_win(tiny, text, monkeypatch, other):
+    chosen = f"untrained {text.name}" if other else "mean pooling"
+    preferring(monkeypatch, chosen)
     embedder, provenance = trained_embedder(tiny, "cpu", QUICK, others=[text])
-    assert provenance["chosen"] == f"untrained {text.name}"
-    assert provenance["training"] == {}
-    assert embedder.text.name == text.name
-    assert embedder.maw.depths == 32
-    again, _ = trained_embedder(tiny, "cpu", QUICK, others=[text])
-    assert again.fingerprint() == embedder.fingerprint()
-    assert trained_embedder(tiny, "cpu", QUICK)[0].text.name == "wordllama"
-
-
-@pytest.mark.usefixtures("own_pairs")
-def test_mean_pooling_is_a_candidate_whose_depths_differ(tiny, monkeypatch):
-    preferring(monkeypatch, "mean pooling")
-    embedder, provenance = trained_embedder(tiny, "cpu", QUICK)
-    assert provenance["chosen"] == "mean pooling"
-    assert embedder.encoder.token_weight.abs().sum() == 0
+    assert (provenance["chosen"], provenance["training"]) == (chosen, {})
+    assert embedder.text.name == (text.name if other else "wordllama")
+    # Its depths differ in what they find.
     texts = tiny.splits["test"].texts[:1]
     first, last = (embedder.encode_queries(texts, torch.tensor([d])) for d in (0, 31))
     assert (first - last).norm() > 1e-3
+    again, _ = trained_embedder(tiny, "cpu", QUICK, others=[text])
+    assert again.fingerprint() == embedder.fingerprint()
+    preferring(monkeypatch, "untrained")
+    assert trained_embedder(tiny, "cpu", QUICK)[1]["chosen"] == "untrained"  # another question
 
 
 # --- training and the cache ------------------------------------------------------------------
@@ -277,15 +254,13 @@ def test_encoders_of_any_depths_share_the_first_stage_and_the_index(tiny, home, 
     assert len(steps) == math.ceil(10 / 4)
     standard = trained_attention([tiny], "cpu", QUICK)[0]
     assert type(standard.encoder) is NonMAWEncoder
-    for found in (one, slow, single):
-        for name, tensor in standard.tensors().items():
-            assert torch.equal(found[name], tensor)
+    for name, tensor in standard.tensors().items():
+        assert all(torch.equal(found[name], tensor) for found in (one, slow, single))
     assert len(single["depth_key_proj.weight"]) == len(one["depth_key_proj.weight"]) // 3
     assert not torch.equal(one["depth_key_proj.weight"], slow["depth_key_proj.weight"])
     assert len(files(home, "attention")) == 1
     assert len(list((home / "documents").glob("*.safetensors"))) == 1
-    other = trained(1, seed=1)
-    assert not torch.equal(one["query_proj.weight"], other["query_proj.weight"])
+    assert not torch.equal(one["query_proj.weight"], trained(1, seed=1)["query_proj.weight"])
     assert len(files(home, "attention")) == 2
 
 
@@ -382,22 +357,28 @@ def test_a_stopped_training_of_the_transformer_goes_on(tiny, text, home, monkeyp
     """And the same where activations are computed again."""
     calls = []
 
-    def rising(_, embedder):
-        # The further a weight has moved, the better.
+    def rising(_, embedder):  # the further a weight has moved, the better
         calls.append(1)
-        if len(calls) == stop_at:
+        if len(calls) == 6:
             raise KeyboardInterrupt
         return (embedder.text.weights()[QUERY] - text.weights()[QUERY]).abs().sum().item()
 
-    stop_at = None
     monkeypatch.setattr(Validation, "score", rising)
     whole, provenance = trained_attention([tiny], "cpu", TUNED, text=text)
-    assert provenance["attention"]["epoch"] == 2
+    assert (provenance["attention"]["epoch"], len(calls)) == (2, 3)
     monkeypatch.setenv("MAW_GYM_HOME", str(home / "other"))
     monkeypatch.setattr("maw_gym.encoders.transformer.free_memory", lambda device: 1)
-    stop_at = len(calls) + 3
     with pytest.raises(KeyboardInterrupt):
         trained_attention([tiny], "cpu", TUNED, text=text)
     resumed, _ = trained_attention([tiny], "cpu", TUNED, text=text)
     assert len(calls) == 3 + 3 + 2
     assert resumed.fingerprint() == whole.fingerprint()
+
+
+def test_a_text_encoder_of_ones_own_is_not_trained_along(tiny):
+    class Own:
+        def __getattr__(self, name):
+            return getattr(WordLlama(), name)
+
+    with pytest.raises(InputError, match=r"^text encoder 'wordllama' cannot be trained along$"):
+        trained_attention([tiny], "cpu", TUNED, text=Own())

@@ -202,7 +202,7 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
     "state's queries": (lambda at: vector().set_state(vector().get_state() | {"queries": ["a", "b"]}), r"the state is not one that get_state\(\) has given: .*"),
     "encoder's name far too long": (lambda at: load_task(str(at.tiny), "x" * 5000, "cpu"), "unknown encoder 'x*'; give .*"),
     "split": (lambda at: scalar(split="dev"), "unknown split 'dev'; choose one of encoder, train, validation, test"),
-    "tokens without end": (lambda at: encoder_file(at, lambda t, s: s.update(document_tokens=10**9)), ".*: texts cannot be cut at 64 and 1000000000 tokens"),
+    "tokens without end": (lambda at: encoder_file(at, lambda t, s: s.update(document_tokens=10**9)), r".*: wrong encoder settings \(document_tokens must be a whole number from 1 to 4096, got 1000000000\)"),
     "seeds": (lambda at: vector().reset(seed=[1, 2]), r"seed must be one integer for the whole batch; got \[1, 2\]"),
     "frames of many": (lambda at: vector(render_mode="ansi"), "the batched form draws no frames, got render_mode 'ansi'; .*"),
     "state of others": (lambda at: vector(3).set_state(vector(2).get_state() | {"queries": [0, 1]}), r"the state is not one that get_state\(\) has given: it is of 2 rows, not of 3"),

@@ -180,12 +180,9 @@ def depth_statistics(inputs: Inputs, *, exact: bool = False) -> DepthStatistics:
 
     An embedding is a pooled sum over tokens, so of the product with V only its pooled row is ever
     needed: ``pooling^T A_d V`` is a vector times V, not a matrix. On the CPU blocks that stay in
-    its cache, and on CUDA a fused Triton kernel, compute the same as what stands here without ever
-    holding the 5D tensor, but no gradients.
-
-    Args:
-        inputs: texts and projections.
-        exact: as exact as float32 on CUDA too, where operands are bfloat16 otherwise.
+    its cache, and on CUDA a fused Triton kernel, compute what stands here without ever holding the
+    5D tensor, but no gradients. With `exact` it is as exact as float32 on CUDA too, where operands
+    are bfloat16 otherwise.
     """
     gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     if inputs.x.is_cuda and not gradients:

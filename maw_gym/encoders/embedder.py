@@ -40,10 +40,11 @@ CONTEXTUAL_OUTPUT = 0.1
 
 def progress_bar(total: int | None, label: str | None) -> Any:
     """Tqdm's bar: after two seconds on a terminal, else a line every 15 seconds."""
-    seconds = (2, 0.1) if sys.stderr.isatty() else (15, 15)
-    how = dict(zip(("delay", "mininterval"), seconds, strict=True))
-    silent = label is None or not is_first()
-    return tqdm(total=total, desc=label, leave=False, disable=silent, **how)
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    delay, every = (2, 0.1) if terminal else (15, 15)
+    silent = label is None or sys.stderr is None or not is_first()
+    how = {"delay": delay, "mininterval": every, "leave": False}
+    return tqdm(total=total, desc=label, disable=silent, **how)
 
 
 @dataclass(frozen=True)

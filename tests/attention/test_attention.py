@@ -13,7 +13,6 @@ from maw_gym.attention.reference import (
     attention_weights,
     depth_attention,
     depth_statistics,
-    pooled_state,
     row_entropy,
     row_focus,
 )
@@ -71,14 +70,6 @@ def test_a_large_score_does_not_overflow():
     query = torch.tensor([[[200.0], [-200.0]]])
     weights = attention_weights(query, torch.tensor([[[1.0], [2.0]]]), real_tokens(2))
     torch.testing.assert_close(weights, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))
-
-
-@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 24, 65])
-def test_pooling_equals_torchs_adaptive_average_pooling(n):
-    attention = torch.rand(1, 3, 70, 70, generator=torch.Generator().manual_seed(n))
-    expected = torch.nn.functional.adaptive_avg_pool2d(attention[:, :, :n, :n], 8).flatten(1)
-    expected = torch.nn.functional.normalize(expected, dim=-1)
-    torch.testing.assert_close(pooled_state(attention, real_tokens(n, padded_to=70)), expected)
 
 
 def test_entropy_and_focus_by_hand():
@@ -162,23 +153,6 @@ def test_small_blocks_give_the_same_results(monkeypatch, limit):
     expected = depth_statistics(problem)
     monkeypatch.setattr(cpu, limit, 200)
     assert_near(depth_statistics(problem), expected)
-
-
-def test_padding_and_what_stands_in_it_change_nothing():
-    problem = random_inputs((9, 4), 3, 2, 8, seed=5)
-    together = depth_statistics(problem)
-    for text, n in enumerate((9, 4)):
-        one = slice(text, text + 1)
-        alone = problem._replace(
-            x=problem.x[one, :n],
-            mask=problem.mask[one, :n],
-            value=problem.value[one, :, :n],
-            pooling=problem.pooling[one, :n],
-        )
-        assert_near((part[one] for part in together), depth_statistics(alone))
-    problem.x[1, 4:] = 1e6
-    problem.value[1, :, 4:] = 1e6
-    assert_near(depth_statistics(problem), together)
 
 
 def test_statistics_and_gradients_where_they_are_wanted():

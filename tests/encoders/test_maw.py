@@ -169,15 +169,6 @@ def test_an_embedding_is_the_pooled_output(maw, table, depth):
     assert close(maw.embed(IDS, table[tokens], MASK, place, depth), embedded)
 
 
-@each_path
-def test_what_stands_in_padding_changes_nothing(maw, table, depth):
-    hidden = table[IDS].masked_fill(~MASK[..., None], 0)
-    expected = maw.embed(IDS, hidden, MASK, depth=depth)
-    garbage = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(2)) * 100
-    padded = torch.where(MASK[..., None], hidden, garbage)
-    assert close(maw.embed(IDS, padded, MASK, depth=depth), expected)
-
-
 def test_a_depth_is_its_slice_of_the_5d_tensor_and_its_column_block(maw, table):
     hidden = table[IDS]
     weights = maw.depth_attention(hidden, MASK)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from tiny_transformer import WIDTH, write_tiny_transformer
+from tiny_transformer import write_tiny_transformer
 
 from maw_gym.encoders.embedder import Embedder, encoder_shape, untrained_embedder
 from maw_gym.encoders.files import load_embedder, save_embedder
@@ -65,18 +65,6 @@ def test_states_are_the_models_last_hidden_states(text, states_of):
 
 
 # --- embeddings ------------------------------------------------------------------------------
-
-
-def test_plain_pooling_is_the_mean_of_the_states(text, states_of):
-    embedder = untrained_embedder([], encoder_shape(text, depths=0), text)
-    with torch.no_grad():
-        embedder.encoder.out_proj.weight.zero_()
-        embedder.encoder.token_weight.zero_()
-    found = embedder.encode_queries(TEXTS[:5])
-    for row, ids in enumerate(text.tokenize(TEXTS[:5])):
-        mean = states_of(ids).mean(0) if ids else torch.zeros(WIDTH)
-        expected = torch.nn.functional.normalize(mean, dim=0)
-        assert torch.allclose(found[row], expected, atol=1e-5)
 
 
 def test_texts_are_cut_at_the_models_positions(text):
@@ -239,7 +227,6 @@ def of_another(name, **changes):
     return change
 
 
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90000000\n"
 CODE = {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModel": "code.M"}}
 WRONG = {
     "no weights": (without("model.safetensors"), "has no weights; save it with save_pretrained as"),
@@ -257,10 +244,6 @@ WRONG = {
         "has only pytorch_model.bin, whose reading may run code; save it",
     ),
     "damaged weights": (written("model.safetensors", b"\1" * 1000), "cannot be read ("),
-    "a pointer of git-lfs": (
-        written("model.safetensors", LFS),
-        "model.safetensors is a pointer of git-lfs, not the weights; run git lfs pull",
-    ),
     "weights of fewer layers": (
         of_another("model.safetensors", num_hidden_layers=1),
         "its weights are not those of its config.json, 16 do not fit, such as encoder.layer.1.",

@@ -55,15 +55,9 @@ def train_encoder(
 ) -> Trained:
     """A MAW encoder after both stages, of which the first is `trained_attention`.
 
-    Args:
-        sources: their `encoder` splits are the pairs. The `validation` split of the first chooses
-            the epochs, and its documents give the idf weights.
-        device: where to train.
-        settings: see `TrainingSettings`.
-        shape: of the encoder; None is the default MAW encoder.
-        checkpoint: the file that the encoder is trained for; epochs of the depths are kept beside
-            it, and a training that was stopped goes on after its last one. None keeps nothing.
-        text: what the encoder stands on; None is WordLlama.
+    The `encoder` splits of the sources are the pairs. The `validation` split of the first chooses
+    the epochs, and its documents give the idf weights. Epochs of the depths are kept beside
+    `checkpoint`, the file that the encoder is trained for.
     """
     text = text or WordLlama()
     shape, settings = shape or encoder_shape(text), settings.suited(text, device)
@@ -89,9 +83,9 @@ def trained_attention(
     shape: EncoderSettings | None = None,
     text: TextEncoder | None = None,
 ) -> Trained:
-    """The NON-MAW encoder after the first stage, cached; arguments are those of `train_encoder`.
+    """The NON-MAW encoder after the first stage, cached: those that differ in the second share it.
 
-    Encoders that differ in the second stage alone, such as one of a single depth, share it.
+    Arguments are those of `train_encoder`.
     """
     text = text or WordLlama()
     settings = settings.suited(text, device)
@@ -266,9 +260,8 @@ def trained_embedder(
         chosen = choice["chosen"]
         if chosen in untrained:
             return with_depths(untrained[chosen].to(device), 32), {**choice, "training": {}}
-        embedder, training = train_encoder(
-            candidates[chosen], device, settings, checkpoint=path, text=text
-        )
+        sources = candidates[chosen]
+        embedder, training = train_encoder(sources, device, settings, None, path, text)
         return embedder, {**choice, "training": training}
 
     return kept_encoder(path, device, build)

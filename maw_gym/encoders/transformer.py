@@ -204,14 +204,12 @@ def _prompts(folder: Path) -> dict[str, str]:
         return {}
     check_readable(folder / PROMPTS, "file of prompts", LARGEST_CONFIG)
     told = json.loads((folder / PROMPTS).read_text(encoding="utf-8"))
-    prompts = {"": ""} | (told.get("prompts") or {})
-    kinds = {"query": ("query",), "document": ("document", "passage", "corpus")}
-    named = any(name in prompts for names in kinds.values() for name in names)
-    default = "" if named else told.get("default_prompt_name") or ""
-    found = {
-        kind: prompts[next((name for name in names if name in prompts), default)]
-        for kind, names in kinds.items()
-    }
+    prompts = told.get("prompts") or {}
+    of_documents = [name for name in ("document", "passage", "corpus") if name in prompts]
+    named = "query" in prompts or of_documents
+    default = "" if named else prompts.get(told.get("default_prompt_name"), "")
+    document = prompts[of_documents[0]] if of_documents else default
+    found = {"query": prompts.get("query", default), "document": document}
     if not all(isinstance(prompt, str) for prompt in found.values()):
         raise ValueError(f"prompts {found} of {PROMPTS}")
     return {kind: prompt for kind, prompt in found.items() if prompt}

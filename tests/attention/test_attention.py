@@ -13,6 +13,7 @@ from maw_gym.attention.reference import (
     attention_weights,
     depth_attention,
     depth_statistics,
+    pooled_state,
     row_entropy,
     row_focus,
 )
@@ -70,6 +71,14 @@ def test_a_large_score_does_not_overflow():
     query = torch.tensor([[[200.0], [-200.0]]])
     weights = attention_weights(query, torch.tensor([[[1.0], [2.0]]]), real_tokens(2))
     torch.testing.assert_close(weights, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 24, 65])
+def test_pooling_equals_torchs_adaptive_average_pooling(n):
+    attention = torch.rand(1, 3, 70, 70, generator=torch.Generator().manual_seed(n))
+    expected = torch.nn.functional.adaptive_avg_pool2d(attention[:, :, :n, :n], 8).flatten(1)
+    expected = torch.nn.functional.normalize(expected, dim=-1)
+    torch.testing.assert_close(pooled_state(attention, real_tokens(n, padded_to=70)), expected)
 
 
 def test_entropy_and_focus_by_hand():

@@ -223,6 +223,7 @@ def test_a_strangers_configuration_is_refused_and_runs_no_code(beside, changes):
     config |= {"auto_map": {"AutoModel": "some/where--code.Model"}}
     config |= {"attn_implementation": "some/kernel"}
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / files.MANIFEST).unlink()
     files.write_manifest(folder, "transformer", settings)  # checksums and all
     if changes:
         refused(path)

@@ -61,7 +61,7 @@ def _run(words: list[str], out: str, err: str, environment: dict[str, str], tiny
 
     if tiny:
         splits.ENCODER_MINIMUM = 0
-        selection._candidates = lambda collection: {"own pairs": [collection]}
+        selection._candidates = lambda one, text: {"own pairs": [one]}
     main(words)
 
 

@@ -224,7 +224,7 @@ def test_a_trained_encoder_and_how_it_is_trained(tiny_folder, home, monkeypatch)
     monkeypatch.setattr(splits, "ENCODER_MINIMUM", 0)  # the tiny collection trains an encoder
     # Without pydocs, which takes long to train on, and better than the untrained one.
     scores = {"untrained": np.zeros(2), "own pairs": np.ones(2)}
-    monkeypatch.setattr(selection, "_candidates", lambda collection: {"own pairs": [collection]})
+    monkeypatch.setattr(selection, "_candidates", lambda one, text: {"own pairs": [one]})
     monkeypatch.setattr(selection, "_scores", lambda *given: scores)
     short = TrainingSettings(epochs=1, depth_epochs=1, batch_size=4)
     task = load_task(str(tiny_folder), "trained", "cpu", training=short)

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from hand_made import TABLE, random_table
 
 from maw_gym.errors import InputError
-from maw_gym.routers.routed_encoder import observations
+from maw_gym.routers.depth_router import DepthRouter
+from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.depth_table import (
     BLOCKS,
     Block,
@@ -72,7 +74,8 @@ def test_a_new_block_is_one_entry(task, monkeypatch, home):
     assert table.observation_space("half").high.tolist() == [0.5] * 8
     assert numbers_per_depth(["half", "profile"]) == 4
     assert numbers_per_depth(["half", "attention"]) == 0
-    ids = task.embedder.query_ids(task.collection.splits["test"].texts)
-    seen = observations(task.embedder, ids, ["half"])
+    layers, about = [(torch.zeros(4, 8), torch.zeros(4))], {"encoder": task.embedder.fingerprint()}
+    router = DepthRouter(layers, "relu", torch.zeros(8), torch.ones(8), ["half"], about)
+    seen = RoutedEncoder(task.embedder, router).observe(task.collection.splits["test"].texts)
     assert seen == pytest.approx(table.block("half"), abs=1e-6)
     assert len(list((home / "tables").glob("*.safetensors"))) == 1

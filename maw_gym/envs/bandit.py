@@ -83,24 +83,31 @@ def gap_closed(mean: float, random: float, oracle: float) -> float | None:
 
 
 class Outcome(NamedTuple):
-    """What the choice of a depth brought; floats, or float64 arrays (B,)."""
+    """What the choice of a depth brought; floats, or float64 arrays (B,).
 
-    reward: Any  # weighted sum of the next three
-    entropy: Any  # in [0, 1]
-    focus: Any  # in [0, 1]
-    alignment: Any  # in [0, 1]
-    regret: Any  # reward of the query's best depth minus `reward`; >= 0
-    random: Any  # expected reward of a depth drawn uniformly for the query
+    `reward` is the weighted sum of `entropy`, `focus` and `alignment`, each in [0, 1]; `regret` the
+    reward of the query's best depth minus `reward`; `random` the expected reward of a depth drawn
+    uniformly.
+    """
+
+    reward: Any
+    entropy: Any
+    focus: Any
+    alignment: Any
+    regret: Any
+    random: Any
 
 
 class RewardSummary(NamedTuple):
-    """Mean reward of depths beside what chance, one depth and hindsight would get."""
+    """Mean reward of depths, of depths drawn uniformly (exact), of one depth for all queries, if
+    one was chosen on others, and of each query's best depth; and `gap_closed` of them.
+    """
 
-    mean: float  # of the depths chosen
-    random: float  # of depths drawn uniformly; expected, exact
-    best_fixed: float | None  # of one depth for all queries, chosen on others, if one was
-    oracle: float  # of each query's best depth
-    gap_closed: float | None  # see the function
+    mean: float
+    random: float
+    best_fixed: float | None
+    oracle: float
+    gap_closed: float | None
 
 
 class Bandit:

@@ -177,6 +177,8 @@ def test_unknown_query_names_a_known_one(query_id):
         made.reset(options={"query_id": query_id})
     assert repr(query_id) in str(caught.value)
     assert made.reset()[1]["query"] == 0  # the refused reset left the walk alone
+    with pytest.raises(InputError, match="unknown reset option 'queryid'; there is query_id"):
+        made.reset(options={"queryid": APPLE})
 
 
 def test_equal_settings_share_one_bandit():

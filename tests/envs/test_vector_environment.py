@@ -285,6 +285,7 @@ def test_queries_may_be_chosen_and_some_left():
     [
         ("query_id", "fruit/bery", "fruit/berry"),
         ("query_id", [APPLE, BERRY], "got 2"),
+        ("query_id", 7, "got 1"),
         ("query_id", [APPLE, BERRY, APPLE, APPLE], "same within each group of 2"),
         ("reset_mask", [True, False, True, True], "same within each group of 2"),
         ("reset_mask", [1, 1, 0, 0], "int64"),

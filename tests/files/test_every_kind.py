@@ -236,6 +236,21 @@ def test_other_kinds_and_newer_versions_are_no_damage(make: Any, tmp_path: Path)
         assert message in str(found)
 
 
+@pytest.mark.parametrize("depths", [2**40, 10**30])
+def test_settings_that_claim_terabytes(depths: int, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    router = {"activation": "relu", "observation": ["profile"], "widths": [64, depths]}
+    router |= {"router": {}, "limit": None, "shared": True}
+    files.write(path, {}, "router", router)
+    with pytest.raises(InputError, match=r"'layers\.0\.bias' is gone"):
+        load_router(path)
+    shape = {"hidden": 256, "heads": 8, "depths": depths, "vocabulary": 32000}
+    encoder = {"encoder": shape, "text": "wordllama", "query_tokens": 64, "document_tokens": 256}
+    files.write(path, {}, "encoder", encoder | {"provenance": {}})
+    with pytest.raises(InputError):
+        load_embedder(path)
+
+
 @pytest.mark.parametrize(
     "name", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "config.json", "model.zip"]
 )

@@ -52,13 +52,14 @@ def checked_texts(values: Any, what: str = "texts") -> list[str]:
     if not isinstance(values, Iterable) or isinstance(values, Mapping):
         raise InputError(f"give a list of {what}, not {shown(values)}")
     texts = list(values)
-    if not set(map(type, texts)) <= {str}:  # the check of each costs as much as encoding it
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(
-                    f"{what} must be strings; number {row} is {shown(text)} of type"
-                    f" {type(text).__name__}"
-                )
+    if set(map(type, texts)) <= {str}:  # the check of each costs as much as encoding it
+        return texts
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise InputError(
+                f"{what} must be strings; number {row} is {shown(text)} of type {kind}"
+            )
     return texts
 
 

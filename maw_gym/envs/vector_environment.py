@@ -87,8 +87,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
         if mode is None:
             raise InputError(
                 f"autoreset_mode must be {' or '.join(map(str, MODES))}, got {autoreset_mode!r}:"
-                " with the others every second step of these one-step episodes would be a mere"
-                " reset"
+                " every second step of these one-step episodes would be a mere reset"
             )
         self.autoreset_mode = mode  # where Gymnasium's other vector environments have it
         self.metadata = {**self.metadata, "autoreset_mode": mode}
@@ -151,8 +150,7 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
 
         Returns:
             The next observations (num_envs, O) float32 (with autoreset DISABLED those chosen on),
-            the rewards (num_envs,) float64, all True, all False, and the infos that the class
-            documents.
+            the rewards (num_envs,) float64, all True, all False, and infos as the class says.
 
         Raises:
             InputError: `actions` has another shape or type, or a number out of range.

@@ -189,7 +189,8 @@ class EpochCheckpoints(Checkpoints):
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
         self.generator.set_state(tensors["generator"])
-        return Progress(checkpoint.step, Best(*state["best"], best), state["history"])
+        score, epoch = state["best"]
+        return Progress(checkpoint.step, Best(score, epoch, best), state["history"])
 
 
 def stage_folder(path: Path, stage: str) -> Path:

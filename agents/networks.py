@@ -13,9 +13,10 @@ import torch
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from maw_gym.agents.grpo.policies import GRPOPolicyNetwork, SharedEncoder, StateEncoder
+from maw_gym.agents.grpo.policies import SharedEncoder, StateEncoder, actor_layers
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.tables.depth_table import DepthTable, is_shared
@@ -81,32 +82,33 @@ class GRPORouter(DepthRouter):
     Saved and loaded again (`maw_gym.routers.depth_router`) it is a plain `DepthRouter`.
 
     Args:
-        model: an algorithm of Stable-Baselines3 whose policy is a GRPOPolicyNetwork.
+        model: an algorithm of Stable-Baselines3 whose policy is an actor-critic made of linear
+            layers, such as an MlpPolicy.
         observation: names of the observation's blocks, in order.
         settings: JSON values saved along, see `router_settings`.
 
     Raises:
-        InputError: another policy, or actions that are not Discrete from 0.
+        ValueError: another policy, or actions that are not Discrete from 0.
     """
 
     def __init__(
         self, model: BaseAlgorithm, observation: Sequence[str], settings: Mapping[str, Any]
     ) -> None:
         policy, actions = model.policy, model.action_space
-        if not isinstance(policy, GRPOPolicyNetwork):
+        if not isinstance(policy, ActorCriticPolicy):
             raise InputError(
-                f"{type(policy).__name__} cannot be exported as a router; train with"
-                " policy GRPOPolicyNetwork"
+                f"{type(policy).__name__} cannot be exported as a router; train an actor-critic"
+                " (GRPO, PPO, A2C), or ask the model itself: RoutedEncoder.from_model"
             )
         if not isinstance(actions, spaces.Discrete) or actions.start != 0:
             raise InputError(f"depths are Discrete actions from 0; this model has {actions}")
-        layers = [(linear.weight.cpu(), linear.bias.cpu()) for linear in policy.actor_layers()]
+        layers = [(linear.weight.cpu(), linear.bias.cpu()) for linear in actor_layers(policy)]
         features = policy.pi_features_extractor
         inputs = layers[0][0].shape[1]
         mean, scale, limit = torch.zeros(inputs), torch.ones(inputs), math.inf
         if isinstance(features, StateEncoder):
             mean, scale, limit = features.mean.cpu(), features.scale.cpu(), features.limit
         shared = isinstance(features, SharedEncoder)
-        activation = policy.activation_name
+        activation = policy.activation_fn.__name__.lower()
         super().__init__(layers, activation, mean, scale, observation, settings, limit, shared)
         self.eval().requires_grad_(False)

@@ -146,10 +146,6 @@ class GRPORolloutBuffer(RolloutBuffer):
         self.used = None
         if self.advantage == "critic":
             super().compute_returns_and_advantage(last_values, dones)
-            normalize = self.normalize_advantage
-            if (not one_step if normalize is None else normalize) and self.advantages.size > 1:
-                self.advantages -= self.advantages.mean()
-                self.advantages /= self.advantages.std() + 1e-8
         else:
             self._require_equal_starts(starts)
             if one_step:  # each step is its own outcome, and its own process
@@ -160,6 +156,11 @@ class GRPORolloutBuffer(RolloutBuffer):
             else:
                 self._compare_episodes(starts, dones)
         self.rollout = self._tensors()
+        normalize = not one_step if self.normalize_advantage is None else self.normalize_advantage
+        if self.advantage == "critic" and normalize and self.advantages.size > 1:
+            shifted = self.advantages - self.advantages.mean()
+            standard = self.to_torch((shifted / (shifted.std() + 1e-8)).reshape(-1))
+            self.rollout = self.rollout._replace(advantages=standard)
 
     def _compare_episodes(self, starts: NDArray[np.bool_], dones: NDArray[np.bool_]) -> None:
         """Fill `advantages` and `used` from episodes of several steps."""

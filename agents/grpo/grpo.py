@@ -199,6 +199,9 @@ class GRPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         # Here, since load() puts the saved settings in place after __init__.
         check(vars(self))
+        for name in ("clip_range", "clip_range_high"):  # schedules, as PPO's
+            if getattr(self, name) is not None:
+                setattr(self, name, FloatSchedule(getattr(self, name)))
         self._settle()
         check_environment(self.env, self.action_space, self.policy_class)
         require_memory(self.observation_space, self.n_steps, self.n_envs)

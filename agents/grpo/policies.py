@@ -22,6 +22,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     FlattenExtractor,
+    MlpExtractor,
     create_mlp,
 )
 from stable_baselines3.common.type_aliases import Schedule
@@ -183,30 +184,6 @@ class GRPOPolicyNetwork(ActorCriticPolicy):
             **kwargs,
         )
 
-    def actor_layers(self) -> list[nn.Linear]:
-        """Linear layers from the flat observation to the logits, in order; not copies.
-
-        With `activation_name` between them, over the standardised observation, they are the policy:
-        all that is needed to export it. Of a shared policy the first takes 3 F numbers of each
-        action, and the last has one row of weights and D biases.
-
-        Raises:
-            TypeError: The features extractor is not a plain MLP.
-        """
-        if not isinstance(self.pi_features_extractor, StateEncoder | FlattenExtractor):
-            raise TypeError(
-                f"{type(self.pi_features_extractor).__name__} is not a plain MLP: actor_layers() "
-                "needs StateEncoder, SharedEncoder or FlattenExtractor as the features extractor"
-            )
-        parts = (self.pi_features_extractor, self.mlp_extractor.policy_net, self.action_net)
-        modules = [module for part in parts for module in part.modules()]
-        return [module for module in modules if isinstance(module, nn.Linear)]
-
-    @property
-    def activation_name(self) -> str:
-        """Lower-case name of the activation between the layers: "relu" unless told otherwise."""
-        return self.activation_fn.__name__.lower()
-
 
 class SharedPolicyNetwork(GRPOPolicyNetwork):
     """Actor-critic that scores every action by one shared network (SharedEncoder) and a bias.
@@ -289,6 +266,27 @@ def evaluate(
         distribution.entropy(),
         values,
     )
+
+
+def actor_layers(policy: ActorCriticPolicy) -> list[nn.Linear]:
+    """Linear layers from the flat observation to the logits, in order; not copies.
+
+    With the policy's `activation_fn` between them, over the standardised observation, they are the
+    policy: all that is needed to export it. Of a shared policy the first takes 3 F numbers of each
+    action, and the last has one row of weights and D biases.
+
+    Raises:
+        ValueError: It is no plain MLP.
+    """
+    features, heads = policy.pi_features_extractor, policy.mlp_extractor
+    if not isinstance(features, StateEncoder | FlattenExtractor) or type(heads) is not MlpExtractor:
+        raise ValueError(
+            f"{type(policy).__name__} with a {type(features).__name__} is no plain MLP: take"
+            " MlpPolicy, SharedPolicy or GRPOPolicyNetwork"
+        )
+    parts = (features, heads.policy_net, policy.action_net)
+    modules = [module for part in parts for module in part.modules()]
+    return [module for module in modules if isinstance(module, nn.Linear)]
 
 
 def refuse_running_statistics(policy: nn.Module) -> None:

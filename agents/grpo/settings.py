@@ -80,9 +80,9 @@ class AllSettings(GRPOSettings):
     target_kl: Above0 | None = None
     """ends a rollout's passes where the policy is 1.5 times as far from the one that acted"""
     clip_range_vf: None = None
-    """of PPO; GRPO does not clip values"""
+    """GRPO does not clip values: leave it out"""
     use_sde: Literal[False] = False
-    """of PPO; GRPO has no state-dependent exploration"""
+    """GRPO has no state-dependent exploration: leave it out"""
 
     @model_validator(mode="after")
     def _normalised_once(self) -> "AllSettings":
@@ -117,7 +117,9 @@ def check(given: Mapping[str, Any]) -> None:
         first = error.errors()[0]
         if first["type"] == "value_error":  # of several settings together
             raise ValueError(str(first["ctx"]["error"])) from None
-        raise ValueError(f"{first['loc'][0]}={first['input']!r}: {first['msg']}") from None
+        name = str(first["loc"][0])
+        about = AllSettings.__pydantic_fields__[name].description
+        raise ValueError(f"{name}={first['input']!r}: {first['msg']} ({about})") from None
 
 
 def _check_schedule(name: str, schedule: Callable[[float], Any]) -> None:

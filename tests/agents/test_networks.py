@@ -9,7 +9,7 @@ import torch as th
 from bandits import CONTEXTS, BanditEnv, GroupedBanditEnv
 from gymnasium import spaces
 from hand_made import TABLE, random_table
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -17,7 +17,13 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 
 from maw_gym.agents import GRPO, GRPOPolicyNetwork, GRPORouter, SharedPolicyNetwork
-from maw_gym.agents.grpo.policies import ActionHead, MeanHead, SharedEncoder
+from maw_gym.agents.grpo.policies import (
+    ActionHead,
+    CnnPolicy,
+    MeanHead,
+    SharedEncoder,
+    actor_layers,
+)
 from maw_gym.agents.networks import new_router, standardisation
 from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.agents.settings import PPOSettings, ppo_arguments
@@ -96,11 +102,13 @@ def shared(algorithm: type[OnPolicyAlgorithm]) -> OnPolicyAlgorithm:
     return algorithm(SharedPolicyNetwork, env, n_steps=4, seed=0, device="cpu", **batches)
 
 
-def layered(algorithm: type[OnPolicyAlgorithm], **policy: Any) -> OnPolicyAlgorithm:
+def layered(
+    algorithm: type[OnPolicyAlgorithm], network: Any = GRPOPolicyNetwork, **policy: Any
+) -> OnPolicyAlgorithm:
     env = to_sb3(GroupedBanditEnv(16, 4))
-    batches: Any = {} if algorithm is GRPO else {"batch_size": 64}
+    batches: Any = {"batch_size": 64} if algorithm is PPO else {}
     settings: Any = {"n_steps": 4, "seed": 0, "device": "cpu", "policy_kwargs": policy}
-    return algorithm(GRPOPolicyNetwork, env, **settings, **batches)
+    return algorithm(network, env, **settings, **batches)
 
 
 STANDARD = {"mean": [0.1, 0.2, 0.3, 0.4], "scale": [1.0, 2.0, 3.0, 4.0], "limit": 2.0}
@@ -116,10 +124,11 @@ OTHER = {
     [
         (lambda: layered(GRPO, features_extractor_kwargs=STANDARD), [512, 256, 128, 64, 4]),
         (lambda: layered(PPO, **OTHER), [32, 16, 8, 4]),
+        (lambda: layered(A2C, "MlpPolicy"), [64, 64, 4]),
         (lambda: shared(GRPO), [32, 32, 1]),
         (lambda: shared(PPO), [32, 32, 1]),
     ],
-    ids=["GRPO", "PPO, other widths", "GRPO, shared", "PPO, shared"],
+    ids=["GRPO", "PPO, other widths", "A2C, MlpPolicy", "GRPO, shared", "PPO, shared"],
 )
 def test_router_is_the_greedy_policy_and_a_copy(
     model: Any, widths: list[int], tmp_path: Path
@@ -146,10 +155,12 @@ def test_router_is_the_greedy_policy_and_a_copy(
 
 
 def test_models_that_are_no_router() -> None:
-    env = to_sb3(GroupedBanditEnv(16, 4))
-    other = PPO("MlpPolicy", env, n_steps=4, batch_size=64, device="cpu")
-    with pytest.raises(InputError, match="ActorCriticPolicy cannot be exported as a router"):
+    other: Any = DQN("MlpPolicy", BanditEnv(), device="cpu")
+    with pytest.raises(InputError, match=r"DQNPolicy cannot .* RoutedEncoder\.from_model"):
         GRPORouter(other, ("attention",), ABOUT)
+    image = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    with pytest.raises(ValueError, match="CnnPolicy with a NatureCNN is no plain MLP: take Mlp"):
+        actor_layers(CnnPolicy(image, spaces.Discrete(3), lambda _: 1e-3))
     with pytest.raises(InputError, match="unknown activation 'elu'"):
         GRPORouter(layered(GRPO, activation_fn=nn.ELU), ("attention",), ABOUT)
     shifted = BanditEnv()

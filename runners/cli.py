@@ -21,7 +21,7 @@ COMMANDS: Final = {
     "evaluate": ("evaluate", "score a trained run on a collection"),
     "ablate": ("ablate", "change one setting of GRPO at a time"),
     "benchmark": ("benchmark", "measure speed and memory"),
-    "bandits": ("bandits", "GRPO beside PPO, A2C and DQN on six contextual bandits"),
+    "bandits": ("bandits", "GRPO beside PPO, A2C and DQN on bandits and episodes"),
     "report": ("report", "write a run's report.html anew"),
     "search": ("search", "search a collection with a trained run"),
 }

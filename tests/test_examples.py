@@ -1,5 +1,6 @@
 """The scripts of examples/, as they stand there; what their texts say is printed is printed."""
 
+import json
 import re
 import runpy
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 from hostile_run import write_hostile_run
 from PIL import Image
@@ -134,6 +136,18 @@ def test_attention_film(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     assert run("attention_film", film, tiny_folder, "q20") == ["32 depths of q20"]
     with Image.open(film) as frames:
         assert (frames.n_frames, frames.size) == (32, (825, 450))
+
+
+def test_the_notebook(tiny_folder: Path) -> None:
+    cells = json.loads((EXAMPLES / "tutorial.ipynb").read_text())["cells"]
+    found: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            code = "".join(cell["source"]).replace('"pydocs"', repr(str(tiny_folder)))
+            exec(code.replace("20_000", "1_024"), found)
+    assert found["model"].num_timesteps == 1024
+    assert found["summary"].oracle >= found["summary"].mean
+    plt.close("all")
 
 
 def test_the_lines_of_the_readme(tiny_folder: Path) -> None:

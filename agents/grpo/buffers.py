@@ -238,7 +238,8 @@ class GRPORolloutBuffer(RolloutBuffer):
                     f"advantage={self.advantage!r} compares episodes from one start, but"
                     f" environments {first} to {first + size - 1} differ at step {step} of the"
                     f" rollout{f' in {key!r}' if key else ''}: let a group start alike, as"
-                    " maw_gym.agents.grpo.make_groups does, or use advantage='critic'"
+                    " maw_gym.agents.grpo.make_groups does where reset draws by its seed alone, or"
+                    " use advantage='critic'"
                 )
 
 

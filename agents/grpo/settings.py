@@ -118,8 +118,9 @@ def check(given: Mapping[str, Any]) -> None:
         if first["type"] == "value_error":  # of several settings together
             raise ValueError(str(first["ctx"]["error"])) from None
         name = str(first["loc"][0])
-        about = AllSettings.__pydantic_fields__[name].description
-        raise ValueError(f"{name}={first['input']!r}: {first['msg']} ({about})") from None
+        about = vars(AllSettings)["__pydantic_fields__"][name].description
+        more = f" ({about})" if about else ""  # inherited fields have none
+        raise ValueError(f"{name}={first['input']!r}: {first['msg']}{more}") from None
 
 
 def _check_schedule(name: str, schedule: Callable[[float], Any]) -> None:

@@ -349,8 +349,8 @@ class RoutedEncoder:
         """Write encoder, router and, where there is one, the index, for `load`."""
         if not isinstance(self.router, DepthRouter):
             raise InputError(
-                "a model is saved by its own library; to save an actor-critic here, give RoutedEncoder"
-                " a router made of it by maw_gym.agents.GRPORouter"
+                "a model is saved by its own library; to save an actor-critic here, give"
+                " RoutedEncoder a router made of it by maw_gym.agents.GRPORouter"
             )
         place = expanded(folder)
         with written_folder(place / INDEX, MANIFEST) as temporary:

@@ -67,7 +67,11 @@ def run_main(
         except FloatingPointError as problem:
             _quit(str(problem), 1)
         except KeyboardInterrupt as stopped:
-            _quit(*(stopped.args or ("interrupted", 130)))
+            what, status = stopped.args or ("interrupted", 130)
+            _give_back()
+            left = STOP.run is not None and STOP.run.exists()
+            advice = f"go on with --resume {STOP.run}" if left else "run the same command again"
+            _quit(f"{what}; {advice}", status)
         finally:
             _give_back()
             for number, handler in before.items():
@@ -85,7 +89,7 @@ def _quit(message: str, status: int) -> None:
 class StopRequest:
     """What a program does about SIGINT and SIGTERM: it ends, or first writes a checkpoint."""
 
-    advice = "run the same command again"
+    run: Path | None = None  # that can go on
     received: int | None = None
     _deferring = False
 
@@ -110,8 +114,7 @@ class StopRequest:
     def handle(self, number: int, frame: object) -> None:
         """Answer a signal."""
         if not self._deferring or self.asked():
-            name = signal.Signals(number).name
-            raise KeyboardInterrupt(f"stopped by {name}; {self.advice}", 128 + number)
+            raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}", 128 + number)
         self.received = number
 
 
@@ -277,7 +280,7 @@ def write_config(
     """
     values = flat(settings)
     if learner is not None and "resume" in values:
-        STOP.advice = f"go on with --resume {folder}"
+        STOP.run = folder
     begun = Run(folder).config if values.get("resume") else {}
     if begun.get("learner") is None:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}

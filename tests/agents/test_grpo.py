@@ -415,15 +415,6 @@ def test_actor_layers_are_the_policy(algorithm: Any, tmp_path: Path) -> None:
     assert [tuple(parameter.shape) for parameter in value] == [(64, 128), (64,), (1, 64)]
 
 
-def test_a_convolutional_network_has_no_actor_layers() -> None:
-    image = spaces.Box(0, 255, (3, 36, 36), np.uint8)
-    policy = GRPOPolicyNetwork(
-        image, spaces.Discrete(3), lambda _: 1e-3, features_extractor_class=NatureCNN
-    )
-    with pytest.raises(TypeError, match="NatureCNN is not a plain MLP"):
-        policy.actor_layers()
-
-
 def test_the_example_of_the_page_about_grpo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

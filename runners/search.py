@@ -26,7 +26,7 @@ class SearchSettings:
     run: Annotated[HomePath, Flag(positional=True)]
     """folder of a training run, with encoder.safetensors and router.safetensors"""
     query: Annotated[str | None, Flag(positional=True)] = None
-    """what is searched for, in one word of the shell: quote it; lines of the input unless given"""
+    """what is searched for, in quotes (left out, queries are typed, one a line)"""
     k: Count = 10
     """documents to print"""
     hybrid: bool = False

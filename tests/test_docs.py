@@ -20,3 +20,11 @@ def test_markers_and_paths_name_files_that_exist(page):
         path for path in [*(match[1] for match in named), *paths] if not (ROOT / path).is_file()
     ]
     assert not missing
+
+
+def test_signatures_of_the_reference_show_values():
+    griffe = pytest.importorskip("griffe", reason="needs griffe: pip install '.[docs]'")
+    values = griffe.load_extensions(str(ROOT / "docs" / ".values.py"))
+    grpo = griffe.load("maw_gym.agents.grpo.grpo", extensions=values, search_paths=[ROOT])
+    shown = {one.name: one.default for one in grpo["GRPO.__init__"].parameters}
+    assert (shown["learning_rate"], shown["kl"], shown["n_steps"]) == ("0.001", "'exact'", "None")

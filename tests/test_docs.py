@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from maw_gym.agents.grpo.settings import AllSettings
+
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
@@ -27,4 +29,5 @@ def test_signatures_of_the_reference_show_values():
     values = griffe.load_extensions(str(ROOT / "docs" / ".values.py"))
     grpo = griffe.load("maw_gym.agents.grpo.grpo", extensions=values, search_paths=[ROOT])
     shown = {one.name: one.default for one in grpo["GRPO.__init__"].parameters}
-    assert (shown["learning_rate"], shown["kl"], shown["n_steps"]) == ("0.001", "'exact'", "None")
+    assert shown["learning_rate"] == repr(AllSettings.learning_rate)
+    assert (shown["kl"], shown["gamma"], shown["n_steps"]) == ("'exact'", "0.99", "None")

@@ -144,7 +144,9 @@ def test_documents_come_and_go(task, routed, tmp_path, index, hybrid):
     assert [[one.pop("text") for one in of] for of in found] == [
         [stored[name] for name in ids_of(of)] for of in expected
     ]
-    assert found == expected
+    # Batches of other sizes may differ in the last bit.
+    close = [[one | {"score": pytest.approx(one["score"])} for one in of] for of in expected]
+    assert found == close
     routed.remove(ids[3:8])
     routed.save(tmp_path)
     left = [*range(3), *range(8, len(ids))]

@@ -17,7 +17,7 @@ from maw_gym.attention.reference import (
 from maw_gym.runners.benchmarks.measuring import Row, interleaved, peak_memory
 
 TENSOR, OURS, FLOOR = "5D tensor", "depth_statistics", "floor"
-EXACT = "depth_statistics, exact"
+EXACT, COPIES = "depth_statistics, exact", "floor with copies"
 
 HEADS = {256: 8, 384: 12}  # by width: of static embeddings and of MiniLM
 # (texts of equal length, tokens, width)
@@ -70,7 +70,7 @@ def tensor_way(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return state, row_entropy(by_depth, mask), row_focus(by_depth, mask), pooled
 
 
-def floor(inputs: Inputs) -> Callable[[], Tensor]:
+def floor(inputs: Inputs, *, copies: bool = False) -> Callable[[], Tensor]:
     """What no way can do without: the depth projections and torch's own attention."""
     x, mask, *weights, value, _ = inputs
     batch, heads, size, head_width = value.shape
@@ -86,6 +86,8 @@ def floor(inputs: Inputs) -> Callable[[], Tensor]:
             (x @ weight.T).view(batch, size, depths * heads, head_width).transpose(1, 2)
             for weight in weights
         )
+        if copies:
+            query, key = query.contiguous(), key.contiguous()
         return scaled_dot_product_attention(query, key, repeated, attn_mask=keys)
 
     return run
@@ -102,6 +104,7 @@ def attention_rows(case: str, inputs: Inputs, rounds: int, budget: float) -> lis
     }
     if device.type == "cuda":  # on a CPU it is depth_statistics itself
         functions[EXACT] = lambda: depth_statistics(inputs, exact=True)
+        functions[COPIES] = floor(inputs, copies=True)
     memory = {}
     for name, function in list(functions.items()):
         try:

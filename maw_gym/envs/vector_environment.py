@@ -208,6 +208,8 @@ class GRPOVectorEnvironment(VectorEnv[Floats, NDArray[np.int64], NDArray[Any]]):
             if not finished.shape == queries.shape == (self.num_envs,):
                 raise ValueError(f"it is of {finished.size} rows, not of {self.num_envs}")
             self.bandit.query_ids[queries]
+            if min(position, *queries) < 0:
+                raise ValueError("a row or the position is below 0")
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"the state is not one that get_state() has given: {error}") from None
         self._queries, self._observations = queries if shown else None, None

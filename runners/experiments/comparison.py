@@ -148,10 +148,8 @@ def result_key(method: str, task: RetrievalTask, spec: Spec) -> str:
         {
             "format": FORMAT,
             "method": method,
-            "content": task.collection.provenance["content"],
-            "encoder": task.embedder.fingerprint(),
+            "task": task.key,
             "settings": settings,
-            "device": task.device.type,
         }
     )
 

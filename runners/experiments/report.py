@@ -8,8 +8,10 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 
 from maw_gym.agents.supervised import label_sentence
+from maw_gym.distributed import processes
 from maw_gym.encoders.files import save_embedder
 from maw_gym.envs.bandit import Bandit
+from maw_gym.errors import InputError
 from maw_gym.files import (
     cache_home,
     cached,
@@ -137,13 +139,14 @@ def rows_of(
             )
             own = method.specify(Spec(asked), task)
             key = content_key(about | {"result": result_key(name, task, own)})
-            result = cached(
-                cache_home() / "rows" / f"{key}.json",
-                partial(method.run, task, own, split, None),
-                lambda path, result: result.save(path),
-                Result.load,
-                together=True,
-            )
+            path = cache_home() / "rows" / f"{key}.json"
+            run = partial(method.run, task, own, split, None)
+            try:
+                result = cached(path, run, lambda to, made: made.save(to), Result.load, True)
+            except InputError:  # of a cache that is read only, at the end of a training
+                if processes() > 1:
+                    raise
+                result = run()
             row = rows[title] = row_of(task, spec, result, split)
             if name == "random" and row.reward is not None:
                 # Its expected reward is exact; the retrieval of that row is one draw's.

@@ -95,7 +95,10 @@ def callback_named(name: str) -> BaseCallback:
     kind = imported(name, "callback")
     if not (isinstance(kind, type) and issubclass(kind, BaseCallback)):
         raise InputError(f"callback {name!r} is no BaseCallback of Stable-Baselines3")
-    return kind()
+    try:
+        return kind()
+    except TypeError as problem:
+        raise InputError(f"callback {name!r} is made without arguments: {problem}") from None
 
 
 def imported(name: str, what: str) -> Any:

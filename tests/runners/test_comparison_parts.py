@@ -22,7 +22,7 @@ from maw_gym.runners.experiments.command_line import changed, made
 from maw_gym.runners.experiments.comparison import result_key, slug, write_run
 from maw_gym.runners.experiments.comparison_report import group_table, pair_table, percent
 from maw_gym.runners.experiments.methods import METHODS
-from maw_gym.runners.experiments.report import digits_for, markdown, p_value, row_of
+from maw_gym.runners.experiments.report import digits_for, markdown, p_value, row_of, rows_of
 from maw_gym.runners.experiments.result import Result, by_depths, by_router, randomly
 from maw_gym.runners.experiments.settings import (
     Spec,
@@ -234,20 +234,35 @@ def test_a_router_that_looks_at_searches_is_given_the_documents(task: RetrievalT
     np.testing.assert_allclose(found.encode(texts), expected, atol=1e-6)
 
 
-def test_a_key_depends_on_all_settings_and_on_what_data_and_encoder_hold() -> None:
-    task: Any = SimpleNamespace(
-        collection=SimpleNamespace(provenance={"content": "fruit"}),
-        embedder=SimpleNamespace(fingerprint=lambda: "an encoder"),
-        device=torch.device("cpu"),
-    )
+def test_a_key_depends_on_all_settings_and_on_what_tables_depend_on() -> None:
+    task: Any = SimpleNamespace(key="fruit")  # see tests/tables/test_table_files.py
     spec = Spec(learner=GRPOSettings())
     changes = [{"balance": 0.5}, {"seed": 5}, {"fold": 1}, {"num_envs": 512}, {"kl": "k3"}]
     keys = {result_key("grpo", task, changed(spec, **one)) for one in ({}, *changes)}
     assert len(keys | {result_key("ppo", task, spec)}) == 2 + len(changes)
     # Their names are none of it.
     assert result_key("grpo", task, changed(spec, dataset="x", encoder="y", device="auto")) in keys
-    task.collection.provenance["content"] = "vegetables"
+    task.key = "vegetables"
     assert result_key("grpo", task, spec) not in keys
+
+
+def test_rows_without_training_are_read_where_they_are_and_made_where_none_can_be_kept(
+    task: RetrievalTask, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    titles = {"random": "random", "dense-bm25": "fused"}
+    home.mkdir()
+    (home / "rows").touch()  # no folder: as in a cache that is read only
+    made = rows_of(task, SPEC, titles)
+    (home / "rows").unlink()
+    kept = rows_of(task, SPEC, titles)
+    for name in titles:  # METHODS is not asked again
+        refused = METHODS[name]._replace(run=lambda *_: pytest.fail("made anew"))
+        monkeypatch.setitem(METHODS, name, refused)
+    read = rows_of(task, SPEC, titles)
+    assert made.keys() == kept.keys() == read.keys() == {*titles.values()}
+    for title, row in made.items():
+        assert row.blocks() == kept[title].blocks() == read[title].blocks()
+        assert row.result.facts == read[title].result.facts
 
 
 # --- settings --------------------------------------------------------------------------------

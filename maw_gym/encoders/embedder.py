@@ -189,9 +189,10 @@ def encoded_documents(
 ) -> tuple[list[str], Tensor]:
     """Ids, and vectors (N, h) on the CPU, of documents that are read once, as a stream."""
     found_ids: list[str] = []
-    vectors = [torch.zeros(0, embedder.text.width, dtype=dtype)]
+    # Grown in place, where a list and its concatenation would be there twice.
+    vectors = torch.zeros(0, dtype=dtype).numpy().copy()
     first: dict[bytes, int] = {}  # row of the first text of these tokens
-    rows: list[int] = []
+    width, count = embedder.text.width, 0
     total = len(doc_ids) if isinstance(doc_ids, Sized) else None
     portions = _portions(doc_ids, texts)
     with progress_bar(total, "documents") as bar:
@@ -204,19 +205,18 @@ def encoded_documents(
             if not some:
                 break
             for one, digests in from_all(found):
-                vectors.append(one)
-                for digest in digests:
-                    rows.append(first.setdefault(digest, len(rows)))
+                rows = [first.setdefault(digest, count + at) for at, digest in enumerate(digests)]
+                start, count = count, count + len(rows)
+                vectors.resize((count, width), refcheck=False)
+                vectors[start:] = one
+                # Equal texts of two portions may be a rounding apart, and have to tie.
+                vectors[start:] = vectors[rows]
             for ids, read in some:
                 found_ids += ids
                 for take in see:
                     take(read)
                 bar.update(len(ids))
-    # Equal texts of two portions may be a rounding apart, and have to tie.
-    whole, firsts = torch.cat(vectors), torch.tensor(rows, dtype=torch.long)
-    copies = (firsts < torch.arange(len(rows))).nonzero()[:, 0]
-    whole[copies] = whole[firsts[copies]]
-    return found_ids, whole
+    return found_ids, torch.from_numpy(vectors.reshape(-1, width))
 
 
 def _portions(

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,6 +179,25 @@ def test_equal_texts_have_one_vector_whichever_portion_they_came_in(plain, monke
     _, vectors = encoded_documents(plain, NAMES, STREAM)
     assert vectors[[2, 4, 6]].equal(vectors[[0, 0, 1]])
     assert len(vectors.unique(dim=0)) == 4
+
+
+def test_vectors_are_in_memory_once(plain, monkeypatch):
+    monkeypatch.setattr(module, "PORTION", 1000)
+    monkeypatch.setattr(Embedder, "document_ids", lambda _, texts: [[int(one)] for one in texts])
+    monkeypatch.setattr(Embedder, "encode_ids", lambda _, ids: torch.ones(len(ids), 256))
+    ids = [str(row) for row in range(150_000)]
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    except OSError:
+        pytest.skip("the peak of memory cannot be set back here")
+
+    def megabytes(name):
+        return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
+
+    before = megabytes("VmRSS")
+    _, vectors = encoded_documents(plain, ids, ids)
+    assert vectors.shape == (150_000, 256)  # 146 MB
+    assert megabytes("VmHWM") - before < 260
 
 
 @pytest.mark.parametrize(

@@ -309,12 +309,16 @@ def read_manifest(folder: Path, kind: str) -> tuple[dict[str, Any], list[str]]:
     if not (folder / MANIFEST).exists():
         raise InputError(f"no {kind} in {str(folder)!r}; save one there first")
     content = read_json(folder / MANIFEST, kind)
-    for name, checksum in content["files"].items():
+    try:
+        settings, files = dict(content["settings"]), dict(content["files"])
+    except (LookupError, TypeError, ValueError):
+        raise DamagedFileError(f"{folder / MANIFEST} was not written by maw_gym") from None
+    for name, checksum in files.items():
         if not (folder / name).is_file():
             raise DamagedFileError(f"{folder} is damaged: {name!r} is gone")
         if _sha256_of_file(folder / name) != checksum:
             raise DamagedFileError(f"{folder / name} is damaged: its checksum is another")
-    return content["settings"], list(content["files"])
+    return settings, list(files)
 
 
 def _sha256_of_file(path: Path) -> str:

@@ -100,10 +100,30 @@ class BM25:
     def load(cls, folder: Path, doc_ids: Sequence[str]) -> Self:
         """The index of these documents that `save` has written; its numbers are mapped."""
         try:
-            index = _bm25s().BM25.load(folder, mmap=True, method="lucene", backend="numpy")
-            return cls(doc_ids, index)
+            how = {"method": "lucene", "backend": "numpy", "dtype": "float32", "int_dtype": "int32"}
+            bm25 = cls(doc_ids, _bm25s().BM25.load(folder, mmap=True, **how))
+            _check_numbers(bm25.index)
+            return bm25
         except (OSError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as why:
             raise DamagedFileError(f"{folder} is no BM25 index: {first_line(why)}") from None
+
+
+def _check_numbers(index: Any) -> None:
+    """Refuse numbers that lead outside: a stranger may have written the files."""
+    weights, documents, starts, count = (
+        index.scores[name] for name in ("data", "indices", "indptr", "num_docs")
+    )
+    if not (
+        (weights.dtype, documents.dtype, starts.dtype.kind) == (np.float32, np.int32, "i")
+        and type(count) is int
+        and weights.ndim == documents.ndim == starts.ndim == 1
+        and (starts[0], starts[-1], len(weights)) == (0, len(documents), len(documents))
+        and (starts[1:] >= starts[:-1]).all()
+        and 0 <= documents.min(initial=0) <= documents.max(initial=0) < count
+        and 0 <= weights.min(initial=0) <= weights.max(initial=0) < np.inf
+        and index.unique_token_ids_set <= set(range(len(starts) - 1))
+    ):
+        raise ValueError("it holds numbers that lead outside")
 
 
 def best_matches(scores: NDArray[np.float32], tie_of: Integers, k: int) -> Integers:

@@ -10,7 +10,7 @@ from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.text import load_text_encoder
 from maw_gym.errors import InputError
-from maw_gym.files import write_manifest
+from maw_gym.files import write_json, write_manifest
 from maw_gym.retrieval.index import KIND
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import RetrievalTask
@@ -173,6 +173,13 @@ WHOLE = np.ones((2, 256), np.float32)
         ("vectors.npy", WHOLE[:, :7].copy(), "its vectors have 7 numbers"),
         ("words/params.index.json", b"{}", "is no BM25 index"),
         ("words/data.csc.index.npy", b"no array", "is no BM25 index"),
+        ("words/data.csc.index.npy", np.full(7, np.nan, np.float32), "lead outside"),
+        ("words/indices.csc.index.npy", np.full(7, 2, np.int32), "lead outside"),
+        ("words/indices.csc.index.npy", np.full(7, -1, np.int32), "lead outside"),
+        ("words/indptr.csc.index.npy", np.array([0, 7, 3, 4, 5, 6, 7, 7]), "lead outside"),
+        ("words/indptr.csc.index.npy", np.zeros(0, int), "is no BM25 index"),
+        ("words/vocab.index.json", b'{"bee": 7}', "lead outside"),
+        ("words/vocab.index.json", b'{"bee": "0"}', "lead outside"),
         ("encoder", "0" * 64, "was made by encoder 000000000000, not"),
         ("index", "faiss:Flat", "is no FAISS index|needs FAISS"),
     ],
@@ -190,6 +197,14 @@ def test_foreign_indexes_are_refused(routed, tmp_path, name, content, message):
     with pytest.raises(InputError, match=message) as caught:
         RoutedEncoder.load(tmp_path, "cpu")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [[], {"settings": {}}, {"settings": {}, "files": [7]}])
+def test_a_manifest_of_other_content_is_refused(routed, tmp_path, content):
+    routed.index(["a"], ANIMALS[:1]).save(tmp_path)
+    write_json(tmp_path / "index" / "manifest.json", content, KIND)
+    with pytest.raises(InputError, match=r"manifest\.json was not written by maw_gym"):
+        RoutedEncoder.load(tmp_path, "cpu")
 
 
 def test_settings_and_folders_that_cannot_be(routed, tmp_path):

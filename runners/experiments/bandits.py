@@ -50,11 +50,13 @@ EPISODES: Final = {
         {"n_envs": 8, "n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98}
         | {"n_epochs": 20, "learning_rate": "lin_1e-3", "clip_range": "lin_0.2"},
         {"n_envs": 8},
+        {"batch_size": 256, "n_epochs": 20, "learning_rate": "lin_3e-3"},
     ),
     "Acrobot-v1": Episodes(
         150_000,
         {"n_envs": 16, "n_steps": 256, "gae_lambda": 0.94, "n_epochs": 4, "normalize": True},
         {"n_envs": 16, "normalize": True},
+        {"batch_size": 128, "learning_rate": 3e-3},
     ),
     # rl_zoo3 has nothing about it
     "FrozenLake-v1": Episodes(

@@ -225,9 +225,11 @@ class GRPORolloutBuffer(RolloutBuffer):
         )
 
     def _require_equal_starts(self, starts: NDArray[np.bool_]) -> None:
-        """Refuse groups whose members all begin an episode at one step, but not alike."""
+        """Refuse groups whose members begin their n-th episode at one step, but not alike."""
         size = self.group_size
-        together = starts.reshape(len(starts), -1, size).all(axis=-1)
+        number = starts.cumsum(axis=0).reshape(len(starts), -1, size)
+        # Not where one begins its third episode and another its second
+        together = starts.reshape(number.shape).all(axis=-1) & (np.ptp(number, axis=-1) == 0)
         for key, array in self._arrays().items():
             grouped = array.reshape(*together.shape, size, -1)
             same = (grouped == grouped[:, :, :1]).all(axis=(2, 3)) | ~together

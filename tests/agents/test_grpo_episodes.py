@@ -29,12 +29,13 @@ def advantages(kind: str, rewards: np.ndarray = REWARDS, **settings: Any) -> GRP
     settings = {"gamma": 0.5, "starts": STARTS, "dones": DONES} | settings
     starts, dones = settings.pop("starts"), settings.pop("dones")
     steps, envs = rewards.shape
+    shown = settings.pop("shown", np.zeros((steps, envs, 1)))
     buffer = GRPORolloutBuffer(
         steps, BOX, spaces.Discrete(2), "cpu", n_envs=envs, advantage=kind, **settings
     )
     for step in range(steps):
         zeros = th.zeros(envs)
-        buffer.add(np.zeros((envs, 1)), np.zeros(envs), rewards[step], starts[step], zeros, zeros)
+        buffer.add(shown[step], np.zeros(envs), rewards[step], starts[step], zeros, zeros)
     buffer.compute_returns_and_advantage(th.zeros(envs), dones)
     return buffer
 
@@ -91,6 +92,16 @@ def test_the_critics_advantages_are_generalised_and_normalised() -> None:
     buffer = advantages("critic", one, **settings)
     assert buffer.advantages[:, 0].tolist() == [1.5, 2.0]  # what PPO's callbacks find there
     assert_allclose(buffer.rollout.advantages, [-1, 1], atol=1e-6)
+
+
+def test_starts_of_the_third_and_the_second_episode_may_differ() -> None:
+    starts, shown = np.array([[1, 1], [1, 0], [1, 1]], bool), np.zeros((3, 2, 1))
+    shown[2, 1] = 1.0
+    buffer = advantages("process", REWARDS[:3], starts=starts, shown=shown, group_size=2)
+    assert buffer.used is not None
+    shown[0, 1] = 1.0
+    with pytest.raises(ValueError, match="environments 0 to 1 differ at step 0 of the rollout"):
+        advantages("process", REWARDS[:3], starts=starts, shown=shown, group_size=2)
 
 
 @pytest.mark.parametrize("kind", ["outcome", "process"])

@@ -52,6 +52,8 @@ CHATTER: Final = (
 
 def read_ir_dataset(name: str) -> Source:
     """Documents and judged queries of the dataset `name` and of its subsets."""
+    if name.endswith(FILE):
+        installed_pydocs.cache_clear()  # the file may have been written anew
     dataset = _registered(name)
     if dataset is None:
         # Ids are long paths: a file name alone should find them too.

@@ -181,7 +181,7 @@ def read_pydocs_file(path: Path) -> Pydocs:
     try:
         pydocs = TypeAdapter(Pydocs).validate_json(bytes(tensors["json"].numpy()))
         same = pydocs.queries.keys() == pydocs.relevance.keys() == pydocs.twins.keys()
-        if not same or "versions" not in pydocs.provenance:
+        if not same or not isinstance(pydocs.provenance["versions"], dict):
             raise ValueError("not every query has documents, or they have no versions")
         for query_id, relevant in pydocs.relevance.items():
             if not pydocs.docs.keys() >= set(relevant) > set():

@@ -315,7 +315,7 @@ def read_table(path: Path, query_ids: Sequence[str] | None = None) -> DepthTable
     try:
         ids = tuple(json.loads(tensors.pop("query_ids").numpy().tobytes()))
         depths = tensors["entropy"].shape[1]
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, RecursionError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path} is not a depth table ({error}); delete it") from None
     widths: dict[str, int | None] = dict.fromkeys(TERMS, depths)
     widths |= {name: block.per_depth * depths or None for name, block in BLOCKS.items()}

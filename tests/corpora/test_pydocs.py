@@ -14,7 +14,7 @@ from mistakes import refused
 from maw_gym import files
 from maw_gym.corpora import docstrings, is_pydocs, load_collection
 from maw_gym.corpora.docstrings import Docstring, named_packages
-from maw_gym.corpora.pydocs import build, installed_pydocs, near_duplicates
+from maw_gym.corpora.pydocs import build, installed_pydocs, near_duplicates, write_pydocs
 from maw_gym.corpora.text import normalised
 from maw_gym.errors import InputError
 
@@ -220,6 +220,9 @@ def test_the_cache_file_serves_where_the_packages_are_not(installed, home, monke
         assert getattr(collection, name) == getattr(folds[1], name)
     assert collection.provenance["content"] == folds[1].provenance["content"]
     assert is_pydocs(collection)
+    found = installed_pydocs(str(there))
+    write_pydocs(there, found._replace(docs=dict.fromkeys(found.docs, "new")))
+    assert set(load_collection(str(there), 1, folds=3).doc_texts) == {"new"}
 
 
 WHOLE = {
@@ -241,7 +244,8 @@ WHOLE = {
         (WHOLE | {"queries": {"q": "text", "r": "text"}}, "not every query has documents"),
         (WHOLE | {"relevance": {"q": ["b"]}}, "query 'q' has no documents"),
         (WHOLE | {"relevance": {"q": []}}, "query 'q' has no documents"),
-        (WHOLE | {"provenance": {}}, "or they have no versions"),
+        (WHOLE | {"provenance": {}}, "'versions'"),
+        (WHOLE | {"provenance": {"versions": 3}}, "or they have no versions"),
     ],
 )
 def test_files_with_something_else_in_them(tmp_path, content, reason):

@@ -56,6 +56,7 @@ def test_a_table_is_read_as_it_was_written_into_read_only_memory_maps(path):
         {"content": np.zeros(3, np.float32)},
         {"content": np.zeros((3, 3), np.uint8)},
         {"query_ids": np.zeros(5, np.uint8)},
+        {"query_ids": np.full(100_000, ord("["), np.uint8)},
     ],
 )
 def test_a_table_of_other_columns_is_refused(path, change):

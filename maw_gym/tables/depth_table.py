@@ -91,7 +91,6 @@ class Block(NamedTuple):
     low: float | Sequence[float] = 0  # the smallest that a number can be; of several kinds, of each
     high: float | Sequence[float] = 1
     per_depth: int = 0  # kinds of numbers of every depth, the D of one kind side by side
-    searches: bool = False  # whether it wants documents to be searched
 
     def bounds(self, width: int) -> tuple[Floats, Floats]:
         """Smallest and largest values (width,) of the block's numbers."""
@@ -120,7 +119,6 @@ BLOCKS: Final[dict[str, Block]] = {
         low=(-1, 0, 0, -1, 0, 0, -1, 0, 0, 0, 0),
         high=(1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1),
         per_depth=11,
-        searches=True,
     ),
     "content": Block(
         "h",

@@ -23,8 +23,8 @@ from maw_gym.encoders.text import (
     length_batches,
     on_device,
     padded,
+    portions_of_documents,
     tokenized,
-    tokenized_documents,
 )
 from maw_gym.errors import InputError, checked_texts, shown
 from maw_gym.files import canonical, content_key, fingerprint
@@ -273,10 +273,11 @@ def untrained_embedder(
     text = text or WordLlama()
     settings = settings or encoder_shape(text)
     encoder = attention_encoder(settings)
-    ids = tokenized_documents(text, tuple(doc_texts))
-    found = np.fromiter(chain.from_iterable(map(set, ids)), np.int64)
-    counts = torch.from_numpy(np.bincount(found, minlength=settings.vocabulary)).float()
-    idf = torch.log((len(ids) + 1) / (counts + 0.5))
+    counts = np.zeros(settings.vocabulary, np.int64)
+    for ids in portions_of_documents(text, tuple(doc_texts), PORTION):
+        found = np.fromiter(chain.from_iterable(map(set, ids)), np.int64)
+        counts += np.bincount(found, minlength=settings.vocabulary)
+    idf = torch.log((len(doc_texts) + 1) / (torch.from_numpy(counts).float() + 0.5))
     with torch.no_grad():
         encoder.token_weight.copy_(idf.clamp(min=0.5).log())
         if not text.static:

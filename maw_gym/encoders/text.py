@@ -261,6 +261,17 @@ def tokenized_documents(
     return tokenized(text, texts if rows is None else [texts[row] for row in rows], "document")
 
 
+def portions_of_documents(
+    text: TextEncoder, texts: tuple[str, ...], size: int
+) -> Iterator[list[list[int]]]:
+    """Token ids of all documents, `size` at once; together where they are remembered."""
+    if _remembered is not None:
+        yield tokenized_documents(text, texts)
+        return
+    for start in range(0, len(texts), size):
+        yield tokenized(text, texts[start : start + size], "document")
+
+
 def tokenized(text: TextEncoder, texts: Sequence[str], kind: str) -> list[list[int]]:
     """Token ids of texts of a kind, "query" or "document", behind its prompt, not truncated."""
     prompt = prompt_of(text, kind)

@@ -9,7 +9,7 @@ from maw_gym.encoders import embedder as module
 from maw_gym.encoders.embedder import Embedder, encoded_documents, untrained_embedder
 from maw_gym.encoders.files import document_embeddings
 from maw_gym.encoders.maw import EncoderSettings, NonMAWEncoder
-from maw_gym.encoders.text import WordLlama, length_batches
+from maw_gym.encoders.text import WordLlama, length_batches, tokenized_once
 from maw_gym.errors import InputError
 
 TEXTS = [
@@ -149,6 +149,19 @@ def test_trained_token_embeddings_are_learned_too(embedder):
     ids, mask = torch.tensor([[7, 9]]), torch.ones(1, 2, dtype=torch.bool)
     trained.embed(ids, mask)[0, 0].backward()
     assert table.grad.abs().sum(1).nonzero()[:, 0].tolist() == [7, 9]
+
+
+def test_tokens_are_counted_in_portions_unless_they_are_remembered(monkeypatch):
+    expected, tokenize = untrained_embedder(TEXTS, PLAIN).fingerprint(), WordLlama.tokenize
+    sizes = []
+    monkeypatch.setattr(module, "PORTION", 3)
+    monkeypatch.setattr(
+        WordLlama, "tokenize", lambda self, texts: sizes.append(len(texts)) or tokenize(self, texts)
+    )
+    assert untrained_embedder(TEXTS, PLAIN).fingerprint() == expected
+    with tokenized_once():
+        assert untrained_embedder(TEXTS, PLAIN).fingerprint() == expected
+    assert sizes == [3, 3, 1, 7]
 
 
 # --- documents ---------------------------------------------------------------------------------

@@ -310,15 +310,15 @@ def read_manifest(folder: Path, kind: str) -> tuple[dict[str, Any], list[str]]:
         raise InputError(f"no {kind} in {str(folder)!r}; save one there first")
     content = read_json(folder / MANIFEST, kind)
     try:
-        settings, files = dict(content["settings"]), dict(content["files"])
-    except (LookupError, TypeError, ValueError):
+        settings, files = dict(content["settings"]), content["files"].items()
+    except (AttributeError, LookupError, TypeError, ValueError):
         raise DamagedFileError(f"{folder / MANIFEST} was not written by maw_gym") from None
-    for name, checksum in files.items():
-        if not (folder / name).is_file():
+    for name, checksum in files:
+        if not os.path.isfile(folder / name):  # a name may be of any length
             raise DamagedFileError(f"{folder} is damaged: {name!r} is gone")
         if _sha256_of_file(folder / name) != checksum:
             raise DamagedFileError(f"{folder / name} is damaged: its checksum is another")
-    return settings, list(files)
+    return settings, [name for name, _ in files]
 
 
 def _sha256_of_file(path: Path) -> str:

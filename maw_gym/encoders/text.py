@@ -1,6 +1,7 @@
 """Text to token ids to hidden states: the models that encoders stand on, by name."""
 
 import importlib.util
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -172,12 +173,13 @@ def load_text_encoder(name: str) -> TextEncoder:
         folder = package / "model"
     else:
         folder = expanded(name)
-        if not name or (name[0] in "~./" and not folder.is_dir()) or folder.is_file():
+        there = os.path.isdir(folder)  # a name may be of any length
+        if not name or (name[0] in "~./" and not there) or os.path.isfile(folder):
             raise InputError(
                 f"text encoder {name!r} is no folder; give 'wordllama', 'minilm', a folder with"
                 f" {FILES}, or the name of one on a hub"
             )
-        if not folder.is_dir():
+        if not there:
             folder = _hub_folder(name)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     version = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)

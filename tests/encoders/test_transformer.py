@@ -186,6 +186,7 @@ NO_FOLDER = "text encoder {!r} is no folder; give 'wordllama', "
             "unknown text encoder 'maw-gym/none': no such folder, and no hub has it (",
         ),
         ("Bert", "unknown text encoder 'Bert': no such folder, and no hub has it ("),
+        ("a" * 300, "unknown text encoder 'aaa"),
         *((name, NO_FOLDER.format(name)) for name in ("./nowhere", "/no/where", "~/nowhere", "")),
     ],
 )

@@ -199,11 +199,19 @@ def test_foreign_indexes_are_refused(routed, tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [[], {"settings": {}}, {"settings": {}, "files": [7]}])
-def test_a_manifest_of_other_content_is_refused(routed, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "was not written by maw_gym"),
+        ({"settings": {}}, "was not written by maw_gym"),
+        ({"settings": {}, "files": [[1, 2]]}, "was not written by maw_gym"),
+        ({"settings": {}, "files": {"a" * 300: 7}}, "a' is gone"),
+    ],
+)
+def test_a_manifest_of_other_content_is_refused(routed, tmp_path, content, message):
     routed.index(["a"], ANIMALS[:1]).save(tmp_path)
     write_json(tmp_path / "index" / "manifest.json", content, KIND)
-    with pytest.raises(InputError, match=r"manifest\.json was not written by maw_gym"):
+    with pytest.raises(InputError, match=message):
         RoutedEncoder.load(tmp_path, "cpu")
 
 

@@ -27,7 +27,7 @@ from maw_gym.files import written_whole
 from maw_gym.retrieval.ranking import rankings_of_depths
 from maw_gym.retrieval.search import rank
 from maw_gym.routers.depth_router import load_router
-from maw_gym.run import Run
+from maw_gym.run import METRICS, Run
 from maw_gym.runners.report_page import QUERIES
 from maw_gym.tables.task import RetrievalTask, resolve_device
 
@@ -110,7 +110,12 @@ def run_payload(
     """Everything the page shows of a run, as JSON values."""
     run = Run(folder)
     settings, learner = run.settings, str(run.config.get("learner") or "router")
-    table = _table(run.metrics, learner)
+    metrics = run.metrics
+    try:
+        table = _table(metrics, learner)
+        data_block(table)  # refuses numbers that are none
+    except (AttributeError, TypeError, ValueError) as problem:
+        raise InputError(f"{folder / METRICS} is not that of a run ({problem})") from None
     router = load_router(folder / "router.safetensors")
     reward = RewardSpec(
         settings.get("reward_weights", RewardSpec.weights),

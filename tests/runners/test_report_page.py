@@ -225,6 +225,8 @@ def test_a_page_that_is_too_large_is_refused() -> None:
     ("name", "content", "message"),
     [
         ("metrics.json", None, "no run with a metrics.json in '.*'; give the folder of a finished"),
+        ("metrics.json", '{"baselines": {"a": 3}}', "metrics.json is not that of a run"),
+        ("metrics.json", '{"reward": {"mean": NaN}}', "metrics.json is not that of a run"),
         ("config.json", '{"settings": {"reward_weights": null}}', "reward_weights must be three"),
         (
             "config.json",

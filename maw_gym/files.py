@@ -313,8 +313,9 @@ def read_manifest(folder: Path, kind: str) -> tuple[dict[str, Any], list[str]]:
         settings, files = dict(content["settings"]), content["files"].items()
     except (AttributeError, LookupError, TypeError, ValueError):
         raise DamagedFileError(f"{folder / MANIFEST} was not written by maw_gym") from None
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     for name, checksum in files:
-        if not os.path.isfile(folder / name):  # a name may be of any length
+        if name not in there:  # which a path that leads elsewhere is not
             raise DamagedFileError(f"{folder} is damaged: {name!r} is gone")
         if _sha256_of_file(folder / name) != checksum:
             raise DamagedFileError(f"{folder / name} is damaged: its checksum is another")

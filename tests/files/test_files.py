@@ -181,6 +181,17 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "notes.txt"]
 
 
+def test_a_manifest_looks_at_no_file_outside_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "secret").write_text("mine")
+    files.write_manifest(tmp_path, "thing", {})
+    content = files.read_json(tmp_path / files.MANIFEST, "thing")
+    content["files"] = {"../secret": content["files"]["secret"]}
+    files.write_json(tmp_path / "folder" / files.MANIFEST, content, "thing")
+    with pytest.raises(DamagedFileError, match=r"'../secret' is gone"):
+        files.read_manifest(tmp_path / "folder", "thing")
+
+
 def test_without_an_exchange_of_the_system_folders_are_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ def arguments(tiny_folder: Path) -> Arguments:
     return [
         "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
         "--timesteps", 3200, "--num-envs", 16, "--n-steps", 8, "--checkpoint-every", 2,
-        "--evaluations", 3, "--device", "cpu",
+        "--batch-size", 32, "--evaluations", 3, "--device", "cpu",  # in an order that is drawn
     ]  # fmt: skip
 
 

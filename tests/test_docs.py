@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import griffe
 import pytest
 
 from maw_gym.agents.grpo.settings import AllSettings
@@ -25,7 +26,6 @@ def test_markers_and_paths_name_files_that_exist(page):
 
 
 def test_signatures_of_the_reference_show_values():
-    griffe = pytest.importorskip("griffe", reason="needs griffe: pip install '.[docs]'")
     values = griffe.load_extensions(str(ROOT / "docs" / ".values.py"))
     grpo = griffe.load("maw_gym.agents.grpo.grpo", extensions=values, search_paths=[ROOT])
     shown = {one.name: one.default for one in grpo["GRPO.__init__"].parameters}

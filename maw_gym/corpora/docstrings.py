@@ -132,9 +132,7 @@ def read_docstrings(
         counts["files"] += 1
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # such as invalid escapes, which are others' business
+                warnings.simplefilter("ignore")  # invalid escapes are their authors' business
                 tree = ast.parse((roots[package] / path).read_bytes())
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
             counts["unreadable_files"] += 1

@@ -8,7 +8,6 @@ Notation: N training queries, B of one batch, O observed numbers, D depths, h em
 documents of one step.
 """
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -34,8 +33,6 @@ from maw_gym.files import fingerprint
 from maw_gym.retrieval.ranking import TEMPERATURE
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.tables.task import RetrievalTask
-
-log = logging.getLogger(__name__)
 
 RULE: Final = ((3, 5), (10, 15), (math.inf, 25))  # fewer relevant documents than, depth of 32
 RULE_DEPTHS: Final = 32

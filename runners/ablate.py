@@ -42,7 +42,6 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "observation: profile and retrieval": {"observation": ("profile", "retrieval")},
     "observation: all but retrieval, mlp": {"observation": ("attention", "profile", "content")},
     "advantage: critic": {"advantage": "critic"},
-    "advantage: outcome": {"advantage": "outcome"},
     "advantage: group_mean": {"advantage": "group_mean"},
     "alignment: listwise": {"alignment": "listwise"},
     "reward: alignment alone": {"reward_weights": (0.0, 0.0, 1.0)},

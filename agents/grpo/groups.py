@@ -165,13 +165,10 @@ def with_groups(env: VecEnv, group_size: int | None, advantage: str) -> tuple[Ve
 
 def check_environment(env: VecEnv | None, actions: spaces.Space[Any], policy: Any) -> None:
     """Refuse what GRPO cannot learn in, and warn of what it learns badly in."""
-    several = isinstance(actions, spaces.MultiDiscrete | spaces.MultiBinary)
+    flat = len(actions.shape or ()) < 2
+    several = flat and isinstance(actions, spaces.MultiDiscrete | spaces.MultiBinary)
     known = isinstance(actions, spaces.Discrete | spaces.Box) or several
-    if (
-        not known
-        or np.any(getattr(actions, "start", 0))
-        or (several and len(actions.shape or ()) > 1)
-    ):
+    if not known or np.any(getattr(actions, "start", 0)):
         raise ValueError(
             "GRPO needs Discrete actions that start at 0, Box, or MultiDiscrete or MultiBinary"
             f" ones of one dimension, not {actions}"

@@ -192,7 +192,7 @@ def _options(setting: Setting) -> dict[str, Any]:
     """How argparse takes the words of a setting, and its help."""
     hint, default = setting.type, setting.value
     about = setting.about
-    if default is not MISSING:
+    if default is not MISSING and default is not None:
         value = " ".join(map(str, default)) if isinstance(default, tuple) else default
         about += f" (default: {'none' if value == '' else value})"
     options: dict[str, Any] = {"help": about.replace("%", "%%")}

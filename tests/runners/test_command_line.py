@@ -126,7 +126,7 @@ def test_help_has_every_flag_with_its_default_the_main_ones_first(
         "all other flags:\n"
         "  --sizes FLOAT FLOAT     of its sides (default: 1.0 2.0)\n"
         "  --bill TEXT [TEXT ...]  papers that go with it (default: none)\n"
-        "  --book PATH             where it stands (default: None)\n"
+        "  --book PATH             where it stands\n"
         "  --express, --no-express\n"
         "                          on the same day (default: True)\n"
     )

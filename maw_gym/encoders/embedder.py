@@ -208,7 +208,7 @@ def encoded_documents(
                 rows = [first.setdefault(digest, count + at) for at, digest in enumerate(digests)]
                 start, count = count, count + len(rows)
                 vectors.resize((count, width), refcheck=False)
-                vectors[start:] = one
+                vectors[start:] = one.numpy()
                 # Equal texts of two portions may be a rounding apart, and have to tie.
                 vectors[start:] = vectors[rows]
             for ids, read in some:

@@ -2,21 +2,24 @@
 
 Blocks and reward are chosen when a table is read, see `maw_gym.envs.bandit.Bandit`. `BLOCKS` is the
 registry of observation blocks, read by tables, spaces, networks and routers: a new block is one
-entry there.
+entry there. A table's file is memory-mapped.
 
 Notation: N queries, B of a batch, D depths, H heads, h hidden width.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from maw_gym.errors import InputError, checked_texts, one_of
+from maw_gym import files
+from maw_gym.errors import DamagedFileError, InputError, checked_texts, one_of
 
 if TYPE_CHECKING:  # the settings of the runners ask for names, and need no torch
     from torch import Tensor
@@ -27,6 +30,7 @@ if TYPE_CHECKING:  # the settings of the runners ask for names, and need no torc
 Floats = NDArray[np.float32]
 
 ALIGNMENTS: Final = ("ndcg", "listwise")
+KIND: Final = "table"  # of files
 TERMS: Final = ("entropy", "focus", *ALIGNMENTS)  # what rewards are made of, each in [0, 1]
 NETWORKS: Final = ("auto", "shared", "mlp")  # that look at an observation, see `is_shared`
 ROUNDING: Final = 1e-3  # what a number may be outside its range by; more is a diverged encoder
@@ -257,3 +261,31 @@ class DepthTable:
         bounds = [BLOCKS[name].bounds(self.block(name).shape[1]) for name in names]
         low, high = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
         return spaces.Box(low, high, dtype=np.float32)
+
+
+def write_table(path: Path, table: DepthTable) -> None:
+    """Write a table, without its groups, as one file."""
+    import torch
+
+    ids = np.frombuffer(json.dumps(list(table.query_ids)).encode(), np.uint8).copy()
+    tensors = {name: torch.from_numpy(values) for name, values in table.columns.items()}
+    files.write(path, tensors | {"query_ids": torch.from_numpy(ids)}, KIND, {})
+
+
+def read_table(path: Path, query_ids: Sequence[str] | None = None) -> DepthTable:
+    """The table at `path`, of these queries unless None; its columns are read-only memory maps."""
+    tensors = files.read(path, KIND).tensors
+    try:
+        ids = tuple(json.loads(tensors.pop("query_ids").numpy().tobytes()))
+        depths = tensors["entropy"].shape[1]
+    except (LookupError, RecursionError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path} is not a depth table ({error}); delete it") from None
+    widths: dict[str, int | None] = dict.fromkeys(TERMS, depths)
+    widths |= {name: block.per_depth * depths or None for name, block in BLOCKS.items()}
+    files.check_tensors(path, tensors, {name: (len(ids), width) for name, width in widths.items()})
+    if query_ids is not None and ids != tuple(query_ids):
+        raise DamagedFileError(f"{path} is the table of other queries than its name says")
+    columns = {name: tensors[name].numpy() for name in widths}
+    for column in columns.values():
+        column.flags.writeable = False
+    return DepthTable.of(ids, columns)

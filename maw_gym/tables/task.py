@@ -1,13 +1,8 @@
-"""RetrievalTask: a collection, an encoder and a device, and everything derived from the three.
+"""RetrievalTask: a collection, an encoder and a device, and everything derived from the three."""
 
-A depth table is cached as one checksummed safetensors file, memory-mapped when it is read; an
-interrupted one is computed again.
-"""
-
-import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maw_gym import files
-from maw_gym.corpora import Collection, load_collection
+from maw_gym.corpora import Collection, QuerySet, load_collection
 from maw_gym.corpora.splits import SPLITS
 from maw_gym.distributed import from_all, own_range
 from maw_gym.encoders.embedder import Embedder, progress_bar, untrained_embedder
 from maw_gym.encoders.files import document_embeddings, load_embedder, with_query_states
-from maw_gym.encoders.text import AUTO, TextEncoder, WordLlama, text_encoders
-from maw_gym.errors import DamagedFileError, InputError, checked_int, one_of
-from maw_gym.files import MANIFEST, cache_home, cached, check_tensors, content_key, expanded
+from maw_gym.encoders.text import AUTO, TextEncoder, WordLlama, padded, text_encoders
+from maw_gym.errors import InputError, checked_int, one_of
+from maw_gym.files import MANIFEST, cache_home, cached, content_key, expanded
 from maw_gym.retrieval import bm25 as hybrid
 from maw_gym.retrieval.bm25 import BM25
 from maw_gym.retrieval.documents import DocumentIndex
@@ -46,8 +41,9 @@ from maw_gym.tables.depth_table import (
     DepthTable,
     Seen,
     in_range,
-    nothing_observed,
     observed,
+    read_table,
+    write_table,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +57,6 @@ Places = NDArray[np.int64]
 FORMAT: Final = 3  # raise when the meaning of a cached number changes
 PORTION: Final = 1024  # rows of a table computed at once, and the least that a process gets
 CANDIDATES: Final = 100  # documents of a query that are ranked in a large collection, by BM25
-KIND: Final = "table"
 NAMED: Final = ("untrained", "trained")  # encoders that are no files
 FUSIONS: Final = ("sum", "ranks")
 
@@ -115,7 +110,6 @@ class RetrievalTask:
     @cached_property
     def bm25(self) -> BM25:
         """BM25 over the documents; cached on disk."""
-        content = {"format": FORMAT, "collection": self.collection.provenance["content"]}
         ids, texts = self.collection.doc_ids, self.collection.doc_texts
 
         def save(path: Path, bm25: BM25) -> None:
@@ -127,6 +121,7 @@ class RetrievalTask:
             files.read_manifest(path, "BM25 index")
             return BM25.load(path, ids)
 
+        content = {"format": FORMAT, "collection": self.collection.provenance["content"]}
         path = cache_home() / "bm25" / content_key(content)
         return cached(path, lambda: BM25.of(ids, texts), save, load)
 
@@ -154,24 +149,22 @@ class RetrievalTask:
         """The table of a split; each of several processes computes a share of its portions."""
         self.index  # noqa: B018  (all together, before each goes to its own rows)
         ids, names = self.collection.splits[split].ids, (*TERMS, *BLOCKS)
-        if not ids:
-            columns = dict.fromkeys(TERMS, np.zeros((0, self.embedder.maw.depths), np.float32))
-            nothing = {name: nothing_observed(name, self.embedder) for name in BLOCKS}
-            return DepthTable.of(ids, columns | nothing)
-        starts = range(0, len(ids), PORTION)
+        starts = range(0, max(len(ids), 1), PORTION)
         own = [self._columns(split, start) for start in starts[own_range(len(starts))]]
         parts = [part for of_process in from_all(own) for part in of_process]
         whole = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        return DepthTable.of(ids, whole)
+        return DepthTable.of(ids, {name: values[: len(ids)] for name, values in whole.items()})
 
     def _columns(self, split: str, start: int) -> dict[str, Floats]:
         """The table's columns for the rows of a split from `start` on, at most `PORTION`."""
         queries = self.collection.splits[split]
         queries = queries.select(range(start, min(start + PORTION, len(queries.ids))))
-        relevant = self.index.relevant(queries)
         candidates, found = self.candidates(split), self.candidates(split, judged=False)
         if found is candidates:
             found = None
+        if not queries.ids:  # one without a word tells the widths
+            queries, candidates = QuerySet(("",), ("",), ({},)), None
+        relevant = self.index.relevant(queries)
 
         @torch.no_grad()
         def columns_of(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Places, dict[str, Floats]]:
@@ -296,36 +289,9 @@ class RetrievalTask:
         (ids,) = self.embedder.query_ids([self.query_text(query_id)])
         if not ids:
             return np.zeros((encoder.heads, 0, 0), np.float32), []
-        tokens = torch.tensor([ids], dtype=torch.long, device=self.device)
-        hidden = self.embedder.text.hidden(tokens)
-        weights = encoder.depth_attention(hidden, torch.ones_like(tokens, dtype=torch.bool))
+        tokens, mask = padded([ids], self.device)
+        weights = encoder.depth_attention(self.embedder.text.hidden(tokens, mask), mask)
         return weights[0, ..., depth].cpu().numpy(), self.embedder.text.tokens(ids)
-
-
-def write_table(path: Path, table: DepthTable) -> None:
-    """Write a table, without its groups, as one file."""
-    ids = np.frombuffer(json.dumps(list(table.query_ids)).encode(), np.uint8).copy()
-    tensors = {name: torch.from_numpy(values) for name, values in table.columns.items()}
-    files.write(path, tensors | {"query_ids": torch.from_numpy(ids)}, KIND, {})
-
-
-def read_table(path: Path, query_ids: Sequence[str] | None = None) -> DepthTable:
-    """The table at `path`, of these queries unless None; its columns are read-only memory maps."""
-    tensors = files.read(path, KIND).tensors
-    try:
-        ids = tuple(json.loads(tensors.pop("query_ids").numpy().tobytes()))
-        depths = tensors["entropy"].shape[1]
-    except (LookupError, RecursionError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path} is not a depth table ({error}); delete it") from None
-    widths: dict[str, int | None] = dict.fromkeys(TERMS, depths)
-    widths |= {name: block.per_depth * depths or None for name, block in BLOCKS.items()}
-    check_tensors(path, tensors, {name: (len(ids), width) for name, width in widths.items()})
-    if query_ids is not None and ids != tuple(query_ids):
-        raise DamagedFileError(f"{path} is the table of other queries than its name says")
-    columns = {name: tensors[name].numpy() for name in widths}
-    for column in columns.values():
-        column.flags.writeable = False
-    return DepthTable.of(ids, columns)
 
 
 @contextmanager
@@ -381,10 +347,8 @@ def load_task(
         fold: see `maw_gym.corpora.load_collection`.
         folds: see there.
         training: how a "trained" encoder is trained; None are the defaults.
-        text_encoder: what the encoder stands on, see
-            `maw_gym.encoders.text.load_text_encoder`; the file of an encoder has its own.
-            With "auto" the untrained encoder over MiniLM, where it is installed, is a candidate for
-            the "trained" one.
+        text_encoder: what the encoder stands on, see `maw_gym.encoders.text.text_encoders`; an
+            encoder's file has its own, and "auto" is for a "trained" one.
 
     Raises:
         InputError: a setting that does not exist.
@@ -415,9 +379,8 @@ def load_task(
         provenance = {"chosen": encoder, "training": told}
     same = (text for text in texts if text.name == embedder.text.name)
     pretrained = next(same, None) if encoder in NAMED else None
-    return _tasks.setdefault(
-        key, RetrievalTask(collection, embedder, where, provenance, pretrained)
-    )
+    task = RetrievalTask(collection, embedder, where, provenance, pretrained)
+    return _tasks.setdefault(key, task)
 
 
 def _file_version(encoder: str, text_encoder: str) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.runners.experiments.runs import open_run, settings_of
 from maw_gym.runners.experiments.settings import FolderSettings
 from maw_gym.runners.train_grpo import GRPORunSettings
-from maw_gym.tables.task import read_table, write_table
+from maw_gym.tables.depth_table import read_table, write_table
 
 FLIPS = int(os.environ.get("MAW_GYM_FLIPS", "60"))
 TEXTS = ["bees make honey", "whales sing under water", "camels live in the desert"]

@@ -13,7 +13,8 @@ from maw_gym import files
 from maw_gym.encoders.embedder import Embedder, untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.errors import DamagedFileError, InputError
-from maw_gym.tables.task import RetrievalTask, read_table, write_table
+from maw_gym.tables.depth_table import read_table, write_table
+from maw_gym.tables.task import RetrievalTask
 
 
 @pytest.fixture

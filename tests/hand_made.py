@@ -44,10 +44,3 @@ def random_table(queries: int, depths: int, seed: int = 0) -> DepthTable:
     blocks["profile"] = np.concatenate([terms["entropy"], terms["focus"]], axis=1)
     ids = tuple(f"query {row}" for row in range(queries))
     return DepthTable(ids, **terms, blocks=blocks)
-
-
-def first_rows(table: DepthTable, count: int) -> DepthTable:
-    """A table of its first queries alone."""
-    terms: dict[str, Any] = {name: getattr(table, name)[:count] for name in TERMS}
-    blocks = {name: values[:count] for name, values in table.blocks.items()}
-    return DepthTable(table.query_ids[:count], **terms, blocks=blocks)

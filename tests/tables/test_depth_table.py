@@ -17,14 +17,6 @@ from maw_gym.tables.depth_table import (
 from maw_gym.tables.task import RetrievalTask
 
 
-def test_depths_and_alignments():
-    assert (len(TABLE), TABLE.num_depths) == (3, 4)
-    assert TABLE.alignment("ndcg") is TABLE.ndcg
-    assert TABLE.alignment("listwise") is TABLE.listwise
-    with pytest.raises(InputError, match=r"^unknown alignment 'map'; choose one of ndcg, listwise"):
-        TABLE.alignment("map")
-
-
 def test_blocks_stand_side_by_side_in_the_order_given():
     found = TABLE.observation(["content", "attention"])
     assert found[1].tolist() == [-1.0, 0.0, *np.eye(64)[1]]

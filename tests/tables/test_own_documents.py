@@ -1,10 +1,9 @@
 """Queries that are documents, as those of ArguAna and Quora: not ranked against themselves."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
+from tiny_collection import write_beir
 
 from maw_gym.agents.baseline_encoders import evaluate_bm25
 from maw_gym.corpora import load_collection
@@ -20,19 +19,15 @@ CLAIMS = [
 
 @pytest.fixture
 def claims(home, tmp_path):
-    """Every claim is a query and a document with a title; its answer is relevant to it."""
+    """Every claim is a query and, behind a title, a document; its answer is relevant to it."""
     queries = {f"a{row}": claim for row, claim in enumerate(CLAIMS)} | {"a6": "printed books"}
-    documents = [{"_id": f"a{row}", "title": "Claim", "text": c} for row, c in enumerate(CLAIMS)]
-    documents += [{"_id": f"b{row}", "text": f"{c} but not so"} for row, c in enumerate(CLAIMS)]
+    documents = [(f"a{row}", f"Claim {claim}") for row, claim in enumerate(CLAIMS)]
+    documents += [(f"b{row}", f"{claim} but not so") for row, claim in enumerate(CLAIMS)]
     # The id of a query with another text, which is the answer.
-    documents.append({"_id": "a6", "title": "", "text": "gutenberg had books printed"})
-    asked = [{"_id": name, "text": text} for name, text in queries.items()]
-    for name, rows in (("corpus", documents), ("queries", asked)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    (tmp_path / "qrels").mkdir()
-    judgments = "".join(f"a{row}\tb{row}\t1\n" for row in range(6))
-    (tmp_path / "qrels" / "test.tsv").write_text(f"{judgments}a6\ta6\t1\n")
-    collection = load_collection(str(tmp_path))
+    documents.append(("a6", "gutenberg had books printed"))
+    judgments = [*((f"a{row}", f"b{row}", 1) for row in range(6)), ("a6", "a6", 1)]
+    folder = write_beir(tmp_path / "claims", documents, queries.items(), {"test": judgments})
+    collection = load_collection(str(folder))
     embedder = untrained_embedder(collection.doc_texts, EncoderSettings(depths=3))
     return RetrievalTask(collection, embedder, "cpu")
 

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -7,9 +8,10 @@ import torch
 import maw_gym.encoders.embedder
 from maw_gym.corpora import load_collection, splits
 from maw_gym.corpora.collection import Groups
-from maw_gym.encoders.embedder import Embedder, untrained_embedder
+from maw_gym.encoders.embedder import Embedder, encoder_shape, untrained_embedder
 from maw_gym.encoders.files import save_embedder
 from maw_gym.encoders.maw import EncoderSettings
+from maw_gym.encoders.text import load_text_encoder
 from maw_gym.encoders.training import selection
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError
@@ -81,15 +83,19 @@ def test_the_table_is_the_evaluation_on_pydocs():
     assert 0.3 < task.table("test").ndcg.mean() < 0.9
 
 
-def test_columns_of_the_table(task, tiny):
-    table = task.table("test")
-    assert table.query_ids == tiny.splits["test"].ids
-    assert (table.block("attention").shape, table.block("content").shape) == ((7, 512), (7, 256))
-    for name in ("entropy", "focus", "ndcg", "listwise"):
-        assert 0 <= getattr(table, name).min() < getattr(table, name).max() <= 1
-    # From focused to broad.
-    assert (np.diff(table.entropy.mean(0)) > 0).all()
-    assert (np.diff(table.focus.mean(0)) < 0).all()
+def test_a_transformers_table_is_its_evaluation_and_pictures_show_its_tokens(
+    tiny, tiny_transformer
+):
+    text = load_text_encoder(str(tiny_transformer))
+    embedder = untrained_embedder(tiny.doc_texts, encoder_shape(text, depths=4), text)
+    with torch.no_grad():
+        embedder.maw.value_proj.weight.mul_(-40)  # so that the depths rank differently
+    task = RetrievalTask(tiny, embedder)
+    count = len(task.table("train"))
+    assert not (task.table("train").ndcg[:, 0] == task.table("train").ndcg[:, 3]).all()
+    assert_table_is_evaluation(task, "train", [[depth] * count for depth in range(4)])
+    _, tokens = task.attention(tiny.splits["test"].ids[0], 2)
+    assert (tokens[0], tokens[-1]) == ("[CLS]", "[SEP]")
 
 
 def test_retrieval_is_what_searches_find(task):
@@ -140,28 +146,14 @@ def test_judgments_give_queries_to_learn_from_their_relevant_documents(large):
     assert [row.tolist() for row in found] == [[26, 25]] * len(relevant)
     assert large.table("train").ndcg.min() >= 0.5  # one relevant document among three
     assert large.table("test").ndcg.max() == 0
+    assert_table_is_evaluation(large, "train", [[0] * len(relevant), [3] * len(relevant)])
+    _, ranking = large.evaluate("train", k=5)
+    assert ((ranking.documents >= 0).sum(1) == 3).all()
     for split in ("train", "test"):
         found = large.table(split).block("retrieval")
         for depth in range(4):
             cosines = embedded(large, split, depth) @ large.index.vectors[[25, 26]].T
             assert found[:, depth] == pytest.approx(cosines.amax(1).numpy(), abs=1e-5)
-
-
-def test_a_large_collection_is_ranked_over_candidates(large):
-    count = len(large.collection.splits["encoder"].ids)
-    assert_table_is_evaluation(large, "encoder", [[0] * count, [3] * count])
-    _, ranking = large.evaluate("encoder", k=5)
-    assert ((ranking.documents >= 0).sum(1) == 3).all()
-
-
-def test_a_non_maw_encoder_is_evaluated_but_has_no_table(tiny):
-    task = RetrievalTask(tiny, untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0)))
-    evaluation, ranking = task.evaluate("test")
-    assert evaluation.mean["nDCG@10"] > 0.5
-    assert ranking.documents.shape == (7, 30)
-    for ask in (task.table, lambda split: task.evaluate(split, torch.zeros(7, dtype=torch.long))):
-        with pytest.raises(InputError, match=r"^this encoder is NON-MAW"):
-            ask("test")
 
 
 # --- attention and texts ---------------------------------------------------------------------
@@ -170,13 +162,15 @@ def test_a_non_maw_encoder_is_evaluated_but_has_no_table(tiny):
 def test_attention_is_what_the_table_has(task, tiny):
     for split, row in (("test", 0), ("train", 1), ("validation", 4)):
         query_id, text = tiny.splits[split].ids[row], tiny.splits[split].texts[row]
-        assert task.query_text(query_id) == text
+        table = task.table(split)
+        assert (table.query_ids[row], task.query_text(query_id)) == (query_id, text)
         (ids,) = task.embedder.text.tokenize([text])
         for depth in range(4):
             weights, tokens = task.attention(query_id, depth)
             assert weights.shape == (8, len(ids), len(ids))
-            focus = task.table(split).focus[row, depth]
-            assert weights.max(-1).mean() == pytest.approx(focus, abs=1e-5)
+            assert weights.max(-1).mean() == pytest.approx(table.focus[row, depth], abs=1e-5)
+            entropy = -(weights * np.log(weights)).sum(-1).mean() / np.log(len(ids))
+            assert entropy == pytest.approx(table.entropy[row, depth], abs=1e-5)
         assert "".join(tokens).replace("▁", " ").split() == text.split()
 
 
@@ -189,23 +183,7 @@ def test_attention_of_a_query_without_tokens_and_of_a_long_one(tiny):
         assert (weights.shape, len(shown)) == ((8, tokens, tokens), tokens)
 
 
-def test_depths_and_queries_that_do_not_exist(task, tiny):
-    for depth in (-1, 4):
-        with pytest.raises(InputError, match=f"^depth must be .* from 0 to 3, got {depth}$"):
-            task.attention("q0", depth)
-    with pytest.raises(InputError) as caught:
-        task.attention("q99", 0)
-    assert str(caught.value) == f"no query 'q99' in {tiny.name!r}"
-
-
 # --- load_task -------------------------------------------------------------------------------
-
-
-def test_equal_settings_share_one_task(tiny_folder):
-    name = str(tiny_folder)
-    task = load_task(name, "untrained", "cpu")
-    assert load_task(dataset=name, encoder="untrained", device="cpu", fold=0) is task
-    assert (task.collection.name, task.device) == (name, torch.device("cpu"))
 
 
 def test_an_encoder_from_a_file(tiny_folder, tiny, tmp_path):
@@ -217,6 +195,23 @@ def test_an_encoder_from_a_file(tiny_folder, tiny, tmp_path):
         assert task.embedder.fingerprint() == embedder.fingerprint()
         assert task.encoder_provenance == {"chosen": str(path), "training": {"seed": 1}}
         assert load_task(str(tiny_folder), str(path), "cpu") is task
+    with pytest.raises(InputError, match=r"has a text encoder of its own; leave out 'minilm'$"):
+        load_task(str(tiny_folder), str(path), "cpu", text_encoder="minilm")
+
+
+def test_tasks_and_environments_stand_on_a_transformer(home, tiny_folder, tiny_transformer):
+    name, text = str(tiny_folder), str(tiny_transformer)
+    task = load_task(name, "untrained", "cpu", text_encoder=text)
+    assert task.embedder.maw.settings == encoder_shape(task.embedder.text)
+    assert load_task(name, "untrained", "cpu", fold=0, text_encoder=text) is task
+    assert load_task(name, "untrained", "cpu") is not task
+    settings = {"dataset": name, "device": "cpu", "split": "test", "text_encoder": text}
+    env = gym.make("maw_gym:MAWDepth-v0", render_mode="ansi", **settings)
+    assert env.reset(seed=0)[0].shape == (64 * 3,)
+    env.step(5)
+    assert "[CLS]" in env.render()
+    envs = gym.make_vec("maw_gym:MAWDepth-v0", num_envs=2, **settings)
+    assert envs.reset(seed=0)[0].shape == (2, 64 * 3)
 
 
 def test_a_trained_encoder_and_how_it_is_trained(tiny_folder, home, monkeypatch):
@@ -240,12 +235,10 @@ def test_a_trained_encoder_and_how_it_is_trained(tiny_folder, home, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "meta", "cuda:99", "hpu", "privateuseone", "vulkan"])
-def test_devices_and_encoders_that_are_none(name):
+def test_devices_that_are_none(name):
     with pytest.raises(InputError) as caught:
         resolve_device(name)
     assert str(caught.value) == f"device {name!r} is not available here; use 'cpu' or 'auto'"
-    with pytest.raises(InputError, match=r"^unknown encoder '/tmp'; give"):
-        load_task("pydocs", "/tmp", "cpu")
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -1,7 +1,6 @@
 """Checkpoints of a training: which are kept, which one is taken up, and what it brings back."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,12 +13,12 @@ from maw_gym.errors import InputError
 ABOUT = {"learner": "GRPO", "seed": 0}
 
 
-def names(folder: Path) -> list[str]:
+def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Checkpoints:
+def kept(tmp_path):
     """Written at steps 1, 2 and 3: tensors of four equal numbers, and the step in the state."""
     checkpoints = Checkpoints(tmp_path / "checkpoints", ABOUT)
     for step in (1, 2, 3):
@@ -27,7 +26,7 @@ def kept(tmp_path: Path) -> Checkpoints:
     return checkpoints
 
 
-def taken(checkpoints: Checkpoints) -> list[int]:
+def taken(checkpoints):
     """The steps that are tried, newest first, until one is taken."""
     steps: list[int] = []
     found = checkpoints.restore(lambda checkpoint: steps.append(checkpoint.step))
@@ -35,7 +34,7 @@ def taken(checkpoints: Checkpoints) -> list[int]:
     return steps
 
 
-def test_the_last_two_are_kept_and_the_last_is_taken(kept: Checkpoints) -> None:
+def test_the_last_two_are_kept_and_the_last_is_taken(kept):
     assert kept.folder is not None
     assert names(kept.folder) == ["000000000002.safetensors", "000000000003.safetensors"]
     found = kept.restore(lambda checkpoint: None)
@@ -45,9 +44,7 @@ def test_the_last_two_are_kept_and_the_last_is_taken(kept: Checkpoints) -> None:
 
 
 @pytest.mark.parametrize("at", [-1, 20], ids=["a number", "the header"])
-def test_a_damaged_one_is_deleted_and_gives_way_to_the_one_before(
-    kept: Checkpoints, at: int
-) -> None:
+def test_a_damaged_one_is_deleted_and_gives_way_to_the_one_before(kept, at):
     for left in ([2], []):
         last = kept.files()[-1]
         content = bytearray(last.read_bytes())
@@ -57,9 +54,7 @@ def test_a_damaged_one_is_deleted_and_gives_way_to_the_one_before(
         assert len(kept.files()) == len(left)
 
 
-def test_those_of_another_training_are_passed_over_and_left(
-    kept: Checkpoints, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_those_of_another_training_are_passed_over_and_left(kept, caplog):
     other = Checkpoints(kept.folder, ABOUT | {"seed": 1})
     assert taken(other) == []
     assert caplog.messages == [
@@ -71,7 +66,7 @@ def test_those_of_another_training_are_passed_over_and_left(
         assert (taken(other), taken(kept)) == ([step], [3])
 
 
-def test_what_is_no_checkpoint_of_that_step_is_passed_over(kept: Checkpoints) -> None:
+def test_what_is_no_checkpoint_of_that_step_is_passed_over(kept):
     assert kept.folder is not None
     (kept.folder / "12 of another.safetensors").touch()
     (kept.folder / "last.safetensors").touch()
@@ -79,8 +74,8 @@ def test_what_is_no_checkpoint_of_that_step_is_passed_over(kept: Checkpoints) ->
     assert taken(kept) == [2]
 
 
-def test_a_state_that_cannot_be_used_gives_way_to_the_one_before(kept: Checkpoints) -> None:
-    def take(checkpoint: Any) -> None:
+def test_a_state_that_cannot_be_used_gives_way_to_the_one_before(kept):
+    def take(checkpoint):
         if checkpoint.step == 3:
             raise KeyError("num_timesteps")
 
@@ -94,10 +89,8 @@ def test_a_state_that_cannot_be_used_gives_way_to_the_one_before(kept: Checkpoin
     )
 
 
-def test_what_is_not_damaged_is_an_error_and_stays(
-    kept: Checkpoints, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(path: Path, *_: object) -> None:
+def test_what_is_not_damaged_is_an_error_and_stays(kept, monkeypatch):
+    def refuse(path, *_):
         raise OSError(24, "Too many open files", str(path))
 
     with monkeypatch.context() as patch:
@@ -110,7 +103,7 @@ def test_what_is_not_damaged_is_an_error_and_stays(
     assert len(kept.files()) == 2
 
 
-def test_forgetting_leaves_what_is_not_ours(kept: Checkpoints) -> None:
+def test_forgetting_leaves_what_is_not_ours(kept):
     assert kept.folder is not None
     note = kept.folder / "note.txt"
     note.touch()
@@ -129,9 +122,7 @@ START = Progress(0, Best(0.0, 0, {}), [])
 class Training:
     """A weight that each step lowers by a random number, with an optimizer and a schedule."""
 
-    def __init__(
-        self, folder: Path | None, about: str = "this", start: float = 0.0, kind: Any = AdamW
-    ) -> None:
+    def __init__(self, folder, about="this", start=0.0, kind=AdamW):
         self.weight = torch.nn.Parameter(torch.full((4,), start))
         more = {"betas": (0.8, 0.99)} if kind is AdamW else {"momentum": 0.9}
         self.optimizer = kind([self.weight], 0.1, **more)
@@ -140,13 +131,13 @@ class Training:
         given = (self.optimizer, self.generator, self.schedule)
         self.kept = EpochCheckpoints(folder, {"about": about}, {"weight": self.weight}, *given)
 
-    def steps(self, count: int) -> None:
+    def steps(self, count):
         for _ in range(count):
             self.weight.grad = torch.rand(4, generator=self.generator)
             self.optimizer.step()
             self.schedule.step()
 
-    def stop_in_epoch_3(self) -> None:
+    def stop_in_epoch_3(self):
         """After epoch 2 of two steps each, a state is written, and two more steps are done."""
         self.steps(4)
         best = Best(0.75, 1, {"weight": torch.full((4,), 7.0)})
@@ -155,14 +146,14 @@ class Training:
 
 
 @pytest.fixture
-def stopped(tmp_path: Path) -> Training:
+def stopped(tmp_path):
     training = Training(tmp_path)
     training.stop_in_epoch_3()
     return training
 
 
 @pytest.mark.parametrize("kind", [AdamW, SGD])
-def test_everything_is_restored(kind: Any, tmp_path: Path) -> None:
+def test_everything_is_restored(kind, tmp_path):
     stopped, resumed = Training(tmp_path, kind=kind), Training(tmp_path, kind=kind)
     stopped.stop_in_epoch_3()
     found = resumed.kept.restore_epoch(START)
@@ -175,20 +166,18 @@ def test_everything_is_restored(kind: Any, tmp_path: Path) -> None:
     assert torch.equal(resumed.weight, stopped.weight)
 
 
-def test_an_epoch_that_cannot_be_used_gives_way_to_the_one_before(
-    stopped: Training, tmp_path: Path
-) -> None:
+def test_an_epoch_that_cannot_be_used_gives_way_to_the_one_before(stopped, tmp_path):
     stopped.kept.write(3, {"weights/weight": torch.zeros(4)}, {})  # of another version, say
     assert Training(tmp_path).kept.restore_epoch(START).epoch == 2
 
 
 @pytest.mark.usefixtures("stopped")
 @pytest.mark.parametrize("other", [{"about": "that"}, {"start": 1.0}], ids=str)
-def test_another_training_begins_anew(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_another_training_begins_anew(tmp_path, other):
     assert Training(tmp_path, **other).kept.restore_epoch(START) is START
 
 
-def test_without_a_path_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_path_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kept = Training(None).kept
     kept.write_epoch(START)

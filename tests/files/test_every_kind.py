@@ -48,12 +48,12 @@ class Kind(NamedTuple):
     content: Callable[[], Any]
 
 
-def checkpoint(folder: Path) -> Kind:
+def checkpoint(folder):
     checkpoints = Checkpoints(folder / "checkpoints", {"run": "this"})
     path = checkpoints.write(7, {"a": torch.arange(100.0)}, {"at": [1, 0.5, "é"]})
     assert path is not None
 
-    def content() -> Any:
+    def content():
         found = checkpoints.restore(lambda _: None)
         if found is None:
             raise DamagedFileError("left out")
@@ -62,7 +62,7 @@ def checkpoint(folder: Path) -> Kind:
     return Kind(path, content)
 
 
-def router(folder: Path) -> Kind:
+def router(folder):
     draw = torch.Generator().manual_seed(0)
     layers = [(torch.randn(n, m, generator=draw), torch.randn(n)) for n, m in ((32, 64), (8, 32))]
     about = {"learner": "GRPO", "dataset": "pydocs", "encoder": "0" * 64, "seed": 0}
@@ -70,7 +70,7 @@ def router(folder: Path) -> Kind:
     path = folder / "router.safetensors"
     save_router(path, made)
 
-    def content() -> Any:
+    def content():
         found = load_router(path)
         plain = (found.activation, found.limit, found.observation, found.settings, found.shared)
         return plain, fingerprint(found.state_dict())
@@ -78,42 +78,42 @@ def router(folder: Path) -> Kind:
     return Kind(path, content)
 
 
-def encoder(folder: Path) -> Kind:
+def encoder(folder):
     path = folder / "encoder.safetensors"
     embedder = untrained_embedder(TEXTS, EncoderSettings(depths=2))
     save_embedder(path, embedder, {"names": ["tiny"], "validation nDCG@10": 0.5})
 
-    def content() -> Any:
+    def content():
         found, provenance = load_embedder(path)
         return found.fingerprint(), provenance
 
     return Kind(path, content)
 
 
-def table(folder: Path) -> Kind:
+def table(folder):
     path = folder / "table.safetensors"
     write_table(path, random_table(200, 8))
 
-    def content() -> Any:
+    def content():
         found = read_table(path)
         return found.query_ids, [column.tobytes() for column in found.columns.values()]
 
     return Kind(path, content)
 
 
-def result(folder: Path) -> Kind:
+def result(folder):
     path = folder / "result.json"
     write_json(path, {"nDCG@10": [0.1, 1 / 3], "name": "é"}, "result")
     return Kind(path, lambda: read_json(path, "result"))
 
 
-def index(folder: Path) -> Kind:
+def index(folder):
     path, words = folder / "index", Words()
     words.add(TEXTS)
     vectors = torch.nn.functional.normalize(torch.arange(12.0).view(3, 4) + 1)
     SearchIndex.of(DocumentIndex(["a", "b", "é"], vectors), "0" * 64, words, folder=path)
 
-    def content() -> Any:
+    def content():
         found = SearchIndex.load(path, "0" * 64)
         ranked = found.rank(vectors, 3, TEXTS, 0.5)
         return found.documents.doc_ids, fingerprint({"": found.documents.vectors}), str(ranked)
@@ -125,16 +125,16 @@ KINDS = [checkpoint, router, encoder, table, result, index]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda make: make.__name__)
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kind:
+def written(request, tmp_path_factory):
     return request.param(tmp_path_factory.mktemp("kind"))
 
 
-def parts(kind: Kind) -> list[Path]:
+def parts(kind):
     paths = [kind.path] if kind.path.is_file() else sorted(kind.path.rglob("*"))
     return [path for path in paths if path.is_file()]
 
 
-def given(kind: Kind, path: Path, data: bytes | None) -> Any:
+def given(kind, path, data):
     """What the reader makes of a file with other bytes; the line by which it is refused, with its
     class, where it is. The file is mended."""
     before = path.read_bytes()
@@ -150,7 +150,7 @@ def given(kind: Kind, path: Path, data: bytes | None) -> Any:
         path.write_bytes(before)
 
 
-def test_a_flipped_bit_is_refused_or_changes_nothing(written: Kind) -> None:
+def test_a_flipped_bit_is_refused_or_changes_nothing(written):
     before, draw, refused = written.content(), random.Random(0), 0
     for path in parts(written):
         data = path.read_bytes()
@@ -168,25 +168,23 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(written: Kind) -> None:
 class Bomb:
     """Unpickled, it writes a file."""
 
-    def __init__(self, mark: Path) -> None:
+    def __init__(self, mark):
         self.mark = mark
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return (Path.touch, (self.mark,))
 
 
-def with_header(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+def with_header(header, data=b"", length=None):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-def entry(shape: list[int], size: int, dtype: str = "F32") -> dict[str, Any]:
+def entry(shape, size, dtype="F32"):
     return {"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
 
 
-def test_other_content_is_refused_nothing_is_run_and_nothing_huge_is_allocated(
-    written: Kind, tmp_path: Path
-) -> None:
+def test_other_content_is_refused_nothing_is_run_and_nothing_huge_is_allocated(written, tmp_path):
     mark = tmp_path / "it ran"
     pickled = pickle.dumps({"query_proj.weight": Bomb(mark)})
     torch.save({"query_proj.weight": Bomb(mark)}, tmp_path / "by torch")
@@ -218,7 +216,7 @@ def test_other_content_is_refused_nothing_is_run_and_nothing_huge_is_allocated(
 
 
 @pytest.mark.parametrize("make", [checkpoint, router, encoder, table], ids=lambda it: it.__name__)
-def test_other_kinds_and_newer_versions_are_no_damage(make: Any, tmp_path: Path) -> None:
+def test_other_kinds_and_newer_versions_are_no_damage(make, tmp_path):
     kind, other = make(tmp_path), tmp_path / "other"
     files.write(other, {}, "something else", {})
     whole = kind.path.read_bytes()
@@ -237,7 +235,7 @@ def test_other_kinds_and_newer_versions_are_no_damage(make: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize("depths", [2**40, 10**30])
-def test_settings_that_claim_terabytes(depths: int, tmp_path: Path) -> None:
+def test_settings_that_claim_terabytes(depths, tmp_path):
     path = tmp_path / "file.safetensors"
     router = {"activation": "relu", "observation": ["profile"], "widths": [64, depths]}
     router |= {"router": {}, "limit": None, "shared": True}
@@ -254,7 +252,7 @@ def test_settings_that_claim_terabytes(depths: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "config.json", "model.zip"]
 )
-def test_what_is_pickled_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_what_is_pickled_is_refused_in_one_line(name, tmp_path):
     folder, mark = write_tiny_collection(tmp_path / "data"), tmp_path / "it ran"
     reads: list[Callable[[Path], Any]] = [lambda path: load_collection(str(path))]
     if name in ("config.json", "model.zip"):
@@ -273,7 +271,7 @@ def test_what_is_pickled_is_refused_in_one_line(name: str, tmp_path: Path) -> No
     assert not mark.exists()
 
 
-def test_names_that_are_paths_write_nothing(tmp_path: Path) -> None:
+def test_names_that_are_paths_write_nothing(tmp_path):
     folder, logs = write_tiny_collection(tmp_path / "data"), tmp_path / "logs"
     with (folder / "corpus.jsonl").open("a") as file:
         file.write('{"_id": "../../../../evil", "text": "x"}\n')
@@ -286,14 +284,14 @@ def test_names_that_are_paths_write_nothing(tmp_path: Path) -> None:
     assert open_run(FolderSettings(logdir=logs), "grpo-a/../evil-../../evil").parent == logs
 
 
-def write_often(path: Path, number: float, start: Any) -> None:
+def write_often(path, number, start):
     start.wait(60)
     for _ in range(30):
         files.write(path, {"a": torch.full((1000,), number)}, "thing", {"number": number})
         write_json(path.with_suffix(".json"), [number] * 100, "thing")
 
 
-def test_of_parallel_writers_a_reader_sees_one_whole(tmp_path: Path) -> None:
+def test_of_parallel_writers_a_reader_sees_one_whole(tmp_path):
     path = tmp_path / "file.safetensors"
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(3)

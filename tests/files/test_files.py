@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,21 +21,21 @@ WRITERS = {"file": files.written_whole, "folder": lambda path: files.written_fol
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path):
     files.write(tmp_path / "file.safetensors", TENSORS, "thing", {"x": [1, "é"]})
     return tmp_path / "file.safetensors"
 
 
-def failing(number: int) -> Any:
+def failing(number):
     """Stands for a function of the system, such as os.fsync of a full disk."""
 
-    def fail(*_: object) -> None:
+    def fail(*_):
         raise OSError(number, os.strerror(number))
 
     return fail
 
 
-def test_tensors_come_back_as_they_look(tmp_path: Path) -> None:
+def test_tensors_come_back_as_they_look(tmp_path):
     path = tmp_path / "new" / "file.safetensors"
     whole = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
     given = {"pair": (1, 2), "numbers": {10: "a", 2: "é"}, "x": 1e-310}
@@ -51,7 +50,7 @@ def test_tensors_come_back_as_they_look(tmp_path: Path) -> None:
     assert files.read(path, "thing").tensors["part"].tolist() == [3.0, 4.0, 5.0]
 
 
-def test_equal_contents_make_equal_files_whose_checksum_covers_all(path: Path) -> None:
+def test_equal_contents_make_equal_files_whose_checksum_covers_all(path):
     files.write(path.with_name("again"), dict(reversed(TENSORS.items())), "thing", {"x": [1, "é"]})
     data = path.read_bytes()
     assert path.with_name("again").read_bytes() == data
@@ -72,7 +71,7 @@ def test_equal_contents_make_equal_files_whose_checksum_covers_all(path: Path) -
     + [{"maw_gym": text} for text in ("no JSON", "[]", "null", '{"kind": "thing"}', "[" * 100_000)],
     ids=range(7),
 )
-def test_files_of_others_are_refused(tmp_path: Path, metadata: Any) -> None:
+def test_files_of_others_are_refused(tmp_path, metadata):
     path = tmp_path / "file.safetensors"
     save_file({"a": torch.ones(1)}, path, metadata)
     with pytest.raises(InputError) as caught:
@@ -94,7 +93,7 @@ def test_files_of_others_are_refused(tmp_path: Path, metadata: Any) -> None:
         (torch.ones(2).double(), (2,), "is torch.float64, expected torch.float32"),
     ],
 )
-def test_other_tensors_than_promised(tensor: Any, shape: Any, problem: str | None) -> None:
+def test_other_tensors_than_promised(tensor, shape, problem):
     tensors, shapes = ({} if it is None else {"a": it} for it in (tensor, shape))
     message = None
     try:
@@ -104,9 +103,7 @@ def test_other_tensors_than_promised(tensor: Any, shape: Any, problem: str | Non
     assert message == (problem and f"file: tensor 'a' {problem}")
 
 
-def test_what_is_no_file_is_refused_before_it_is_read(
-    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_file_is_refused_before_it_is_read(tmp_path, path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
     (tmp_path / "folder").mkdir()
     with (tmp_path / "large").open("wb") as file:
@@ -125,7 +122,7 @@ def test_what_is_no_file_is_refused_before_it_is_read(
     assert not isinstance(caught.value, DamagedFileError)
 
 
-def write(kind: str, path: Path, text: str, problem: BaseException | None = None) -> None:
+def write(kind, path, text, problem=None):
     with WRITERS[kind](path) as temporary:
         assert temporary.parent == path.parent
         place = temporary / "mark" if kind == "folder" else temporary
@@ -134,14 +131,12 @@ def write(kind: str, path: Path, text: str, problem: BaseException | None = None
             raise problem
 
 
-def content(kind: str, path: Path) -> str:
+def content(kind, path):
     return (path / "mark" if kind == "folder" else path).read_text()
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_an_old_one_stays_until_the_new_one_is_whole(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_one_stays_until_the_new_one_is_whole(kind, tmp_path, monkeypatch):
     path = tmp_path / "new" / "it"
     write(kind, path, "first")
     write(kind, path, "second")
@@ -163,7 +158,7 @@ def test_an_old_one_stays_until_the_new_one_is_whole(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
     before = os.umask(0o027)
     try:
         write("file", tmp_path / "file", "")
@@ -172,7 +167,7 @@ def test_a_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
-def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other files, no mark; give a new folder"):
         write("folder", tmp_path, "first")
@@ -181,7 +176,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "notes.txt"]
 
 
-def test_a_manifest_looks_at_no_file_outside_its_folder(tmp_path: Path) -> None:
+def test_a_manifest_looks_at_no_file_outside_its_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "secret").write_text("mine")
     files.write_manifest(tmp_path, "thing", {})
@@ -192,9 +187,7 @@ def test_a_manifest_looks_at_no_file_outside_its_folder(tmp_path: Path) -> None:
         files.read_manifest(tmp_path / "folder", "thing")
 
 
-def test_without_an_exchange_of_the_system_folders_are_renamed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_an_exchange_of_the_system_folders_are_renamed(tmp_path, monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
     write("folder", tmp_path / "folder", "first")
     write("folder", tmp_path / "folder", "second")
@@ -211,9 +204,7 @@ def test_without_an_exchange_of_the_system_folders_are_renamed(
         ("~nosuchuser/x", "", None),
     ],
 )
-def test_the_home_is_where_the_variables_say(
-    ours: str, xdg: str, home: Path | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_home_is_where_the_variables_say(ours, xdg, home, monkeypatch):
     monkeypatch.setenv("MAW_GYM_HOME", ours)
     monkeypatch.setenv("XDG_CACHE_HOME", xdg)
     if home is not None:
@@ -223,13 +214,13 @@ def test_the_home_is_where_the_variables_say(
         files.cache_home()
 
 
-def test_the_key_is_made_of_content() -> None:
+def test_the_key_is_made_of_content():
     # sha256 of '{"a":[1,2],"b":"\\u00e9"}'
     assert files.content_key({"b": "é", "a": (1, 2)}) == "4f4995260c41bd0d"
     assert files.content_key({"a": [2, 1], "b": "é"}) != "4f4995260c41bd0d"
 
 
-def read(path: Path) -> str:
+def read(path):
     text = path.read_text()
     if text == "damaged":
         raise DamagedFileError(f"{path} is damaged")
@@ -238,12 +229,10 @@ def read(path: Path) -> str:
     return text
 
 
-def test_what_is_missing_or_damaged_is_built_and_kept(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_missing_or_damaged_is_built_and_kept(tmp_path, caplog):
     path = tmp_path / "folder" / "file"
 
-    def found(build: Any = lambda: "built") -> str:
+    def found(build=lambda: "built"):
         return files.cached(path, build, lambda place, text: write("file", place, text), read)
 
     assert (found(), caplog.messages) == ("built", [])
@@ -260,7 +249,7 @@ def test_what_is_missing_or_damaged_is_built_and_kept(
     assert path.read_text() == "foreign"
 
 
-def test_the_builder_holds_a_lock_that_ends_with_it(tmp_path: Path) -> None:
+def test_the_builder_holds_a_lock_that_ends_with_it(tmp_path):
     path = tmp_path / "folder" / "file"
     lock = FileLock(f"{path}.lock", timeout=0)
     with files.locked(path), pytest.raises(Timeout), lock:
@@ -273,7 +262,7 @@ def test_the_builder_holds_a_lock_that_ends_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["/dev/null/folder/file", "/proc/file"])
-def test_a_place_that_cannot_be_written_is_named(place: str) -> None:
+def test_a_place_that_cannot_be_written_is_named(place):
     with pytest.raises(InputError, match=f"^{place} cannot be written: "):
         write("file", Path(place), "")
     with pytest.raises(InputError) as caught, files.locked(Path(place)):
@@ -283,7 +272,7 @@ def test_a_place_that_cannot_be_written_is_named(place: str) -> None:
     assert message.endswith("; set MAW_GYM_HOME to a folder that can")
 
 
-def killed_in(context: str, path: Path) -> None:
+def killed_in(context, path):
     """A process that is killed inside a context manager of files.py."""
     code = (
         f"import os, sys, pathlib; from maw_gym.files import {context}\n"
@@ -293,7 +282,7 @@ def killed_in(context: str, path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
 
 
-def test_a_sweep_takes_what_the_dead_have_left_and_nothing_else(tmp_path: Path) -> None:
+def test_a_sweep_takes_what_the_dead_have_left_and_nothing_else(tmp_path):
     below = tmp_path / "checkpoints"
     below.mkdir()
     killed_in("written_whole", below / "000000000128.safetensors")

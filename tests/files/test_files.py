@@ -66,23 +66,8 @@ def test_equal_contents_make_equal_files_whose_checksum_covers_all(path):
 
 
 @pytest.mark.parametrize(
-    "metadata",
-    [None, {"format": "pt"}]
-    + [{"maw_gym": text} for text in ("no JSON", "[]", "null", '{"kind": "thing"}', "[" * 100_000)],
-    ids=range(7),
-)
-def test_files_of_others_are_refused(tmp_path, metadata):
-    path = tmp_path / "file.safetensors"
-    save_file({"a": torch.ones(1)}, path, metadata)
-    with pytest.raises(InputError) as caught:
-        files.read(path, "thing")
-    assert str(caught.value) == f"{path} was not written by maw_gym; give another thing file"
-
-
-@pytest.mark.parametrize(
     ("tensor", "shape", "problem"),
     [
-        (torch.ones(0, 3), (None, 3), None),
         (torch.ones(2), None, "is unknown"),
         (None, (1,), "is gone"),
         (torch.ones(2, 2), (4, 1), "has shape (2, 2), expected (4, 1)"),
@@ -95,12 +80,9 @@ def test_files_of_others_are_refused(tmp_path, metadata):
 )
 def test_other_tensors_than_promised(tensor, shape, problem):
     tensors, shapes = ({} if it is None else {"a": it} for it in (tensor, shape))
-    message = None
-    try:
+    with pytest.raises(DamagedFileError) as caught:
         files.check_tensors(Path("file"), tensors, shapes)
-    except DamagedFileError as error:
-        message = str(error)
-    assert message == (problem and f"file: tensor 'a' {problem}")
+    assert str(caught.value) == f"file: tensor 'a' {problem}"
 
 
 def test_what_is_no_file_is_refused_before_it_is_read(tmp_path, path, monkeypatch):
@@ -116,6 +98,9 @@ def test_what_is_no_file_is_refused_before_it_is_read(tmp_path, path, monkeypatc
     with pytest.raises(InputError, match="has 3221225472 bytes, and a config at most 10000;"):
         files.check_readable(tmp_path / "large", "config", 10_000)
 
+    save_file({"a": torch.ones(1)}, tmp_path / "of others")
+    with pytest.raises(InputError, match=r"was not written by maw_gym; give another thing file$"):
+        files.read(tmp_path / "of others", "thing")
     monkeypatch.setattr(Path, "open", failing(24))
     with pytest.raises(InputError, match="cannot be read: Too many open files") as caught:
         files.read(path, "thing")
@@ -140,12 +125,7 @@ def test_an_old_one_stays_until_the_new_one_is_whole(kind, tmp_path, monkeypatch
     path = tmp_path / "new" / "it"
     write(kind, path, "first")
     write(kind, path, "second")
-    for problem in (
-        RuntimeError(),
-        KeyboardInterrupt(),
-        SystemExit(),
-        FileNotFoundError(2, "", "/x"),
-    ):
+    for problem in (RuntimeError(), KeyboardInterrupt(), FileNotFoundError(2, "", "/x")):
         with pytest.raises(type(problem)):  # the last one is of another file, read on the way
             write(kind, path, "third", problem)
     monkeypatch.setattr(os, "fsync", failing(28))
@@ -167,12 +147,15 @@ def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
-def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+def test_a_folder_of_something_else_is_not_replaced(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other files, no mark; give a new folder"):
         write("folder", tmp_path, "first")
     (tmp_path / "empty").mkdir()
     write("folder", tmp_path / "empty", "first")
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())  # a system that exchanges nothing
+    write("folder", tmp_path / "empty", "second")
+    assert content("folder", tmp_path / "empty") == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "notes.txt"]
 
 
@@ -187,31 +170,18 @@ def test_a_manifest_looks_at_no_file_outside_its_folder(tmp_path):
         files.read_manifest(tmp_path / "folder", "thing")
 
 
-def test_without_an_exchange_of_the_system_folders_are_renamed(tmp_path, monkeypatch):
-    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
-    write("folder", tmp_path / "folder", "first")
-    write("folder", tmp_path / "folder", "second")
-    assert content("folder", tmp_path / "folder") == "second"
-    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
-
-
 @pytest.mark.parametrize(
     ("ours", "xdg", "home"),
     [
         ("~/somewhere", "/xdg", Path.home() / "somewhere"),
         ("", "/xdg", Path("/xdg/maw_gym")),
         ("", "", Path.home() / ".cache" / "maw_gym"),
-        ("~nosuchuser/x", "", None),
     ],
 )
 def test_the_home_is_where_the_variables_say(ours, xdg, home, monkeypatch):
     monkeypatch.setenv("MAW_GYM_HOME", ours)
     monkeypatch.setenv("XDG_CACHE_HOME", xdg)
-    if home is not None:
-        assert files.cache_home() == home
-        return
-    with pytest.raises(InputError, match="no home folder is known for '~nosuchuser/x'; give the"):
-        files.cache_home()
+    assert files.cache_home() == home
 
 
 def test_the_key_is_made_of_content():
@@ -254,9 +224,9 @@ def test_the_builder_holds_a_lock_that_ends_with_it(tmp_path):
     lock = FileLock(f"{path}.lock", timeout=0)
     with files.locked(path), pytest.raises(Timeout), lock:
         pass
-    with lock:
-        pass
-    killed_in("locked", path)
+    killed = "with locked(pathlib.Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)"
+    code = f"import os, sys, pathlib; from maw_gym.files import locked\n{killed}"
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
     with lock:
         pass
 
@@ -265,34 +235,22 @@ def test_the_builder_holds_a_lock_that_ends_with_it(tmp_path):
 def test_a_place_that_cannot_be_written_is_named(place):
     with pytest.raises(InputError, match=f"^{place} cannot be written: "):
         write("file", Path(place), "")
-    with pytest.raises(InputError) as caught, files.locked(Path(place)):
+    expected = f"^the cache {Path(place).parent} cannot be written: .*; set MAW_GYM_HOME to a "
+    with pytest.raises(InputError, match=expected), files.locked(Path(place)):
         pass
-    message = str(caught.value)
-    assert message.startswith(f"the cache {Path(place).parent} cannot be written: ")
-    assert message.endswith("; set MAW_GYM_HOME to a folder that can")
-
-
-def killed_in(context, path):
-    """A process that is killed inside a context manager of files.py."""
-    code = (
-        f"import os, sys, pathlib; from maw_gym.files import {context}\n"
-        f"with {context}(pathlib.Path(sys.argv[1])) as at:\n"
-        "    at and at.write_text('half')\n    os.kill(os.getpid(), 9)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
 
 
 def test_a_sweep_takes_what_the_dead_have_left_and_nothing_else(tmp_path):
     below = tmp_path / "checkpoints"
-    below.mkdir()
-    killed_in("written_whole", below / "000000000128.safetensors")
-    (left,) = below.iterdir()
-    assert left.name.startswith(".000000000128.safetensors.")
+    with files.written_whole(below / "000000000128.safetensors") as left:
+        pass
+    left.touch()  # as after a kill
     others = [tmp_path / ".config.json", tmp_path / "a.writing", below / ".x.writing.txt"]
-    for path in others:
+    for path in (below / "000000000128.safetensors", *others):
         path.write_text("mine")
     files.sweep(tmp_path, "config.json")
     assert left.exists()
     files.sweep(tmp_path)
     files.sweep(tmp_path / "nowhere")
-    assert sorted(tmp_path.rglob("*.*")) == sorted(others)
+    assert not left.exists()
+    assert all(path.exists() for path in others)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,22 +18,29 @@ from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.training.selection import train_encoder, trained_embedder
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.encoders.training.stages import Validation, batch_loss, depth_loss, pairs_of
+from maw_gym.encoders.training.stages import Validation
 from maw_gym.errors import InputError
 from maw_gym.retrieval.bm25 import Words
 from maw_gym.retrieval.documents import DocumentIndex
 from maw_gym.retrieval.index import SearchIndex
-from maw_gym.retrieval.search import rank, rank_together
+from maw_gym.retrieval.search import rank_together
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables import task as tasks
 from maw_gym.tables.task import RetrievalTask
 
 pytestmark = pytest.mark.processes
 
+SAME_FILES = "; give all of them the same files"
+ONE_FOLDER = "; give all of them one folder (of caches: one MAW_GYM_HOME)"
 QUERIES = ["how bees make honey", "polar ice melting", ""]
 
 
-# --- the words that processes exchange --------------------------------------------------------
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch, maw_gym_home):
+    """Undoes what the work of one process, which others start anew for, changes in this one."""
+    monkeypatch.setattr(embedder_module, "PORTION", embedder_module.PORTION)
+    monkeypatch.setattr(tasks, "PORTION", tasks.PORTION)
+    monkeypatch.setenv("MAW_GYM_HOME", str(maw_gym_home))
 
 
 def exchange():
@@ -49,66 +55,47 @@ def exchange():
         refused = ""
     except InputError as problem:
         refused = str(problem)
-    return {
-        "process": (me, distributed.processes(), distributed.is_first()),
-        "range": distributed.own_range(5),
-        "from first": distributed.from_first(f"of {me}"),
-        "from all": distributed.from_all(f"of {me}"),
-        "loss": loss.item(),
-        "gradient": rows.grad.flatten().tolist(),
-        "refused": refused,
-    }
+    place = me, distributed.processes(), distributed.is_first(), distributed.own_range(5)
+    told = distributed.from_first(f"of {me}"), distributed.from_all(f"of {me}")
+    return *place, *told, loss.item(), rows.grad.flatten().tolist(), refused
 
 
-def test_two_processes_exchange():
-    first, second = together(exchange)
-    assert (first["process"], second["process"]) == ((0, 2, True), (1, 2, False))
-    assert (first["range"], second["range"]) == (slice(0, 2), slice(2, 5))
-    for found in (first, second):
-        assert found["from first"] == "of 0"
-        assert found["from all"] == ["of 0", "of 1"]
-        assert found["loss"] == 10
-        assert found["refused"] == (
-            "process 1 has another collection (key 1) than process 0 (key 0); give all of them the"
-            " same files"
-        )
+def test_processes_exchange():
+    refused = "process 1 has another collection (key 1) than process 0 (key 0)" + SAME_FILES
+    told = "of 0", ["of 0", "of 1"], 10
     # The derivative 2 x of each row, from both processes.
-    assert first["gradient"] == [4, 4]
-    assert second["gradient"] == [8, 8]
+    first = 0, 2, True, slice(0, 2), *told, [4, 4], refused
+    assert together(exchange) == [first, (1, 2, False, slice(2, 5), *told, [8, 8], refused)]
+    distributed.start()  # without torchrun there is one
+    assert exchange() == (0, 1, True, slice(0, 5), "of 0", ["of 0"], 2, [2, 2], "")
 
 
-def test_one_process_does_it_alone():
-    distributed.start()
-    assert exchange() == {
-        "process": (0, 1, True),
-        "range": slice(0, 5),
-        "from first": "of 0",
-        "from all": ["of 0"],
-        "loss": 2.0,
-        "gradient": [2, 2],
-        "refused": "",
-    }
+MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+NO_RANK = "no process of several has RANK={}, WORLD_SIZE=2, MASTER_ADDR=127.0.0.1, MASTER_PORT="
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({}, "no process of several has RANK=, WORLD_SIZE=2, MASTER_ADDR=, MASTER_PORT=; start"),
-        ({"RANK": "2"}, "no process of several has RANK=2, WORLD_SIZE=2, MASTER_ADDR=127.0.0.1"),
-        ({"RANK": "-1"}, "no process of several has RANK=-1, "),
-        ({"RANK": "one"}, "no process of several has RANK=one, "),
-        ({"RANK": "1"}, "no rendezvous of 2 processes at 127.0.0.1:"),
+        *((MEETING | {"RANK": rank}, NO_RANK.format(rank)) for rank in ("2", "-1", "one")),
+        (MEETING | {"RANK": "1"}, "no rendezvous of 2 processes at 127.0.0.1:"),
+        (
+            MEETING | {"RANK": "1", "LOCAL_RANK": "1"},
+            "there is no GPU for process 1 of this machine, which has 1; start as many,"
+            " --nproc-per-node 1",
+        ),
     ],
 )
-def test_a_missing_rendezvous_is_one_line(monkeypatch, given, message):
+def test_processes_that_cannot_meet_are_told_so_in_one_line(monkeypatch, given, message):
     monkeypatch.setattr(distributed, "MEETING", distributed.timedelta(seconds=1))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for name, value in given.items():
+    for name, value in {"WORLD_SIZE": "2", **given}.items():
         monkeypatch.setenv(name, value)
-        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-        monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    if "LOCAL_RANK" in given:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError) as caught:
-        distributed.start("cpu")
+        distributed.start("auto" if "LOCAL_RANK" in given else "cpu")
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
@@ -117,7 +104,7 @@ def uneven():
     """A batch of three rows for two processes, and one of a single row."""
     weight = torch.nn.Parameter(torch.tensor([2.0], device=DEVICE))
     averaged = distributed.with_mean_gradients([weight])
-    found: list[Any] = []
+    found = []
 
     def loss_of(batch):
         rows = torch.tensor(batch, device=DEVICE)[distributed.share(len(batch))] * weight
@@ -139,9 +126,6 @@ def test_gradients_are_those_of_the_whole_batch():
     assert [*together(uneven), uneven()] == expected
 
 
-# --- search -----------------------------------------------------------------------------------
-
-
 def vectors(count):
     generator = torch.Generator().manual_seed(0)
     return torch.nn.functional.normalize(torch.randn(count, 24, generator=generator), dim=1)
@@ -149,102 +133,44 @@ def vectors(count):
 
 def search_part(k):
     index = DocumentIndex([str(n) for n in range(701)], vectors(701), DEVICE)
-    found = rank_together(index, vectors(750)[700:], k)
-    return found.documents.tolist(), found.scores.tolist()
+    ranking = rank_together(index, vectors(750)[700:], k)
+    return ranking.documents.tolist(), ranking.scores.tolist()
 
 
 @pytest.mark.parametrize("k", [1, 400])
 def test_search_over_processes_is_that_of_one_bit_for_bit(k):
-    index = DocumentIndex([str(n) for n in range(701)], vectors(701), DEVICE)
-    expected = rank(index, vectors(750)[700:], k)
-    for found in together(search_part, k):
-        assert found == (expected.documents.tolist(), expected.scores.tolist())
+    assert together(search_part, k) == [search_part(k)] * 2
 
 
-# --- training ---------------------------------------------------------------------------------
-
-
-def in_double(folder, stage):
-    """Loss and gradients of one batch of 11 pairs, in float64."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(splits, "ENCODER_MINIMUM", 0)
-            collection = load_collection(str(folder))
-        shape = EncoderSettings(depths=3)
-        embedder = untrained_embedder(collection.doc_texts, shape).to(DEVICE)
-        embedder.encoder.double()
-        trained = {
-            name: parameter.requires_grad_(True)
-            for name, parameter in embedder.encoder.named_parameters()
-            if name.startswith("depth_") == (stage == "depths")
-        }
-        averaged = distributed.with_mean_gradients(trained.values())
-        embedder.text.embedding = embedder.text.embedding.double()
-        pairs = pairs_of([collection], embedder)
-        rows = torch.arange(len(pairs.queries))
-        settings = TrainingSettings()
-        if stage == "attention":
-            documents = [options[0] for options in pairs.relevant]
-            loss = averaged(partial(batch_loss, embedder, pairs, rows, documents, settings))
-        else:
-            with torch.no_grad():
-                vectors = embedder.encode_ids(pairs.documents).double()
-            generator = torch.Generator().manual_seed(0)
-            depth = rows % 3
-            more = (rows.tolist(), depth, settings, generator)
-            loss = averaged(partial(depth_loss, embedder, pairs, vectors, *more))
-        loss.backward()
-        return loss.item(), {name: one.grad.cpu().numpy() for name, one in trained.items()}
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.parametrize("stage", ["attention", "depths"])
-def test_losses_and_gradients_are_those_of_one_process(tiny_folder, stage):
-    loss, gradients = in_double(tiny_folder, stage)
-    assert len(gradients) >= 2
-    assert all(gradient.dtype == np.float64 for gradient in gradients.values())
-    for other, found in together(in_double, tiny_folder, stage):
-        assert other == pytest.approx(loss, abs=1e-5)
-        assert found.keys() == gradients.keys()
-        for name, gradient in gradients.items():
-            assert np.abs(gradient).max() > 1e-5, name
-            np.testing.assert_allclose(found[name], gradient, atol=1e-5, rtol=0)
-
-
-def trained(folder, home, stop_after):
-    """An encoder of both stages, two epochs each; or stopped in the first stage."""
-    os.environ["MAW_GYM_HOME"] = str(home)
+def collection_of(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splits, "ENCODER_MINIMUM", 0)
-        collection = load_collection(str(folder))
-        if stop_after is not None:
-            score = Validation.score
-            calls = iter(range(stop_after + 1))
+        return load_collection(str(folder))
 
-            def stopped(self, *more):
-                next(calls)  # raises when the epochs are over
-                return score(self, *more)
 
-            patch.setattr(Validation, "score", stopped)
-        settings = TrainingSettings(epochs=2, depth_epochs=2, batch_size=4)
-        shape = EncoderSettings(depths=2)
-        embedder, _ = train_encoder([collection], DEVICE, settings, shape, home / "it")
+def trained(folder, home, looks=9):
+    """An encoder of both stages, two epochs each; it ends after so many looks at validation."""
+    os.environ["MAW_GYM_HOME"] = str(home)
+    score, left = Validation.score, iter(range(1, looks + 1))
+    settings = TrainingSettings(epochs=2, depth_epochs=2, batch_size=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Validation, "score", lambda *given: next(left) and score(*given))
+        given = [collection_of(folder)], DEVICE, settings, EncoderSettings(depths=2), home / "it"
+        embedder, _ = train_encoder(*given)
     return {name: tensor.cpu().numpy() for name, tensor in embedder.tensors().items()}
 
 
 def test_two_processes_train_the_encoder_of_one_and_one_goes_on_from_their_checkpoint(
     tiny_folder, tmp_path
 ):
-    expected = trained(tiny_folder, tmp_path / "one", None)
-    two = together(trained, tiny_folder, tmp_path / "two", None)
-    # Judged before the first epoch and after it; the second judgment more is the end.
-    first, second = together(trained, tiny_folder, tmp_path / "stopped", 1)
+    expected = trained(tiny_folder, tmp_path / "one")
+    two = together(trained, tiny_folder, tmp_path / "two")
+    # Judged before the first epoch and after it; the next judgment is the end.
+    first, second = together(trained, tiny_folder, tmp_path / "stopped", 2)
     assert isinstance(first, StopIteration)
     assert_lost(second, 1)
     assert list((tmp_path / "stopped" / "encoders").rglob("*attention*"))
-    for tensors in (*two, trained(tiny_folder, tmp_path / "stopped", None)):
+    for tensors in (*two, trained(tiny_folder, tmp_path / "stopped")):
         assert tensors.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_allclose(tensors[name], value, atol=2e-4, rtol=0)
@@ -255,23 +181,16 @@ def test_two_processes_train_the_encoder_of_one_and_one_goes_on_from_their_check
     assert names[0] == names[1] == names[2]
 
 
-# --- documents and tables ---------------------------------------------------------------------
-
-
 def task_of(folder):
+    # 7 test queries for two processes, 5 validation queries, 12 others
+    embedder_module.PORTION, tasks.PORTION = 7, 4
     collection = load_collection(str(folder))
     embedder = untrained_embedder(collection.doc_texts, EncoderSettings(depths=4))
     return RetrievalTask(collection, embedder.to(DEVICE), torch.device(DEVICE))
 
 
-def small_portions():
-    embedder_module.PORTION = 7
-    tasks.PORTION = 4  # 7 test queries for two processes, 5 validation queries, 12 others
-
-
 def evaluated(folder, home):
     os.environ["MAW_GYM_HOME"] = str(home)
-    small_portions()
     task = task_of(folder)
     table = task.table("test")
     evaluation, ranking = task.evaluate("test", torch.full((7,), 2))
@@ -285,10 +204,7 @@ def evaluated(folder, home):
     )
 
 
-def test_documents_and_tables_are_built_in_shares_and_joined(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedder_module, "PORTION", 7)
-    monkeypatch.setattr(tasks, "PORTION", 4)
-    monkeypatch.setenv("MAW_GYM_HOME", str(tmp_path / "alone"))
+def test_documents_and_tables_are_built_in_shares_and_joined(tiny_folder, tmp_path):
     alone = evaluated(tiny_folder, tmp_path / "alone")
     for found in together(evaluated, tiny_folder, tmp_path / "together"):
         np.testing.assert_array_equal(found[0], alone[0])
@@ -297,50 +213,40 @@ def test_documents_and_tables_are_built_in_shares_and_joined(tiny_folder, tmp_pa
         assert found[2:] == alone[2:]
 
 
-def index_and_search(folder, target, own_texts):
-    small_portions()
+def index_and_search(folder, target, own_texts=False, full=None):
     task = task_of(folder)
     routed = RoutedEncoder(task.embedder, fixed_router(task, 1))
     texts = list(task.collection.doc_texts)
     if own_texts:
         texts[20] += f" of process {distributed.process()}"
+    if distributed.process() == full:
+        full_disk()
     routed.index(iter(task.collection.doc_ids), iter(texts), folder=target)
     return routed.search(QUERIES, 9), routed.search(QUERIES, 9, hybrid=True)
 
 
 @pytest.mark.parametrize("folder", [None, "index"])
-def test_an_index_is_built_in_shares_and_searched_in_shares(
-    tiny_folder, tmp_path, folder, monkeypatch
-):
-    monkeypatch.setattr(embedder_module, "PORTION", 7)
-    monkeypatch.setattr(tasks, "PORTION", 4)
-    alone = index_and_search(tiny_folder, None, own_texts=False)
+def test_an_index_is_built_in_shares_and_searched_in_shares(tiny_folder, tmp_path, folder):
+    alone = index_and_search(tiny_folder, None)
     target = folder and tmp_path / folder
-    for found in together(index_and_search, tiny_folder, target, False):
+    for found in together(index_and_search, tiny_folder, target):
         assert found == alone
-
-
-# --- mistakes: one line from each, and no half-written file -------------------------------------
-
-
-def encoder_of(folders, home):
-    os.environ["MAW_GYM_HOME"] = str(home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splits, "ENCODER_MINIMUM", 0)
-        collection = load_collection(str(folders[distributed.process()]))
-    trained_embedder(collection, DEVICE, TrainingSettings(batch_size=4))
 
 
 def table(folder, homes, full=None):
     """The test queries' nDCG, built by two processes, of which `full` has a disk without room."""
     os.environ["MAW_GYM_HOME"] = str(homes[distributed.process()])
-    small_portions()
     task = task_of(folder)
     task.index  # noqa: B018  (before the disk is full)
     if distributed.process() == full:
         full_disk()
-    found: list[list[float]] = task.table("test").ndcg.tolist()
-    return found
+    return task.table("test").ndcg.tolist()
+
+
+def encoder_of(folders, home):
+    os.environ["MAW_GYM_HOME"] = str(home)
+    settings = TrainingSettings(batch_size=4)
+    trained_embedder(collection_of(folders[distributed.process()]), DEVICE, settings)
 
 
 def index_of_own_kind(folder, target):
@@ -349,16 +255,6 @@ def index_of_own_kind(folder, target):
     documents = DocumentIndex(task.collection.doc_ids, vectors)
     words = Words() if distributed.is_first() else None
     SearchIndex.of(documents, task.embedder.fingerprint(), words, folder=target)
-
-
-def full_disk_on_the_first(folder, target):
-    if distributed.is_first():
-        full_disk()
-    return index_and_search(folder, target, own_texts=False)
-
-
-SAME_FILES = "; give all of them the same files"
-ONE_FOLDER = "; give all of them one folder (of caches: one MAW_GYM_HOME)"
 
 
 def test_mistakes_are_one_line_of_each_process(tiny_folder, tmp_path):
@@ -381,30 +277,14 @@ def test_mistakes_are_one_line_of_each_process(tiny_folder, tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_of_a_table_or_an_index(tiny_folder, tmp_path):
-    homes = [tmp_path, tmp_path]
-    for work, target in ((table, homes), (full_disk_on_the_first, tmp_path / "index")):
-        first, second = together(work, tiny_folder, target, *([0] if work is table else []))
+    homes, index = [tmp_path, tmp_path], tmp_path / "index"
+    for work, *given in ((table, homes, 0), (index_and_search, index, False, 0)):
+        first, second = together(work, tiny_folder, *given)
         assert isinstance(first, InputError)
         assert " cannot be written: " in str(first)
         assert "\n" not in str(first)
         assert_lost(second, 1)
     assert not list((tmp_path / "tables").glob("*.safetensors"))
-    assert not (tmp_path / "index").exists()
+    assert not index.exists()
     # Started again, both build it.
     assert together(table, tiny_folder, homes) == [table(tiny_folder, homes)] * 2
-
-
-def test_more_processes_than_gpus(monkeypatch):
-    for name, value in (
-        *(("RANK", "2"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "3")),
-        *(("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")),
-    ):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError) as caught:
-        distributed.start()
-    assert str(caught.value) == (
-        "there is no GPU for process 2 of this machine, which has 2; start as many,"
-        " --nproc-per-node 2"
-    )

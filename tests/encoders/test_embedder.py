@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from maw_gym.encoders import embedder as module
-from maw_gym.encoders.embedder import Embedder, encoded_documents, untrained_embedder
+from maw_gym.encoders.embedder import Embedder, encoded_documents, encoder_shape, untrained_embedder
 from maw_gym.encoders.files import document_embeddings
 from maw_gym.encoders.maw import EncoderSettings, NonMAWEncoder
-from maw_gym.encoders.text import WordLlama, length_batches, tokenized_once
+from maw_gym.encoders.text import WordLlama, length_batches, load_text_encoder, tokenized_once
 from maw_gym.errors import InputError
 
 TEXTS = [
@@ -22,8 +22,6 @@ TEXTS = [
     "a b c d e f g h i j k l m n o p q r s t u v w x y z " * 8,
 ]
 PLAIN = EncoderSettings(depths=0)
-
-each_path = pytest.mark.parametrize("depths", [None, torch.tensor([0, 1, 2, 0, 1, 2, 1])])
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +88,28 @@ def test_queries_and_documents_are_cut_at_their_own_limits(embedder, caplog):
     assert short.query_ids(TEXTS)[3] == whole[3][:3]
 
 
-@each_path
-def test_texts_together_equal_texts_alone(embedder, depths, monkeypatch):
-    together = embedder.encode_queries(TEXTS, depths)
-    assert together.shape == (7, 256)
-    assert not together.requires_grad
-    assert close(together.norm(dim=1), torch.tensor([1.0, 0, 1, 1, 1, 1, 1]))
-    if depths is None:
-        assert torch.equal(embedder.encode_documents(TEXTS[:6]), embedder.encode_queries(TEXTS[:6]))
-        assert close(together[0], together[5])  # upper case is folded
-    for row, text in enumerate(TEXTS):
-        alone = embedder.encode_queries([text], None if depths is None else depths[row : row + 1])
-        assert close(alone[0], together[row])
-    monkeypatch.setattr(module, "BATCH_TOKENS", 16)
-    assert close(embedder.encode_queries(TEXTS, depths), together)
+@pytest.mark.parametrize("kind", ["static", "contextual"])
+def test_texts_together_equal_texts_alone(kind, tiny_transformer, monkeypatch):
+    text = WordLlama() if kind == "static" else load_text_encoder(str(tiny_transformer))
+    embedder = untrained_embedder([], encoder_shape(text, depths=3), text)
+    depths = torch.tensor([0, 1, 2, 0, 1, 2, 1])
+    standard, routed = embedder.encode_queries(TEXTS), embedder.encode_queries(TEXTS, depths)
+    assert routed.shape == (7, text.width)
+    assert not routed.requires_grad
+    assert close(standard[0], standard[5])  # upper case is folded
+    few = TEXTS[:6]
+    assert torch.equal(embedder.encode_documents(few), embedder.encode_queries(few))
+    for row, one in enumerate(TEXTS):
+        assert close(embedder.encode_queries([one])[0], standard[row], atol=1e-5)
+        assert close(embedder.encode_queries([one], depths[[row]])[0], routed[row], atol=1e-5)
+        has_tokens = float(bool(text.tokenize([one])[0]))
+        assert routed[row].norm().item() == pytest.approx(has_tokens, abs=1e-5)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 80)  # several batches
+    assert close(embedder.encode_queries(TEXTS, depths), routed, atol=1e-5)
+    found = torch.zeros_like(routed)
+    for rows, statistics in embedder.query_statistics(embedder.query_ids(TEXTS)):
+        found[rows] = statistics.embeddings[torch.arange(len(rows)), depths[rows]]
+    assert close(found, routed, atol=1e-5)
 
 
 def test_no_texts(embedder):
@@ -111,20 +117,6 @@ def test_no_texts(embedder):
     for found in (queries, embedder.encode_documents([]), encoded_documents(embedder, [], [])[1]):
         assert found.shape == (0, 256)
     assert list(embedder.query_statistics([])) == []
-
-
-def test_statistics_of_every_query(embedder, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_TOKENS", 80)
-    batches = list(embedder.query_statistics(embedder.query_ids(TEXTS)))
-    assert len(batches) > 1
-    found = {
-        row: part
-        for rows, s in batches
-        for row, part in zip(rows.tolist(), s.embeddings, strict=True)
-    }
-    for depth in range(3):
-        expected = embedder.encode_queries(TEXTS, torch.full((7,), depth))
-        assert close(torch.stack([found[row][depth] for row in range(7)]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -142,15 +134,6 @@ def test_depths_that_do_not_exist(embedder, depths, message):
         embedder.encode_queries(TEXTS[:3], torch.tensor(depths))
 
 
-def test_trained_token_embeddings_are_learned_too(embedder):
-    assert set(embedder.tensors()) == set(embedder.encoder.state_dict())
-    trained = replace(embedder, text=WordLlama().trainable(1, torch.device("cpu")))
-    table = trained.tensors()["text.embedding"]
-    ids, mask = torch.tensor([[7, 9]]), torch.ones(1, 2, dtype=torch.bool)
-    trained.embed(ids, mask)[0, 0].backward()
-    assert table.grad.abs().sum(1).nonzero()[:, 0].tolist() == [7, 9]
-
-
 def test_tokens_are_counted_in_portions_unless_they_are_remembered(monkeypatch):
     expected, tokenize = untrained_embedder(TEXTS, PLAIN).fingerprint(), WordLlama.tokenize
     sizes = []
@@ -163,8 +146,6 @@ def test_tokens_are_counted_in_portions_unless_they_are_remembered(monkeypatch):
         assert untrained_embedder(TEXTS, PLAIN).fingerprint() == expected
     assert sizes == [3, 3, 1, 7]
 
-
-# --- documents ---------------------------------------------------------------------------------
 
 STREAM = ["bees", "ice", "bees", "", "  bees", "honey", "ice"]  # white space makes no other tokens
 NAMES = [f"d{row}" for row in range(len(STREAM))]
@@ -211,23 +192,6 @@ def test_vectors_are_in_memory_once(plain, monkeypatch):
     _, vectors = encoded_documents(plain, ids, ids)
     assert vectors.shape == (150_000, 256)  # 146 MB
     assert megabytes("VmHWM") - before < 260
-
-
-@pytest.mark.parametrize(
-    ("ids", "texts", "message"),
-    [
-        (["a"], ["x", "y"], "1 document ids for 2 texts; give one each"),
-        (["a", "b", "c"], ["x", "y"], "3 document ids for 2 texts; give one each"),
-        (["a"], [3], "texts must be strings; number 0 is 3 of type int"),
-        ([None], ["x"], "document ids must be strings; number 0 is None of type NoneType"),
-        ("a", ["x"], "give a list of document ids, not the single text 'a'"),
-        (["a"], None, "give a list of texts, not None"),
-    ],
-)
-def test_streams_that_are_no_documents(plain, ids, texts, message):
-    with pytest.raises(InputError) as caught:
-        encoded_documents(plain, ids, texts)
-    assert str(caught.value) == message
 
 
 def test_documents_are_encoded_once_and_what_changes_them_is_another_file(

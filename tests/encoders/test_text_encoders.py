@@ -33,14 +33,6 @@ def test_the_packaged_table(text):
     assert torch.equal(text.hidden(torch.tensor([[3, 5]])), text.embedding[[3, 5]][None])
 
 
-def test_a_table_of_ones_own():
-    table = torch.arange(32_000 * 4, dtype=torch.float32).view(32_000, 4)
-    text = WordLlama(table)
-    assert text.width == 4
-    assert text.hidden(torch.tensor([1])).tolist() == [[4.0, 5.0, 6.0, 7.0]]
-    assert text.own_weights()["embedding"] is table
-
-
 def test_tokens_have_no_special_ones_and_are_not_cut(text):
     assert text.tokenize(["", "hello world", "  \n"]) == [[], [22172, 3186], []]
     assert text.tokenize([]) == []
@@ -67,15 +59,6 @@ def test_texts_that_are_the_same(text, one, other, same):
     assert first
 
 
-def test_padding():
-    ids, mask = padded([[7, 8, 9], [], [5]])
-    assert ids.tolist() == [[7, 8, 9], [0, 0, 0], [5, 0, 0]]
-    assert mask.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
-    assert (ids.dtype, mask.dtype) == (torch.int64, torch.bool)
-    # Of nothing there is one column.
-    assert [tuple(t.shape) for t in (*padded([[]]), *padded([]))] == [(1, 1)] * 2 + [(0, 1)] * 2
-
-
 def test_documents_are_tokenized_once_for_as_long_as_it_is_asked_for(text, monkeypatch):
     asked = []
     monkeypatch.setattr(WordLlama, "tokenize", lambda self, texts: asked.append(texts) or texts)
@@ -89,8 +72,6 @@ def test_documents_are_tokenized_once_for_as_long_as_it_is_asked_for(text, monke
     assert tokenized_documents(text, texts, [1]) == ["two"]
     assert asked == [["three"], list(texts), ["two"]]
 
-
-# --- MiniLM ----------------------------------------------------------------------------------
 
 TEXTS = [
     "how bees make honey",

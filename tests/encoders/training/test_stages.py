@@ -92,10 +92,6 @@ def changed(before, embedder):
     return {name for name in before if not torch.equal(before[name], tensors[name])}
 
 
-def blocks(weight):
-    return weight.view(-1, 256, 256)
-
-
 def test_pairs_of_two_collections(tiny, embedder):
     queries = QuerySet(
         ("a", "b", "c", "d"),
@@ -184,8 +180,6 @@ def test_no_validation_query_and_queries_that_are_their_documents(tiny, embedder
         assert Validation(tiny, embedder, 256, queries).score(embedder) == expected
 
 
-# --- losses ----------------------------------------------------------------------------------
-
 EYE = torch.eye(2)
 EQUAL = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
 TWINS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
@@ -261,18 +255,13 @@ def test_weights_of_depths_by_hand():
     assert (common.tolist(), own.tolist()) == ([[4.0]], [[[0.0]], [[-2.0]]])
 
 
-# --- both stages -----------------------------------------------------------------------------
-
-
 def test_the_first_stage_learns_arbitrary_pairs(puzzle):
     embedder = untrained_embedder(puzzle.doc_texts, SHAPE)
     before, validation = copies(embedder), Validation(puzzle, embedder, 64)
     assert validation.score(embedder) < 0.3
-    settings = TrainingSettings(epochs=6, batch_size=12)
-    best = train("attention", puzzle, embedder, settings)
+    best = train("attention", puzzle, embedder, TrainingSettings(epochs=6, batch_size=12))
     assert best.score > 0.9
     assert validation.score(embedder) == best.score
-    assert 1 <= best.epoch <= 6
     # The depths and the packaged token embeddings have no part in it.
     assert changed(before, embedder) == set(before) - DEPTHS
 
@@ -280,28 +269,19 @@ def test_the_first_stage_learns_arbitrary_pairs(puzzle):
 @pytest.mark.parametrize("depths", [3, 1])
 def test_the_second_stage_learns_arbitrary_pairs_and_keeps_the_order(puzzle, depths):
     embedder = strong(puzzle, depths)
-    documents = embedder.encode_documents(puzzle.doc_texts)
-    pairs = pairs_of([puzzle], embedder)
-    before = copies(embedder)
+    before, validation = copies(embedder), Validation(puzzle, embedder, 64)
 
-    @torch.no_grad()
-    def losses():
-        draw = torch.Generator()
-        chosen = [torch.full((24,), depth) for depth in range(depths)]
-        return [
-            depth_loss(embedder, pairs, documents, list(range(24)), d, QUICK, draw).item()
-            for d in chosen
-        ]
+    def scores():
+        return [validation.score(embedder, torch.full((24,), depth)) for depth in range(depths)]
 
     embedder.maw.depths_from_standard()
-    untrained = losses()
-    best = train("depths", puzzle, embedder, TrainingSettings(depth_epochs=8, batch_size=6))
-    assert best.epoch > 0
-    assert all(a < b - 0.1 for a, b in zip(losses(), untrained, strict=True))
+    untrained = scores()
+    train("depths", puzzle, embedder, TrainingSettings(depth_epochs=8, batch_size=6))
+    assert all(a > b + 0.3 for a, b in zip(scores(), untrained, strict=True))
     assert changed(before, embedder) == DEPTHS  # and nothing but them
     assert not any(weight.requires_grad for weight in embedder.encoder.parameters())
     assert type(embedder.maw.depth_query_proj) is torch.nn.Linear
-    batches = embedder.query_statistics(pairs.queries)
+    batches = embedder.query_statistics(validation.query_tokens)
     entropy = torch.cat([statistics.entropy for _, statistics in batches]).mean(0).tolist()
     assert entropy == sorted(entropy)
     assert depths == 1 or entropy[2] - entropy[0] > 0.5
@@ -309,62 +289,51 @@ def test_the_second_stage_learns_arbitrary_pairs_and_keeps_the_order(puzzle, dep
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
-    ("scores", "epoch"),
+    ("scores", "epoch", "batch_size"),
     [
-        ((0.5, 0.4, 0.3), 0),
-        ((0.5, 0.6, 0.3), 1),
-        ((0.5, 0.4, 0.6), 2),
-        ((0.5, 0.5, 0.5), 0),  # of equal ones the earliest
+        ((0.25,), 0, 12),  # no epoch at all
+        ((0.5, 0.4, 0.3), 0, 12),
+        ((0.5, 0.6, 0.3), 1, 12),
+        ((0.5, 0.4, 0.6), 2, 12),
+        ((0.5, 0.5, 0.5), 0, 12),  # of equal ones the earliest
+        ((0.5, 0.6), 1, 64),  # a single step
+        (range(6), 5, 5),  # 10 steps: OneCycleLR divides by zero where a tenth of them is one
     ],
 )
-def test_the_best_epoch_is_restored(tiny, embedder, stage, scores, epoch):
-    told = Told(tiny, embedder, *scores)
-    best = train(stage, tiny, embedder, validation=told)
+def test_the_best_epoch_is_restored(tiny, embedder, stage, scores, epoch, batch_size):
+    told, epochs = Told(tiny, embedder, *scores), len(scores) - 1
+    settings = TrainingSettings(epochs=epochs, depth_epochs=epochs, batch_size=batch_size)
+    best = train(stage, tiny, embedder, settings, told)
     assert (best.score, best.epoch, told.told) == (scores[epoch], epoch, [])
     learned = DEPTHS if stage == "depths" else {"query_proj.weight", "out_proj.weight"}
     for name in learned:
         found = [torch.equal(seen[name], embedder.tensors()[name]) for seen in told.seen]
-        assert found == [other == epoch for other in range(3)]
+        assert found == [other == epoch for other in range(epochs + 1)]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 64), (5, 5)])
-def test_any_number_of_steps(tiny, embedder, stage, epochs, batch_size):
-    """1 and 10 steps: OneCycleLR divides by zero where a tenth of them is one."""
-    settings = TrainingSettings(epochs=epochs, depth_epochs=epochs, batch_size=batch_size)
-    told = Told(tiny, embedder, *range(epochs + 1))
-    assert train(stage, tiny, embedder, settings, told).epoch == epochs
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_no_epoch_and_no_pair_train_nothing(tiny, embedder, stage):
-    empty = tiny._replace(splits={**tiny.splits, "encoder": NO_QUERIES})
-    before = copies(embedder)
-    for collection, epochs in ((tiny, 0), (empty, 2)):
-        settings = replace(QUICK, epochs=epochs, depth_epochs=epochs)
-        best = train(stage, collection, embedder, settings, Told(tiny, embedder, 0.25))
-        assert (best.score, best.epoch) == (0.25, 0)
-        # Depths are put at their temperatures, without the noise.
-        assert changed(before, embedder) == (DEPTHS if stage == "depths" else set())
+def test_without_pairs_nothing_is_trained(tiny, embedder, stage):
+    empty, before = tiny._replace(splits={**tiny.splits, "encoder": NO_QUERIES}), copies(embedder)
+    assert train(stage, empty, embedder, QUICK, Told(tiny, embedder, 0.25))[:2] == (0.25, 0)
+    # Depths are put at their temperatures, without the noise.
+    assert changed(before, embedder) == (DEPTHS if stage == "depths" else set())
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_loss_that_is_not_finite_stops_training_after_the_epoch(
     tiny, embedder, stage, monkeypatch
 ):
-    steps = []
+    factors = [1.0, math.nan, 1.0, 1.0, 1.0]  # of the five steps of the epoch
 
     def loss(embedder, *given):
-        steps.append(1)
         weight = next(w for w in embedder.encoder.parameters() if w.requires_grad)
-        return weight.sum() * (math.nan if len(steps) == 2 else 1.0)
+        return weight.sum() * factors.pop(0)
 
     monkeypatch.setattr(stages, "batch_loss" if stage == "attention" else "depth_loss", loss)
-    settings = TrainingSettings(batch_size=2)
     message = rf"^loss nan in epoch 1 of training {stage}; lower the learning rates"
     with pytest.raises(FloatingPointError, match=message):
-        train(stage, tiny, embedder, settings, Told(tiny, embedder, 0.0))
-    assert len(steps) == 5  # those of the epoch
+        train(stage, tiny, embedder, TrainingSettings(batch_size=2), Told(tiny, embedder, 0.0))
+    assert factors == []
 
 
 def test_texts_are_cut_in_training_and_documents_encoded_in_groups(tiny, embedder):
@@ -386,27 +355,19 @@ def test_token_embeddings_are_trained_where_they_are_asked_for(tiny, embedder):
     assert set(moved) == used | {t for (at,) in pairs.relevant for t in pairs.documents[at]}
 
 
-def test_depths_start_from_the_standard_attention_and_are_judged_in_turn(tiny, embedder):
-    told = Told(tiny, embedder, 0.5, 0.4, 0.3)
-    train("depths", tiny, embedder, validation=told)
-    assert told.depths == [[0, 1, 2, 0, 1]] * 3
-    for name in ("query_proj.weight", "key_proj.weight"):
-        standard = embedder.tensors()[name]
-        found = blocks(told.seen[0][f"depth_{name}"])
-        for block, temperature in zip(found, (0.125, 1.0, 8.0), strict=True):
-            assert torch.allclose(block, standard / math.sqrt(temperature), atol=1e-6)
-
-
 def test_a_depth_learns_what_all_have_in_common_and_its_own(tiny, embedder):
     two = tiny._replace(splits={**tiny.splits, "encoder": tiny.splits["encoder"].select(range(2))})
     settings = TrainingSettings(depth_epochs=1, batch_size=2, weight_decay=0.0)
     told = Told(tiny, embedder, 0.0, 1.0)
     train("depths", two, embedder, settings, told)
+    assert told.depths == [[0, 1, 2, 0, 1]] * 2
     # Two queries meet two of three depths at most. AdamW's first step is as long as the learning
     # rate: of a tenth in what is a depth's own, beside what the depths have in common.
     scale = torch.tensor([0.125, 1.0, 8.0]).sqrt()[:, None, None]
     for name in DEPTHS:
-        moves = (blocks(told.seen[1][name]) - blocks(told.seen[0][name])) * scale
-        sizes = sorted(moves.abs().amax((1, 2)).tolist())
+        before, after = (seen[name].view(3, 256, 256) * scale for seen in told.seen)
+        standard = embedder.tensors()[name.removeprefix("depth_")]
+        assert torch.allclose(before, standard.expand(3, -1, -1), atol=1e-6)
+        sizes = sorted((after - before).abs().amax((1, 2)).tolist())
         assert 1e-3 < sizes[0] < 1e-2
         assert sizes[2] == pytest.approx(1.1 * sizes[0], rel=0.01)

@@ -76,11 +76,8 @@ def rankings_of_depths(
         observe: whether there shall be statistics.
 
     Raises:
-        ValueError: lengths that differ, or embeddings that are not finite.
+        InputError: embeddings that are not finite.
     """
-    for what, given in (("relevant", relevant), ("candidates", candidates)):
-        if given is not None and len(given) != len(queries):
-            raise ValueError(f"{len(given)} lists of {what} for {len(queries)} queries")
     count, depths, _ = queries.shape
     ndcg, listwise = (torch.empty(count, depths, device=index.device) for _ in range(2))
     kinds = len(STATISTICS) if observe else 0

@@ -59,8 +59,6 @@ def rank(
     if candidates is None:
         start, stop, _ = (part or slice(None)).indices(len(index))
         return _rank_part(index, queries, k, start, stop)
-    if len(candidates) != len(queries):
-        raise ValueError(f"{len(candidates)} lists of candidates for {len(queries)} queries")
     k = min(k, len(index))
     lists = [np.unique(listed) for listed in candidates]
     listed = torch.from_numpy(padded(lists, -1, max([k, *map(len, lists)])))

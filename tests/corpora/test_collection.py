@@ -1,39 +1,8 @@
-from collections import Counter
-
 import numpy as np
 import pytest
 
-from maw_gym.corpora.collection import (
-    Collection,
-    QuerySet,
-    checked_grade,
-    checked_id,
-    content_hash,
-    judged_queries,
-)
+from maw_gym.corpora.collection import QuerySet, checked_grade, checked_id, content_hash
 from maw_gym.errors import InputError
-
-
-def test_judged_queries_keeps_those_with_a_relevant_document_and_counts_the_rest():
-    dropped: Counter[str] = Counter()
-    queries = judged_queries(
-        [("1", "one"), ("2", "two"), ("1", "again"), ("3", "three"), ("4", "")],
-        [
-            *(("1", "a", 2), ("1", "b", 0), ("2", "a", 0), ("2", "gone", 1)),
-            *(("3", "b", 1), ("3", "b", 3), ("4", "a", 1), ("unknown", "a", 1)),
-        ],
-        {"a", "b"},
-        dropped,
-    )
-    relevance = ({"a": 2, "b": 0}, {"b": 3}, {"a": 1})
-    assert queries == QuerySet(("1", "3", "4"), ("one", "three", ""), relevance)
-    assert dropped == {
-        "queries with an id seen before": 1,
-        "judgments of missing queries": 1,
-        "judgments of missing documents": 1,
-        "queries without a relevant document": 1,
-        "judgments that a later one contradicts": 1,
-    }
 
 
 def test_grades_are_whole_numbers_however_they_are_written():
@@ -71,9 +40,3 @@ def test_content_hash_tells_every_part_and_only_the_parts():
         content_hash({"a": "x", "b": "y"}, {"test": graded}),
     ]
     assert len({first, *others}) == 5
-
-
-def test_small_is_fewer_than_50000_documents():
-    ids = tuple(map(str, range(50_000)))
-    assert Collection("x", ids[:-1], ids[:-1], {}, {}).small
-    assert not Collection("x", ids, ids, {}, {}).small

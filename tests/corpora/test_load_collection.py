@@ -18,6 +18,7 @@ from maw_gym.corpora import load_collection
 
 Titled = namedtuple("Titled", "doc_id title text")
 Bare = namedtuple("Bare", "doc_id query_id")
+DOCS = (GenericDoc("1", "one"), GenericDoc("2", "two"))
 
 
 class Body(namedtuple("Body", "doc_id body")):
@@ -41,31 +42,17 @@ class Records:
             yield record
 
 
-def docs(*records):
-    return Records("docs", records)
-
-
-def queries(asked):
-    """A query `q-x` with the text x for every letter x."""
-    return Records(
-        "queries", [GenericQuery(f"q-{q}", q) if isinstance(q, str) else q for q in asked]
-    )
-
-
-def qrels(*judgments):
-    return Records("qrels", [TrecQrel(*judgment, "0") for judgment in judgments])
-
-
-def judged(asked, grade=1):
-    return queries(asked), qrels(*((f"q-{text}", "1", grade) for text in asked))
-
-
-DOCS = docs(GenericDoc("1", "one"), GenericDoc("2", "two"))
-
-
 @pytest.fixture
 def register(monkeypatch):
-    def enter(name, *parts):
+    def enter(name, asked=None, judged=None, docs=DOCS):
+        """Of a letter x the query `q-x`; judgments, or one grade of document 1 for every query."""
+        parts = [Records("docs", docs)]
+        if asked is not None:
+            queries = [GenericQuery(f"q-{x}", x) if isinstance(x, str) else x for x in asked]
+            parts.append(Records("queries", queries))
+        if judged is not None:
+            judged = [(f"q-{x}", "1", judged) for x in asked] if judged in (-1, 0, 1) else judged
+            parts.append(Records("qrels", [TrecQrel(*judgment, "0") for judgment in judged]))
         registered = ir_datasets.registry._registered | {name: Dataset(*parts)}
         monkeypatch.setattr(ir_datasets.registry, "_registered", registered)
 
@@ -77,32 +64,54 @@ def texts(collection):
 
 
 def test_subsets_are_found_from_the_base(register):
-    register("x", DOCS, queries("abcv"))
-    register("x/train", DOCS, *judged("abc"))
-    register("x/dev", DOCS, *judged("v"))
-    register("x/test", DOCS, *judged("cd"))
+    register("x", "abcv")
+    register("x/train", "abc", 1)
+    register("x/dev", "v", 1)
+    register("x/test", "cd", 1)
     collection = load_collection("x")
     assert texts(collection) == {"encoder": "", "train": "ab", "validation": "v", "test": "cd"}
     assert collection.doc_ids == ("1", "2")
     subsets = {"train": "x/train", "validation": "x/dev", "test": "x/test"}
     assert collection.provenance["subsets"] == subsets
-    assert collection.provenance["splits"]["dropped_recurring_texts"] == 1
+    assert collection.provenance["splits"] == {
+        "parts": {"test": 2, "validation": 1, "train": 2},
+        "dropped_recurring_texts": 1,
+        "made": "the collection's own test subset",
+        "outside_test": 3,
+    }
     alone = {"encoder": "", "train": "", "validation": "", "test": "cd"}
     assert texts(load_collection("x/test")) == alone
-    refused("x", "fold 2 of x", fold=2)
 
 
 def test_a_subset_without_judgments_is_not_one(register):
-    register("x", DOCS, *judged("abcdefghl"))
-    register("x/test", DOCS, queries("z"))
+    register("x", "abcdefghl", 1)
+    register("x/test", "z")
     assert texts(load_collection("x", fold=3))["test"] == "bg"
+
+
+def test_folds_over_all_queries_whatever_their_subsets(register):
+    register("x", "abcv")
+    register("x/train", "abcef", 1)
+    register("x/test", "dghl", 1)
+    folds = [load_collection("x", fold, folds=3) for fold in range(3)]
+    # In the order of their hash: d, f, c, b, e, h, l, a, g.
+    assert [set(texts(one)["test"]) for one in folds] == [set("dbl"), set("fea"), set("chg")]
+    assert sorted("".join(texts(folds[0]).values())) == sorted("abcdefghl")
+    made = {"made": "fold 1 of 3 is test", "fold": 1, "folds": 3, "outside_test": 6}
+    assert folds[1].provenance["splits"].items() >= made.items()
+    assert len({one.provenance["content"] for one in folds}) == 3
+    refused("x", "folds must be a whole number of 2 or more, got 1", folds=1)
+    register("y", "ab", 1)
+    refused("y", "none is left for test fold 2", fold=2)
 
 
 def test_texts_ids_and_grades(register):
     records = [Titled("1", "Title", "text"), Titled("2", "", "a \ud800"), Titled(3, None, "alone")]
     records += [Body("4", "inside"), Titled("1", "twice", "")]
-    asked = queries(["a", "b", GenericQuery(7, "seven")])
-    register("x/test", docs(*records), asked, qrels(("q-a", "1", -1), ("q-a", "4", 2), (7, 3, 1.0)))
+    asked = ["a", "b", GenericQuery(7, "seven"), GenericQuery("q-a", "again")]
+    judgments = [("q-a", "1", -1), ("q-a", "4", 3), ("q-a", "4", 2), (7, 3, 1.0)]
+    judgments += [("q-b", "1", 0), ("q-b", "gone", 1), ("unknown", "1", 1)]
+    register("x/test", asked, judgments, records)
     collection = load_collection("x/test")
     assert collection.doc_ids == ("1", "2", "3", "4")
     assert collection.doc_texts == ("Title text", "a \ufffd", "alone", "body inside")
@@ -110,6 +119,10 @@ def test_texts_ids_and_grades(register):
     assert collection.splits["test"] == expected
     assert collection.provenance["dropped"] == {
         "documents with an id seen before": 1,
+        "queries with an id seen before": 1,
+        "judgments that a later one contradicts": 1,
+        "judgments of missing documents": 1,
+        "judgments of missing queries": 1,
         "queries without a relevant document": 1,
     }
 
@@ -130,14 +143,14 @@ def test_texts_ids_and_grades(register):
     ],
 )
 def test_mistakes_are_one_line_with_a_way_out(register, name, parts):
-    register("empty", docs(), *judged("a"))
-    register("irrelevant", DOCS, *judged("a", grade=-1))
-    register("broken", docs(OSError("line one\nline two")), *judged("a"))
-    register("badzip", docs(zipfile.BadZipFile("File is not a zip file")), *judged("a"))
-    register("fieldless", docs({"doc_id": "a", "text": "b"}), *judged("a"))
-    register("tested", DOCS)
-    register("tested/dev", DOCS, *judged("a"))  # no reason to test on it
-    register("tested/test", DOCS, *judged("b", grade=0))
+    register("empty", "a", 1, ())
+    register("irrelevant", "a", -1)
+    register("broken", "a", 1, [OSError("line one\nline two")])
+    register("badzip", "a", 1, [zipfile.BadZipFile("File is not a zip file")])
+    register("fieldless", "a", 1, [{"doc_id": "a", "text": "b"}])
+    register("tested")
+    register("tested/dev", "a", 1)  # no reason to test on it
+    register("tested/test", "b", 0)
     refused(name, *parts)
 
 
@@ -147,56 +160,38 @@ NO_TEXT = "of the dataset has no text: give its class a field `text` or a method
 @pytest.mark.parametrize(
     ("doc", "query", "judgment", "parts"),
     [
-        (Bare("1", ""), "q", None, [f"a Bare {NO_TEXT}"]),
-        (Titled("1", 7, "x"), "q", None, [f"a Titled {NO_TEXT}"]),
-        (None, Bare("", "q"), None, [f"a Bare {NO_TEXT}"]),
-        (None, GenericQuery("q", float("nan")), None, [f"a GenericQuery {NO_TEXT}"]),
-        (GenericDoc(None, "x"), "q", None, ["a document of 'x': an id must be", "got None"]),
-        (GenericDoc("2\0", "x"), "q", None, ["a document of 'x': an id must", r"got '2\x00'"]),
-        (None, GenericQuery(1.5, "x"), None, ["a query of 'x/test': an id must", "got 1.5"]),
-        (None, "q", ("q-q", None, 1), ["a judgment of 'x/test': an id must", "got None"]),
-        (None, "q", ("q-q", "1", None), ["query 'q-q' of 'x/test': a grade must", "got None"]),
+        (Bare("1", ""), "q", 1, [f"a Bare {NO_TEXT}"]),
+        (Titled("1", 7, "x"), "q", 1, [f"a Titled {NO_TEXT}"]),
+        (DOCS[0], Bare("", "q"), 1, [f"a Bare {NO_TEXT}"]),
+        (DOCS[0], GenericQuery("q", float("nan")), 1, [f"a GenericQuery {NO_TEXT}"]),
+        (GenericDoc("2\0", "x"), "q", 1, ["a document of 'x': an id must", r"got '2\x00'"]),
+        (DOCS[0], GenericQuery(1.5, "x"), 1, ["a query of 'x/test': an id must", "got 1.5"]),
+        (DOCS[0], "q", ("q-q", None, 1), ["a judgment of 'x/test': an id must", "got None"]),
+        (DOCS[0], "q", ("q-q", "1", None), ["query 'q-q' of 'x/test': a grade must", "got None"]),
     ],
 )
 def test_records_of_other_types_are_refused(register, doc, query, judgment, parts):
-    register("x", DOCS if doc is None else docs(doc))
-    register("x/test", DOCS, queries([query]), qrels(judgment or ("q-q", "1", 1)))
+    register("x", docs=[doc])
+    register("x/test", [query], [("q-q", "1", 1) if judgment == 1 else judgment])
     refused("x", *parts)
 
 
 def test_a_programming_error_is_not_hidden(register):
-    register("x", docs(TypeError("a mistake")), *judged("a"))
+    register("x", "a", 1, [TypeError("a mistake")])
     with pytest.raises(TypeError, match="a mistake"):
         load_collection("x")
-
-
-def test_folds_over_all_queries_whatever_their_subsets(register):
-    register("x", DOCS, queries("abcv"))
-    register("x/train", DOCS, *judged("abcef"))
-    register("x/test", DOCS, *judged("dghl"))
-    folds = [load_collection("x", fold, folds=3) for fold in range(3)]
-    # In the order of their hash: d, f, c, b, e, h, l, a, g.
-    assert [set(texts(one)["test"]) for one in folds] == [set("dbl"), set("fea"), set("chg")]
-    assert sorted("".join(texts(folds[0]).values())) == sorted("abcdefghl")
-    assert folds[1].provenance["splits"]["made"] == "fold 1 of 3 is test"
-    assert len({one.provenance["content"] for one in folds}) == 3
-    refused("x", "fold must be a whole number from 0 to 2, got 3", fold=3, folds=3)
-    refused("x", "folds must be a whole number of 2 or more, got 1", folds=1)
-    register("y", DOCS, *judged("ab"))
-    refused("y", "none is left for test fold 2", fold=2)
 
 
 def test_settings_of_downloads_and_the_log_are_restored(register, monkeypatch):
     seen = {}
 
-    class Watching(Records):
-        def read(self):
-            seen.update(os.environ)
-            return super().read()
+    def watching():
+        seen.update(os.environ)
+        yield from DOCS
 
     monkeypatch.setenv("IR_DATASETS_DL_TIMEOUT", "77")
     monkeypatch.delenv("IR_DATASETS_DL_TRIES", raising=False)
-    register("x/test", Watching("docs", DOCS.records), *judged("a"))
+    register("x/test", "a", 1, watching())
     filters = list(logging.getLogger("ir_datasets").filters)
     load_collection("x/test")
     assert (seen["IR_DATASETS_DL_TRIES"], seen["IR_DATASETS_DL_TIMEOUT"]) == ("2", "77")

@@ -16,7 +16,6 @@ from maw_gym.corpora import docstrings, is_pydocs, load_collection
 from maw_gym.corpora.docstrings import Docstring, named_packages
 from maw_gym.corpora.pydocs import build, installed_pydocs, near_duplicates, write_pydocs
 from maw_gym.corpora.text import normalised
-from maw_gym.errors import InputError
 
 # sha256 of the normalised text, as a fraction: the side is encoder under .6, train under .8,
 # validation under .85.
@@ -177,17 +176,10 @@ def test_names_that_are_none(installed, name, parts):
 
 def test_what_was_read_is_cached_and_sources_are_the_key(installed, home, monkeypatch):
     first = installed_pydocs("pydocs:left,right")
-    (path,) = cache_files(home)
-    stored = path.read_bytes()
     installed_pydocs.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(docstrings, "read_docstrings", lambda *_: pytest.fail("read again"))
         assert installed_pydocs("pydocs:left,right") == first
-    for damaged in (None, stored[:99]):
-        installed_pydocs.cache_clear()
-        path.unlink() if damaged is None else path.write_bytes(damaged)
-        assert installed_pydocs("pydocs:left,right") == first
-        assert path.read_bytes() == stored
     (installed / "left" / "e.py").write_text(f'"""{SUM}\n\n{unlike("e")}\n"""\n')
     installed_pydocs.cache_clear()
     assert "left.e" in installed_pydocs("pydocs:left,right").docs
@@ -196,12 +188,6 @@ def test_what_was_read_is_cached_and_sources_are_the_key(installed, home, monkey
     forget()
     assert installed_pydocs("pydocs:left,right").provenance["versions"]["right"] == "1.6"
     assert len(cache_files(home)) == 3
-
-
-def test_without_a_place_for_the_cache_one_line_says_so(installed, home):
-    home.write_text("a file, not a folder")
-    with pytest.raises(InputError, match=r"^the cache .*pydocs cannot be written: Not a directory"):
-        installed_pydocs("pydocs:left")
 
 
 def test_the_cache_file_serves_where_the_packages_are_not(installed, home, monkeypatch):
@@ -238,9 +224,7 @@ WHOLE = {
     ("content", "reason"),
     [
         ([], "5 validation errors for Pydocs"),
-        (WHOLE | {"docs": {"a": 1}}, "1 validation error for Pydocs"),
         (WHOLE | {"docs": {"a": "\ud800"}}, "1 validation error"),
-        (WHOLE | {"queries": 7}, "1 validation error"),
         (WHOLE | {"queries": {"q": "text", "r": "text"}}, "not every query has documents"),
         (WHOLE | {"relevance": {"q": ["b"]}}, "query 'q' has no documents"),
         (WHOLE | {"relevance": {"q": []}}, "query 'q' has no documents"),

@@ -54,6 +54,8 @@ MARKS = ("learn C#", "LEARN  C++", "🙂", "दिन"), ("learn C++", "🍕", "
             {"train": ["A!", "b", "c", "same", "Same"], "validation": "Bva", "test": "a"},
             *("", ["c", "same", "Same"], "Bv", "a"),
         ),
+        # In the order of their hash, see below: d, f, c, b, e, a; equal texts are never parted.
+        ({"all": ["a", "A", "a.", *"bcd", "D", *"ef"]}, "", "bcf", "e", ["a", "A", "a.", "d", "D"]),
         # C++ in capitals alone: texts that differ in symbols or marks are different.
         (
             {"train": MARKS[0], "validation": "v", "test": MARKS[1]},
@@ -63,19 +65,6 @@ MARKS = ("learn C#", "LEARN  C++", "🙂", "दिन"), ("learn C++", "🍕", "
 )
 def test_parts_and_what_is_missing(parts, encoder, train, validation, test):
     assert divided(parts, 0) == [list(texts) for texts in (encoder, train, validation, test)]
-
-
-def test_what_was_done_is_told():
-    parts = {"train": queries(["A!", "b"]), "validation": queries("B"), "test": queries("a")}
-    assert divide(parts, 0)[1] == {
-        "parts": {"test": 1, "validation": 1},
-        "dropped_recurring_texts": 2,
-        "made": "the collection's own test subset",
-        "outside_test": 1,
-    }
-    notes = divide({"all": queries("abcdefghl")}, 2, 3)[1]
-    assert notes["made"] == "fold 2 of 3 is test"
-    assert (notes["fold"], notes["folds"], notes["outside_test"]) == (2, 3, 6)
 
 
 # In the order of their hash: d .096, f .145, c .18, b .243, e .248, h .667, l .675, a .79, g .80
@@ -97,12 +86,6 @@ def test_folds_deal_the_texts_in_the_order_of_their_hash(
     found = [joined(parts, fold, folds, twins) for fold in range(len(tests))]
     assert [splits[3] for splits in found] == tests
     assert found[fold_of_rest][:3] == rest
-
-
-def test_equal_texts_are_never_parted():
-    splits = divided({"all": ["a", "A", "a.", "b", "c", "d", "D", "e", "f"]}, 0)
-    for group in ({"a", "A", "a."}, {"d", "D"}):
-        assert sum(bool(group & set(split)) for split in splits) == 1
 
 
 def test_500_queries_outside_test_are_divided_by_their_hash():

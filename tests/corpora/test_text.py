@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from maw_gym.corpora.text import comparable, encodable, normal, normalised, words
+from maw_gym.corpora.text import comparable, encodable, normal, words
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,6 @@ def test_texts_that_ask_for_the_same(one, other):
 )
 def test_texts_that_differ_in_symbols_or_marks_are_different(texts):
     assert len({comparable(text) for text in texts}) == len(texts)
-
-
-def test_normalised_keeps_lower_case_words():
-    assert normalised("  Return the\tX_1-value (of «ÉTÉ»)! ") == "return the x_1 value of été"
 
 
 @pytest.mark.parametrize(

@@ -55,14 +55,11 @@ def test_rankings_by_hand(texts, queries, k, found):
     assert index_of(*texts).rank(queries, k).documents.tolist() == found
 
 
-@pytest.mark.parametrize("texts", [("wing jet", "Wings wing rudder", "tail"), ("", "the")])
-def test_an_index_is_saved_and_read(tmp_path, texts):
-    index = index_of(*texts)
-    index.save(tmp_path)
-    read = BM25.load(tmp_path, [f"d{row}" for row in range(len(texts))])
-    np.testing.assert_array_equal(read.scores("wing tail"), index.scores("wing tail"))
-    with pytest.raises(DamagedFileError, match=f"5 document ids for {len(texts)} texts"):
-        BM25.load(tmp_path, list("abcde"))
+def test_an_index_without_a_word_is_saved_and_read(tmp_path):
+    index_of("", "the").save(tmp_path)
+    assert BM25.load(tmp_path, ["a", "b"]).scores("wing the").tolist() == [0, 0]
+    with pytest.raises(DamagedFileError, match="1 document ids for 2 texts"):
+        BM25.load(tmp_path, ["a"])
 
 
 # d0 to d3 in trec_eval's order of equal scores: ids descending.

@@ -1,22 +1,7 @@
-import pytest
 import torch
 
 from maw_gym.corpora.collection import QuerySet
-from maw_gym.errors import InputError
-from maw_gym.retrieval.documents import DocumentIndex, equal_documents, top
-
-
-def test_top_breaks_ties_inside_and_across_the_cut():
-    scores = torch.tensor([[1.0, 3.0, 1.0, 1.0, 2.0], [0.0, -0.0] + [0.0] * 3])
-    tie_rank = torch.tensor([4, 0, 3, 1, 2])
-    values, columns = top(scores, tie_rank, 3)
-    assert values.tolist() == [[3, 2, 1], [0, 0, 0]]
-    assert columns.tolist() == [[1, 4, 3], [1, 3, 4]]
-    assert top(-scores, tie_rank, 3)[1].tolist() == [[3, 2, 0], [1, 3, 4]]
-    assert top(scores, tie_rank, 9)[1].tolist() == [[1, 4, 3, 2, 0], [1, 3, 4, 2, 0]]
-    # Each row with ties of its own.
-    ties = torch.stack([tie_rank, -tie_rank])
-    assert top(scores[1:].expand(2, -1), ties, 2)[1].tolist() == [[1, 3], [0, 2]]
+from maw_gym.retrieval.documents import DocumentIndex, equal_documents
 
 
 def test_equal_rows_are_equal_to_the_first_of_them_and_near_ones_are_not():
@@ -44,19 +29,3 @@ def test_relevant_keeps_positive_grades_of_known_documents():
     first, second = index.relevant(queries)
     assert (first.documents.tolist(), first.grades.tolist(), first.own) == ([2], [2], -1)
     assert (second.documents.tolist(), second.own) == ([], 1)
-
-
-@pytest.mark.parametrize(
-    ("ids", "vectors", "message"),
-    [
-        (["a", "b"], torch.eye(3), "2 ids for embeddings of shape"),
-        (["a", "a"], torch.eye(2), "document ids must differ; 'a' is given 2 times"),
-        ([], torch.zeros(0, 2), "0 document ids"),
-        (["a", "b"], torch.tensor([[1.0], [torch.nan]]), "document embeddings must be finite"),
-        (["a", "b"], torch.tensor([[1.0], [-torch.inf]]), "document embeddings must be finite"),
-    ],
-)
-def test_what_is_no_index_is_refused(ids, vectors, message):
-    with pytest.raises(InputError if "must" in message or "0 doc" in message else ValueError) as e:
-        DocumentIndex(ids, vectors)
-    assert message in str(e.value)

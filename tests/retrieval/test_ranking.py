@@ -8,9 +8,10 @@ import pytrec_eval
 import torch
 from lattice import Lattice
 
+from maw_gym.errors import InputError
+from maw_gym.retrieval import ranking
 from maw_gym.retrieval.documents import DocumentIndex, Relevant
 from maw_gym.retrieval.ranking import STATISTICS, ranking_statistics, rankings_of_depths
-from maw_gym.retrieval.search import rank
 
 
 def judged(**grades):
@@ -49,6 +50,9 @@ def test_ndcg_by_hand():
     relevant = [judged(d9=1), judged(d10=1), judged(d0=1, d1=1, d2=1), judged()]
     found = rankings_of_depths(index, queries, relevant).ndcg[:, 0].tolist()
     assert found == [pytest.approx(1 / math.log2(11), abs=1e-7), 0, 1, 0]
+    assert rankings_of_depths(index, torch.zeros(0, 3, 20), []).ndcg.shape == (0, 3)
+    with pytest.raises(InputError, match="query embeddings must be finite"):
+        rankings_of_depths(index, queries * math.nan, relevant)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -77,65 +81,22 @@ def test_alignment_is_trec_evals_under_ties_and_grades(seed, whole):
 
 
 @pytest.mark.parametrize(("levels", "apart"), [(2, 0.1), (100, 0.0), (100, 10.0), (10**6, 0.1)])
-def test_many_documents_are_ranked_as_sorting_ranks_them(levels, apart):
-    """Depths that are the same, alike and quite different; with many ties, some and hardly any.
-
-    Several blocks of queries, and more documents than are looked at for all depths together.
-    """
+def test_the_shared_look_at_all_depths_finds_what_looking_at_each_does(levels, apart, monkeypatch):
+    """Depths that are the same, alike and quite different; with many ties, some and hardly any."""
     generator = torch.Generator().manual_seed(levels)
-    queries = torch.randn(70, 1, 1100, generator=generator).expand(-1, 32, -1)
+    queries = torch.randn(70, 1, 1100, generator=generator).expand(-1, 32, -1)  # several blocks
     queries = queries + apart * torch.randn(70, 32, 1100, generator=generator)
     queries = (queries * levels).round() / (levels * 100 * (1 + apart))  # cosines below 1
-    ids = [str(number) for number in torch.randperm(1100, generator=generator).tolist()]
-    index = axes(*ids)
+    index = axes(*map(str, torch.randperm(1100, generator=generator).tolist()))
     relevant = [judged(**{f"d{d}": 1 for d in range(row, 1100, 9)}) for row in range(70)]
     found = rankings_of_depths(index, queries, relevant)
-    by_tie = torch.from_numpy(index.tie_order)
-    values, order = queries[..., by_tie].sort(dim=-1, descending=True, stable=True)
-    hits = torch.stack([torch.isin(by_tie, torch.from_numpy(one.documents)) for one in relevant])
-    first = hits[:, None].expand(-1, 32, -1).gather(2, order[..., :10]).double()
-    expected = (first / torch.arange(2, 12).log2()).sum(-1) / (1 / torch.arange(2, 12).log2()).sum()
-    torch.testing.assert_close(found.ndcg, expected.float(), rtol=0, atol=1e-6)
-    numbers = dict(zip(STATISTICS, found.statistics.view(70, 11, 32).unbind(1), strict=True))
-    for name, top in (("first", values[..., 0]), ("mean of fifty", values[..., :50].mean(-1))):
-        torch.testing.assert_close(numbers[name], top, rtol=0, atol=1e-6)
-    leaders = order[..., 0]
-    same = (leaders[:, :, None] == leaders[:, None]).float().mean(-1)
-    torch.testing.assert_close(numbers["same first"], same)
     # All documents as candidates are the whole collection.
     listed = rankings_of_depths(index, queries[:3], relevant[:3], [np.arange(1100)] * 3)
-    for one, other in zip(listed, found, strict=True):
-        torch.testing.assert_close(one, other[:3], rtol=1e-5, atol=1e-5)
-
-
-def test_empty_documents_rank_last_and_an_empty_query_ranks_by_id():
-    docs = torch.tensor([[0.0, 0.0], [-1.0, 0.0], [-0.0, 0.0], [1.0, 0.0]])
-    index = DocumentIndex(["d", "c", "b", "a"], docs)
-    queries = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    for lists in (None, [np.arange(4)] * 2):
-        scores, documents = rank(index, queries, 4, lists)
-        assert documents.tolist() == [[3, 1, 0, 2], [1, 3, 0, 2]]
-        assert scores.tolist() == [[1, -1, -2, -2], [0, 0, -2, -2]]
-    relevant = [judged(d0=1), judged(d3=1)]
-    ndcg, listwise, _ = rankings_of_depths(index, queries[:, None], relevant)
-    # The empty document is third, the other one second.
-    assert ndcg[:, 0].tolist() == pytest.approx([0.5, 1 / math.log2(3)])
-    assert listwise[:, 0].tolist() == pytest.approx([0, 0.5], abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("scale", "relevant", "lists", "message"),
-    [
-        (1, 2, [np.array([0])], "1 lists of candidates for 2 queries"),
-        (1, 0, None, "0 lists of relevant for 2 queries"),
-        (math.nan, 2, None, "query embeddings must be finite"),
-    ],
-)
-def test_bad_input_is_refused_and_no_queries_are_no_mistake(scale, relevant, lists, message):
-    index = axes("a", "b")
-    with pytest.raises(ValueError, match=message):
-        rankings_of_depths(index, torch.eye(2)[:, None] * scale, [judged()] * relevant, lists)
-    assert rankings_of_depths(index, torch.zeros(0, 3, 2), []).ndcg.shape == (0, 3)
+    monkeypatch.setattr(ranking, "SHARED", 1100)
+    each = rankings_of_depths(index, queries, relevant)
+    for one, other, candidates in zip(found, each, listed, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(candidates, one[:3], rtol=1e-5, atol=1e-5)
 
 
 FALLING, TWELVE = [(9 - row) / 10 for row in range(12)], list(range(12))  # .9, .8, ..., -.2

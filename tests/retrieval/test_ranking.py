@@ -80,10 +80,10 @@ def test_alignment_is_trec_evals_under_ties_and_grades(seed, whole):
     assert 0.05 < ndcg.mean() < 0.95
 
 
-@pytest.mark.parametrize(("levels", "apart"), [(2, 0.1), (100, 0.0), (100, 10.0), (10**6, 0.1)])
+@pytest.mark.parametrize(("levels", "apart"), [(0.5, 0.5), (100, 0.0), (100, 10.0), (10**6, 0.1)])
 def test_the_shared_look_at_all_depths_finds_what_looking_at_each_does(levels, apart, monkeypatch):
     """Depths that are the same, alike and quite different; with many ties, some and hardly any."""
-    generator = torch.Generator().manual_seed(levels)
+    generator = torch.Generator().manual_seed(0)
     queries = torch.randn(70, 1, 1100, generator=generator).expand(-1, 32, -1)  # several blocks
     queries = queries + apart * torch.randn(70, 32, 1100, generator=generator)
     queries = (queries * levels).round() / (levels * 100 * (1 + apart))  # cosines below 1

@@ -25,6 +25,7 @@ from maw_gym.files import (
 )
 from maw_gym.retrieval.bm25 import BM25, Words, hybrid_ranking
 from maw_gym.retrieval.documents import DocumentIndex, Integers, steps
+from maw_gym.retrieval.ranking import LONG, SHORT, ranking_statistics
 from maw_gym.retrieval.search import MARGIN, Ranking, rank, rank_together
 
 KIND: Final = "search index"
@@ -114,6 +115,13 @@ class SearchIndex:
         if self.bm25 is None:
             raise InputError("this index has no BM25; index the documents with hybrid=True")
         return hybrid_ranking(documents, self.bm25, nearest, embeddings, texts, k, weight)
+
+    def statistics(self, embeddings: Tensor) -> Tensor:
+        """What searches by the embeddings (B, D, h) of every depth find; `ranking_statistics`."""
+        mean = torch.nn.functional.normalize(embeddings.mean(1), dim=-1)
+        found = self.rank(embeddings.flatten(0, 1), LONG)
+        scores, documents = (part.view(*embeddings.shape[:2], -1) for part in found)
+        return ranking_statistics(scores, documents, self.rank(mean, SHORT).documents)
 
     def changed(
         self, kept: Integers, ids: Sequence[str], vectors: Tensor, texts: Sequence[str]

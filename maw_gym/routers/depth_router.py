@@ -3,15 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maw_gym import files
-from maw_gym.errors import InputError, one_of
+from maw_gym.errors import InputError, one_of, shown
 from maw_gym.tables.depth_table import checked_blocks
 
 ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -113,6 +114,32 @@ class DepthRouter(nn.Module):
         if deterministic:
             return logits.argmax(-1).cpu().numpy(), None
         return torch.distributions.Categorical(logits=logits).sample().cpu().numpy(), None
+
+
+class ModelRouter:
+    """A model of Stable-Baselines3 in the place of a `DepthRouter`."""
+
+    def __init__(self, model: Any, observation: tuple[str, ...], settings: dict[str, Any]) -> None:
+        self.model, self.observation, self.settings = model, observation, settings
+        actions = getattr(model, "action_space", None)
+        seen = getattr(model, "observation_space", None)
+        if not isinstance(actions, Discrete) or actions.start != 0 or not isinstance(seen, Box):
+            raise InputError(
+                f"depths are Discrete actions from 0; this model has {shown(actions)} and observes"
+                f" {shown(seen)}, not a Box"
+            )
+        self.inputs, self.depths = int(np.prod(seen.shape)), int(actions.n)
+
+    def predict(self, observation: NDArray[np.float32]) -> tuple[NDArray[np.int64], None]:
+        """Depths (B,) of observations (B, O)."""
+        if not len(observation):
+            return np.zeros(0, np.int64), None
+        return np.asarray(self.model.predict(observation, deterministic=True)[0], np.int64), None
+
+    def to(self, device: torch.device | str) -> Self:
+        """Itself: a model stays where it is."""
+        del device
+        return self
 
 
 def depth_features(observation: Tensor, depths: int) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any, Final, Self
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -22,18 +21,16 @@ from maw_gym.files import MANIFEST, expanded, written_folder
 from maw_gym.retrieval.bm25 import WEIGHT, Words
 from maw_gym.retrieval.documents import DocumentIndex, check_finite, check_ids, steps
 from maw_gym.retrieval.index import EXACT, SearchIndex
-from maw_gym.retrieval.ranking import LONG, SHORT, ranking_statistics
-from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
+from maw_gym.routers.depth_router import DepthRouter, ModelRouter, load_router, save_router
 from maw_gym.tables.depth_table import Seen, checked_blocks, nothing_observed, observed
 from maw_gym.tables.task import RetrievalTask, resolve_device
 
 ENCODER_FILE: Final = "encoder.safetensors"
 ROUTER_FILE: Final = "router.safetensors"
 INDEX: Final = "index"  # folder of the documents to search
-BATCH: Final = 4096  # texts looked at at once
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16}
 Vectors = NDArray[np.float32] | Tensor
-MTEB_ARGUMENTS: Final = {"task_name", "task_metadata", "hf_split", "hf_subset"}
+IGNORED: Final = {"normalize_embeddings", "task_name", "task_metadata", "hf_split", "hf_subset"}
 
 
 class RoutedEncoder:
@@ -47,6 +44,7 @@ class RoutedEncoder:
 
     Attributes:
         documents: what `search` searches, None before `index` or `load`.
+        prompts: what goes before every "query" and "document", as the text encoder was trained.
         hybrid_weight: of the cosines beside BM25 in a hybrid search, chosen on validation queries
             where the run has done so, else 0.5.
 
@@ -61,7 +59,7 @@ class RoutedEncoder:
     def __init__(
         self,
         embedder: Embedder,
-        router: "DepthRouter | _PolicyRouter",
+        router: DepthRouter | ModelRouter,
         dataset: str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -75,21 +73,17 @@ class RoutedEncoder:
         self.router: Any = router.to(device)
         self.dataset = dataset
         self.documents: SearchIndex | None = None
+        self.prompts = {kind: prompt_of(embedder.text, kind) for kind in ("query", "document")}
         weight = router.settings.get("hybrid_weight", WEIGHT)
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
             raise InputError(f"hybrid_weight of a router must lie in [0, 1], got {shown(weight)}")
         self.hybrid_weight = float(weight)
-        inputs, depths = self.observe([]).shape[1], self.embedder.maw.depths
-        if (inputs, depths) != (router.inputs, router.depths):
+        inputs = sum(nothing_observed(name, embedder).shape[1] for name in router.observation)
+        if (inputs, embedder.maw.depths) != (router.inputs, router.depths):
             raise InputError(
-                f"this router has {router.inputs} inputs and {router.depths}"
-                f" depths; the encoder gives {inputs} and has {depths}"
+                f"this router has {router.inputs} inputs and {router.depths} depths; the encoder"
+                f" gives {inputs} and has {embedder.maw.depths}"
             )
-
-    @property
-    def prompts(self) -> dict[str, str]:
-        """What goes before every "query" and "document", as the text encoder was trained."""
-        return {kind: prompt_of(self.embedder.text, kind) for kind in ("query", "document")}
 
     @classmethod
     def from_run(cls, path: str | Path, device: str = "auto") -> Self:
@@ -120,7 +114,7 @@ class RoutedEncoder:
             observation: blocks of the model's observation, in order.
         """
         encoder = task.embedder.fingerprint()
-        router = _PolicyRouter(model, checked_blocks(observation), {"encoder": encoder})
+        router = ModelRouter(model, checked_blocks(observation), {"encoder": encoder})
         routed = cls(task.embedder, router, task.collection.name, task.device)
         routed.documents = SearchIndex(task.index, encoder, texts=task.collection.doc_texts)
         return routed
@@ -137,11 +131,10 @@ class RoutedEncoder:
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        batch_size: int = BATCH,
+        batch_size: int = 4096,
         show_progress_bar: bool | None = False,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
-        normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
         device: torch.device | str | None = None,
         prompt_type: Any = None,
@@ -159,18 +152,15 @@ class RoutedEncoder:
             show_progress_bar: over batches.
             convert_to_numpy: an array; a list of tensors where this and the next are False.
             convert_to_tensor: a tensor on the encoder's device in the place of an array.
-            normalize_embeddings: makes no difference, they always are.
             truncate_dim: how many of the h numbers to keep; None keeps all.
             device: where to compute from now on, see `to`.
             prompt_type: MTEB's word for `prompt_name`.
-            about: MTEB's words on its task, which make no difference.
+            about: `normalize_embeddings`, which they always are, and MTEB's words on its task.
 
         Returns:
-            (h,) for one text, (N, h) for several; float32, of unit length, zero for a text without
-            tokens.
+            (h,) for one text, (N, h) for several; float32, of unit length, zero without tokens.
         """
-        del normalize_embeddings
-        if unknown := about.keys() - MTEB_ARGUMENTS:
+        if unknown := about.keys() - IGNORED:
             raise TypeError(f"encode() got an unexpected argument {min(unknown)!r}")
         if device is not None:
             self.to(device)
@@ -188,12 +178,10 @@ class RoutedEncoder:
         check_finite(embeddings, "text")
         if truncate_dim is not None:
             embeddings = torch.nn.functional.normalize(embeddings[:, :truncate_dim], dim=1)
-        embeddings = embeddings[0] if isinstance(texts, str) else embeddings
-        if convert_to_tensor:
-            return embeddings
-        if convert_to_numpy:
-            return embeddings.cpu().numpy()
-        return embeddings if isinstance(texts, str) else list(embeddings)
+        found = embeddings[0] if isinstance(texts, str) else embeddings
+        if convert_to_numpy and not convert_to_tensor:
+            return found.cpu().numpy()
+        return found if convert_to_tensor or isinstance(texts, str) else list(found)
 
     def encode_query(self, texts: str | Iterable[Any], **how: Any) -> Any:
         """Embeddings of queries, each through the depth that the router chooses; see `encode`."""
@@ -214,8 +202,7 @@ class RoutedEncoder:
 
     def route(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """The depths (N,) that queries are encoded through."""
-        depths: NDArray[np.int64] = self.router.predict(self.observe(texts))[0]
-        return depths
+        return np.asarray(self.router.predict(self.observe(texts))[0])
 
     def similarity(self, queries: Vectors, documents: Vectors) -> Tensor:
         """Cosines (A, B) of embeddings (A, h) and (B, h); a single one (h,) counts as one row."""
@@ -250,9 +237,8 @@ class RoutedEncoder:
         Args:
             doc_ids: N different ids.
             texts: N texts.
-            index: "exact", or for approximate search "faiss:" and a string of FAISS's index
-                factory, whose numbers are 2 or more: "faiss:HNSW32". Behind a semicolon may stand
-                parameters of the search: "faiss:IVF1024,Flat;nprobe=16".
+            index: "exact", or "faiss:" and a string of FAISS's index factory, whose numbers are 2
+                or more, and parameters of the search: "faiss:HNSW32", "faiss:IVF9,Flat;nprobe=2".
             hybrid: count words too, for `search(..., hybrid=True)`.
             store: hold the texts, for `search(..., texts=True)`, `add` and `remove`.
             folder: where the index is written, in the place of one that is there, and mapped from;
@@ -268,19 +254,16 @@ class RoutedEncoder:
             check_ids(doc_ids)
         if index != EXACT and not index.startswith("faiss:"):
             raise InputError(f"unknown index {index!r}; give 'exact' or 'faiss:' and a factory")
-        words, stored = Words() if hybrid else None, list[str]() if store else None
-        see = [
-            *([] if words is None else [words.add]),
-            *([] if stored is None else [stored.extend]),
-        ]
+        words, stored = Words(), list[str]()
+        see: list[Callable[[list[str]], object]] = [words.add] * hybrid + [stored.extend] * store
         ids, vectors = encoded_documents(self.embedder, doc_ids, texts, DTYPES[dtype], see)
-        place = None if folder is None else expanded(folder)
-        device = self.embedder.device
+        place, device = None if folder is None else expanded(folder), self.embedder.device
         made = [DocumentIndex(ids, vectors if place else vectors.to(device), device)]
         del vectors
+        counted, held = words if hybrid else None, stored if store else None
         encoder = self.embedder.fingerprint()
         # Handed over: what was written is mapped after the vectors in memory are gone.
-        self.documents = SearchIndex.of(made.pop(), encoder, words, index, place, stored)
+        self.documents = SearchIndex.of(made.pop(), encoder, counted, index, place, held)
         return self
 
     def add(self, doc_ids: Sequence[str], texts: Sequence[str]) -> Self:
@@ -288,13 +271,11 @@ class RoutedEncoder:
 
         Where words are counted the texts of all documents have to be stored.
         """
-        there = self._indexed()
+        old = self._indexed().documents
         doc_ids, texts = checked_texts(doc_ids, "document ids"), checked_texts(texts)
-        check_ids([*there.documents.doc_ids, *doc_ids])
-        dtype = there.documents.vectors.dtype
-        ids, vectors = encoded_documents(self.embedder, doc_ids, texts, dtype)
-        everything = np.arange(len(there.documents))
-        self.documents = there.changed(everything, ids, vectors, texts)
+        check_ids([*old.doc_ids, *doc_ids])
+        ids, vectors = encoded_documents(self.embedder, doc_ids, texts, old.vectors.dtype)
+        self.documents = self._indexed().changed(np.arange(len(old)), ids, vectors, texts)
         return self
 
     def remove(self, doc_ids: Iterable[str]) -> Self:
@@ -356,15 +337,15 @@ class RoutedEncoder:
         with written_folder(place / INDEX, MANIFEST) as temporary:
             if self.documents is not None:
                 self.documents.write(temporary)
-            index = {path.name for path in temporary.iterdir()}
+            index = set(temporary.iterdir())
             save_embedder(temporary / ENCODER_FILE, self.embedder, {})
             save_router(temporary / ROUTER_FILE, self.router)
-            for path in sorted(temporary.iterdir()):  # whatever can fail has been done
+            # Whatever can fail has been done.
+            for path in sorted(set(temporary.iterdir()) - index):
                 target = place / path.name
-                if path.name not in index:
-                    if target.is_dir():  # of a transformer, whose name is a key of its content
-                        rmtree(target)
-                    path.replace(target)
+                if target.is_dir():  # of a transformer, whose name is a key of its content
+                    rmtree(target)
+                path.replace(target)
         if self.documents is None:
             rmtree(place / INDEX)
 
@@ -375,11 +356,10 @@ class RoutedEncoder:
         place = expanded(folder) / INDEX
         if place.exists():
             encoder = routed.embedder.fingerprint()
-            found = SearchIndex.load(place, encoder, routed.embedder.device)
-            width = found.documents.vectors.shape[1]
+            routed.documents = SearchIndex.load(place, encoder, routed.embedder.device)
+            width = routed.documents.documents.vectors.shape[1]
             if width != routed.embedder.text.width:
                 raise DamagedFileError(f"{place} holds no index: its vectors have {width} numbers")
-            routed.documents = found
         return routed
 
     def _indexed(self) -> SearchIndex:
@@ -397,52 +377,17 @@ class RoutedEncoder:
     def _observed(self, ids: list[list[int]]) -> NDArray[np.float32]:
         """Observations (N, O) of queries given as token ids."""
         embedder, blocks = self.embedder, self.router.observation
-        if not ids:
-            return np.concatenate([nothing_observed(name, embedder) for name in blocks], axis=1)
-
-        def search(embeddings: Tensor) -> Tensor:  # (B, D, h)
-            there, mean = self._indexed(), torch.nn.functional.normalize(embeddings.mean(1), dim=-1)
-            found = there.rank(embeddings.flatten(0, 1), LONG)
-            scores, names = (part.view(*embeddings.shape[:2], -1) for part in found)
-            return ranking_statistics(scores, names, there.rank(mean, SHORT).documents)
-
-        rows: dict[int, NDArray[np.float32]] = {}
+        result = np.zeros((len(ids), self.router.inputs), np.float32)
         for places, batch, mask in embedder.batches(ids, embedder.statistics_tokens):
-            seen = Seen(embedder, batch, mask, search)
+            seen = Seen(embedder, batch, mask, lambda of: self._indexed().statistics(of))
             found = np.concatenate([observed(name, seen) for name in blocks], axis=1)
-            rows |= zip(places.tolist(), found, strict=True)
-        return np.stack([rows[place] for place in range(len(ids))])
-
-
-class _PolicyRouter:
-    """A model of Stable-Baselines3 in the place of a `DepthRouter`."""
-
-    def __init__(self, model: Any, observation: tuple[str, ...], settings: dict[str, Any]) -> None:
-        self.model, self.observation, self.settings = model, observation, settings
-        actions = getattr(model, "action_space", None)
-        seen = getattr(model, "observation_space", None)
-        if not isinstance(actions, Discrete) or actions.start != 0 or not isinstance(seen, Box):
-            raise InputError(
-                f"depths are Discrete actions from 0; this model has {shown(actions)} and observes"
-                f" {shown(seen)}, not a Box"
-            )
-        self.inputs, self.depths = int(np.prod(seen.shape)), int(actions.n)
-
-    def predict(self, observation: NDArray[np.float32]) -> tuple[NDArray[np.int64], None]:
-        """Depths (B,) of observations (B, O)."""
-        if not len(observation):
-            return np.zeros(0, np.int64), None
-        return np.asarray(self.model.predict(observation, deterministic=True)[0], np.int64), None
-
-    def to(self, device: torch.device | str) -> Self:
-        """Itself: a model stays where it is."""
-        del device
-        return self
+            result[places.tolist()] = found
+        return result
 
 
 def _texts(given: Iterable[Any]) -> list[str]:
     """Texts, some of which may come in MTEB's batches."""
-    if isinstance(given, Iterable) and not isinstance(given, (str, Mapping)):
+    if isinstance(given, Iterable) and not isinstance(given, Mapping):
         given = list(given)
         if given and all(isinstance(one, Mapping) and "text" in one for one in given):
             given = [text for batch in given for text in checked_texts(batch["text"])]

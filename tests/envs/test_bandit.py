@@ -23,19 +23,13 @@ def test_what_it_owns():
     assert BANDIT.terms["alignment"].tolist() == TABLE.ndcg.tolist()
 
 
-def test_of_equal_depths_the_smallest_is_best():
+def test_the_best_depths_of_equal_ones_the_smallest():
     listwise = Bandit(TABLE, reward=RewardSpec((0, 0, 1), "listwise"))
     # Rows .1 .2 .3 .4; .5 .5 .5 .5; 1 0 0 0.
     assert listwise.oracle.tolist() == [3, 0, 0]
     entropy = Bandit(random_table(2, 3), reward=RewardSpec((1, 0, 0)))
     entropy.rewards = np.array([[0.0, 1.0, 0.5], [0.2, 0.0, 0.5]], np.float32)  # means .1 .5 .5
     assert entropy.best_fixed() == 1
-
-
-def test_the_best_fixed_depth_by_hand():
-    # Mean rewards of the depths: 1.3 / 3, 1.3 / 3, 1.3 / 3, 1.26 / 3; entropy alone: depth 3.
-    assert BANDIT.best_fixed() in (0, 1, 2)
-    assert Bandit(TABLE, reward=RewardSpec((1, 0, 0))).best_fixed() == 3
     with pytest.raises(InputError, match=r"^there is no query to choose a depth on"):
         Bandit(random_table(0, 4)).best_fixed()
 
@@ -83,9 +77,7 @@ def test_arrays_are_read_only_in_copies_too():
 def test_the_reward_by_hand():
     terms = np.array([[0.0, 0.2, 1.0], [1.0, 0.8, 0.1], [0.0, 0.5, 0.25]])
     assert RewardSpec().blend(*terms) == pytest.approx([0.3, 0.5, 0.43], abs=1e-15)
-    assert RewardSpec([0, 0, 2]).blend(*terms) == pytest.approx([0, 1, 0.5], abs=1e-15)
     assert NDCG.of(TABLE).tolist() == TABLE.ndcg.tolist()  # to the bit
-    assert RewardSpec((0, 0, 1), "listwise").of(TABLE).tolist() == TABLE.listwise.tolist()
     # 0.2 of entropy 0.6, 0.3 of focus 0.4, 0.5 of listwise 0.3
     blended = RewardSpec((0.2, 0.3, 0.5), "listwise").of(TABLE)
     assert blended[0, 2] == pytest.approx(0.39, abs=1e-6)
@@ -106,10 +98,8 @@ def test_unusable_weights_are_shown_with_a_usable_example(weights):
 
 
 def test_weights_may_be_any_sequence_of_numbers():
-    assert RewardSpec([1, 0, 2]).weights == (1.0, 0.0, 2.0)
     assert RewardSpec(np.array([0.5, 0.25, 0.25])).weights == (0.5, 0.25, 0.25)
     assert RewardSpec((1e6, 0, 1e-300)).weights == (1e6, 0.0, 1e-300)
-    assert RewardSpec(weights=[0.3, 0.3, 0.4], alignment="ndcg") == RewardSpec()
     assert len({RewardSpec([1, 0, 2]), RewardSpec((1, 0, 2))}) == 1
     with pytest.raises(InputError, match=r"^unknown alignment 'map'; choose one of ndcg, listwise"):
         RewardSpec(alignment="map")

@@ -1,16 +1,13 @@
 import copy
-import itertools
-import warnings
 from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as wrappers
-from hand_made import APPLE, BERRY, CHERRY, REGRET, REWARD, TABLE, random_table
+from hand_made import APPLE, BERRY, CHERRY, REWARD, TABLE, random_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +31,9 @@ def queries(infos):
 
 def test_same_step_autoreset_by_hand():
     envs = walking(2)
+    assert envs.metadata["autoreset_mode"] is envs.autoreset_mode is SAME_STEP
     observations, infos = envs.reset(seed=0)
+    assert observations in envs.observation_space
     assert observations.argmax(axis=1).tolist() == queries(infos) == [0, 1]
     observations, rewards, terminations, truncations, infos = envs.step(np.array([2, 3]))
     assert rewards == pytest.approx([0.7, 0.33], abs=1e-7)
@@ -43,9 +42,6 @@ def test_same_step_autoreset_by_hand():
     assert infos["final_obs"].argmax(axis=1).tolist() == [0, 1]
     final = infos["final_info"]
     assert envs.query_ids[final["query"]].tolist() == [APPLE, BERRY]
-    assert final["entropy"] == pytest.approx([0.6, 0.9], abs=1e-7)
-    assert final["focus"] == pytest.approx([0.4, 0.2], abs=1e-7)
-    assert final["alignment"] == pytest.approx([1.0, 0.0], abs=1e-7)
     assert final["regret"] == pytest.approx([0.0, 0.37], abs=1e-7)
     _, rewards, *_, infos = envs.step(np.array([0, 1]))
     assert rewards == pytest.approx([0.3, 0.5], abs=1e-7)
@@ -146,27 +142,15 @@ def test_vector_and_scalar_environment_agree_step_by_step(
                 assert infos["final_info"][name][place] == info[name]
 
 
-def test_metadata_and_spaces():
-    envs = walking(5)
-    assert envs.metadata["autoreset_mode"] is envs.autoreset_mode is SAME_STEP
-    assert (envs.single_observation_space.shape, envs.observation_space.shape) == ((64,), (5, 64))
-    assert envs.single_action_space == gym.spaces.Discrete(4)
-    for found in (envs.reset(), envs.step(envs.action_space.sample())):
-        assert found[0] in envs.observation_space
-
-
 @pytest.mark.parametrize(
     "actions",
-    [[0, 1, 2], (0, 1, 2), np.int8([0, 1, 2]), np.uint64([0, 1, 2]), np.arange(6)[::2] // 2],
+    [(0, 1, 2), np.int8([0, 1, 2]), np.uint64([0, 1, 2]), np.arange(6)[::2] // 2],
     ids=str,
 )
 def test_integers_of_every_kind_are_actions(actions):
     envs = walking(3)
     envs.reset()
-    _, rewards, _, _, infos = envs.step(actions)
-    assert rewards == pytest.approx([REWARD[k][k] for k in range(3)], abs=1e-7)
-    regret = [REGRET[k][k] for k in range(3)]
-    assert infos["final_info"]["regret"] == pytest.approx(regret, abs=1e-7)
+    assert envs.step(actions)[1] == pytest.approx([REWARD[k][k] for k in range(3)], abs=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -204,12 +188,8 @@ def test_arrays_belong_to_the_caller_and_are_never_written_to_again():
     for _ in range(5):
         envs.step(np.zeros(16, dtype=int))
     np.testing.assert_equal(returned, before)
-    arrays = [result[0] for result in returned] + [result[1] for result in returned[1:]]
-    for place, array in enumerate(arrays):
-        assert not any(np.shares_memory(array, other) for other in arrays[place + 1 :])
     # The observations of finished episodes are those returned before, and not a copy.
-    for one, following in itertools.pairwise(returned):
-        assert following[4]["final_obs"] is one[0]
+    assert returned[1][4]["final_obs"] is returned[0][0]
     envs = walking(3)
     observations, infos = envs.reset()
     observations += 5
@@ -230,10 +210,8 @@ def test_groups_share_queries_and_neighbours_walk():
     assert queries(envs.step(np.zeros(4, dtype=int))[4]) == [2, 2, 0, 0]
     assert queries(envs.reset()[1]) == [1, 1, 2, 2]  # goes on with the walk
     assert queries(envs.reset(seed=1)[1]) == [0, 0, 1, 1]
-    envs = GRPOVectorEnvironment(32, 4, table=random_table(50, 2))
-    seen = [envs.reset(seed=3)[1]["query"]]
-    seen += [envs.step(np.zeros(32, dtype=int))[4]["query"] for _ in range(5)]
-    groups = np.array(seen).reshape(-1, 4)
+    envs = GRPOVectorEnvironment(400, 4, table=random_table(50, 2))
+    groups = envs.reset(seed=3)[1]["query"].reshape(-1, 4)
     assert (groups == groups[:, :1]).all()
     assert len(set(groups[:, 0])) > 20
 
@@ -309,10 +287,8 @@ def test_unusable_options_leave_everything_as_it_was(option, value, shown):
     [
         ({"num_envs": 6, "group_size": 4}, "4 does not divide 6"),
         ({"num_envs": 0}, "num_envs must be a whole number from 1 to 1048576, got 0"),
-        ({"group_size": 0}, "got 0"),
         ({"num_envs": 2.0}, "got 2.0"),
         ({"autoreset_mode": "NextStep"}, "SAME_STEP or AutoresetMode.DISABLED, got"),
-        ({"alignment": "map"}, "'map'"),
         ({"balance": 1.5}, "balance must be a number from 0"),
         ({"balance": 0}, "balance 0 needs queries in groups, and these have none"),
         (
@@ -342,40 +318,9 @@ def test_make_vec_takes_the_vector_form_or_scalar_environments(tiny_folder):
     assert [frame.shape[-1] for frame in envs.render()] == [3, 3]
 
 
-@pytest.mark.skipif(
-    gym.__version__.startswith("1.2."),
-    reason="RecordEpisodeStatistics knows SAME_STEP since Gymnasium 1.3",
-)
-def test_wrappers_of_infos():
-    recorded = wrappers.RecordEpisodeStatistics(walking(2))
-    envs = wrappers.DictInfoToList(recorded)
-    assert envs.reset()[1] == [{"query": 0}, {"query": 1}]
-    infos = envs.step(np.array([1, 2]))[4]
-    assert set(infos[1]) == {"query", "final_obs", "final_info", "episode"}
-    assert infos[1]["query"] == 0
-    assert infos[1]["final_obs"].argmax() == 1
-    assert infos[1]["final_info"]["regret"] == pytest.approx(0.4, abs=1e-7)
-    assert (infos[1]["episode"]["r"], infos[1]["episode"]["l"]) == (pytest.approx(0.3), 1)
-    assert recorded.episode_count == 2
-
-
 def test_wrappers_of_observations():
     envs = gym.make_vec("MAWDepth-v0", 2, table=TABLE, autoreset_mode="Disabled")
     halved = wrappers.TransformObservation(envs, lambda observations: observations / 2)
     flat = wrappers.ReshapeObservation(halved, (8, 8))
     assert flat.reset(seed=0)[0].shape == (2, 8, 8)
     assert flat.step(np.array([0, 1]))[0].max() == 0.5
-
-
-@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
-def test_all_that_is_told_can_become_tensors(mode):
-    envs = wrappers.NumpyToTorch(walking(2, autoreset_mode=mode))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert envs.reset(seed=0)[1]["query"].tolist() == [0, 1]
-        infos = envs.step(torch.tensor([2, 3]))[4]
-    if mode is SAME_STEP:
-        assert infos["final_obs"].argmax(1).tolist() == [0, 1]
-    final = infos.get("final_info", infos)
-    assert all(isinstance(final[name], torch.Tensor) for name in TOLD)
-    assert final["regret"].tolist() == pytest.approx([0, 0.37])

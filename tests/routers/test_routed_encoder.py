@@ -1,6 +1,5 @@
 import time
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN
 
 from maw_gym.agents.baselines import fixed_router
 from maw_gym.agents.networks import router_settings, standardisation
@@ -17,9 +16,7 @@ from maw_gym.encoders.files import save_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.errors import InputError
-from maw_gym.files import fingerprint
 from maw_gym.retrieval.bm25 import BM25
-from maw_gym.retrieval.evaluation import evaluate_rankings
 from maw_gym.routers.depth_router import DepthRouter, save_router
 from maw_gym.routers.routed_encoder import RoutedEncoder
 from maw_gym.tables.task import RetrievalTask
@@ -60,13 +57,7 @@ def ids_of(found):
     return [one["id"] for one in found]
 
 
-@pytest.mark.parametrize(
-    "blocks",
-    [
-        *(("attention",), ("profile",), ("content",), ("retrieval",)),
-        *(("content", "attention"), ("retrieval", "profile")),
-    ],
-)
+@pytest.mark.parametrize("blocks", [("content", "attention"), ("retrieval", "profile")])
 def test_text_gives_the_tables_rows(task, tmp_path, blocks):
     router = a_router(task, blocks)
     routed = RoutedEncoder.from_run(a_run(tmp_path, task, router), device="cpu")
@@ -92,14 +83,12 @@ def test_search_ranks_as_the_evaluation_does(task, routed):
     collection, queries = task.collection, task.collection.splits["test"]
     assert routed.index(collection.doc_ids, collection.doc_texts) is routed
     found = routed.search(queries.texts, k=12)
-    evaluation, ranking = task.evaluate("test", torch.from_numpy(routed.route(queries.texts)), k=12)
+    _, ranking = task.evaluate("test", torch.from_numpy(routed.route(queries.texts)), k=12)
     place = {name: row for row, name in enumerate(collection.doc_ids)}
     documents = [[place[name] for name in ids_of(of_query)] for of_query in found]
     assert documents == ranking.documents.tolist()
     scores = [[one["score"] for one in of_query] for of_query in found]
     np.testing.assert_allclose(scores, ranking.scores, atol=1e-6)
-    again = evaluate_rankings(queries, collection.doc_ids, documents)
-    assert again.mean == evaluation.mean
 
 
 def test_search_of_few_documents(fixed):
@@ -172,10 +161,7 @@ def test_mistakes_with_documents(task, fixed):
         (lambda: fixed.search("honey", only=["c"]), "no document 'c' in this index"),
         (lambda: fixed.search("honey", only="a"), "a list of document ids, not the single text"),
         (lambda: fixed.search("honey", only=[["a"]]), r"ids must be strings; number 0 is \['a'\]"),
-        *(
-            (lambda k=k: fixed.search(["honey"], k), f"k must be a whole number of 1 or .*{k!r}")
-            for k in (0, -1, 1.5, "3", None, True)
-        ),
+        (lambda: fixed.search(["honey"], 0), "k must be a whole number of 1 or more, got 0"),
     ):
         refused(call, message)
     assert ids_of(fixed.search("bees")) == ["a", "b"]  # nothing has changed
@@ -184,10 +170,10 @@ def test_mistakes_with_documents(task, fixed):
     refused(lambda: fixed.add(["b"], ["y"]), "index them with store=True or hybrid=False")
     fixed.index(["a"], ["x"], hybrid=False)
     refused(lambda: fixed.search("honey", hybrid=True), "no BM25; index the documents with hybrid")
+    router = fixed_router(task, 1)
     for wrong in (1.5, "much", True, float("nan")):
-        router = fixed_router(task, 1)
         router.settings["hybrid_weight"] = wrong
-        refused(partial(RoutedEncoder, task.embedder, router), r"hybrid_weight of a .* in \[0, 1\]")
+        refused(lambda: RoutedEncoder(task.embedder, router), r"hybrid_weight of .* in \[0, 1\]")
 
 
 def test_words_are_counted_once_for_all_searches(fixed, monkeypatch):
@@ -220,15 +206,12 @@ def test_a_filter_leaves_the_order_of_the_others(task, routed, hybrid):
     assert routed.search(queries, 5, only=[]) == [[]] * len(queries)
 
 
-@pytest.mark.parametrize("algorithm", [PPO, DQN])
-def test_any_model_of_sb3_is_a_retriever(task, algorithm, tmp_path):
-    table = task.table("train")
-    env = GRPOEnvironment(table=table, observation=("profile",))
-    model = algorithm("MlpPolicy", env, seed=0, device="cpu")
+def test_any_model_of_sb3_is_a_retriever(task, tmp_path):
+    env = GRPOEnvironment(table=task.table("train"), observation=("profile",))
+    model = DQN("MlpPolicy", env, seed=0, device="cpu")
     routed = RoutedEncoder.from_model(task, model, "profile")
     texts = task.collection.splits["test"].texts
-    seen = task.table("test").observation("profile")
-    depths, _ = model.predict(seen, deterministic=True)
+    depths, _ = model.predict(task.table("test").observation("profile"), deterministic=True)
     np.testing.assert_array_equal(routed.route(texts), depths)
     assert routed.route([]).shape == (0,)
     _, ranking = task.evaluate("test", torch.from_numpy(np.array(depths)), k=3)
@@ -241,15 +224,15 @@ def test_any_model_of_sb3_is_a_retriever(task, algorithm, tmp_path):
         routed.save(tmp_path)
     with pytest.raises(InputError, match="this router has 8 inputs and 4 depths; the encoder gi"):
         RoutedEncoder.from_model(task, model)
-    actions = model.policy.action_space
-    for others in (spaces.Box(-1, 1, (4,)), spaces.MultiBinary(4), spaces.Discrete(4, start=1)):
-        model.policy.action_space = others
-        with pytest.raises(InputError, match=r"Discrete actions from 0; this model has [BMD].*4"):
-            RoutedEncoder.from_model(task, model.policy)
-    model.policy.action_space = actions
-    model.policy.observation_space = spaces.Dict({"profile": env.observation_space})
-    with pytest.raises(InputError, match=r"observes Dict.*, not a Box"):
-        RoutedEncoder.from_model(task, model.policy)
+    policy, box, dictionary = model.policy, env.observation_space, spaces.Dict()
+    for seen, actions, message in (
+        (box, spaces.MultiBinary(4), r"Discrete actions from 0; this model has M.*4"),
+        (box, spaces.Discrete(4, start=1), r"Discrete actions from 0; this model has D.*4"),
+        (dictionary, env.action_space, r"observes Dict.*, not a Box"),
+    ):
+        policy.observation_space, policy.action_space = seen, actions
+        with pytest.raises(InputError, match=message):
+            RoutedEncoder.from_model(task, policy)
 
 
 def test_arguments_and_results_are_those_of_sentence_transformers(task, routed):
@@ -292,8 +275,6 @@ def test_mtebs_batches_and_words(routed):
         np.testing.assert_array_equal(found, encode(TEXTS))
     with pytest.raises(InputError, match="texts must be strings; number 1 is 3 of type int"):
         routed.encode([{"text": ["a", 3]}])
-    one, other = np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 2.0]])
-    assert routed.similarity_pairwise(one, other).tolist() == [pytest.approx(0.6), 0]
 
 
 def test_sentence_transformers_evaluates_as_we_do(task, routed):
@@ -320,6 +301,8 @@ def test_similarity_is_the_cosine(fixed):
     found = fixed.similarity(np.array([3.0, 4.0]), torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
     assert found.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
     assert fixed.similarity(np.zeros((2, 2)), np.eye(2)).tolist() == [[0, 0], [0, 0]]
+    one, other = np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 2.0]])
+    assert fixed.similarity_pairwise(one, other).tolist() == [pytest.approx(0.6), 0]
 
 
 def test_empty_texts_and_no_texts(task):
@@ -340,7 +323,6 @@ def test_routers_of_others_are_refused(task, tmp_path):
     # Heads and cuts are part of an encoder.
     fewer = untrained_embedder(task.collection.doc_texts, EncoderSettings(depths=DEPTHS, heads=4))
     fewer.encoder.load_state_dict(task.embedder.encoder.state_dict())
-    assert fingerprint(fewer.tensors()) == fingerprint(task.embedder.tensors())
     for embedder in (fewer, replace(task.embedder, query_tokens=8)):
         with pytest.raises(InputError, match="this router was trained for encoder"):
             RoutedEncoder(embedder, fixed_router(task, 0))
@@ -354,19 +336,15 @@ def test_routers_of_others_are_refused(task, tmp_path):
         RoutedEncoder(task.embedder, wrong)
 
 
-@pytest.mark.parametrize(
-    ("folder", "message"),
-    [
-        (".", "no router file"),
-        ("nowhere", "no run folder '.*nowhere'"),
-        ("~nosuchuser/run", "no home folder is known for '~nosuchuser/run'; give the"),
-    ],
-)
-def test_missing_files(task, tmp_path, monkeypatch, folder, message):
-    monkeypatch.chdir(tmp_path)
+def test_missing_files(task, tmp_path):
     save_embedder(tmp_path / "encoder.safetensors", task.embedder, {})
-    with pytest.raises(InputError, match=message):
-        RoutedEncoder.from_run(folder, "cpu")
+    for folder, message in (
+        (tmp_path, "no router file"),
+        (tmp_path / "nowhere", "no run folder '.*nowhere'"),
+        ("~nosuchuser/run", "no home folder is known for '~nosuchuser/run'; give the"),
+    ):
+        with pytest.raises(InputError, match=message):
+            RoutedEncoder.from_run(folder, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,16 @@ def by_hand(activation="relu", limit=float("inf")):
     return DepthRouter(layers, activation, mean, scale, ("content",), TELLS, limit)
 
 
-def test_logits_by_hand():
+def test_logits_and_depths_by_hand():
     # (3, 4): standardised (4, 1), hidden relu(4, 0) = (4, 0), logits (4, 0.5, 0).
     # (0, 0): standardised (-2, -1), hidden relu(-2, 2) = (0, 2), logits (0, 2.5, -2).
-    logits = by_hand()(tensor([[3, 4], [0, 0]]))
-    assert logits.tolist() == [[4.0, 0.5, 0.0], [0.0, 2.5, -2.0]]
+    given, router = np.array([[3, 4], [0, 0]], np.float32), by_hand()
+    assert router(torch.from_numpy(given)).tolist() == [[4.0, 0.5, 0.0], [0.0, 2.5, -2.0]]
+    depths, state = router.predict(given)
+    assert (depths.tolist(), depths.dtype, state) == ([0, 1], np.int64, None)
+    # the signature is that of SB3
+    one, _ = router.predict(given[1], state=None, episode_start=None, deterministic=True)
+    assert (one.shape, one) == ((), 1)
 
 
 def test_tanh_and_a_limit_by_hand():
@@ -61,19 +66,6 @@ def test_shared_logits_by_hand():
     assert shared_by_hand().predict(np.array([2, 4, 4, 6], np.float32))[0] == 1
 
 
-def test_predict_has_the_signature_of_sb3():
-    router = by_hand()
-    depths, state = router.predict(np.array([[3, 4], [0, 0]], np.float32))
-    assert depths.tolist() == [0, 1]
-    assert depths.dtype == np.int64
-    assert state is None
-    one, _ = router.predict(
-        np.array([0, 0], np.float32), state=None, episode_start=None, deterministic=True
-    )
-    assert one.shape == ()
-    assert one == 1
-
-
 def test_predict_samples_from_the_softmax():
     torch.manual_seed(0)
     given = np.repeat(np.array([[3, 4]], np.float32), 4000, axis=0)
@@ -102,7 +94,6 @@ def test_a_file_gives_the_router_back(tmp_path, router):
     [
         ([(3, 2, 3)], {"activation": "elu"}, "unknown activation 'elu'; choose one of relu, tanh"),
         ([(3, 4, 3)], {}, r"weight \(3, 4\) and bias \(3,\) after 2 numbers"),
-        ([(3, 2, 2)], {}, "do not fit"),
         ([(3, 2, 3)], {"scale": torch.ones(1)}, "do not fit"),
         ([(1, 5, 2)], {"shared": True}, r"weight \(1, 5\) and bias \(2,\) after 3 numbers"),
         ([(1, 4, 3)], {"shared": True}, "equally many numbers of each depth, got 2 for 3"),
@@ -124,18 +115,11 @@ def test_what_does_not_fit_is_refused(layers, more, message):
         (lambda s, _: s.pop("activation"), "settings"),
         (lambda s, _: s.update(limit=10**400), "settings"),
         (lambda s, _: s.update(limit=float("nan")), "limit nan"),
-        (lambda s, _: s.update(limit=float("inf")), "limit inf"),
         (lambda s, _: s.update(limit=-1), "limit -1"),
         (lambda s, _: s.update(observation=[["content"]]), "blocks must be strings"),
-        (lambda s, _: s.update(observation=3), "settings"),
-        (lambda s, _: s.update(activation="sin"), "unknown activation 'sin'"),
         (lambda s, _: s.update(router=3), "settings"),
-        (lambda s, _: s.update(shared=True), "equally many numbers of each depth, got 2 for 3"),
-        (lambda _, t: t.pop("mean"), "'mean' is gone"),
         (lambda _, t: t.pop("layers.0.weight"), r"'layers\.0\.weight' is gone"),
         (lambda _, t: t.update(more=torch.ones(1)), "'more' is unknown"),
-        (lambda _, t: t["scale"].fill_(float("nan")), "not finite"),
-        (lambda _, t: t.update(mean=t["mean"].double()), "is torch.float64"),
         (lambda _, t: t.update(mean=torch.zeros(2, 1)), r"shape \(2, 1\), expected"),
         (lambda _, t: t.update({"layers.1.bias": torch.zeros(2)}), "layers do not fit"),
     ],

@@ -94,15 +94,6 @@ def test_weights_of_the_second_half_are_averaged_and_judged() -> None:
     assert written.values[128]["eval/regret"] == pytest.approx(1.9 / 3 - mean, abs=1e-6)
 
 
-def test_goes_on_from_its_state() -> None:
-    _, callback, weights, _ = learned(average_from=1000)  # until then the policy itself is judged
+def test_until_the_average_begins_the_policy_itself_is_judged() -> None:
+    _, callback, weights, _ = learned(average_from=1000)
     assert th.equal(callback.average.module.action_net.weight, weights.seen[-1])
-    callback = learned(average_from=32)[1]
-    fresh = GRPO("MlpPolicy", environment(), seed=1, device="cpu")
-    tensors, state = callback.get_state()
-    again = ValidationCallback(TASK, Bandit(TABLE, "profile"), 2, 32)
-    again.set_state(fresh.policy, tensors, state)
-    assert (again.history, again.training) == (callback.history, callback.training)
-    assert int(again.average.n_averaged) == int(callback.average.n_averaged) == 4
-    for mine, other in zip(again.average.parameters(), callback.average.parameters(), strict=True):
-        assert th.equal(mine, other)

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,14 @@ import pytest
 import torch as th
 from bandits import CONTEXTS, BanditEnv, GroupedBanditEnv
 from gymnasium import spaces
-from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecMonitor
 
-from maw_gym.agents.grpo import GRPO, GRPOPolicyNetwork, StateEncoder
-from maw_gym.agents.grpo.policies import actor_layers
+from maw_gym.agents.grpo import GRPO, GRPOPolicyNetwork
 from maw_gym.agents.sb3.vec_env import to_sb3
 
 SMALL = {"features_extractor_kwargs": {"widths": (32,)}, "net_arch": [16]}
@@ -55,13 +54,11 @@ def logged_by(model: GRPO) -> dict[str, Any]:
     "settings",
     [
         {"advantage": "outcome"},
+        {"advantage": "outcome", "ratio": "reference"},
         {"advantage": "group_mean", "kl": "k2"},
         {"advantage": "critic", "kl": "k1", "n_epochs": 2},
-        {"advantage": "critic", "ratio": "reference"},
-        {"advantage": "outcome", "ratio": "reference"},
         {"clip_range": 0.2, "clip_range_high": 0.28, "kl": "k3"},
         {"clip_range": LinearSchedule(0.3, 0.0, 1.0), "learning_rate": lambda left: 2e-2 * left},
-        {"clip_range": lambda left: 0.2, "clip_range_high": ConstantSchedule(0.3)},
     ],
 )
 def test_solves_the_bandit(settings: dict[str, Any]) -> None:
@@ -73,36 +70,24 @@ def test_solves_the_bandit(settings: dict[str, Any]) -> None:
         assert best.min().item() > 0.95
 
 
-class Observed(gym.ObservationWrapper):
-    """The context as a number, or under one of two keys."""
+def numbered() -> gym.Env:
+    space = spaces.Discrete(CONTEXTS)
+    return gym.wrappers.TransformObservation(BanditEnv(), lambda seen: int(seen.argmax()), space)
 
-    def __init__(self, kind: type[spaces.Space]) -> None:
-        super().__init__(BanditEnv())
-        self.observation_space = spaces.Discrete(CONTEXTS)
-        if kind is spaces.Dict:
-            box, noise = self.env.observation_space, spaces.Box(0, 1, (1,))
-            self.observation_space = spaces.Dict({"context": box, "noise": noise})
 
-    def observation(self, observation: np.ndarray) -> Any:
-        if isinstance(self.observation_space, spaces.Discrete):
-            return int(observation.argmax())
-        return {"context": observation, "noise": self.np_random.random(1, dtype=np.float32)}
+def keyed() -> gym.Env:
+    box = spaces.Box(0, 1, (CONTEXTS,))
+    space = spaces.Dict({"context": box, "other": box})
+    shown = lambda seen: {"context": seen, "other": 1 - seen}
+    return gym.wrappers.TransformObservation(BanditEnv(), shown, space)
 
 
 @pytest.mark.parametrize(
-    ("policy", "env"),
-    [
-        ("MlpPolicy", BanditEnv),
-        ("MultiInputPolicy", lambda: Observed(spaces.Dict)),
-        ("MlpPolicy", lambda: Observed(spaces.Discrete)),
-        (GRPOPolicyNetwork, lambda: Observed(spaces.Discrete)),
-    ],
+    ("policy", "env"), [("MultiInputPolicy", keyed), (GRPOPolicyNetwork, numbered)]
 )
 def test_a_scalar_environment_needs_no_groups(policy: Any, env: Any) -> None:
     venv = make_vec_env(env, 16, seed=0)
     settings = {"advantage": "critic", "learning_rate": 5e-3, "batch_size": 200, "seed": 0}
-    if policy is GRPOPolicyNetwork:
-        settings |= {"policy_kwargs": SMALL}
     model = GRPO(policy, venv, device="cpu", **settings).learn(10 * 1024)
     assert evaluate_policy(model, venv, n_eval_episodes=40) == (1.0, 0.0)
 
@@ -114,15 +99,6 @@ def test_a_separate_encoder_for_the_critic_whose_value_groups_leave_alone() -> N
         before = weights(model.policy.value_net)
         assert model.learn(40 * 64).predict(EYE, deterministic=True)[0].tolist() == BEST
         assert np.array_equal(weights(model.policy.value_net), before) == (advantage == "outcome")
-
-
-def test_same_seed_same_weights() -> None:
-    first, second, other = (
-        weights(small(seed=seed, batch_size=24, clip_range=0.2).learn(320).policy)
-        for seed in (3, 3, 4)
-    )
-    assert np.array_equal(first, second)
-    assert not np.array_equal(first, other)
 
 
 @pytest.mark.parametrize(("interval", "renewed"), [(3, [3, 6]), (None, [])])
@@ -179,21 +155,19 @@ def test_groups_of_differing_observations_are_refused(advantage: str) -> None:
     [
         ({"advantage": "gae"}, "advantage='gae': Input should be 'auto', 'critic', 'outcome', "),
         ({"ratio": "new"}, "ratio='new': Input should be 'reference' or 'old'"),
+        ({"loss_average": "token"}, "loss_average='token': Input should be 'step' or 'episode'"),
         ({"kl_coef": -0.1}, "kl_coef=-0.1"),
+        ({"n_steps": 0}, "n_steps=0"),
         ({"ent_coef": float("nan")}, "ent_coef=nan"),
         ({"vf_coef": True}, "vf_coef=True: Input should be a valid number"),
-        ({"n_steps": 0}, "n_steps=0"),
         ({"n_steps": 10**9}, "n_steps=1000000000: Input should be less"),
         ({"batch_size": 2.5}, "batch_size=2.5"),
-        ({"learning_rate": 1e30}, r"learning_rate=1e\+30: Input should be less than or equal to"),
         ({"learning_rate": "1e-3"}, "learning_rate='1e-3': Input should be a valid number"),
         ({"learning_rate": lambda left: -left}, r"learning_rate is -1\.0 where 1 of the training"),
         ({"learning_rate": LinearSchedule(0.1, 99, 1.0)}, r"learning_rate is 99\.0 where 0 of the"),
         ({"clip_range": 0.0}, r"clip_range=0\.0"),
         ({"clip_range": lambda left: "wide"}, "clip_range is 'wide' where 1 of the training"),
         ({"clip_range_high": 0.3}, "clip_range_high=0.3 without clip_range"),
-        ({"clip_range": 0.2, "clip_range_high": float("inf")}, "clip_range_high=inf: Input should"),
-        ({"advantage": "outcome", "group_size": 1}, "group_size=1: advantage='outcome' compares"),
         ({"group_size": 2.0}, r"group_size=2\.0: Input should be a valid integer"),
         ({"advantage": "group_mean", "group_size": 5}, "16 environments .* groups of 5"),
         ({"clip_range_vf": 0.2}, r"clip_range_vf=0\.2: Input .*GRPO does not clip values: leave"),
@@ -203,7 +177,6 @@ def test_groups_of_differing_observations_are_refused(advantage: str) -> None:
         ),
         ({"gamma": 1.1}, r"gamma=1\.1: Input should be less than or equal to 1"),
         ({"target_kl": 0.0}, r"target_kl=0\.0: Input should be greater than 0"),
-        ({"loss_average": "token"}, "loss_average='token': Input should be 'step' or 'episode'"),
         ({"loss_average": "episode"}, "'episode' needs groups of episodes, and advantage='critic'"),
     ],
 )
@@ -283,18 +256,13 @@ def test_masks_that_are_not_used_are_warned_of() -> None:
         GRPO("MlpPolicy", env, advantage="critic", device="cpu")
 
 
-class Normalised(StateEncoder):
-    def __init__(self, observation_space: spaces.Space, layer: th.nn.Module) -> None:
-        super().__init__(observation_space, (8,))
-        self.layers.append(layer)
-
-
 def test_batch_normalisation_is_refused() -> None:
-    kind = {"features_extractor_class": Normalised}
-    norm, layer = th.nn.BatchNorm1d(8), th.nn.LayerNorm(8)
-    with pytest.raises(ValueError, match=r"features_extractor\.layers\.2 is a BatchNorm1d, whose"):
-        small(policy_kwargs=kind | {"features_extractor_kwargs": {"layer": norm}})
-    assert small(policy_kwargs=kind | {"features_extractor_kwargs": {"layer": layer}}).learn(64)
+    def kind(norm: type[th.nn.Module]) -> dict[str, Any]:
+        return {"net_arch": [8], "activation_fn": partial(norm, 8)}
+
+    with pytest.raises(ValueError, match=r"mlp_extractor\.policy_net\.1 is a BatchNorm1d, whose"):
+        GRPO("MlpPolicy", grouped(), policy_kwargs=kind(th.nn.BatchNorm1d))
+    assert GRPO("MlpPolicy", grouped(), policy_kwargs=kind(th.nn.LayerNorm)).learn(64)
 
 
 def test_rollouts_of_a_single_sample() -> None:
@@ -323,17 +291,12 @@ def test_save_load_predict(tmp_path: Path) -> None:
     model = small(advantage="outcome", ratio="old", clip_range=0.2).learn(320)
     model.save(tmp_path / "model")
     loaded = GRPO.load(tmp_path / "model", device="cpu")  # no environment
-    assert loaded.env is None
-    assert (loaded.advantage, loaded.ratio, loaded.clip_range(1.0)) == ("outcome", "old", 0.2)
+    assert (loaded.env, loaded.advantage, loaded.clip_range(1.0)) == (None, "outcome", 0.2)
     drawn = []
     for each in (model, loaded):
         th.manual_seed(1)
         drawn.append(each.predict(np.tile(EYE, (9, 1)))[0].tolist())
-        drawn.append([int(each.predict(row, deterministic=True)[0]) for row in EYE])
-    assert drawn[:2] == drawn[2:]
-    assert np.array_equal(weights(loaded.reference_policy), weights(model.reference_policy))
-    loaded.set_env(grouped())
-    assert loaded.learn(64, reset_num_timesteps=False).num_timesteps == 384
+    assert drawn[0] == drawn[1]
     # one environment is enough to evaluate on, but not to learn in groups
     alone = GRPO.load(tmp_path / "model", env=BanditEnv(), device="cpu")
     assert evaluate_policy(alone, alone.get_env(), 4)[1] is not None
@@ -385,34 +348,13 @@ def test_callbacks_tensorboard_and_evaluation(tmp_path: Path) -> None:
     model = small(advantage="outcome", tensorboard_log=str(tmp_path), clip_range=0.2)
     evaluation = EvalCallback(grouped(4), eval_freq=8, n_eval_episodes=5, verbose=0)
     model.learn(5 * 64, callback=[evaluation, CheckpointCallback(10, str(tmp_path / "saved"))])
-    assert evaluation.n_calls == 20
     assert (tmp_path / "saved" / "rl_model_160_steps.zip").is_file()
-    events = EventAccumulator(str(tmp_path / "GRPO_1"))
-    events.Reload()
-    tags = set(events.Tags()["scalars"])
+    tags = set(EventAccumulator(str(tmp_path / "GRPO_1")).Reload().Tags()["scalars"])
     names = ("policy_loss", "kl_reference", "approx_kl", "entropy_loss", "loss", "clip_fraction")
     names += ("grad_norm", "zero_std_groups", "learning_rate", "clip_range")
     others = {"rollout/ep_rew_mean", "eval/mean_reward", "time/fps", "policy/entropy"}
     assert tags >= others | {f"train/{name}" for name in names}
     assert "train/value_loss" not in tags
-
-
-@pytest.mark.parametrize("algorithm", [GRPO, PPO, A2C])
-def test_actor_layers_are_the_policy(algorithm: Any, tmp_path: Path) -> None:
-    model = algorithm(GRPOPolicyNetwork, grouped(), n_steps=4, seed=0, device="cpu").learn(64)
-    model.save(tmp_path / "model")
-    policy = algorithm.load(tmp_path / "model", device="cpu").policy
-    assert np.array_equal(weights(policy), weights(model.policy))
-    layers = actor_layers(policy)
-    assert [layer.in_features for layer in layers] == [4, 512, 256, 128, 64]
-    hidden = observation = th.rand(3, 4)
-    for layer in layers[:-1]:
-        hidden = layer(hidden).relu()
-    expected = policy.get_distribution(observation).distribution.probs
-    th.testing.assert_close(layers[-1](hidden).softmax(-1), expected)
-    # 128-64 and 64-1 beside them
-    value = [*policy.mlp_extractor.value_net.parameters(), policy.value_net.weight]
-    assert [tuple(parameter.shape) for parameter in value] == [(64, 128), (64,), (1, 64)]
 
 
 def test_the_example_of_the_page_about_grpo(

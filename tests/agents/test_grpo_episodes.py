@@ -54,32 +54,26 @@ def test_episodes_are_found() -> None:
     assert used.T.tolist() == [[True, True], [True, True], [True, True], [True, False]]
 
 
-def test_outcomes_by_hand() -> None:
-    # Returns 1 + 2/2 = 2 and 4, then 3 and 0 + 2/2 = 1: means 3 and 2, deviations 1
-    buffer = advantages("outcome", group_size=2)
-    assert_allclose(buffer.advantages[:3].T, [[-1, -1, 1], [1, -1, -1]], atol=1e-6)
-    assert buffer.used.T.tolist() == [[True, True, True, False]] * 2  # type: ignore[union-attr]
-    assert buffer.rollout.advantages.tolist() == pytest.approx([-1, 1, -1, -1, 1, -1])
-    assert buffer.zero_std_groups == 0.0
-    assert not buffer.in_step
-    plain = advantages("group_mean", REWARDS * 3, group_size=2)
-    assert_allclose(plain.advantages[:3].T, [[-3, -3, 3], [3, -3, -3]], atol=1e-6)
-
-
-def test_processes_by_hand() -> None:
-    # First episodes: rewards (1, 2) and (4, 0): less their means (2.5, 1): -1.5 and 1.5, 1 and -1.
-    # From each step on, the later at half: -1.5 + .5 = -1, and 1. Root mean square 1.
-    # Second: (3, 0) and (0, 2): 1.5 and -1.5, -1 and 1: 1.5 - .5 = 1, and -1; 1.
-    buffer = advantages("process", group_size=2)
-    assert_allclose(buffer.advantages[:3].T, [[-1, 1, 1], [1, -1, 1]], atol=1e-6)
-
-
-def test_all_episodes_may_count_alike() -> None:
-    # Four episodes that count, of 6 steps: a step of an episode of n counts 6 / 4 / n
-    buffer = advantages("outcome", group_size=2, loss_average="episode")
-    weights = [[0.75, 0.75, 1.5], [1.5, 0.75, 0.75]]
-    expected = np.array([[-1, -1, 1], [1, -1, -1]]) * weights
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        # Returns 1 + 2/2 = 2 and 4, then 3 and 0 + 2/2 = 1: means 3 and 2, deviations 1
+        ("outcome", {}, [[-1, -1, 1], [1, -1, -1]]),
+        ("group_mean", {"rewards": 3 * REWARDS}, [[-3, -3, 3], [3, -3, -3]]),
+        # Four episodes that count, of 6 steps: a step of an episode of n counts 6 / 4 / n
+        ("outcome", {"loss_average": "episode"}, [[-0.75, -0.75, 1.5], [1.5, -0.75, -0.75]]),
+        # First episodes: rewards (1, 2) and (4, 0), less their means (2.5, 1): -1.5 and 1.5, 1 and
+        # -1. From each step on, the later at half: -1.5 + .5 = -1, and 1. Root mean square 1.
+        # Second: (3, 0) and (0, 2): 1.5 and -1.5, -1 and 1: 1.5 - .5 = 1, and -1; 1.
+        ("process", {}, [[-1, 1, 1], [1, -1, 1]]),
+    ],
+)
+def test_advantages_by_hand(kind: str, settings: Any, expected: list[list[float]]) -> None:
+    buffer = advantages(kind, **settings, group_size=2)
     assert_allclose(buffer.advantages[:3].T, expected, atol=1e-6)
+    assert buffer.used.T.tolist() == [[True, True, True, False]] * 2  # type: ignore[union-attr]
+    assert_allclose(buffer.rollout.advantages, np.ravel(buffer.advantages[:3]))
+    assert (buffer.zero_std_groups, buffer.in_step) == (0.0, False)
 
 
 def test_the_critics_advantages_are_generalised_and_normalised() -> None:
@@ -210,10 +204,8 @@ ACTIONS = [
 @pytest.mark.parametrize(
     ("space", "advantage"),
     [
-        *((space, "outcome") for space in ACTIONS),
-        *((space, "process") for space in ACTIONS[:2]),
+        *((space, "process") for space in ACTIONS),
         *((space, "critic") for space in ACTIONS[1:]),
-        (ACTIONS[1], "group_mean"),
     ],
 )
 def test_learns_with_any_action(space: spaces.Space[Any], advantage: str) -> None:

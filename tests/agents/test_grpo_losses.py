@@ -1,38 +1,10 @@
 """The formulas of GRPO against values worked out by hand."""
 
-import math
-
 import numpy as np
 import pytest
 import torch as th
 
 from maw_gym.agents.grpo import losses
-
-PI = th.tensor([[0.5, 0.5]])  # the policy, D = 2
-P = th.tensor([[0.25, 0.75]])  # the reference
-
-
-@pytest.mark.parametrize(
-    ("rewards", "divide", "expected", "zero_std"),
-    [
-        # (1,0,0,1): mean 1/2, deviation 1/2; (2,2,2,2) has none
-        ([1, 0, 0, 1, 2, 2, 2, 2], True, [1, -1, -1, 1, 0, 0, 0, 0], 0.5),
-        # (0,1,2,3): mean 3/2, deviation sqrt(5/4); (0,0,0,4): mean 1, deviation sqrt(3)
-        (
-            [0, 1, 2, 3, 0, 0, 0, 4],
-            True,
-            [-1.3416408, -0.4472136, 0.4472136, 1.3416408, *[-0.5773503] * 3, 1.7320508],
-            0.0,
-        ),
-        ([1, 0, 0, 1, 0, 0, 0, 4], False, [0.5, -0.5, -0.5, 0.5, -1, -1, -1, 3], 0.0),
-    ],
-)
-def test_group_advantages(
-    rewards: list[float], divide: bool, expected: list[float], zero_std: float
-) -> None:
-    result = losses.group_advantages(np.array([rewards], np.float32), 4, divide=divide)
-    np.testing.assert_allclose(result.advantages, [expected], atol=1e-6)
-    assert (result.advantages.dtype, result.zero_std) == (np.float32, zero_std)
 
 
 @pytest.mark.parametrize("group_size", [3, 7, 8])
@@ -81,27 +53,8 @@ def test_clip_fraction() -> None:
     assert losses.clip_fraction(ratio, 0.2, 0.3).item() == 0.5  # 1.25 is inside now
 
 
-def test_exact_kl_and_entropy() -> None:
-    # 1/2 ln(.5/.25) + 1/2 ln(.5/.75) = 1/2 ln 2 + 1/2 ln(2/3) = 1/2 ln(4/3)
-    assert losses.exact_kl(PI.log(), P.log()).item() == pytest.approx(0.1438410)
-    assert losses.exact_kl(PI.log(), PI.log()).item() == 0.0
-    # 1/2 ln 2 + 2 * 1/4 ln 4 = 3/2 ln 2
-    assert losses.entropy(th.tensor([[0.5, 0.25, 0.25]]).log()).item() == pytest.approx(1.0397208)
-    assert losses.entropy(th.full((1, 32), 1 / 32).log()).item() == pytest.approx(math.log(32))
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        # r = p / pi = (1/2, 3/2)
-        ("k1", [0.6931472, -0.4054651]),  # -ln r
-        ("k2", [0.2402265, 0.0822010]),  # (ln r)^2 / 2
-        ("k3", [0.1931472, 0.0945349]),  # -1/2 + ln 2, 1/2 - ln 3/2
-    ],
-)
-def test_sampled_kl_and_its_gradient(kind: str, expected: list[float]) -> None:
-    estimates = losses.sampled_kl(PI[0].log(), P[0].log(), kind)
-    np.testing.assert_allclose(estimates, expected, atol=1e-6)
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_the_gradient_of_a_sampled_kl(kind: str) -> None:
     logits = th.tensor([0.3, -1.0, 0.8], requires_grad=True)
     reference = th.tensor([1.0, 0.2, -0.5]).log_softmax(-1)
     log_pi = logits.log_softmax(-1)
@@ -114,16 +67,3 @@ def test_sampled_kl_and_its_gradient(kind: str, expected: list[float]) -> None:
         pair = (log_pi, reference) if kind == "k2" else (reference, log_pi)
         (wanted,) = th.autograd.grad(losses.exact_kl(*pair), logits)
     th.testing.assert_close(gradient, wanted, atol=1e-6, rtol=0)
-
-
-def test_gradient_at_ratio_one_is_the_policy_gradient() -> None:
-    logits = th.tensor([[0.3, -1.0, 0.8], [0.0, 0.5, -0.5]], requires_grad=True)
-    actions, advantages = th.tensor([2, 0]), th.tensor([1.5, -0.5])
-    log_prob = logits.log_softmax(-1).gather(1, actions[:, None])[:, 0]
-    ratio = (log_prob - log_prob.detach()).exp()
-    losses.policy_loss(ratio, advantages, 0.2, 0.3).backward()
-    # d/dz of -1/B sum_b A_b log pi(a_b) for a softmax is -A_b (onehot(a_b) - pi) / B
-    onehot = th.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
-    expected = -advantages[:, None] * (onehot - logits.detach().softmax(-1)) / 2
-    assert logits.grad is not None
-    th.testing.assert_close(logits.grad, expected)

@@ -11,8 +11,6 @@ from gymnasium import spaces
 from hand_made import TABLE, random_table
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 
@@ -27,11 +25,9 @@ from maw_gym.agents.grpo.policies import (
 from maw_gym.agents.networks import new_router, standardisation
 from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.agents.settings import PPOSettings, ppo_arguments
-from maw_gym.envs.bandit import Bandit
-from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.routers.depth_router import DepthRouter, depth_features, load_router, save_router
+from maw_gym.routers.depth_router import DepthRouter, load_router, save_router
 from maw_gym.tables.depth_table import is_shared
 
 QUERIES, DEPTHS = 20, 5
@@ -49,22 +45,10 @@ def test_standardisation_by_hand() -> None:
     np.testing.assert_allclose(scale, [2**-0.5, 2**-0.5, 1.0, 1.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("network", "observation", "expected"),
-    [
-        ("auto", ("retrieval", "profile"), True),
-        ("auto", ("profile", "attention"), False),
-        ("mlp", ("profile",), False),
-        ("shared", ("profile",), True),
-    ],
-)
-def test_which_network(network: str, observation: tuple[str, ...], expected: bool) -> None:
-    assert is_shared(network, observation) is expected
-
-
-def test_networks_that_cannot_be() -> None:
-    with pytest.raises(InputError, match="unknown network 'deep'; choose one of auto, shared, mlp"):
-        is_shared("deep", ("profile",))
+def test_which_network() -> None:
+    assert is_shared("auto", ("retrieval", "profile"))
+    assert not is_shared("auto", ("profile", "attention"))
+    assert not is_shared("mlp", ("profile",))
     with pytest.raises(InputError, match="observation block 'content' has none; leave it out or"):
         is_shared("shared", ("profile", "content"))
 
@@ -82,7 +66,10 @@ def test_new_router_has_grpos_shape_and_a_nearly_uniform_policy(
 ) -> None:
     table = random_table(QUERIES, DEPTHS)
     env = GRPOVectorEnvironment(8, 4, table=table, observation=observation)
-    actor = GRPORouter(GRPO(policy, to_sb3(env), device="cpu"), observation, {})
+    model = GRPO(policy, to_sb3(env), device="cpu")
+    value = [tuple(weight.shape) for weight in model.policy.mlp_extractor.value_net.parameters()]
+    assert value == ([(64, 128), (64,)] if policy is GRPOPolicyNetwork else [])
+    actor = GRPORouter(model, observation, {})
     given = th.from_numpy(table.observation(observation))
     routers = [
         new_router(table, observation, "auto", {}, th.Generator().manual_seed(seed))
@@ -96,19 +83,13 @@ def test_new_router_has_grpos_shape_and_a_nearly_uniform_policy(
     np.testing.assert_allclose(logits[0].softmax(-1), np.full((QUERIES, DEPTHS), 0.2), atol=0.02)
 
 
-def shared(algorithm: type[OnPolicyAlgorithm]) -> OnPolicyAlgorithm:
-    batches: Any = {"advantage": "critic"} if algorithm is GRPO else {"batch_size": 64}
-    env = to_sb3(GroupedBanditEnv(16, 4))
-    return algorithm(SharedPolicyNetwork, env, n_steps=4, seed=0, device="cpu", **batches)
-
-
-def layered(
+def learner(
     algorithm: type[OnPolicyAlgorithm], network: Any = GRPOPolicyNetwork, **policy: Any
 ) -> OnPolicyAlgorithm:
     env = to_sb3(GroupedBanditEnv(16, 4))
-    batches: Any = {"batch_size": 64} if algorithm is PPO else {}
+    own: Any = {GRPO: {"advantage": "critic"}, PPO: {"batch_size": 64}}.get(algorithm, {})
     settings: Any = {"n_steps": 4, "seed": 0, "device": "cpu", "policy_kwargs": policy}
-    return algorithm(network, env, **settings, **batches)
+    return algorithm(network, env, **settings, **own)
 
 
 STANDARD = {"mean": [0.1, 0.2, 0.3, 0.4], "scale": [1.0, 2.0, 3.0, 4.0], "limit": 2.0}
@@ -122,28 +103,28 @@ OTHER = {
 @pytest.mark.parametrize(
     ("model", "widths"),
     [
-        (lambda: layered(GRPO, features_extractor_kwargs=STANDARD), [512, 256, 128, 64, 4]),
-        (lambda: layered(PPO, **OTHER), [32, 16, 8, 4]),
-        (lambda: layered(A2C, "MlpPolicy"), [64, 64, 4]),
-        (lambda: shared(GRPO), [32, 32, 1]),
-        (lambda: shared(PPO), [32, 32, 1]),
+        (lambda: learner(GRPO, features_extractor_kwargs=STANDARD), [512, 256, 128, 64, 4]),
+        (lambda: learner(PPO, **OTHER), [32, 16, 8, 4]),
+        (lambda: learner(A2C, "MlpPolicy"), [64, 64, 4]),
+        (lambda: learner(GRPO, "SharedPolicy", features_extractor_kwargs=STANDARD), [32, 32, 1]),
+        (lambda: learner(PPO, SharedPolicyNetwork), [32, 32, 1]),
     ],
     ids=["GRPO", "PPO, other widths", "A2C, MlpPolicy", "GRPO, shared", "PPO, shared"],
 )
 def test_router_is_the_greedy_policy_and_a_copy(
     model: Any, widths: list[int], tmp_path: Path
 ) -> None:
-    learner = model().learn(128)
-    router = GRPORouter(learner, ("content",), ABOUT)
+    trained = model().learn(128)
+    router = GRPORouter(trained, ("content",), ABOUT)
     assert [len(linear.weight) for linear in router.linears] == widths
     given = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
     with th.no_grad():
-        distribution = learner.policy.get_distribution(th.from_numpy(given)).distribution
-    theirs, _ = learner.predict(given, deterministic=True)
+        distribution = trained.policy.get_distribution(th.from_numpy(given)).distribution
+    theirs, _ = trained.predict(given, deterministic=True)
     assert len(set(theirs.tolist())) > 1
     save_router(tmp_path / "router.safetensors", router)
     with th.no_grad():
-        for weight in learner.policy.parameters():
+        for weight in trained.policy.parameters():
             weight.zero_()
     loaded = load_router(tmp_path / "router.safetensors")
     assert (type(loaded), loaded.observation, loaded.settings) == (DepthRouter, ("content",), ABOUT)
@@ -162,26 +143,11 @@ def test_models_that_are_no_router() -> None:
     with pytest.raises(ValueError, match="CnnPolicy with a NatureCNN is no plain MLP: take Mlp"):
         actor_layers(CnnPolicy(image, spaces.Discrete(3), lambda _: 1e-3))
     with pytest.raises(InputError, match="unknown activation 'elu'"):
-        GRPORouter(layered(GRPO, activation_fn=nn.ELU), ("attention",), ABOUT)
+        GRPORouter(learner(GRPO, activation_fn=nn.ELU), ("attention",), ABOUT)
     shifted = BanditEnv()
     shifted.action_space = spaces.Discrete(4, start=1)
     with pytest.raises(InputError, match="Discrete actions from 0"):
         GRPORouter(PPO(GRPOPolicyNetwork, shifted, device="cpu"), ("attention",), ABOUT)
-
-
-def test_shared_encoder_by_hand() -> None:
-    encoder = SharedEncoder(
-        BOX, actions=2, mean=[1, 1, 0, 0], scale=[1, 1, 0.5, 0.5], limit=3.0, widths=(6,)
-    )
-    with th.no_grad():  # the layer passes on what it gets, where that is positive
-        encoder.layers[0].weight.copy_(th.eye(6))
-        encoder.layers[0].bias.fill_(10)
-    # First numbers (2, 9) become 1 and, clipped, 3; second numbers (4, 6) become 2 and 3.
-    seen = encoder(th.tensor([[2.0, 9, 4, 6]])) - 10
-    assert seen.tolist() == [[[1, 2, -1, -0.5, -2, -1], [3, 3, 1, 0.5, 0, 0]]]
-    # as the exported router's features are
-    given = th.tensor([[1.0, 3, 2, 3]])
-    assert th.equal(seen, depth_features(given, 2))
 
 
 def test_shared_heads_by_hand() -> None:
@@ -217,8 +183,8 @@ def test_what_a_shared_network_refuses() -> None:
 @pytest.mark.parametrize("algorithm", [GRPO, PPO])
 def test_shared_policies(algorithm: type[OnPolicyAlgorithm], tmp_path: Path) -> None:
     """Actions in another order have their logits in that order, and every parameter learns."""
-    learner = shared(algorithm)
-    policy, given, order = learner.policy, th.rand(5, CONTEXTS), th.tensor([2, 0, 3, 1])
+    model = learner(algorithm, SharedPolicyNetwork)
+    policy, given, order = model.policy, th.rand(5, CONTEXTS), th.tensor([2, 0, 3, 1])
     logits = policy.get_distribution(given).distribution.logits
     assert logits.std() > 0
     swapped = policy.get_distribution(given[:, order]).distribution.logits
@@ -226,32 +192,16 @@ def test_shared_policies(algorithm: type[OnPolicyAlgorithm], tmp_path: Path) -> 
     th.testing.assert_close(policy.predict_values(given[:, order]), policy.predict_values(given))
     before = {name: value.clone() for name, value in policy.named_parameters()}
     assert before["action_net.bias"].shape == (CONTEXTS,)
-    learner.learn(2048)
+    model.learn(2048)
     assert not [name for name, value in policy.named_parameters() if value.equal(before[name])]
-    greedy, _ = learner.predict(np.eye(CONTEXTS, dtype=np.float32), deterministic=True)
+    greedy, _ = model.predict(np.eye(CONTEXTS, dtype=np.float32), deterministic=True)
     assert greedy.tolist() == [0, 1, 2, 3]
-    learner.save(tmp_path / "model.zip")
+    model.save(tmp_path / "model.zip")
     again = algorithm.load(tmp_path / "model.zip", device="cpu")
     expected = policy.get_distribution(given).distribution.logits
     assert th.equal(again.policy.get_distribution(given).distribution.logits, expected)
     again.set_env(make_vec_env(BanditEnv, 16))
     assert again.learn(64).num_timesteps == 64
-
-
-def test_ppo_learns_a_table_and_its_router_gets_what_sb3_measures() -> None:
-    """evaluate_policy over the queries in order equals looking depths up in the table."""
-    table = random_table(40, 6)
-    env = to_sb3(GRPOVectorEnvironment(num_envs=16, group_size=8, table=table))
-    told = ppo_arguments(PPOSettings(n_steps=4, batch_size=64), env.num_envs)
-    small = {"features_extractor_kwargs": {"widths": (32,)}}
-    model = PPO(GRPOPolicyNetwork, env, seed=1, policy_kwargs=small, device="cpu", **told)
-    model.learn(4096)
-    bandit = Bandit(table, ("attention",))
-    depths, _ = GRPORouter(model, ("attention",), {}).predict(bandit.observations)
-    single = Monitor(GRPOEnvironment(table=table, query_order="sequential"))
-    measured, _ = evaluate_policy(model, single, n_eval_episodes=40, deterministic=True)
-    assert measured == pytest.approx(bandit.mean(depths), abs=1e-6)
-    assert bandit.mean(depths) > bandit.rewards.mean() + 0.02
 
 
 def test_arguments_of_ppo() -> None:

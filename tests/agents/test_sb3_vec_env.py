@@ -7,12 +7,9 @@ from bandits import BanditEnv, GroupedBanditEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3 import PPO
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from maw_gym.agents.grpo import GRPO
 from maw_gym.agents.sb3.vec_env import SB3VecEnv, to_sb3
 
 
@@ -95,17 +92,11 @@ def test_other_autoreset_modes_are_refused(mode: AutoresetMode | None) -> None:
         SB3VecEnv(env)
 
 
-class Forgetful(GroupedBanditEnv):
-    """Ends episodes without saying how."""
-
-    def step(self, actions: np.ndarray):
-        *step, infos = super().step(actions)
-        del infos["final_obs"]
-        return *step, infos
-
-
-def test_an_episode_without_final_observation_is_refused() -> None:
-    adapted = SB3VecEnv(Forgetful(4, 2))
+def test_an_episode_without_final_observation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = GroupedBanditEnv(4, 2)
+    step = env.step
+    monkeypatch.setattr(env, "step", lambda actions: (*step(actions)[:4], {}))
+    adapted = SB3VecEnv(env)
     adapted.reset()
     with pytest.raises(ValueError, match="without final_obs"):
         adapted.step(np.zeros(4, int))
@@ -175,43 +166,21 @@ def test_other_processes_survive_being_asked_for_an_attribute_they_lack() -> Non
 
 def test_monitor_and_sb3s_learners(tmp_path: Any) -> None:
     env = to_sb3(GroupedBanditEnv(16, 4), str(tmp_path / "log"))
-    assert is_vecenv_wrapped(env, VecMonitor)
     model = PPO("MlpPolicy", env, n_steps=8, batch_size=128, seed=0, device="cpu").learn(256)
     assert model.ep_info_buffer is not None
     assert {info["l"] for info in model.ep_info_buffer} == {1}
-    # evaluated here and in SB3's own environment alike: 0 where it chooses wrong, 1 where right
-    chosen, _ = model.predict(np.eye(4, dtype=np.float32), deterministic=True)
-    rewards, lengths = evaluate_policy(model, env, 64, return_episode_rewards=True)
-    assert set(rewards) <= {0.0, 1.0}
-    assert set(lengths) == {1}
-    right = float(np.mean(chosen == np.arange(4)))
-    mean, _ = evaluate_policy(model, make_vec_env(BanditEnv, 8, seed=0), 800)
-    assert mean == pytest.approx(right, abs=0.1)
     assert len((tmp_path / "log.monitor.csv").read_text().splitlines()) > 256
     env.close()
 
 
 def test_groups_of_single_environments_meet_the_same_contexts() -> None:
-    env = to_sb3(sync(8), group_size=4)
-    env.seed(3)
+    env = to_sb3(sync(8), group_size=4)  # nobody gives a seed
     seen = [env.reset()] + [env.step(np.arange(8) % 4)[0] for _ in range(9)]
-    contexts = np.array(seen).argmax(-1)
-    assert (contexts[:, :4] == contexts[:, :1]).all()
-    assert (contexts[:, 4:] == contexts[:, 4:5]).all()
-    assert (contexts[:, 0] != contexts[:, 4]).any()
-    assert len(set(contexts[:, 0])) > 1
+    contexts = np.array(seen).argmax(-1).reshape(10, 2, 4)
+    assert (contexts == contexts[..., :1]).all()
+    assert (contexts[:, 0] != contexts[:, 1]).any()
+    assert len(np.unique(contexts[:, 0])) > 1
     assert env.get_attr("group_size") == [4] * 8
-    # also where nobody gave a seed
-    unseeded = to_sb3(sync(8), group_size=8).reset().argmax(-1)
-    assert (unseeded == unseeded[0]).all()
-
-
-def test_grpo_learns_in_groups_of_single_environments() -> None:
-    env = to_sb3(sync(64), group_size=8)
-    model = GRPO("MlpPolicy", env, learning_rate=1e-2, seed=0, device="cpu").learn(4 * 1024)
-    assert model.advantage == "process"
-    chosen, _ = model.predict(np.eye(4, dtype=np.float32), deterministic=True)
-    assert chosen.tolist() == [0, 1, 2, 3]
 
 
 def test_groups_that_cannot_be() -> None:

@@ -31,7 +31,6 @@ from maw_gym.corpora import QuerySet
 from maw_gym.encoders.text import padded
 from maw_gym.envs.bandit import Bandit, RewardSpec
 from maw_gym.errors import InputError
-from maw_gym.routers.depth_router import load_router, save_router
 from maw_gym.tables.task import RetrievalTask
 
 DEPTHS = 4
@@ -161,9 +160,7 @@ def test_forward_of_the_5d_tensor_is_the_observation_of_the_table(task: Retrieva
         SupervisedClassificationRouter(other)(weights)
 
 
-def test_rule_labels_of_one_relevant_document_teach_a_constant(
-    task: RetrievalTask, tmp_path: Path
-) -> None:
+def test_rule_labels_of_one_relevant_document_teach_a_constant(task: RetrievalTask) -> None:
     writer: Any = Recorder()
     told = replace(FAST, labels="rule")
     router, facts = train_supervised(task, settings=told, seed=3, writer=writer)
@@ -180,10 +177,6 @@ def test_rule_labels_of_one_relevant_document_teach_a_constant(
     assert temperatures == pytest.approx(annealed.mean(1))
     assert router.settings["learner"] == "supervised-rule"
     assert router.settings["encoder"] == task.embedder.fingerprint()
-    save_router(tmp_path / "router.safetensors", router)
-    given = task.table("test").observation(("attention",))
-    again = load_router(tmp_path / "router.safetensors")
-    assert again.predict(given)[0].tolist() == router.predict(given)[0].tolist()
 
 
 def test_the_epoch_of_largest_validation_reward_is_kept(task: RetrievalTask) -> None:
@@ -220,23 +213,16 @@ def test_a_stopped_fit_goes_on_after_its_last_epoch(
     task: RetrievalTask, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, stopped, resumed = Recorder(), Recorder(3 * len(task.table("train"))), Recorder()
-    fit: Any = {"task": task, "settings": FAST}
-    expected = train_supervised(**fit, writer=whole)
+    fit: Any = {"task": task, "checkpoint": tmp_path / "fit"}
+    _, expected = train_supervised(task, settings=FAST, writer=whole)
     with pytest.raises(KeyboardInterrupt):
-        train_supervised(**fit, writer=stopped, checkpoint=tmp_path / "fit")
+        train_supervised(**fit, settings=FAST, writer=stopped)
     with caplog.at_level(logging.INFO):
-        router, facts = train_supervised(**fit, writer=resumed, checkpoint=tmp_path / "fit")
+        _, facts = train_supervised(**fit, settings=FAST, writer=resumed)
         # Of other settings it is another fit.
-        fit["settings"] = replace(FAST, learning_rate=1e-2)
-        train_supervised(**fit, checkpoint=tmp_path / "fit")
+        train_supervised(**fit, settings=replace(FAST, learning_rate=1e-2))
     assert caplog.text.count("going on after epoch") == caplog.text.count("after epoch 2") == 1
-    assert facts == expected[1]
-    assert resumed.scalars == whole.scalars
-    other, _ = train_supervised(**fit, seed=1)
-    assert not torch.equal(other.linears[0].weight, router.linears[0].weight)
-    weights = router.state_dict()
-    for name, value in expected[0].state_dict().items():
-        assert torch.equal(weights[name], value), name
+    assert (facts, resumed.scalars) == (expected, whole.scalars)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(task: RetrievalTask) -> None:

@@ -1,20 +1,15 @@
 """What holds for every input: Hypothesis looks for one that it does not hold for."""
 
-import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maw_gym.encoders.maw import EncoderSettings, MAWEncoder
-from maw_gym.envs.bandit import RewardSpec
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
 LENGTHS = st.lists(st.integers(0, 20), min_size=1, max_size=5)
 SEEDS = st.integers(0, 2**32 - 1)
-UNIT = st.floats(0, 1)
-# Positive as a whole: each at least as large as the smallest normal number, one of them above 0.
-WEIGHTS = st.tuples(*[st.floats(0, 1e6)] * 3).filter(lambda three: max(three) >= 1e-6)
 SHAPE = EncoderSettings(hidden=16, heads=2, depths=3, vocabulary=50)
 
 
@@ -51,14 +46,3 @@ def test_padding_changes_nothing(lengths, padding, scale, seed):
     assert (many.embeddings[count == 0] == 0).all()
     assert (many.entropy[count <= 1] == 0).all()
     assert (many.focus[count == 1] == 1).all()
-
-
-@quick
-@given(st.lists(st.tuples(UNIT, UNIT, UNIT), min_size=1, max_size=6), WEIGHTS)
-def test_a_blend_stays_within_its_terms(terms, weights):
-    """Between the smallest and the largest term, times the sum of the weights."""
-    columns = np.array(terms).T
-    total = sum(weights)
-    reward = RewardSpec(weights).blend(*columns)
-    assert (reward >= columns.min(axis=0) * total * (1 - 1e-12)).all()
-    assert (reward <= columns.max(axis=0) * total * (1 + 1e-12)).all()

@@ -6,7 +6,7 @@ import pytest
 import torch as th
 from hand_made import REWARD, TABLE
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecMonitor
 
 from maw_gym.agents.grpo import GRPO
@@ -16,19 +16,6 @@ from maw_gym.envs.bandit import Bandit
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 
 TASK: Any = SimpleNamespace()  # draws pictures, for TensorBoard alone
-
-
-class Written(KVWriter):
-    """Keeps what is logged, by step."""
-
-    def __init__(self) -> None:
-        self.values: dict[int, dict[str, Any]] = {}
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.values.setdefault(step, {}).update(key_values)
-
-    def close(self) -> None:
-        pass
 
 
 class Weights(BaseCallback):
@@ -51,35 +38,33 @@ def environment() -> VecMonitor:
     return to_sb3(GRPOVectorEnvironment(8, 4, table=TABLE, observation="profile"))
 
 
-def learned(
-    average_from: int, rollouts: int = 4
-) -> tuple[GRPO, ValidationCallback, Weights, Written]:
+def learned(average_from: int, rollouts: int = 4) -> tuple[GRPO, ValidationCallback, Weights]:
     """A training of rollouts of 32 samples, judged on the three queries that it sees."""
     settings = {"n_steps": 4, "learning_rate": 0.01, "seed": 0, "device": "cpu"}
-    model = GRPO("MlpPolicy", environment(), **settings)
-    written, weights = Written(), Weights()
-    model.set_logger(Logger(None, [written]))
+    model, weights = GRPO("MlpPolicy", environment(), **settings), Weights()
+    model.set_logger(Logger(None, []))
     callback = ValidationCallback(TASK, Bandit(TABLE, "profile"), 2, average_from)
-    model.learn(32 * rollouts, CallbackList([callback, weights]))
-    return model, callback, weights, written
+    # Without an interval the logger is left with what was recorded last.
+    model.learn(32 * rollouts, CallbackList([callback, weights]), log_interval=None)
+    return model, callback, weights
 
 
 def test_share_of_the_gap_of_a_rollout_by_hand() -> None:
-    model, callback, _, written = learned(64, rollouts=1)
-    buffer = model.rollout_buffer
+    model, callback, _ = learned(64, rollouts=1)
+    buffer, logged = model.rollout_buffer, model.logger.name_to_value
     # A query's entropy at depth 1 tells it from the others: .2, .3, 0
     queries = [[0.2, 0.3, 0.0].index(round(float(x), 1)) for x in buffer.observations[..., 1].flat]
     rewards = [REWARD[q][int(a)] for q, a in zip(queries, buffer.actions.flat, strict=True)]
     chance = sum((0.4825, 0.4575, 0.35)[query] for query in queries)
     oracle = sum((0.7, 0.7, 0.5)[query] for query in queries)
     closed = (sum(rewards) - chance) / (oracle - chance)
-    assert written.values[32]["reward/gap_closed"] == pytest.approx(closed, abs=1e-6)
-    assert written.values[32]["reward/regret"] == pytest.approx((oracle - sum(rewards)) / 32)
+    assert logged["reward/gap_closed"] == pytest.approx(closed, abs=1e-6)
+    assert logged["reward/regret"] == pytest.approx((oracle - sum(rewards)) / 32)
     assert callback.training == [(32, pytest.approx(closed, abs=1e-6))]
 
 
 def test_weights_of_the_second_half_are_averaged_and_judged() -> None:
-    _, callback, weights, written = learned(average_from=64)
+    model, callback, weights = learned(average_from=64)
     # As rollouts began at 0, 32, 64 and 96, and at the end, 128: the mean begins with that of 64
     assert len(weights.seen) == 5
     expected = (weights.seen[2] + weights.seen[3] + weights.seen[4]) / 3
@@ -90,10 +75,11 @@ def test_weights_of_the_second_half_are_averaged_and_judged() -> None:
     )
     mean = np.mean([REWARD[query][depth] for query, depth in enumerate(depths)])
     assert callback.history[-1] == (128, pytest.approx(mean, abs=1e-6))
-    assert written.values[128]["eval/reward"] == pytest.approx(mean, abs=1e-6)
-    assert written.values[128]["eval/regret"] == pytest.approx(1.9 / 3 - mean, abs=1e-6)
+    logged = model.logger.name_to_value
+    assert logged["eval/reward"] == pytest.approx(mean, abs=1e-6)
+    assert logged["eval/regret"] == pytest.approx(1.9 / 3 - mean, abs=1e-6)
 
 
 def test_until_the_average_begins_the_policy_itself_is_judged() -> None:
-    _, callback, weights, _ = learned(average_from=1000)
+    _, callback, weights = learned(average_from=1000)
     assert th.equal(callback.average.module.action_net.weight, weights.seen[-1])

@@ -16,7 +16,6 @@ from torch import nn
 
 from maw_gym.agents import GRPO, GRPOPolicyNetwork, GRPORouter, SharedPolicyNetwork
 from maw_gym.agents.grpo.policies import (
-    ActionHead,
     CnnPolicy,
     MeanHead,
     SharedEncoder,
@@ -150,16 +149,12 @@ def test_models_that_are_no_router() -> None:
         GRPORouter(PPO(GRPOPolicyNetwork, shifted, device="cpu"), ("attention",), ABOUT)
 
 
-def test_shared_heads_by_hand() -> None:
-    action, value = ActionHead(2, 3), MeanHead(2)
+def test_the_value_of_a_shared_network_by_hand() -> None:
+    value = MeanHead(2)
     with th.no_grad():
-        action.weight.copy_(th.tensor([[1.0, 10]]))
-        action.bias.copy_(th.tensor([0.0, 0.5, -1.0]))
         value.weight.copy_(th.tensor([[1.0, 2]]))
         value.bias.fill_(4)
-    features = th.tensor([[[1.0, 2], [3, 4], [5, 6]]])
-    assert action(features).tolist() == [[21, 43.5, 64]]
-    assert value(features).tolist() == [[3 + 8 + 4]]
+    assert value(th.tensor([[[1.0, 2], [3, 4], [5, 6]]])).tolist() == [[3 + 8 + 4]]
 
 
 def test_what_a_shared_network_refuses() -> None:

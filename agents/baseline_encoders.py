@@ -121,11 +121,10 @@ def ensemble_queries(embedder: Embedder, texts: Sequence[str]) -> Tensor:
     return result
 
 
-def evaluate_bm25(
-    task: RetrievalTask, split: str, k: int = DEPTH_OF_RANKING
-) -> tuple[Evaluation, Ranking]:
+def evaluate_bm25(task: RetrievalTask, split: str) -> tuple[Evaluation, Ranking]:
     """Retrieval of BM25 over the whole collection, equal scores in trec_eval's order."""
     queries = task.collection.splits[split]
-    ranking = task.bm25.rank(queries.texts, k, task.index.own_documents(queries))
+    own = task.index.own_documents(queries)
+    ranking = task.bm25.rank(queries.texts, DEPTH_OF_RANKING, own)
     documents = ranking.documents.numpy()
     return evaluate_rankings(queries, task.collection.doc_ids, documents), ranking

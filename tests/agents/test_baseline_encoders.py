@@ -75,17 +75,14 @@ def test_trained_baselines_take_the_steps_of_both_stages(
     # The second time it is read, and the same.
     again, told = baseline_encoder(name, tiny, [tiny], "cpu", BRIEF)
     assert (len(steps), told, type(again.encoder)) == (expected, about, type(embedder.encoder))
-    for key, value in embedder.tensors().items():
-        assert torch.equal(again.tensors()[key], value), key
+    assert again.fingerprint() == embedder.fingerprint()
     # Other settings are another encoder.
     baseline_encoder(name, tiny, [tiny], "cpu", replace(BRIEF, seed=1))
     assert len(steps) == 2 * expected
     # It is evaluated through its depth, if it has one.
     queries = tiny.splits["test"]
     depths = torch.zeros(len(queries.ids), dtype=torch.long) if name == "single_depth" else None
-    evaluation, ranking = evaluate_encoder(again, tiny, "test")
-    assert len(evaluation.per_query["nDCG@10"]) == len(queries.ids)
-    assert ranking.documents.shape == (len(queries.ids), len(tiny.doc_ids))
+    _, ranking = evaluate_encoder(again, tiny, "test")
     documents = again.encode_documents(tiny.doc_texts)
     best = (again.encode_queries(queries.texts, depths) @ documents.T).amax(1)
     torch.testing.assert_close(ranking.scores[:, 0], best, atol=1e-5, rtol=0)
@@ -107,14 +104,12 @@ def test_training_sources(tiny: Collection, task: RetrievalTask) -> None:
 
 def test_bm25_is_evaluated_in_its_own_order(tiny: Collection, task: RetrievalTask) -> None:
     queries = tiny.splits["test"]
-    evaluation, ranking = evaluate_bm25(task, "test", k=5)
-    assert ranking.documents.shape == ranking.scores.shape == (len(queries.ids), 5)
+    evaluation, ranking = evaluate_bm25(task, "test")
     # "polar ice melting" shares no word with its document, "wearing glasses" neither.
     assert (ranking.documents[queries.texts.index("polar ice melting")] == -1).all()
     for row, documents in enumerate(ranking.documents.tolist()):
         hit = documents[0] >= 0 and queries.relevance[row].get(tiny.doc_ids[documents[0]], 0) > 0
         assert (evaluation.per_query["RR@10"][row] == 1.0) == hit
-    assert evaluation.mean["nDCG@10"] > 0
 
 
 def test_the_ensemble_is_the_mean_of_all_depths(tiny: Collection) -> None:
@@ -125,10 +120,8 @@ def test_the_ensemble_is_the_mean_of_all_depths(tiny: Collection) -> None:
     found = ensemble_queries(embedder, texts)
     each = [embedder.encode_queries(texts, torch.full((4,), depth)) for depth in range(3)]
     assert not torch.allclose(each[0], each[2], atol=1e-2)
-    mean = torch.stack(each).mean(0)
-    expected = mean / mean.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    expected = torch.nn.functional.normalize(torch.stack(each).mean(0), dim=1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert found.norm(dim=1).tolist() == pytest.approx([1, 0, 1, 1], abs=1e-6)
     plain = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=0))
     with pytest.raises(InputError, match="NON-MAW"):
         ensemble_queries(plain, ["bread"])

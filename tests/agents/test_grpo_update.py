@@ -1,16 +1,16 @@
-"""One update against numbers worked out by hand, through the real buffer, network and logger."""
+"""Updates and formulas of GRPO against numbers worked out by hand."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
-from bandits import GroupedBanditEnv
+from bandits import grouped_bandit
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
-from maw_gym.agents.grpo import GRPO
+from maw_gym.agents.grpo import GRPO, losses
 from maw_gym.agents.sb3.vec_env import to_sb3
 
 LN2 = 0.6931472
@@ -23,7 +23,7 @@ PLAIN = {"advantage": "critic", "n_epochs": 1, "batch_size": None, "clip_range":
 
 def two_armed(**settings: Any) -> GRPO:
     """Policy (1/2, 1/2), reference (1/4, 3/4), value 1/4, whatever the observation."""
-    env = GroupedBanditEnv(4, 4)
+    env = grouped_bandit(4, 4)
     env.single_action_space = spaces.Discrete(2)
     settings = PLAIN | settings
     model = GRPO("MlpPolicy", to_sb3(env), n_steps=1, device="cpu", learning_rate=1e-9, **settings)
@@ -137,7 +137,9 @@ def test_kl_penalties(kl: str, penalty: float) -> None:
 
 
 def test_batches_have_whole_groups_in_another_order_each_time() -> None:
-    env = to_sb3(GroupedBanditEnv(32, 8, cycle=True))  # no neighbouring groups are alike
+    env = to_sb3(
+        grouped_bandit(32, 8, query_order="sequential")
+    )  # no neighbouring groups are alike
     model = GRPO("MlpPolicy", env, n_steps=2, seed=0, device="cpu").learn(64)
     rollout = model.rollout_buffer.rollout
     passes = [list(rollout.batches(24)) for _ in range(2)]
@@ -166,7 +168,7 @@ class Reader(BaseCallback):
 def test_an_update_is_the_same_beside_a_reader() -> None:
     results = []
     for callback in (None, Reader()):
-        env = to_sb3(GroupedBanditEnv(16, 8))
+        env = to_sb3(grouped_bandit(16, 8))
         settings = PLAIN | {"advantage": "outcome", "clip_range": 0.2}
         model = GRPO("MlpPolicy", env, n_steps=4, seed=0, device="cpu", **settings)
         rollout = model.learn(64, callback).rollout_buffer.rollout
@@ -204,7 +206,7 @@ def test_what_is_not_finite_leaves_the_parameters_alone(
 
 
 def test_dropout_is_off_in_the_loss() -> None:
-    env, kind = to_sb3(GroupedBanditEnv(8, 8)), {"activation_fn": th.nn.Dropout}
+    env, kind = to_sb3(grouped_bandit(8, 8)), {"activation_fn": th.nn.Dropout}
     model = GRPO("MlpPolicy", env, n_steps=2, device="cpu", policy_kwargs=kind, **PLAIN)
     model.learn(16)
     # the first update starts from the reference, in one batch: the KL is exactly zero
@@ -213,3 +215,66 @@ def test_dropout_is_off_in_the_loss() -> None:
     model.policy.set_training_mode(True)
     first, second = (model.policy.get_distribution(th.eye(4)[:1]).distribution for _ in range(2))
     assert not th.equal(first.probs, second.probs)
+
+
+# --- Formulas alone -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group_size", [3, 7, 8])
+def test_equal_rewards_give_zero_in_spite_of_rounding(group_size: int) -> None:
+    # In float32 the mean of some of these is not the number itself, and the difference of some
+    # 1e-8 over (1e-8 + 1e-8) is an advantage of order 1.
+    values = np.linspace(0.05, 0.95, 91, dtype=np.float32)
+    rewards = np.repeat(values[:, None], group_size, axis=1)
+    result = losses.group_advantages(rewards, group_size, divide=True)
+    assert (np.abs(result.advantages).max(), result.zero_std) == (0.0, 1.0)
+
+
+def test_process_advantages() -> None:
+    # Alive longer, by 1 a step: 0 where both live, then 1/2 and -1/2; root mean square over
+    # (.25, .5), (-.25, -.5): sqrt(.15625)
+    lived = np.array([[1.0, 1.0], [1.0, 0.0]])
+    expected = np.array([[0.25, 0.5], [-0.25, -0.5]]) / 0.15625**0.5
+    # Beside a group that lives longer
+    both = np.hstack([np.vstack([lived, np.zeros((2, 2))]), np.ones((4, 2)) * [1, 2]])
+    found = losses.process_advantages(both, np.array([2, 1, 4, 4]), 2, 0.5)
+    np.testing.assert_allclose(found[:2, :2].T, expected)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        # gains .5*1, 1*-1, 1.5*2, 2*-1, .5*-1: sum 0
+        (None, None, 0.0),
+        # .5, -1, min(3, 1.2*2), min(-2, 1.2*-1), min(-.5, .8*-1): .5 - 1 + 2.4 - 2 - .8 = -.9
+        (0.2, None, 0.18),
+        # DAPO: only the upper bound moves: min(3, 1.4*2): .5 - 1 + 2.8 - 2 - .8 = -.5
+        (0.2, 0.4, 0.1),
+    ],
+)
+def test_policy_loss(low: float | None, high: float | None, expected: float) -> None:
+    ratio = th.tensor([0.5, 1.0, 1.5, 2.0, 0.5])
+    advantages = th.tensor([1.0, -1.0, 2.0, -1.0, -1.0])
+    assert losses.policy_loss(ratio, advantages, low, high).item() == pytest.approx(expected)
+
+
+def test_clip_fraction() -> None:
+    ratio = th.tensor([0.5, 1.0, 1.25, 1.5])
+    assert losses.clip_fraction(ratio, 0.2).item() == 0.75  # all but 1.0
+    assert losses.clip_fraction(ratio, 0.2, 0.3).item() == 0.5  # 1.25 is inside now
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_the_gradient_of_a_sampled_kl(kind: str) -> None:
+    logits = th.tensor([0.3, -1.0, 0.8], requires_grad=True)
+    reference = th.tensor([1.0, 0.2, -0.5]).log_softmax(-1)
+    log_pi = logits.log_softmax(-1)
+    # the mean over actions drawn from pi, exactly: pi outside the gradient
+    mean = (log_pi.exp().detach() * losses.sampled_kl(log_pi, reference, kind)).sum()
+    (gradient,) = th.autograd.grad(mean, logits, retain_graph=True)
+    if kind == "k1":
+        wanted = th.zeros(3)
+    else:
+        pair = (log_pi, reference) if kind == "k2" else (reference, log_pi)
+        (wanted,) = th.autograd.grad(losses.exact_kl(*pair), logits)
+    th.testing.assert_close(gradient, wanted, atol=1e-6, rtol=0)

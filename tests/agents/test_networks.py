@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from bandits import CONTEXTS, BanditEnv, GroupedBanditEnv
+from bandits import CONTEXTS, BanditEnv
 from gymnasium import spaces
 from hand_made import TABLE, random_table
 from stable_baselines3 import A2C, DQN, PPO
@@ -85,7 +85,7 @@ def test_new_router_has_grpos_shape_and_a_nearly_uniform_policy(
 def learner(
     algorithm: type[OnPolicyAlgorithm], network: Any = GRPOPolicyNetwork, **policy: Any
 ) -> OnPolicyAlgorithm:
-    env = to_sb3(GroupedBanditEnv(16, 4))
+    env = make_vec_env(BanditEnv, 16, seed=0)
     own: Any = {GRPO: {"advantage": "critic"}, PPO: {"batch_size": 64}}.get(algorithm, {})
     settings: Any = {"n_steps": 4, "seed": 0, "device": "cpu", "policy_kwargs": policy}
     return algorithm(network, env, **settings, **own)

@@ -3,7 +3,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from bandits import BanditEnv, GroupedBanditEnv
+from bandits import BanditEnv, grouped_bandit
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3 import PPO
@@ -67,25 +67,25 @@ def test_episodes_that_end_at_different_times_and_by_a_limit() -> None:
 
 
 def test_infos_of_the_finished_episode_and_of_the_next_in_copies() -> None:
-    adapted = SB3VecEnv(GroupedBanditEnv(4, 2, cycle=True))  # which reuses its arrays
-    first = adapted.reset()
-    assert [info["query_id"] for info in adapted.reset_infos] == ["q0", "q0", "q1", "q1"]
+    env: Any = grouped_bandit(4, 2, query_order="sequential")
+    adapted = SB3VecEnv(env)
+    first, own_first = adapted.reset(), env._observations
+    assert [info["query"] for info in adapted.reset_infos] == [0, 0, 1, 1]
     observations, rewards, dones, infos = adapted.step(np.array([0, 1, 0, 1]))
-    assert [info["query_id"] for info in adapted.reset_infos] == ["q1", "q1", "q2", "q2"]
-    adapted.step(np.array([3, 3, 3, 3]))
+    assert [info["query"] for info in adapted.reset_infos] == [2, 2, 3, 3]
+    own_first[:] = env._observations[:] = 0  # as environments do that reuse their arrays
     assert first.argmax(1).tolist() == [0, 0, 1, 1]
-    assert observations.argmax(1).tolist() == [1, 1, 2, 2]
-    assert rewards.tolist() == [1.0, 0.0, 0.0, 1.0]
-    assert rewards.dtype == np.float32
+    assert observations.argmax(1).tolist() == [2, 2, 3, 3]
+    assert (rewards.tolist(), rewards.dtype) == ([1.0, 0.0, 0.0, 1.0], np.float32)
     assert dones.tolist() == [True] * 4
-    assert [info["query_id"] for info in infos] == ["q0", "q0", "q1", "q1"]
+    assert [info["query"] for info in infos] == [0, 0, 1, 1]
     assert [info["regret"] for info in infos] == [0.0, 1.0, 1.0, 0.0]
     assert [info["terminal_observation"].argmax() for info in infos] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED, None])
 def test_other_autoreset_modes_are_refused(mode: AutoresetMode | None) -> None:
-    env = GroupedBanditEnv(2, 1)
+    env = grouped_bandit(2, 1)
     env.metadata = {"autoreset_mode": mode}
     message = r"AutoresetMode\.SAME_STEP\}\); in NEXT_STEP mode every second step of a one-step ep"
     with pytest.raises(ValueError, match=message):
@@ -93,7 +93,7 @@ def test_other_autoreset_modes_are_refused(mode: AutoresetMode | None) -> None:
 
 
 def test_an_episode_without_final_observation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = GroupedBanditEnv(4, 2)
+    env = grouped_bandit(4, 2)
     step = env.step
     monkeypatch.setattr(env, "step", lambda actions: (*step(actions)[:4], {}))
     adapted = SB3VecEnv(env)
@@ -103,15 +103,15 @@ def test_an_episode_without_final_observation_is_refused(monkeypatch: pytest.Mon
 
 
 def test_seeds_and_options() -> None:
-    adapted = SB3VecEnv(GroupedBanditEnv(32, 1))
+    adapted = SB3VecEnv(grouped_bandit(32, 1))
     assert list(adapted.seed(7)) == list(range(7, 39))
     first = adapted.reset()
     assert not np.array_equal(adapted.reset(), first)  # a seed is used once
     adapted.seed(7)
     np.testing.assert_array_equal(adapted.reset(), first)
-    adapted.set_options({"context": 3})
+    adapted.set_options({"query_id": "q3"})
     assert adapted.reset().argmax(1).tolist() == [3] * 32
-    adapted.set_options([{"context": 0}, *[{}] * 31])
+    adapted.set_options([{"query_id": "q0"}, *[{}] * 31])
     with pytest.raises(ValueError, match="one set of options"):
         adapted.reset()
 
@@ -141,18 +141,18 @@ def test_attributes_and_methods_of_single_environments_are_those_of_sb3s_own_vec
 
 
 def test_attributes_of_environments_that_are_one_object() -> None:
-    adapted = SB3VecEnv(RecordEpisodeStatistics(GroupedBanditEnv(4, 2)))
+    adapted = SB3VecEnv(RecordEpisodeStatistics(grouped_bandit(4, 2)))
     assert adapted.render_mode is None
     assert adapted.get_attr("group_size") == [2, 2, 2, 2]
-    adapted.set_attr("cycle", True)
-    assert adapted.get_attr("cycle") == [True] * 4
-    assert adapted.env_method("_ids", indices=range(4))[0]["query_id"].tolist() == ["q0"] * 4
+    adapted.set_attr("label", "mine")
+    assert adapted.get_attr("label") == ["mine"] * 4
+    assert adapted.env_method("get_state", indices=range(4))[0]["position"] == 0
     assert adapted.env_is_wrapped(Monitor) == [False] * 4
     assert not adapted.has_attr("nothing")
     with pytest.raises(ValueError, match="answers for all its rows at once"):
-        adapted.set_attr("cycle", True, indices=[0])
+        adapted.set_attr("label", "mine", indices=[0])
     with pytest.raises(ValueError, match="answers for all its rows at once"):
-        adapted.env_method("_ids", indices=2)
+        adapted.env_method("get_state", indices=2)
 
 
 def test_other_processes_survive_being_asked_for_an_attribute_they_lack() -> None:
@@ -165,7 +165,7 @@ def test_other_processes_survive_being_asked_for_an_attribute_they_lack() -> Non
 
 
 def test_monitor_and_sb3s_learners(tmp_path: Any) -> None:
-    env = to_sb3(GroupedBanditEnv(16, 4), str(tmp_path / "log"))
+    env = to_sb3(grouped_bandit(16, 4), str(tmp_path / "log"))
     model = PPO("MlpPolicy", env, n_steps=8, batch_size=128, seed=0, device="cpu").learn(256)
     assert model.ep_info_buffer is not None
     assert {info["l"] for info in model.ep_info_buffer} == {1}
@@ -189,4 +189,4 @@ def test_groups_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"group_size=2\.0: must be a whole number"):
         to_sb3(sync(8), group_size=2.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"give group_size where it is made, if it takes one"):
-        to_sb3(GroupedBanditEnv(8, 1), group_size=2)
+        to_sb3(grouped_bandit(8, 1), group_size=2)

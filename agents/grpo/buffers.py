@@ -31,6 +31,7 @@ class Rollout(NamedTuple):
     log_probs: th.Tensor  # (N,) of the policy that acted
     advantages: th.Tensor  # (N,)
     returns: th.Tensor  # (N,), what a value should be
+    values: th.Tensor  # (N,) by the value head that acted
 
     def spread(self, values: th.Tensor) -> th.Tensor:
         """What was computed per observation (U, ...), per sample (N, ...)."""
@@ -215,7 +216,7 @@ class GRPORolloutBuffer(RolloutBuffer):
                 arrays = {key: array[firsts] for key, array in arrays.items()}
         tensors = {key: self.to_torch(array, copy=False) for key, array in arrays.items()}
         actions = self.to_torch(flat(self.actions), copy=False)
-        scalars = (self.log_probs, self.advantages, self.returns)
+        scalars = (self.log_probs, self.advantages, self.returns, self.values)
         return Rollout(
             tensors if isinstance(self.observations, dict) else tensors[""],
             rows,

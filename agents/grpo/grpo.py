@@ -33,7 +33,6 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
-from torch.nn import functional as F
 
 from maw_gym.agents.grpo import losses
 from maw_gym.agents.grpo.buffers import (
@@ -56,7 +55,7 @@ from maw_gym.agents.grpo.policies import (
     evaluate,
     refuse_running_statistics,
 )
-from maw_gym.agents.grpo.settings import DEFAULTS, SAMPLES, check
+from maw_gym.agents.grpo.settings import CLIPPING, DEFAULTS, SAMPLES, check
 
 
 class GRPO(OnPolicyAlgorithm):
@@ -101,7 +100,9 @@ class GRPO(OnPolicyAlgorithm):
             are divided by their deviation; None: where episodes have several steps.
         target_kl: Where a batch is 1.5 times as far from the policy that acted (train/approx_kl),
             the rollout's passes end; None: never.
-        clip_range_vf, use_sde, sde_sample_freq: Of PPO; only None, only False, without effect.
+        clip_range_vf: How far the critic's values may move from those of the rollout, as PPO's,
+            also as a function; None: as far as they do.
+        use_sde, sde_sample_freq: Of PPO; only False, without effect.
         stats_window_size, tensorboard_log, policy_kwargs, verbose, seed, device,
             _init_setup_model: As PPO's.
 
@@ -145,7 +146,7 @@ class GRPO(OnPolicyAlgorithm):
         loss_average: str = DEFAULTS.loss_average,
         normalize_advantage: bool | None = DEFAULTS.normalize_advantage,
         target_kl: float | None = DEFAULTS.target_kl,
-        clip_range_vf: None = None,
+        clip_range_vf: float | Schedule | None = DEFAULTS.clip_range_vf,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         stats_window_size: int = 100,
@@ -199,7 +200,7 @@ class GRPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         # Here, since load() puts the saved settings in place after __init__.
         check(vars(self))
-        for name in ("clip_range", "clip_range_high"):  # schedules, as PPO's
+        for name in CLIPPING:  # schedules, as PPO's
             if getattr(self, name) is not None:
                 setattr(self, name, FloatSchedule(getattr(self, name)))
         self._settle()
@@ -303,10 +304,10 @@ class GRPO(OnPolicyAlgorithm):
         # Eval mode, as in acting: with dropout the ratios would explode.
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
-        low, high = (
+        clipping = [
             None if schedule is None else FloatSchedule(schedule)(self._current_progress_remaining)
-            for schedule in (self.clip_range, self.clip_range_high)
-        )
+            for schedule in (getattr(self, name) for name in CLIPPING)
+        ]
         rollout = self.rollout_buffer.rollout
         if isinstance(self.action_space, spaces.Discrete):
             with th.no_grad():  # nothing changes the reference in here: once serves all epochs
@@ -315,7 +316,7 @@ class GRPO(OnPolicyAlgorithm):
         history: list[dict[str, float]] = []
         for _ in range(self.n_epochs):
             for batch in rollout.batches(self.batch_size):
-                history.append(self._update(batch, low, high))
+                history.append(self._update(batch, *clipping))
                 if self._is_far(history[-1]):
                     break
             self._n_updates += 1
@@ -333,22 +334,24 @@ class GRPO(OnPolicyAlgorithm):
             self.logger.record("train/zero_std_groups", self.rollout_buffer.zero_std_groups)
             if self.rollout_buffer.used is not None:
                 self.logger.record("train/used_steps", np.mean(self.rollout_buffer.used))
-        if low is not None:
-            self.logger.record("train/clip_range", low)
+        for name, clip in zip(CLIPPING, clipping, strict=True):
+            if clip is not None:
+                self.logger.record(f"train/{name}", clip)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _is_far(self, record: dict[str, float]) -> bool:
         return self.target_kl is not None and record["approx_kl"] > 1.5 * self.target_kl
 
-    def _update(self, batch: Rollout, low: float | None, high: float | None) -> dict[str, float]:
+    def _update(self, batch: Rollout, *clipping: float | None) -> dict[str, float]:
         """One gradient step, unless target_kl forbids it, and what is logged of it."""
         said = evaluate(self.policy, self.reference_policy, batch, self.advantage == "critic")
         log_prob, reference_log_prob, kl, entropy, values = said
         base = reference_log_prob if self.ratio == "reference" else batch.log_probs
         ratio = (log_prob - base).exp()
+        low, high, far = clipping
         terms: dict[str, th.Tensor] = {}
         if values is not None:
-            terms["value_loss"] = F.mse_loss(values, batch.returns)
+            terms["value_loss"] = losses.value_loss(values, batch.returns, batch.values, far)
         terms["policy_loss"] = losses.policy_loss(ratio, batch.advantages, low, high)
         # Logged exactly whatever the penalty is, so that runs of different kinds compare
         terms["kl_reference"] = penalty = kl.mean()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 
 class GroupAdvantages(NamedTuple):
@@ -90,6 +91,18 @@ def clip_fraction(ratio: th.Tensor, clip_low: float, clip_high: float | None = N
     """Share in [0, 1] of the ratios (B,) outside [1 - clip_low, 1 + clip_high], a scalar."""
     high = clip_low if clip_high is None else clip_high
     return ((ratio < 1.0 - clip_low) | (ratio > 1.0 + high)).float().mean()
+
+
+def value_loss(
+    values: th.Tensor, returns: th.Tensor, old: th.Tensor, clip: float | None = None
+) -> th.Tensor:
+    """Mean squared error of values (B,); with `clip` as if they were at most so far from the old.
+
+    PPO2's clipping as Stable-Baselines3's PPO has it, without the maximum of both losses.
+    """
+    if clip is not None:
+        values = old + (values - old).clamp(-clip, clip)
+    return F.mse_loss(values, returns)
 
 
 def exact_kl(log_probs: th.Tensor, reference_log_probs: th.Tensor) -> th.Tensor:

@@ -79,8 +79,8 @@ class AllSettings(GRPOSettings):
     """of the critic; None is where episodes have several steps"""
     target_kl: Above0 | None = None
     """ends a rollout's passes where the policy is 1.5 times as far from the one that acted"""
-    clip_range_vf: None = None
-    """GRPO does not clip values: leave it out"""
+    clip_range_vf: Above0 | None = None
+    """how far the critic's values may move from those of the rollout; None is as far as they do"""
     use_sde: Literal[False] = False
     """GRPO has no state-dependent exploration: leave it out"""
 
@@ -96,7 +96,7 @@ class AllSettings(GRPOSettings):
 
 DEFAULTS = AllSettings()
 SAMPLES: Final = 1024  # of a rollout, where n_steps is left open
-SCHEDULED: Final = ("learning_rate", "clip_range", "clip_range_high")
+CLIPPING: Final = ("clip_range", "clip_range_high", "clip_range_vf")  # numbers or schedules
 HIGHEST: Final = 10.0  # of what a schedule gives
 
 
@@ -105,7 +105,7 @@ def check(given: Mapping[str, Any]) -> None:
     values: dict[str, Any] = {}
     for field in fields(AllSettings):
         value = given[field.name]
-        if field.name in SCHEDULED and callable(value):
+        if field.name in ("learning_rate", *CLIPPING) and callable(value):
             _check_schedule(field.name, value)
             value = getattr(DEFAULTS, field.name) or DEFAULTS.clip_range
         elif field.name in ("group_size", "n_steps") and value is None:

@@ -178,6 +178,16 @@ def test_an_update_is_the_same_beside_a_reader() -> None:
     assert th.equal(*results)
 
 
+@pytest.mark.parametrize(("clip", "expected"), [(None, 0.8125), (0.5, 0.3125), (1.0, 0.8125)])
+def test_values_count_as_near_the_rollouts_own(clip: float | None, expected: float) -> None:
+    model = two_armed(clip_range_vf=clip)
+    with th.no_grad():
+        model.policy.value_net.bias.fill_(1.25)  # 1/4 in the rollout
+    logged = update(model, [0, 1, 0, 1], [1, 0, 0, 1], [0.5] * 4)
+    assert logged["train/value_loss"] == pytest.approx(expected)
+    assert logged.get("train/clip_range_vf") == clip
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_reward_that_is_not_finite_is_named(bad: float) -> None:
     with pytest.raises(FloatingPointError, match="environment 2 at step 0 of the rollout is"):

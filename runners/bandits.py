@@ -70,6 +70,8 @@ EPISODE_LEARNERS: Final[dict[str, dict[str, Any]]] = {
     "PPO": {},
     "A2C": {},
 }
+# Where PPO's differ from GRPO's, whose critic has PPO's settings
+PPO_DEFAULTS: Final = {"learning_rate": 3e-4, "batch_size": 64, "n_epochs": 10, "ent_coef": 0.0}
 
 
 @checked
@@ -170,6 +172,8 @@ def train_on_episodes(name: str, env_id: str, seed: int, settings: BanditSetting
     timesteps = settings.timesteps or problem.timesteps
     kind = {"PPO": PPO, "A2C": A2C}.get(name, GRPO)
     given = {PPO: problem.ppo, A2C: problem.a2c, GRPO: problem.grpo}[kind]
+    if name == "GRPO, critic":
+        given = PPO_DEFAULTS | {key: x for key, x in problem.ppo.items() if key != "use_sde"}
     given = {
         key: LinearSchedule(float(value[4:]), 0.0, 1.0) if str(value)[:4] == "lin_" else value
         for key, value in (dict(given) | EPISODE_LEARNERS[name]).items()

@@ -24,6 +24,7 @@ from maw_gym.encoders.text import (
     on_device,
     padded,
     portions_of_documents,
+    prompt_of,
     tokenized,
 )
 from maw_gym.errors import InputError, checked_texts, shown
@@ -58,11 +59,17 @@ class Embedder:
 
     def __post_init__(self) -> None:
         longest = self.text.positions
-        for name in ("query_tokens", "document_tokens"):
-            if longest is not None and getattr(self, name) > longest:
+        for kind, limit in (("query", self.query_tokens), ("document", self.document_tokens)):
+            if longest is not None and limit > longest:
                 raise InputError(
-                    f"{name} {getattr(self, name)} is more than the {longest} tokens that text"
+                    f"{kind}_tokens {limit} is more than the {longest} tokens that text"
                     f" encoder {self.text.name!r} can read; lower it"
+                )
+            prompt = prompt_of(self.text, kind)
+            if prompt and len(self.text.tokenize([prompt])[0]) >= limit:
+                raise InputError(
+                    f"{kind}_tokens {limit} leaves no room behind the prompt {prompt!r} of text"
+                    f" encoder {self.text.name!r}: all texts would be equal; raise it"
                 )
 
     @property

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,6 +121,17 @@ def test_the_models_own_prompts_go_before_texts(text, folder, tmp_path, stored, 
     for one in (embedder, load_embedder(tmp_path / "encoder.safetensors")[0]):
         assert one.query_ids(["honey", ""]) == [*text.tokenize([query + "honey"]), []]
         assert one.document_ids(["honey", " "]) == [*text.tokenize([document + "honey"]), []]
+
+
+@pytest.mark.parametrize("kind", ["query", "document"])
+def test_a_prompt_has_to_leave_room_for_a_text(folder, kind):
+    stored = {"prompts": {kind: "how moon honey"}}  # 3 tokens, and one at either end
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(stored))
+    text = load_text_encoder(str(folder))
+    embedder = untrained_embedder([], encoder_shape(text, depths=2), text)
+    assert replace(embedder, **{f"{kind}_tokens": 6})
+    with pytest.raises(InputError, match=f"^{kind}_tokens 5 leaves no room behind the prompt 'how"):
+        replace(embedder, **{f"{kind}_tokens": 5})
 
 
 def message(name):

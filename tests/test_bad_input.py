@@ -1,6 +1,7 @@
 """Everything a user can get wrong, each with the one line that says so."""
 # ruff: noqa: E501
 
+import gzip
 import json
 import os
 import re
@@ -13,67 +14,64 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 from hand_made import TABLE
 
 import maw_gym
-from maw_gym import files
+from maw_gym.agents.baselines import fixed_router
 from maw_gym.agents.grpo import GRPO
 from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.corpora import load_collection
 from maw_gym.encoders.embedder import untrained_embedder
-from maw_gym.encoders.files import load_embedder, save_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.envs.bandit import RewardSpec
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
-from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.routers.routed_encoder import RoutedEncoder
+from maw_gym.run import Run
 from maw_gym.runners.cli import main
 from maw_gym.runners.experiments.command_line import flat, made
 from maw_gym.runners.train_grpo import GRPORunSettings
-from maw_gym.tables.task import load_task
+from maw_gym.tables.task import RetrievalTask, load_task
 
 assert maw_gym.__name__ == "maw_gym"  # imported for its registration
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a case may work; `tiny` and `encoder` are shared and must not be written to."""
+    """Where a case may work; `tiny` is shared and must not be written to."""
 
     tmp: Path
     tiny: Path
-    encoder: Path
 
     def copy(self) -> Path:
         return Path(shutil.copytree(self.tiny, self.tmp / "data"))
 
-    def test_alone(self, name: bytes = b"data") -> Path:
-        """A copy of the tiny collection that has test.tsv alone."""
+    def judged(self, queries: int, part: str = "test", name: bytes = b"data") -> Path:
+        """A copy of the tiny collection with judgments of so many queries, in one file alone."""
         folder = self.copy().rename(self.tmp / os.fsdecode(name))
-        for part in ("train", "dev"):
-            (folder / "qrels" / f"{part}.tsv").unlink()
+        shutil.rmtree(folder / "qrels")
+        (folder / "qrels").mkdir()
+        lines = "".join(f"q{row}\td{row}\t1\n" for row in range(queries))
+        (folder / "qrels" / f"{part}.tsv").write_text(lines)
         return folder
 
-    def run(self, content: object) -> Path:
-        """A run folder with this config.json."""
+    def file(self, content: bytes, name: str = "recipe") -> Path:
+        (self.tmp / name).write_bytes(content)
+        return self.tmp / name
+
+    def run(self, content: object, name: str = "config.json") -> Path:
+        """A run folder with this file."""
         (self.tmp / "run").mkdir()
-        (self.tmp / "run" / "config.json").write_text(json.dumps(content))
+        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.file(raw, f"run/{name}")
         return self.tmp / "run"
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
-    save_embedder(path, untrained_embedder(["a text"], EncoderSettings(depths=2)), {})
-    return path
-
-
 @pytest.fixture
-def place(tmp_path: Path, tiny_folder: Path, encoder: Path) -> Place:
-    return Place(tmp_path, tiny_folder, encoder)
+def place(tmp_path: Path, tiny_folder: Path) -> Place:
+    return Place(tmp_path, tiny_folder)
 
 
 # --- Runners: arguments, and the line on stderr after "error: " (a regular expression) -----------
@@ -88,6 +86,10 @@ def grpo_run(at: Place, **changes: Any) -> Path:
     return at.run({"learner": "GRPO", "settings": settings})
 
 
+def recipe(content: bytes) -> Arguments:
+    return lambda at: ["--config", at.file(content)]
+
+
 COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "block twice": ("train ppo", "--observation profile profile", r"observation must name one or more different blocks of .*; got \('profile', 'profile'\)"),
     "network": ("train grpo", "--network deep", "network must be 'auto', 'shared' or 'mlp', got 'deep'"),
@@ -97,9 +99,9 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "name above": ("train grpo", "--run-name ../evil", "run name '../evil' must be a plain folder name; use --logdir for its place"),
     "logdir is a file": ("train grpo", lambda at: ["--logdir", at.tiny / "corpus.jsonl"], r"cannot write the run folder '.*' \(File exists\); choose another --logdir"),
     "dataset": ("train grpo", "--dataset pydoc", "unknown dataset 'pydoc': did you mean 'pydocs'.*"),
-    "dataset not UTF-8": ("train ppo", lambda at: ["--dataset", at.test_alone(b"d\xff"), "--encoder", "untrained"], r"the name '.*/d\\udcff' is not UTF-8; rename the folder"),
+    "dataset not UTF-8": ("train ppo", lambda at: ["--dataset", at.judged(7, name=b"d\xff"), "--encoder", "untrained"], r"the name '.*/d\\udcff' is not UTF-8; rename the folder"),
     **{
-        f"test.tsv alone: {runner}": (f"train {runner}", lambda at: ["--dataset", at.test_alone(), "--encoder", "untrained"], ".*/data has no query to train on, all are for the test; cut them into folds, such as with --folds 5")
+        f"test.tsv alone: {runner}": (f"train {runner}", lambda at: ["--dataset", at.judged(7), "--encoder", "untrained"], ".*/data has no query to train on, all are for the test; cut them into folds, such as with --folds 5")
         for runner in ("grpo", "ppo", "supervised")
     },
     "encoder": ("train grpo", lambda at: ["--dataset", at.tiny, "--encoder", "best"], "unknown encoder 'best'; give 'untrained', 'trained' or the path of an encoder.safetensors"),
@@ -122,7 +124,44 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "baseline": ("compare", "--baseline oracle-ndcg", "the baseline cannot be 'oracle-ndcg', which reads the answers"),
     "no number": ("train grpo", "--timesteps many", "timesteps must be a valid integer, got 'many'"),
     "resume a changed type": ("train grpo", lambda at: ["--resume", grpo_run(at, seed="0; import os")], r".*config.json: a run of 'GRPO': seed must be a valid integer, got '0; import os'"),
+    "resume with control characters": ("train grpo", lambda at: ["--resume", grpo_run(at, network="\x1b[2J")], r".*: network must be 'auto', 'shared' or 'mlp', got '\\x1b\[2J'"),
     "resume another": ("train ppo", lambda at: ["--resume", at.run({"learner": "GRPO", "settings": {"advantage": "outcome"}})], ".*config.json: a run of 'GRPO': unknown setting 'advantage'; there are dataset, .*"),
+    "no home": ("train supervised", "--resume ~nosuchuser/x", "no home folder is known for '~nosuchuser/x'; .*"),
+    "logdir not UTF-8": ("train ppo", lambda at: ["--logdir", at.tmp / os.fsdecode(b"r\xffns")], r"the log folder '.*/r\\udcffns' has characters that TensorBoard cannot write; choose another --logdir"),
+    "rollouts too large": ("train grpo", lambda at: [*TINY(at), "--n-steps", 10**7], "n_steps=10000000: rollouts of 256 environments with 64 numbers each need .* GiB, .*"),
+    "balance": ("train grpo", lambda at: [*TINY(at), "--balance", 0.5], r"balance 0\.5 needs queries in groups, and those of .* have none; leave it at 1"),
+    "file: setting": ("train supervised", recipe(b"colour: red"), ".*recipe: unknown setting 'colour'; there are dataset, fold, .*"),
+    "file: misspelt": ("train supervised", recipe(b"learning-rat: 1"), ".*recipe: unknown setting 'learning-rat'; did you mean 'learning_rate'.*"),
+    "file: value": ("train supervised", recipe(b"epochs: many"), "epochs must be a valid integer, got 'many'"),
+    "file: list": ("train supervised", recipe(b"- 1"), ".*recipe has no settings; write one a line, such as `timesteps: 1000`"),
+    "file: no YAML": ("train supervised", recipe(b"a: [1"), r".*recipe is neither YAML nor JSON \(while parsing a flow sequence.*"),
+    "file: no text": ("train supervised", recipe(b"\xff\xfe\x00"), ".*recipe is neither YAML nor JSON .*"),
+    "file: program": ("train supervised", recipe(b"!!python/object/apply:os.getcwd []"), r".*recipe is neither YAML nor JSON \(could not determine.*"),
+    "no methods": ("compare", recipe(b"methods: []"), "methods: tuple should have at least 1 item .*"),
+    "method": ("compare", "--methods grop", "unknown method 'grop': did you mean 'grpo'.*"),
+    "method twice": ("compare", "--methods ppo ppo", "method 'ppo' is given twice"),
+    "dataset twice": ("compare", "--dataset a a", "datasets must differ, got a a"),
+    "intervals over one seed": ("compare", "--seeds 1 --seed-intervals", "an interval over seeds needs two seeds or more, got 1; .*"),
+    "learner": ("compare", "--methods nowhere:learner", r"learner 'nowhere:learner' cannot be imported \(No module named 'nowhere'\); .*"),
+    "learner misspelt": ("compare", "--methods json:lerner", "learner 'json:lerner' cannot be imported .*has no attribute 'lerner'.*"),
+    "learner of another kind": ("compare", "--methods os:name", "a learner is a function or a class with a name of its own, got 'posix'"),
+    "too few queries": ("compare", lambda at: ["--dataset", at.judged(9, "all")], ".* has 1 test queries in fold . of 5; a comparison needs 2 or more: .*"),
+    "too many folds": ("compare", lambda at: ["--dataset", at.judged(24, "all"), "--folds", 13], ".* has 1 test queries in fold .* of 13; .*"),
+    "test.tsv alone: compare": ("compare", lambda at: ["--dataset", at.judged(7)], ".* has 0 train queries; a comparison needs 2 or more: .*"),
+    "encoder to compare": ("compare", lambda at: ["--dataset", at.tiny, "--encoder", "nowhere.safetensors"], "unknown encoder 'nowhere.safetensors'; .*"),
+    "device": ("compare", "--device abacus", "device 'abacus' is not available.*"),
+    "seed twice": ("ablate", "--seeds 1 1", "seeds must differ, got 1 1"),
+    "part": ("benchmark", "--parts speed", "parts must be 'attention', 'table', 'environment', .*"),
+    "odd number": ("benchmark", "--num-envs 12", "num_envs must be a multiple of 8, got 12"),
+    "out is a device": ("benchmark", "--out /dev/null", "'/dev/null' is no ordinary file; give another for the numbers"),
+    "out below a file": ("evaluate", lambda at: [at.tmp, "--out", at.file(b"") / "out.json"], ".*recipe' cannot be written to; give another file"),
+    "run": ("search", "nowhere honey", "no run folder 'nowhere'; give the folder of a training run"),
+    "query without words": ("search", lambda at: [at.tmp, " "], "the query is ' '; give some words"),
+    "query without quotes": ("search", "run bees honey", "unrecognized arguments: honey; --help shows all flags"),
+    "no queries": ("report", "run --queries 0", "queries must be at least 1, got 0"),
+    "command": ("train gpro", "", "unknown command 'train gpro'; did you mean 'train grpo'.*"),
+    "half a command": ("train", "--seed 1", "unknown command 'train --.*'; .*"),
+    "command that draws": ("\x1b[31mred", "", r"unknown command '\\x1b\[31mred'; maw-gym --help shows all"),
 }  # fmt: skip
 
 
@@ -135,8 +174,9 @@ def test_commands(
     capsys: pytest.CaptureFixture[str],
 ):
     given = arguments.split() if isinstance(arguments, str) else arguments(place)
-    logdir = place.tmp / "logs"
-    if command not in ("evaluate", "benchmark") and not {"--logdir", "--resume"} & set(given):
+    logdir = place.tmp / "logs" / "all"
+    runs = command.startswith(("train", "compare", "ablate"))
+    if runs and not {"--logdir", "--resume"} & set(given):
         given = ["--logdir", logdir, *given]
     with pytest.raises(SystemExit) as caught:
         main([*command.split(), *map(str, given)])
@@ -145,7 +185,7 @@ def test_commands(
     (line,) = (line for line in shown.err.splitlines() if not line.endswith(" ..."))
     assert re.fullmatch(f"error: {expected}", line)
     assert (caught.value.code, shown.out) == (2, "")
-    assert not logdir.exists()  # what is refused leaves nothing: the name can be used again
+    assert not logdir.parent.exists()  # what is refused leaves nothing: the name can be used again
 
 
 # --- Everything else: what is called, and the message -------------------------------------------
@@ -165,53 +205,53 @@ def stepped(action: Any) -> Any:
     return environment.step(action)
 
 
-def encoder_file(at: Place, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Any:
-    """Load a copy of an encoder file whose tensors or settings were changed."""
-    settings, tensors = files.read(at.encoder, "encoder")
-    change(tensors, settings)
-    files.write(at.tmp / "encoder.safetensors", tensors, "encoder", settings)
-    return load_embedder(at.tmp / "encoder.safetensors")
+def diverged(at: Place) -> Any:
+    """A query's embedding, of finite weights whose products are not."""
+    embedder = untrained_embedder((), EncoderSettings(depths=2))
+    for projection in (embedder.encoder.value_proj, embedder.encoder.out_proj):
+        projection.weight.data.fill_(1e30)
+    task = RetrievalTask(load_collection(str(at.tiny)), embedder, "cpu")
+    return RoutedEncoder(embedder, fixed_router(task, 0)).encode_query("honey")
 
 
-def tiny_task(at: Place) -> Any:
-    return load_task(str(at.tiny), "untrained", "cpu")
+def pipe(at: Place) -> Any:
+    os.mkfifo(at.tmp / "config.json")
+    return Run(at.tmp).config
 
 
-def huge(tensors: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Finite weights whose products are not."""
-    for name in ("value_proj.weight", "out_proj.weight"):
-        tensors[name].fill_(1e30)
-
-
-def routed(at: Place, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> RoutedEncoder:
-    """A changed encoder with a router of it that always takes depth 0."""
-    embedder, _ = encoder_file(at, change)
-    layers = [(torch.zeros(2, 256), torch.tensor([1.0, 0.0]))]
-    about = {"encoder": embedder.fingerprint()}
-    return RoutedEncoder(
-        embedder, DepthRouter(layers, "relu", torch.zeros(256), torch.ones(256), ["content"], about)
-    )
+def endless(at: Place) -> Any:
+    """8 GB, of which nothing is on the disk."""
+    os.truncate(at.file(b"", "config.json"), 2**33)
+    return Run(at.tmp).config
 
 
 CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
-    "action a float": (lambda at: stepped(np.float32(1)), r"action must be .*, got np.float32\(1.0\)"),
     "step first": (lambda at: scalar().step(0), r"an episode is one step long: call reset\(\) before each step\(\)"),
-    "query": (lambda at: scalar().reset(options={"query_id": "fruit/aple"}), "no query 'fruit/aple' among the 3 of this environment; try 'fruit/apple'.*"),
     "no options": (lambda at: scalar().reset(options=5), "the options of a reset are a dictionary, not 5"),
     "block a number": (lambda at: scalar(observation=3), "give a list of blocks, not 3"),
     "table of another type": (lambda at: GRPOEnvironment(table={}), "table must be a DepthTable, not {}"),
     "state's queries": (lambda at: vector().set_state(vector().get_state() | {"queries": ["a", "b"]}), r"the state is not one that get_state\(\) has given: .*"),
     "state's query below 0": (lambda at: vector().set_state(vector().get_state() | {"queries": [0, -1]}), ".*: a row or the position is below 0"),
     "encoder's name far too long": (lambda at: load_task(str(at.tiny), "x" * 5000, "cpu"), "unknown encoder 'x*'; give .*"),
-    "split": (lambda at: scalar(split="dev"), "unknown split 'dev'; choose one of encoder, train, validation, test"),
-    "tokens without end": (lambda at: encoder_file(at, lambda t, s: s.update(document_tokens=10**9)), r".*: wrong encoder settings \(document_tokens must be a whole number from 1 to 4096, got 1000000000\)"),
     "seeds": (lambda at: vector().reset(seed=[1, 2]), r"seed must be one integer for the whole batch; got \[1, 2\]"),
     "frames of many": (lambda at: vector(render_mode="ansi"), "the batched form draws no frames, got render_mode 'ansi'; .*"),
     "state of others": (lambda at: vector(3).set_state(vector(2).get_state() | {"queries": [0, 1]}), r"the state is not one that get_state\(\) has given: it is of 2 rows, not of 3"),
-    "text encoder": (lambda at: encoder_file(at, lambda t, s: s.update(text="bert")), ".*bert.*"),
-    "depth": (lambda at: tiny_task(at).attention("q0", 99), "depth must be a whole number from 0 to 31, got 99"),
-    "huge weights of queries": (lambda at: routed(at, huge).encode_query("honey"), "text embeddings must be finite; the encoder has probably diverged"),
-    "query of a task": (lambda at: load_task(str(at.tiny), "untrained", "cpu").query_text("q99"), "no query 'q99' in .*"),
+    "huge weights": (diverged, "text embeddings must be finite; the encoder has probably diverged"),
+    **{
+        f"run without {name}": (lambda at, read=read: read(Run(at.tmp)), f"no run with a {name} in '.*'; give the folder of a finished run")
+        for name, read in (("config.json", lambda run: run.config), ("metrics.json", lambda run: run.metrics), ("per_query.csv.gz", Run.per_query))
+    },
+    "config nested": (lambda at: Run(at.run(b"[" * 100_000)).config, r".*config.json is not JSON \(recursion.*\); give the folder of a run"),
+    "config a list": (lambda at: Run(at.run([1])).config, ".*config.json is not a run's config.json; give the folder of a run"),
+    "metrics empty": (lambda at: Run(at.run(b"", "metrics.json")).metrics, r".*metrics.json is not JSON \(EOF.*\); .*"),
+    "config a pipe": (pipe, ".*config.json is not a regular file.*"),
+    "config endless": (endless, ".*config.json has 8589934592 bytes.*"),
+    "config without settings": (lambda at: Run(at.run({"settings": 3})).settings, ".*config.json has no settings; give the folder of another run"),
+    "config without dataset": (lambda at: Run(at.run({"settings": {"dataset": 3}})).collection(), ".*config.json does not name a dataset; give another run"),
+    **{
+        f"queries {number}": (lambda at, content=content: Run(at.run(content, "per_query.csv.gz")).per_query(), r".*per_query.csv.gz is damaged \(.*\); give another run")
+        for number, content in enumerate([b"", b"a,b", gzip.compress(b""), gzip.compress(b"a" * 99)[:-9]])
+    },
     "setting of training": (lambda at: TrainingSettings(depths="layers"), "there is no setting 'depths'; choose among epochs, .*"),
 }  # fmt: skip
 

@@ -2,13 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from maw_gym.agents.grpo.settings import GRPOSettings
-from maw_gym.errors import InputError
 from maw_gym.runners import ablate
 from maw_gym.runners.ablate import VARIANTS, AblateSettings
 from maw_gym.runners.experiments.command_line import changed, made
@@ -53,16 +51,3 @@ def test_leaves_a_report(
     kept = {path: path.stat().st_mtime_ns for path in (run / "cells").iterdir()}
     ablate.main(changed(settings, resume=run))
     assert {path: path.stat().st_mtime_ns for path in (run / "cells").iterdir()} == kept
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"seeds": ()}, "seeds: tuple should have at least 1 item"),
-        ({"seeds": (1, 1)}, "seeds must differ, got 1 1"),
-        ({"timesteps": 0}, "timesteps must be at least 1"),
-    ],
-)
-def test_bad_settings(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        made(AblateSettings, **settings)

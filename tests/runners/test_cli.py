@@ -88,31 +88,6 @@ def test_search_in_another_collection(
     assert " d12  The king may not be left in check" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["search", "nowhere", "honey"], "no run folder 'nowhere'; give the folder of a training"),
-        (["search", "RUN", " "], "the query is ' '; give some words"),
-        (["search", "RUN", "bees", "honey"], "unrecognized arguments: honey; --help shows all"),
-        (["report", "nowhere"], "no run folder 'nowhere'; give the folder of a training"),
-        (["report", "RUN", "--queries", "0"], "queries must be at least 1, got 0"),
-        (["train", "gpro"], "unknown command 'train gpro'; did you mean 'train grpo'? maw-gym"),
-        (["train", "--seed", "1"], "unknown command 'train --seed'; "),
-        (["\x1b[31mred"], r"unknown command '\x1b[31mred'; maw-gym --help shows all"),
-    ],
-)
-def test_a_mistake_is_one_line_and_status_2(
-    words: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([str(run) if word == "RUN" else word for word in words])
-    shown = capsys.readouterr()
-    assert end.value.code == 2
-    assert shown.out == ""
-    (line,) = shown.err.splitlines()
-    assert line.startswith(f"error: {message}")
-
-
 def test_overviews_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["--help"], ["-h"], ["train"], ["train", "--help"]):
         main(words)

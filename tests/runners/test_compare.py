@@ -21,7 +21,7 @@ from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
 from maw_gym.runners.compare import CompareSettings, compare_dataset, main
 from maw_gym.runners.experiments.command_line import changed, made
-from maw_gym.runners.experiments.comparison import checked_folds, compare, run_side_by_side
+from maw_gym.runners.experiments.comparison import compare, run_side_by_side
 from maw_gym.runners.experiments.methods import chosen_methods
 from maw_gym.runners.experiments.result import Result
 from maw_gym.runners.experiments.runs import run_main
@@ -178,38 +178,6 @@ def test_folds_side_by_side_have_the_results_of_one_after_the_other(
     assert names == {path.name for path in (tmp_path / "both").rglob("*.*")}
 
 
-@pytest.mark.parametrize(
-    ("queries", "subset", "folds", "message"),
-    [
-        (9, "all", None, "has 1 test queries in fold . of 5; a comparison needs 2 or more"),
-        (24, "all", 13, "has 1 test queries in fold .* of 13; a comparison needs 2 or more"),
-        (9, "test", None, "has 0 train queries; a comparison needs 2 or more"),
-    ],
-)
-def test_too_few_queries(
-    queries: int, subset: str, folds: int | None, message: str, tiny_folder: Path, tmp_path: Path
-) -> None:
-    folder = whole_collection(tmp_path / "few", tiny_folder, queries, subset)
-    with pytest.raises(InputError, match=message):
-        checked_folds(str(folder), folds)
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"encoder": "nowhere.safetensors"}, "unknown encoder 'nowhere.safetensors'"),
-        ({"datasets": ("nowhere",)}, "unknown dataset 'nowhere'"),
-        ({"device": "abacus"}, "device 'abacus' is not available"),
-    ],
-)
-def test_mistakes_are_found_before_any_work(
-    more: dict[str, Any], message: str, tiny_folder: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=message):
-        main(changed(settings_of(tiny_folder, logdir=tmp_path), **more))
-    assert list(tmp_path.iterdir()) == []
-
-
 # --- several processes -----------------------------------------------------------------------
 
 
@@ -285,19 +253,3 @@ def test_a_result_is_never_beside_the_ranking_of_another(
     first = ranked((1, 0, 0))
     assert ranked((0, 1, 0)) != first
     assert ranked((1, 0, 0)) == first
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        (
-            "nowhere:learner",
-            r"learner 'nowhere:learner' cannot be imported \(No module named 'nowhere'",
-        ),
-        ("json:lerner", "learner 'json:lerner' cannot be imported .*has no attribute 'lerner'"),
-        ("os:name", "a learner is a function or a class with a name of its own, got 'posix'"),
-    ],
-)
-def test_a_path_that_leads_to_no_learner(path: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        made(CompareSettings, methods=(path,))

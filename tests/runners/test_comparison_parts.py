@@ -14,7 +14,7 @@ from hand_made import TABLE
 from maw_gym.agents.grpo.settings import GRPOSettings
 from maw_gym.agents.networks import router_settings
 from maw_gym.envs.bandit import Bandit
-from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.errors import DamagedFileError
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.runners.compare import CompareSettings
 from maw_gym.runners.experiments.analysis import COLUMNS, NAMES, Comparison, Fold
@@ -28,7 +28,6 @@ from maw_gym.runners.experiments.settings import (
     Spec,
     TaskSettings,
 )
-from maw_gym.runners.experiments.training import task_of
 from maw_gym.tables.depth_table import TERMS, DepthTable
 from maw_gym.tables.task import RetrievalTask
 
@@ -291,30 +290,6 @@ def test_settings_fill_in_what_is_not_told() -> None:
     assert [(one.encoder_seed, one.fold) for one in tasks] == [(3, 0), (3, 2), (7, 0), (7, 2)]
     assert (tasks[0].text_encoder, tasks[0].train_text_encoder) == ("minilm", True)
     assert (tasks[0].balance, tasks[0].folds) == (0.5, 3)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"methods": ("ppo", "ppo")}, "'ppo' is given twice"),
-        ({"methods": ()}, "methods: tuple should have at least 1 item"),
-        ({"datasets": ()}, "datasets: tuple should have at least 1 item"),
-        ({"datasets": ("a", "a")}, "datasets must differ, got a a"),
-        ({"seeds": (1, 1)}, "seeds must differ, got 1 1"),
-        ({"baseline": "bm52"}, "unknown method 'bm52'"),
-        ({"baseline": "oracle"}, "cannot be 'oracle'"),
-        ({"seeds": (1,), "seed_intervals": True}, "needs two seeds or more, got 1"),
-    ],
-)
-def test_bad_settings(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        made(CompareSettings, **settings)
-
-
-def test_balance_wants_groups_before_anything_is_trained(tiny_folder: Path) -> None:
-    settings = TaskSettings(dataset=str(tiny_folder), balance=0.5)
-    with pytest.raises(InputError, match=r"^balance 0\.5 needs queries in groups, and those of "):
-        task_of(settings)
 
 
 # --- words -----------------------------------------------------------------------------------

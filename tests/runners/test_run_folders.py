@@ -1,23 +1,19 @@
 """Whose a run's folder is, what is left of a run that was refused, and how one goes on."""
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from maw_gym.errors import InputError
 from maw_gym.run import Run
-from maw_gym.runners.cli import main
 from maw_gym.runners.compare import CompareSettings
 from maw_gym.runners.experiments.command_line import changed, made
 from maw_gym.runners.experiments.runs import (
     open_run,
     run_main,
     settings_of,
-    writable_output,
     write_config,
 )
 from maw_gym.runners.experiments.settings import FolderSettings, RunSettings
@@ -57,20 +53,6 @@ def test_runs_without_a_name_take_the_next_free_one(
     assert names == [first, f"{first}-2", f"{first}-3"]
 
 
-def test_a_rollout_too_large_for_the_machine_leaves_no_folder(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """The algorithm refuses it, when data and encoder are known and the run has begun."""
-    monkeypatch.setattr("os.sysconf", lambda name: 32)  # pages of 32 bytes
-    words = ["--dataset", tiny_folder, "--encoder", "untrained", "--logdir", tmp_path / "a" / "b"]
-    with pytest.raises(SystemExit) as end:
-        main(["train", "grpo", *map(str, words), "--num-envs", "64", "--n-steps", "16"])
-    assert end.value.code == 2
-    assert "n_steps=16: rollouts of 64 environments with " in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_run_that_fails_keeps_what_it_has_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,46 +87,6 @@ def test_a_run_killed_before_it_began_can_go_on(tmp_path: Path) -> None:
         settings_of(SupervisedRunSettings, {"resume": str(folder), "epochs": "4"})
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"colour": "red"},
-            "a run of None: unknown setting 'colour'; there are dataset, ",
-        ),
-        ({"reward_weights": 3}, "None: reward_weights must be a valid tuple, got 3$"),
-        ({"epochs": "seven"}, "epochs must be a valid integer, got 'seven'$"),
-        ({"labels": "\x1b[2J"}, r"labels must be 'rule' or 'oracle', got '\\x1b\[2J'$"),
-    ],
-)
-def test_a_config_with_other_settings(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    folder = supervised_run(tmp_path, **changes)
-    with pytest.raises(InputError, match=message):
-        settings_of(SupervisedRunSettings, {"resume": str(folder)})
-
-
-def test_where_numbers_can_be_written_to(tmp_path: Path) -> None:
-    assert writable_output(tmp_path / "new" / "numbers.json") == tmp_path / "new" / "numbers.json"
-    (tmp_path / "kept.json").write_text("{}")
-    (tmp_path / "link.json").symlink_to(tmp_path / "kept.json")
-    assert writable_output(tmp_path / "link.json") == tmp_path / "kept.json"
-    for path, message in (
-        (Path("/dev/null"), "is no ordinary file"),
-        (tmp_path / "kept.json" / "numbers.json", "cannot be written"),
-    ):
-        with pytest.raises(InputError, match=message):
-            writable_output(path)
-
-
-def test_a_log_folder_that_is_not_utf8(tmp_path: Path) -> None:
-    logdir = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xffns"))
-    with pytest.raises(InputError, match="has characters that TensorBoard cannot write"):
-        open_run(FolderSettings(logdir=logdir), "run")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_home_folders_are_filled_in_and_relative_paths_stay_as_they_are() -> None:
     for setting in ("resume", "encoder"):
         with pytest.raises(InputError, match="no home folder is known for '~nosuchuser/x'"):
@@ -168,22 +110,3 @@ def test_settings_from_a_file_give_way_to_flags(tmp_path: Path) -> None:
     one = settings_of(CompareSettings, {"config": file})
     assert one.datasets == ("cranfield", "vaswani")
     assert (one.methods, one.seeds) == (("random",), (3,))  # of a list, as behind a flag
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"colour: red", "recipe: unknown setting 'colour'; there are dataset, fold, "),
-        (b"learning-rat: 1", "recipe: unknown setting 'learning-rat'; did you mean 'learning_rate"),
-        (b"epochs: many", "epochs must be a valid integer, got 'many'"),
-        (b"- 1", "has no settings; write one a line, such as `timesteps: 1000`"),
-        (b"a: [1", "is neither YAML nor JSON .while parsing a flow sequence"),
-        (b"\xff\xfe\x00", "is neither YAML nor JSON"),
-        (b"!!python/object/apply:os.getcwd []", "is neither YAML nor JSON .could not determine"),
-    ],
-)
-def test_files_that_hold_no_settings(content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / "recipe").write_bytes(content)
-    with pytest.raises(InputError, match=message) as caught:
-        settings_of(SupervisedRunSettings, {"config": str(tmp_path / "recipe")})
-    assert "\n" not in str(caught.value)

@@ -149,7 +149,8 @@ def test_a_supervised_run_is_a_retriever_without_its_models_folder(
 def test_evaluate_finds_the_numbers_of_the_run(
     supervised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate(EvaluateSettings(run=supervised, device="cpu", out=tmp_path / "numbers.json"))
+    (tmp_path / "link.json").symlink_to(tmp_path / "numbers.json")  # which stays a link
+    evaluate(EvaluateSettings(run=supervised, device="cpu", out=tmp_path / "link.json"))
     found, own = json.loads((tmp_path / "numbers.json").read_text()), Run(supervised).metrics
     for block in ("reward", "retrieval", "baselines"):
         assert found[block] == own[block]

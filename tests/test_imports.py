@@ -17,31 +17,44 @@ SLOW = (
     "torch", "matplotlib", "ir_datasets", "ir_measures", "bm25s", "scipy", "pydantic",
     "transformers", "tokenizers", "stable_baselines3", "tensorboard", "pandas", "tqdm",
 )  # fmt: skip
+HELP = """
+import contextlib, io
+from maw_gym.runners.cli import main
+trained = [f"train {what}" for what in ("grpo", "ppo", "supervised", "encoder")]
+helps = [f"{name} --help" for name in (*trained, "evaluate", "report", "search", "compare")]
+for command in ("", "--version", "train", *helps):
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            main(command.split())
+    except SystemExit as end:
+        assert not end.code"""
 
 
-def loaded(run_python: Callable[[str], str], program: str) -> set[str]:
-    """Which of the slow modules a program has imported at its end."""
+@pytest.mark.parametrize(
+    ("program", "slow"),
+    [
+        ("import maw_gym", set()),
+        (
+            "import maw_gym\nfor name in maw_gym.__all__: getattr(maw_gym, name)",
+            {"torch", "tokenizers", "ir_measures", "tqdm"},
+        ),
+        ("import maw_gym.agents.grpo.settings", {"pydantic"}),
+        (HELP, {"pydantic"}),
+    ],
+)
+def test_nothing_is_imported_that_can_wait(
+    program: str, slow: set[str], run_python: Callable[[str], str]
+) -> None:
     asked = f"\nimport sys\nprint(*[name for name in {SLOW} if name in sys.modules])"
-    return set(run_python(program + asked).split())
-
-
-def test_importing_maw_gym_imports_nothing_slow(run_python: Callable[[str], str]) -> None:
-    assert loaded(run_python, "import maw_gym") == set()
-
-
-def test_the_public_names_want_no_more_than_they_use(run_python: Callable[[str], str]) -> None:
-    program = "import maw_gym\nfor name in maw_gym.__all__: getattr(maw_gym, name)"
-    assert loaded(run_python, program) == {"torch", "tokenizers", "ir_measures", "tqdm"}
+    assert set(run_python(program + asked).split()) == slow
 
 
 def test_grpo_comes_without_the_rest_of_maw_gym(run_python: Callable[[str], str]) -> None:
-    assert loaded(run_python, "import maw_gym.agents.grpo.settings") == {"pydantic"}
-    program = """
+    run_python("""
 from maw_gym.agents.grpo import GRPO
 import sys
 rest = {name for name in sys.modules if name.startswith("maw_gym.")} - {"maw_gym.errors"}
-assert all(name.startswith("maw_gym.agents") for name in rest), rest"""
-    assert {"torch", "stable_baselines3"} <= loaded(run_python, program)
+assert all(name.startswith("maw_gym.agents") for name in rest), rest""")
 
 
 def test_bm25_does_not_start_jax(run_python: Callable[[str], str]) -> None:
@@ -57,21 +70,6 @@ BM25.of(["a"], ["some words"])
 assert "jax" not in sys.modules""")
 
 
-def test_help_does_not_wait_for_torch(run_python: Callable[[str], str]) -> None:
-    learners = [f"train {what} --help" for what in ("grpo", "ppo", "supervised", "encoder")]
-    others = [f"{what} --help" for what in ("evaluate", "report", "search", "compare")]
-    program = f"""
-import contextlib, io
-from maw_gym.runners.cli import main
-for command in {["", "--version", "train", *learners, *others]}:
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            main(command.split())
-    except SystemExit as end:
-        assert not end.code"""
-    assert loaded(run_python, program) == {"pydantic"}
-
-
 def test_every_public_name_is_there() -> None:
     import maw_gym
     import maw_gym.agents
@@ -85,31 +83,26 @@ def test_every_public_name_is_there() -> None:
     assert set(maw_gym.__all__) <= set(dir(maw_gym))
 
 
-def test_pydocs_is_registered_whoever_imports_first(run_python: Callable[[str], str]) -> None:
-    ask = "\nprint(ir_datasets.load('pydocs/test').has_qrels(), 'pydocs' in ir_datasets.registry)"
-    assert run_python("import maw_gym, ir_datasets" + ask) == "True True\n"
-    assert run_python("import ir_datasets, maw_gym" + ask) == "True True\n"
-    asked_before = "import maw_gym, importlib.util; importlib.util.find_spec('ir_datasets')"
-    assert run_python(asked_before + "\nimport ir_datasets" + ask) == "True True\n"
-    assert run_python("import maw_gym.corpora.irds, ir_datasets" + ask) == "True True\n"
-
-
-def test_pydocs_waits_for_an_import_that_succeeds(
-    run_python: Callable[[str], str], tmp_path: Path
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import maw_gym, ir_datasets",
+        "import ir_datasets, maw_gym",
+        "import maw_gym.corpora.irds, ir_datasets",
+        "import maw_gym, importlib.util\nimportlib.util.find_spec('ir_datasets')",
+        # One that fails is no import.
+        "import maw_gym, sys\nsys.path.insert(0, 'BROKEN')\ntry:\n    import ir_datasets\n"
+        "except OSError:\n    del sys.path[0]",
+    ],
+)
+def test_pydocs_is_registered_whoever_imports_first(
+    imports: str, run_python: Callable[[str], str], tmp_path: Path
 ) -> None:
-    (tmp_path / "ir_datasets.py").write_text("raise OSError('not yet')\n")
-    program = f"""
-import sys
-import maw_gym
-sys.path.insert(0, {str(tmp_path)!r})
-try:
-    import ir_datasets
-except OSError as problem:
-    print(problem)
-del sys.path[0]
+    (tmp_path / "ir_datasets.py").write_text("raise OSError")
+    program = f"""{imports.replace("BROKEN", str(tmp_path))}
 import ir_datasets
-print('pydocs/test' in ir_datasets.registry)"""
-    assert run_python(program) == "not yet\nTrue\n"
+print(ir_datasets.load('pydocs/test').has_qrels(), 'pydocs' in ir_datasets.registry)"""
+    assert run_python(program) == "True True\n"
 
 
 def test_the_command_line_lets_threads_wait_asleep(

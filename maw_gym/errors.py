@@ -23,6 +23,10 @@ class DamagedFileError(InputError):
     """
 
 
+class UnwritableError(InputError):
+    """A place that cannot be written to."""
+
+
 def printable(text: str) -> str:
     """`text` with control characters escaped: what comes from a file must not draw on a screen."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from filelock import FileLock, Timeout
 
-from maw_gym.errors import DamagedFileError, InputError, first_line, shown
+from maw_gym.errors import DamagedFileError, InputError, UnwritableError, first_line, shown
 
 if TYPE_CHECKING:  # torch is imported where it is used: settings and help do not wait for it
     from torch import Tensor
@@ -125,7 +125,7 @@ def _temporary(path: Path) -> Iterator[Path]:
         if not {at, *at.parents} & {path, temporary} and at not in path.parents:
             raise  # of another file, which was read while this one was written
         reason = error.strerror or error
-        raise InputError(
+        raise UnwritableError(
             f"{path} cannot be written: {reason}; make room for it or name another place"
         ) from None
     finally:
@@ -204,7 +204,7 @@ def locked(path: Path) -> Iterator[None]:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(
+        raise UnwritableError(
             f"the cache {path.parent} cannot be written: {reason}; set MAW_GYM_HOME to a folder"
             " that can"
         ) from None

@@ -24,7 +24,6 @@ from maw_gym.corpora import load_collection
 from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.training.settings import TrainingSettings
-from maw_gym.envs.bandit import RewardSpec
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
 from maw_gym.errors import InputError
@@ -261,34 +260,6 @@ def test_calls(call: Callable[[Place], Any], expected: str, place: Place):
     with pytest.raises((InputError, gym.error.ResetNeeded)) as caught:
         call(place)
     assert re.fullmatch(expected, str(caught.value))
-
-
-# --- Input that is odd but has a meaning --------------------------------------------------------
-
-
-def test_odd_texts_and_grades_are_read(place: Place):
-    folder = place.copy()
-    odd = {
-        "empty": "",
-        "control": "bell \x07",
-        "half": "a \ud800 pair",
-        "long": "so" + " long" * 99_999,
-    }
-    with (folder / "corpus.jsonl").open("a") as file:
-        file.writelines(json.dumps({"_id": name, "text": odd[name]}) + "\n" for name in odd)
-    with (folder / "qrels" / "test.tsv").open("a") as file:
-        file.write("q17\tempty\t-3\nq17\tcontrol\t1000000\nq17\tnowhere\t1\n")
-    found = load_collection(str(folder))
-    texts = dict(zip(found.doc_ids, found.doc_texts, strict=True))
-    assert {name: texts[name] for name in odd if name != "half"} | {"half": odd["half"]} == odd
-    assert texts["half"].encode()
-    test = found.splits["test"]
-    assert test.relevance[test.ids.index("q17")] == {
-        "d17": 2, "d16": 1, "empty": 0, "control": 1000000,
-    }  # fmt: skip
-    assert found.provenance["dropped"] == {"judgments of missing documents": 1}
-    reward = RewardSpec().of(load_task(str(folder), "untrained", "cpu").table("test"))
-    assert ((reward >= 0) & (reward <= 1)).all()
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

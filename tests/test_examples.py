@@ -83,8 +83,9 @@ def test_ppo_on_mawdepth(run: Run, tiny_folder: Path) -> None:
 def test_ones_own(
     name: str, steps: object, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BLOCKS, "length", BLOCKS["profile"])  # so that it is taken away again
-    tiny = write_tiny_collection(tmp_path / "tiny")  # of which no table has one's own columns
+    monkeypatch.setitem(BLOCKS, "length", None)  # so that it is taken away again
+    del BLOCKS["length"]
+    tiny = write_tiny_collection(tmp_path / "tiny")  # a name without tables in memory
     printed, _ = run(name, tiny, *([steps] if steps else []))
     assert all(0 < number < 1 for number in numbers(printed)[:4])
     assert printed[0].startswith("65 observed") == (name == "own_observation")

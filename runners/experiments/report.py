@@ -11,7 +11,7 @@ from maw_gym.agents.supervised import label_sentence
 from maw_gym.distributed import processes
 from maw_gym.encoders.files import save_embedder
 from maw_gym.envs.bandit import Bandit
-from maw_gym.errors import InputError
+from maw_gym.errors import UnwritableError
 from maw_gym.files import (
     cache_home,
     cached,
@@ -143,7 +143,7 @@ def rows_of(
             run = partial(method.run, task, own, split, None)
             try:
                 result = cached(path, run, lambda to, made: made.save(to), Result.load, True)
-            except InputError:  # of a cache that is read only, at the end of a training
+            except UnwritableError:  # of a cache that is read only, at the end of a training
                 if processes() > 1:
                     raise
                 result = run()

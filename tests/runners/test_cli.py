@@ -4,16 +4,13 @@ import io
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 from hostile_run import CHOSEN, write_hostile_run
 
 import maw_gym
 from maw_gym.runners.cli import COMMANDS, main, overview
-from maw_gym.runners.experiments.command_line import settings_in
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +29,7 @@ def test_what_the_installed_command_does_not_know() -> None:
 
 
 def test_search_finds_the_honey_and_draws_nothing_on_the_screen(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["search", str(run), "how bees make honey", "--k", "2", "--device", "cpu"])
     depth, first, second = capsys.readouterr().out.splitlines()
@@ -50,6 +47,9 @@ def test_search_finds_the_honey_and_draws_nothing_on_the_screen(
     assert bell.split(maxsplit=2)[2] == (
         r"d8\x1b\u2066  Bread: a bell \x07, an escape \x1b[31m, a turn \u202eback"
     )
+    other = ["--dataset", str(tiny_folder), "--k", "1", "--device", "cpu"]
+    main(["search", str(run), "rules of chess", *other])
+    assert " d12  The king may not be left in check" in capsys.readouterr().out
 
 
 def test_search_ends_when_nobody_reads_on(
@@ -80,16 +80,8 @@ def test_search_stays_open_for_lines_of_whatever_bytes(
     assert capsys.readouterr().out == ""
 
 
-def test_search_in_another_collection(
-    run: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--dataset", str(tiny_folder), "--k", "1", "--device", "cpu"]
-    main(["search", str(run), "rules of chess", *words])
-    assert " d12  The king may not be left in check" in capsys.readouterr().out
-
-
 def test_overviews_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["--help"], ["-h"], ["train"], ["train", "--help"]):
+    for words in ([], ["--help"], ["train"], ["train", "--help"]):
         main(words)
         shown = capsys.readouterr().out
         assert shown == overview() + "\n"
@@ -99,18 +91,11 @@ def test_overviews_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_names_every_flag_and_flags_are_the_same_words_everywhere(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
+def test_flags_are_the_same_words_everywhere(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
         main([*name.split(), "--help"])
-    assert not end.value.code
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"usage: maw-gym {name}")
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert usage.startswith(f"usage: maw-gym {name}")
     words = {line.split()[0].rstrip(",") for line in lines if line.startswith("  --")}
-    runner = import_module(f"maw_gym.runners.{COMMANDS[name][0]}").main
-    known = settings_in(get_type_hints(runner)["settings"])
-    assert words == {one.flag for one in known.values()}
     assert not words & {"--datasets", "--output"}
-    if name not in ("bandits", "report"):
-        assert {"--dataset", "--device"} <= words
+    assert name in ("bandits", "report") or {"--dataset", "--device"} <= words

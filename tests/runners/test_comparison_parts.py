@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,20 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hand_made import TABLE
 
 from maw_gym.agents.grpo.settings import GRPOSettings
 from maw_gym.agents.networks import router_settings
 from maw_gym.envs.bandit import Bandit
-from maw_gym.errors import DamagedFileError
+from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.runners.compare import CompareSettings
+from maw_gym.runners.experiments import report
 from maw_gym.runners.experiments.analysis import COLUMNS, NAMES, Comparison, Fold
 from maw_gym.runners.experiments.command_line import changed, made
 from maw_gym.runners.experiments.comparison import result_key, slug, write_run
 from maw_gym.runners.experiments.comparison_report import group_table, pair_table, percent
 from maw_gym.runners.experiments.methods import METHODS
-from maw_gym.runners.experiments.report import digits_for, markdown, p_value, row_of, rows_of
+from maw_gym.runners.experiments.report import digits_for, markdown, p_value, rows_of
 from maw_gym.runners.experiments.result import Result, by_depths, by_router, randomly
 from maw_gym.runners.experiments.settings import (
     Spec,
@@ -154,49 +155,6 @@ def test_grpo_is_tested_against_all_that_choose_depths() -> None:
 # --- one result ------------------------------------------------------------------------------
 
 
-def chosen(depths: list[int]) -> Result:
-    """Depths of the three queries of `TABLE`."""
-    rows = np.arange(3)
-    terms = {name: values[rows, depths] for name, values in Bandit(TABLE).terms.items()}
-    ndcg = TABLE.ndcg[rows, depths].astype(np.float64)
-    return Result(dict.fromkeys(NAMES, ndcg), np.array(depths), terms, parameters=7)
-
-
-def test_a_row_by_hand() -> None:
-    """Rewards .3 .5 .7 .43 / .7 .5 .3 .33 / .3 .3 .3 .5 of three queries at four depths."""
-    task: Any = SimpleNamespace(table=lambda split: TABLE)
-    row = row_of(task, SPEC, chosen([1, 1, 1]))
-    assert row.reward is not None
-    assert row.reward["mean"] == pytest.approx(1.3 / 3)
-    assert row.reward["random"] == pytest.approx((1.93 + 1.83 + 1.4) / 12)
-    assert row.reward["oracle"] == pytest.approx(1.9 / 3)
-    # (1.3 / 3 - .43) / (1.9 / 3 - .43) = .01 / .61
-    assert row.reward["gap_closed"] == pytest.approx(1 / 61, abs=1e-5)
-    assert row.retrieval["nDCG@10"] == pytest.approx(1 / 3)  # .5, .5 and 0
-    best = chosen([2, 0, 3])
-    assert row_of(task, SPEC, best).reward["gap_closed"] == pytest.approx(1)  # type: ignore[index]
-    # The reward is nDCG@10 alone: 1, 1 and .5.
-    alone = replace(SPEC, reward_weights=(0.0, 0.0, 1.0))
-    assert row_of(task, alone, best).reward["mean"] == pytest.approx(2.5 / 3)  # type: ignore[index]
-
-
-def test_what_is_kept_of_a_method(tmp_path: Path) -> None:
-    result = chosen([2, 0, 0])
-    result.facts, result.history = {"a": np.int64(1)}, [(0, 0.5), (10, 1 / 3)]
-    path = tmp_path / "cells" / "one.json"
-    result.save(path)
-    kept = Result.load(path)
-    assert kept.terms is not None
-    assert kept.depths is not None
-    assert kept.terms["reward"] == pytest.approx([0.7, 0.7, 0.3])
-    assert kept.terms["alignment"].tolist() == [1.0, 1.0, 0.0]
-    assert (kept.depths.tolist(), kept.parameters, kept.facts) == ([2, 0, 0], 7, {"a": 1})
-    assert (kept.history, kept.latency_ms) == ([[0, 0.5], [10, 1 / 3]], None)
-    path.write_text(path.read_text().replace("0.333", "0.433"))
-    with pytest.raises(DamagedFileError):  # a number changed by hand is no result
-        Result.load(path)
-
-
 def test_depths_are_ranked_once_for_all_methods(task: RetrievalTask, tmp_path: Path) -> None:
     spec, queries = Spec(replace(SPEC, seed=3)), len(task.table("test"))
     drawn = randomly(task, spec, "test", None)
@@ -245,23 +203,35 @@ def test_a_key_depends_on_all_settings_and_on_what_tables_depend_on() -> None:
     assert result_key("grpo", task, spec) not in keys
 
 
-def test_rows_without_training_are_read_where_they_are_and_made_where_none_can_be_kept(
+def test_rows_are_read_where_they_are_and_made_once_where_none_can_be_kept(
     task: RetrievalTask, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    titles = {"random": "random", "dense-bm25": "fused"}
+    titles, calls = {"random": "random", "dense-bm25": "fused"}, list[str]()
+
+    def run(name: str, *given: Any) -> Result:
+        calls.append(name)
+        return METHODS[name].run(*given)
+
+    counted = {name: METHODS[name]._replace(run=partial(run, name)) for name in titles}
+    monkeypatch.setattr(report, "METHODS", counted)
     home.mkdir()
     (home / "rows").touch()  # no folder: as in a cache that is read only
     made = rows_of(task, SPEC, titles)
     (home / "rows").unlink()
-    kept = rows_of(task, SPEC, titles)
-    for name in titles:  # METHODS is not asked again
-        refused = METHODS[name]._replace(run=lambda *_: pytest.fail("made anew"))
-        monkeypatch.setitem(METHODS, name, refused)
-    read = rows_of(task, SPEC, titles)
-    assert made.keys() == kept.keys() == read.keys() == {*titles.values()}
-    for title, row in made.items():
-        assert row.blocks() == kept[title].blocks() == read[title].blocks()
-        assert row.result.facts == read[title].result.facts
+    kept, read = rows_of(task, SPEC, titles), rows_of(task, SPEC, titles)
+    assert calls == [*titles, *titles]
+    for title in titles.values():
+        assert made[title].blocks() == kept[title].blocks() == read[title].blocks()
+        assert made[title].result.facts == read[title].result.facts
+
+    def refusing(*given: Any) -> Result:
+        calls.append("refused")
+        raise InputError("no query has a word")
+
+    counted["bm25"] = METHODS["bm25"]._replace(run=refusing)
+    with pytest.raises(InputError, match="no query has a word"):
+        rows_of(task, SPEC, {"bm25": "BM25"})
+    assert calls.count("refused") == 1
 
 
 # --- settings --------------------------------------------------------------------------------

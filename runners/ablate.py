@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Final, Self
 from pydantic import Field, model_validator
 
 from maw_gym.agents.grpo.settings import GRPOSettings
-from maw_gym.runners.experiments.command_line import Section, changed, command_of
+from maw_gym.runners.experiments.command_line import Section, changed
 from maw_gym.runners.experiments.comparison import compare
 from maw_gym.runners.experiments.comparison_report import (
     DIFFERENCE,
@@ -117,7 +117,7 @@ def main(settings: AblateSettings) -> None:
         spec=Spec(defaults.task, defaults.online),
         folder=folder,
     )
-    write_comparisons([made], folder, command_of("ablate", settings))
+    write_comparisons([made], folder, "ablate")
     print(method_table(made, DIFFERENCE), method_table(made, REWARD), sep="\n\n")
     print(f"\nreport: {folder / 'report.md'}")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self
 from pydantic import Field, model_validator
 
 from maw_gym.errors import InputError
-from maw_gym.runners.experiments.command_line import Flag, Section, command_of
+from maw_gym.runners.experiments.command_line import Flag, Section
 from maw_gym.runners.experiments.runs import open_run, run_main, write_config
 from maw_gym.runners.experiments.settings import (
     OnlineSettings,
@@ -186,7 +186,7 @@ def main(settings: CompareSettings) -> None:
         compare_dataset(settings, dataset, numbers, folder)
         for dataset, (numbers, _) in folds.items()
     ]
-    write_comparisons(made, folder, command_of("compare", settings), settings.quick)
+    write_comparisons(made, folder, "compare", settings.quick)
     for one in made:
         print(f"\n{one.dataset}\n\n{method_table(one, DIFFERENCE)}\n")
         print("\n".join(f"- {sentence}" for sentence in reading(one)))

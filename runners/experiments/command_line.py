@@ -208,17 +208,3 @@ def _options(setting: Setting) -> dict[str, Any]:
         # argparse writes it twice for a list: (first, others).
         return options | {"metavar": (choices, "") if options.get("nargs") == "+" else choices}
     return options | {"metavar": "TEXT" if hint is str else hint.__name__.upper()}
-
-
-def command_of(runner: str, settings: Any) -> str:
-    """The command that has these settings, without those of the machine and what is default."""
-    words, known = [], settings_in(type(settings))
-    for name, value in flat(settings).items():
-        if name in PLACES or value == known[name].value:
-            continue
-        flag = known[name].flag
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        else:
-            words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
-    return f"python runners/{runner}.py {shlex.join(words)}".rstrip()

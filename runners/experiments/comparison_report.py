@@ -11,6 +11,7 @@ import pandas as pd
 from maw_gym.agents.supervised import label_sentence
 from maw_gym.corpora.collection import QuerySet
 from maw_gym.files import write_json, written_whole
+from maw_gym.run import CONFIG
 from maw_gym.runners.experiments import figures
 from maw_gym.runners.experiments.analysis import COLUMNS, MAIN, NAMES, Comparison, Row, Tests
 from maw_gym.runners.experiments.comparison import slug
@@ -117,22 +118,23 @@ def write_comparisons(
     made: Sequence[Comparison], folder: Path, command: str, quick: bool = False
 ) -> None:
     """Write results.json, per_query.csv, the figures and, last, report.md."""
+    again = f"maw-gym {command} --config {folder / CONFIG}"
     write_json(folder / "results.json", [row for one in made for row in one.rows])
     write_csv(folder / "per_query.csv", pd.concat([one.per_query for one in made]))
     for one in made:
         figures.draw_comparison(one, folder / "figures", slug(one.dataset))
     with written_whole(folder / "report.md") as temporary:
-        temporary.write_text(report_text(made, command, quick), encoding="utf-8")
+        temporary.write_text(report_text(made, again, quick), encoding="utf-8")
 
 
-def report_text(made: Sequence[Comparison], command: str, quick: bool = False) -> str:
+def report_text(made: Sequence[Comparison], again: str, quick: bool = False) -> str:
     """The whole of report.md."""
     first, online = made[0], made[0].folds[0].spec.online
     assert online is not None
     encoder_seeds = [folds[0].spec.task.encoder_seed for folds in first.encoders]
     parts = [
         "# Comparison",
-        f"Made by `{command}`.",
+        f"`{again}` makes it anew.",
         f"Learners saw {online.timesteps:,} training queries each, on the"
         f" same queries, with seeds {' '.join(map(str, first.seeds))}; scores are averaged over"
         " seeds, query by query, before they are tested."

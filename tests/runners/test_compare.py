@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import ir_measures
 import numpy as np
 import psutil
 import pytest
-from tiny_collection import PAIRS
 
 from maw_gym.corpora import load_collection
 from maw_gym.envs.bandit import Bandit
@@ -23,6 +23,7 @@ from maw_gym.runners.compare import CompareSettings, compare_dataset, main
 from maw_gym.runners.experiments.command_line import changed, made
 from maw_gym.runners.experiments.comparison import compare, run_side_by_side
 from maw_gym.runners.experiments.methods import chosen_methods
+from maw_gym.runners.experiments.report import write_csv
 from maw_gym.runners.experiments.result import Result
 from maw_gym.runners.experiments.runs import run_main
 from maw_gym.runners.experiments.settings import OnlineSettings, Spec, TaskSettings
@@ -67,6 +68,7 @@ def test_what_it_leaves(finished: Path) -> None:
     rows = json.loads((finished / "results.json").read_text())
     assert [row["method"] for row in rows] == METHODS
     assert [row["seeds"] for row in rows if row["method"] in ("bm25", "grpo")] == [None, [0, 1]]
+    assert f"`maw-gym compare --config {finished / 'config.json'}` makes it anew." in report
     assert "Queries: 0 encoder, 12 train, 5 validation, 7 test." in report
     # Test query qI has dI and d(I-1): d16 to d23, of which d16 answers dev query q16.
     assert "1 of 8 relevant test documents (12.5%)" in report
@@ -131,51 +133,34 @@ def test_resuming_runs_nothing_again(finished: Path, capsys: pytest.CaptureFixtu
 # --- folds -----------------------------------------------------------------------------------
 
 
-def whole_collection(folder: Path, tiny_folder: Path, queries: int, name: str = "all") -> Path:
-    """The tiny collection without subsets: some of its queries, judged in one file."""
-    (folder / "qrels").mkdir(parents=True)
-    for file in ("corpus.jsonl", "queries.jsonl"):
-        shutil.copy(tiny_folder / file, folder / file)
-    lines = "".join(f"q{row}\td{row}\t1\n" for row in range(queries))
-    (folder / "qrels" / f"{name}.tsv").write_text(lines)
-    return folder
-
-
 def settings_of(folder: Path, **more: Any) -> CompareSettings:
     """A comparison that trains nothing."""
-    given = {"methods": ("best-fixed-reward", "random"), "baseline": "standard-attention"} | more
-    return made(
-        CompareSettings, datasets=(str(folder),), encoder="untrained", device="cpu", **given
-    )
-
-
-def test_collections_without_subsets_are_cross_validated(tiny_folder: Path, tmp_path: Path) -> None:
-    folder = whole_collection(tmp_path / "whole", tiny_folder, len(PAIRS))
-    main(settings_of(folder, logdir=tmp_path, run_name="folds"))
-    run = tmp_path / "folds"
-    assert "All queries are cross-validated in 5 folds" in (run / "report.md").read_text()
-    rows = per_query(run, "best-fixed-reward")
-    # Every query is tested exactly once, 24 in 5 folds: 4 of 5 and one of 4.
-    asked = [f"q{row}" for row in range(24)]
-    assert sorted(row["query_id"] for row in rows) == sorted(asked)
-    sizes = [sum(row["fold"] == str(fold) for row in rows) for fold in range(5)]
-    assert sorted(sizes) == [4, 5, 5, 5, 5]
-    (trec,) = (run / "runs").glob("*best-fixed-reward.trec.gz")
-    with gzip.open(trec, "rt") as lines:
-        assert {line.split()[0] for line in lines} == {*asked}
+    methods = {"methods": ("best-fixed-reward", "random"), "baseline": "standard-attention"}
+    where = {"datasets": (str(folder),), "encoder": "untrained", "device": "cpu"}
+    return made(CompareSettings, **methods, **where, **more)
 
 
 def test_folds_side_by_side_have_the_results_of_one_after_the_other(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    settings = settings_of(tiny_folder, folds=2, quick=True)
-    given = str(tiny_folder), (0, 1)
-    one = compare_dataset(settings, *given, tmp_path / "one")
-    both = compare_dataset(changed(settings, jobs=2), *given, tmp_path / "both")
-    assert sorted(one.query_ids) == sorted(f"q{row}" for row in range(24))
-    assert one.per_query.equals(both.per_query)
-    names = {path.name for path in (tmp_path / "one").rglob("*.*")}
-    assert names == {path.name for path in (tmp_path / "both").rglob("*.*")}
+    """All queries of a collection without subsets are cross-validated."""
+    folder, asked = shutil.copytree(tiny_folder, tmp_path / "whole"), [f"q{n}" for n in range(24)]
+    shutil.rmtree(folder / "qrels")
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "all.tsv").write_text("".join(f"q{n}\td{n}\t1\n" for n in range(24)))
+    settings, run = settings_of(folder, logdir=tmp_path, run_name="folds"), tmp_path / "folds"
+    main(changed(settings, jobs=2))
+    assert "All queries are cross-validated in 5 folds" in (run / "report.md").read_text()
+    # Every query is tested exactly once, 24 in 5 folds: 4 of 5 and one of 4.
+    rows = per_query(run, "best-fixed-reward")
+    assert sorted(row["query_id"] for row in rows) == sorted(asked)
+    assert sorted(Counter(row["fold"] for row in rows).values()) == [4, 5, 5, 5, 5]
+    (trec,) = (run / "runs").glob("*best-fixed-reward.trec.gz")
+    with gzip.open(trec, "rt") as lines:
+        assert {line.split()[0] for line in lines} == {*asked}
+    one = compare_dataset(settings, str(folder), (0, 1, 2, 3, 4), tmp_path / "one")
+    write_csv(tmp_path / "one.csv", one.per_query)
+    assert (tmp_path / "one.csv").read_bytes() == (run / "per_query.csv").read_bytes()
 
 
 # --- several processes -----------------------------------------------------------------------

@@ -101,9 +101,6 @@ def page(browser: Any, payload: dict[str, Any], tmp_path: Path) -> Iterator[Page
     assert shown.run("window.owned === undefined")
 
 
-# --- what it shows ---------------------------------------------------------------------------
-
-
 def test_title_table_and_settings(page: Page) -> None:
     assert page.browser.title == "run <b>1 – a run of maw_gym"
     assert page.text("h1") == "run <b>1"
@@ -136,16 +133,11 @@ def test_texts_are_text_whatever_they_hold(page: Page) -> None:
         page.show(words)
         assert page.text("#text") == text
         assert found in page.text("#rankings")
+        for width in (360, 768, 1200):  # and no word is wider than the page
+            page.device(width, 800)
+            assert max(page.all("html, body", "scrollWidth")) <= width
     assert len(page.all("script")) == 2
     assert page.all("img, iframe, object, embed, link, b, i") == []
-
-
-@pytest.mark.parametrize("width", [360, 768, 1200])
-def test_no_word_is_wider_than_the_page(page: Page, width: int) -> None:
-    page.device(width, 800)
-    for words in ("honey script", "abcdefghij"):
-        page.show(words)
-        assert max(page.all("html, body", "scrollWidth")) <= width
 
 
 def test_terms_are_those_of_the_query(page: Page, payload: dict[str, Any]) -> None:
@@ -176,9 +168,6 @@ def test_relevant_documents_are_marked_and_side_by_side(
         assert len(marked) == 10
         assert f"nDCG@10 {query['ndcg'][place]:.3f}" in page.text(here)
     assert page.all("#rankings .badge") == ["✓ relevant, grade 2"] * 3
-
-
-# --- how it is worked ------------------------------------------------------------------------
 
 
 def test_depths_by_slider_buttons_and_bars(page: Page) -> None:
@@ -242,16 +231,14 @@ def test_curves_can_be_chosen_and_read(page: Page) -> None:
 
 
 def test_light_and_dark(page: Page) -> None:
-    def ground() -> str:
-        return str(page.run("getComputedStyle(document.body).backgroundColor"))
-
-    light = ground()
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.run(ground)
     page.device(1200, 900, "dark")
-    dark = ground()
+    dark = page.run(ground)
     assert light != dark
     for theme, colour in (("light", light), ("dark", dark), ("system", dark)):
         page.find("#theme").click()
-        assert (page.text("#theme"), ground()) == (f"Theme: {theme}", colour)
+        assert (page.text("#theme"), page.run(ground)) == (f"Theme: {theme}", colour)
 
 
 def test_everything_can_be_reached_with_the_keyboard_and_has_a_name(page: Page) -> None:
@@ -266,12 +253,10 @@ def test_everything_can_be_reached_with_the_keyboard_and_has_a_name(page: Page) 
 
 
 def test_a_page_without_queries_or_curves_says_so(
-    browser: Any, payload: dict[str, Any], tmp_path: Path
+    page: Page, payload: dict[str, Any], tmp_path: Path
 ) -> None:
     empty = payload | {"sample": payload["sample"] | {"queries": []}, "curves": []}
     (tmp_path / "empty.html").write_text(rendered(empty), encoding="ascii")
-    browser.get((tmp_path / "empty.html").as_uri())
-    said = [browser.find_element("id", name).text for name in ("problem", "curves")]
-    assert said[0] == "The run has no test query to look at."
-    assert "no learning curves" in said[1]
-    assert browser.get_log("browser") == []
+    page.browser.get((tmp_path / "empty.html").as_uri())
+    assert page.text("#problem") == "The run has no test query to look at."
+    assert "no learning curves" in page.text("#curves")

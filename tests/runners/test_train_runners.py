@@ -62,10 +62,6 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-def train(command: str, *words: object) -> None:
-    main(["train", command, *map(str, words)])
-
-
 @pytest.fixture(scope="module", params=["grpo", "ppo"])
 def online(request: pytest.FixtureRequest, flags: list[str], logdir: Path) -> Path:
     """The run of a learner in the environment, which a callback follows."""
@@ -74,7 +70,7 @@ def online(request: pytest.FixtureRequest, flags: list[str], logdir: Path) -> Pa
     words += ["--callback", "counting:Counting", "--logdir", logdir, "--run-name", request.param]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(logdir)
-        train(request.param, *flags, *words)
+        main(["train", request.param, *flags, *map(str, words)])
     return logdir / request.param
 
 
@@ -82,18 +78,17 @@ def online(request: pytest.FixtureRequest, flags: list[str], logdir: Path) -> Pa
 def supervised(flags: list[str], logdir: Path, tiny_transformer: Path) -> Path:
     """A run over a transformer in a folder that is gone by now."""
     model = shutil.copytree(tiny_transformer, logdir / "model")
-    words = ["--text-encoder", model, "--labels", "rule", "--epochs", 2]
-    train("supervised", *flags, *words, "--logdir", logdir, "--run-name", "rule")
+    words = ["--text-encoder", model, "--labels", "rule", "--epochs", 2, "--logdir", logdir]
+    main(["train", "supervised", *flags, *map(str, words), "--run-name", "rule"])
     shutil.rmtree(model)
     return logdir / "rule"
 
 
 def tags(folder: Path) -> set[str]:
     events = EventAccumulator(str(folder)).Reload()
-    kinds = ("scalars", "histograms", "images", "tensors")
-    return {tag for kind in kinds for tag in events.Tags()[kind]} | set(
-        events.PluginTagToContent("hparams")
-    )
+    kinds, found = events.Tags(), events.PluginTagToContent("hparams")
+    named = (kinds[kind] for kind in ("scalars", "histograms", "images", "tensors"))
+    return {*itertools.chain(*named), *found}
 
 
 def test_what_a_learner_in_the_environment_leaves(online: Path) -> None:
@@ -163,16 +158,14 @@ def test_evaluate_finds_the_numbers_of_the_run(
 def test_evaluate_without_training_queries(
     online: Path, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other"
-    (other / "qrels").mkdir(parents=True)
-    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
-        (other / name).write_text((tiny_folder / name).read_text())
-    evaluate(EvaluateSettings(run=online, dataset=str(other), device="cpu"))
+    unlearned = shutil.ignore_patterns("train.tsv", "dev.tsv")
+    other = str(shutil.copytree(tiny_folder, tmp_path / "other", ignore=unlearned))
+    evaluate(EvaluateSettings(run=online, dataset=other, device="cpu"))
     out = capsys.readouterr().out
     assert "7 test queries of" in out
     assert "best fixed depth" not in out  # there is nothing to choose it on
     with pytest.raises(InputError, match="has no train queries; choose another --split"):
-        evaluate(EvaluateSettings(run=online, dataset=str(other), split="train", device="cpu"))
+        evaluate(EvaluateSettings(run=online, dataset=other, split="train", device="cpu"))
 
 
 # --- numbers that are not finite -------------------------------------------------------------
@@ -186,8 +179,9 @@ def told(
 
     def run(command: str, *more: object) -> str:
         words = ["--num-envs", 16, "--n-steps", 8, "--timesteps", 2560, "--checkpoint-every", 1]
+        words += [*more, "--logdir", tmp_path, "--run-name", "run"]
         with pytest.raises(SystemExit, match="1"):
-            train(command, *flags, *words, *more, "--logdir", tmp_path, "--run-name", "run")
+            main(["train", command, *flags, *map(str, words)])
         (line,) = (x for x in capsys.readouterr().err.splitlines() if not x.endswith(" ..."))
         return str(line)
 
@@ -206,11 +200,8 @@ def test_a_loss_that_is_not_finite(
     line = told("grpo", "--n-epochs", 1, "--batch-size", "None")  # one loss for each rollout
     # The sixth rollout of 128 steps fails; checkpoints are written before each but the first.
     last = tmp_path / "run" / "checkpoints" / "000000000640.safetensors"
-    assert re.fullmatch(
-        rf"error: train/policy_loss is nan at step 768: .*; {QUERIES}; the last good checkpoint is"
-        rf" {last}",
-        line,
-    )
+    what = f"error: train/policy_loss is nan at step 768: .*; {QUERIES}"
+    assert re.fullmatch(f"{what}; the last good checkpoint is {last}", line)
     assert sorted(last.parent.iterdir())[-1] == last
     for value in files.read(last, "checkpoint").tensors.values():
         assert not value.is_floating_point() or value.isfinite().all()
@@ -229,8 +220,5 @@ def test_logits_that_are_not_finite(
                 weight.fill_(1e30)
 
     monkeypatch.setattr(algorithm, "train", exploding)
-    assert re.fullmatch(
-        rf"error: the policy's logits are not finite, at step 128; {QUERIES}; the last good"
-        r" checkpoint was not written yet",
-        told(command),
-    )
+    what = f"error: the policy's logits are not finite, at step 128; {QUERIES}"
+    assert re.fullmatch(f"{what}; the last good checkpoint was not written yet", told(command))

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from tiny_collection import write_beir
+from tiny_collection import ALONE, PAIRS, write_beir
 from torch.utils.tensorboard import SummaryWriter
 
 from maw_gym.corpora import load_collection
@@ -22,43 +22,31 @@ IMAGE_ID = "<img/src=x/onerror=window.owned=1>"
 BELL = "a bell \x07, an escape \x1b[31m, a turn \u202eback"
 LONG = "abcdefghij" * 1000
 QUERIES = (
-    ("q1", "how bees make honey"),
-    ("q2", "cause of ocean tides"),
-    ("q3", "baking bread without yeast"),
-    ("q4", "why leaves turn red"),
-    ("q5", "largest planet"),
+    *((f"q{row}", query) for row, (query, _) in enumerate(PAIRS[:5], 1)),
     (f"q6{SCRIPT_ID}", f"{SCRIPT} honey"),
     (f"q7{IMAGE_ID}", f"{IMAGE} tides &amp; &lt;b&gt;moon&lt;/b&gt;"),
     ("q8\x07\u202e", f"{BELL} bread"),
     ("q9" + LONG, LONG),
 )
 DOCUMENTS = (
-    ("d1", "Worker bees gather nectar and dry it in the hive until it is honey."),
-    ("d2", "The pull of the moon lifts the sea, so the water rises twice a day."),
-    ("d3", "Soda and buttermilk raise a loaf of flour quickly."),
-    ("d4", "In autumn trees stop making green pigment and other colours show."),
-    ("d5", "Jupiter is heavier than all other planets of the solar system together."),
+    *((f"d{row}", document) for row, (_, document) in enumerate(PAIRS[:5], 1)),
     (f"d6{SCRIPT_ID}", f"Honey {SCRIPT}"),
     (f"d7{IMAGE_ID}", f"Tides and the moon {IMAGE}"),
     ("d8\x1b\u2066", f"Bread: {BELL}"),
     ("d9" + LONG, LONG),
-    ("d10", "Trains left the station every ten minutes."),
-    ("d11", "The museum shows paintings from four centuries."),
-    ("d12", "Batteries store energy in chemical form."),
+    *((f"d{row}", document) for row, document in enumerate(ALONE[:3], 10)),
 )
 
 
-def write_hostile_collection(folder: Path) -> Path:
-    """In BEIR's layout: 4 training, 1 dev and 4 test queries, the hostile ones; qI wants dI."""
+def write_hostile_run(folder: Path) -> Path:
+    """Write the run into `folder`, and its collection beside it in BEIR's layout.
+
+    It has 4 training, 1 dev and 4 test queries, the hostile ones; qI wants dI.
+    """
     pairs = enumerate(zip(QUERIES, DOCUMENTS, strict=False))
     judged = [(query[0], document[0], 2 if row == 5 else 1) for row, (query, document) in pairs]
     parts = {"train": judged[:4], "dev": judged[4:5], "test": judged[5:]}
-    return write_beir(folder, DOCUMENTS, QUERIES, parts)
-
-
-def write_hostile_run(folder: Path) -> Path:
-    """Write the run into `folder`, and its collection beside it."""
-    dataset = write_hostile_collection(folder.parent / "collection")
+    dataset = write_beir(folder.parent / "collection", DOCUMENTS, QUERIES, parts)
     collection = load_collection(str(dataset))
     folder.mkdir()
     embedder = untrained_embedder(collection.doc_texts, EncoderSettings(depths=DEPTHS))

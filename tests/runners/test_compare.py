@@ -24,14 +24,13 @@ from maw_gym.runners.experiments.command_line import changed, made
 from maw_gym.runners.experiments.comparison import compare, run_side_by_side
 from maw_gym.runners.experiments.methods import chosen_methods
 from maw_gym.runners.experiments.report import write_csv
-from maw_gym.runners.experiments.result import Result
 from maw_gym.runners.experiments.runs import run_main
 from maw_gym.runners.experiments.settings import OnlineSettings, Spec, TaskSettings
-from maw_gym.tables.task import RetrievalTask, load_task
+from maw_gym.tables.task import RetrievalTask
 
 METHODS = [
     "bm25", "non-maw-zero-shot", "random", "best-fixed-reward",
-    "supervised-rule", "full-ndcg", "ppo", "grpo", "oracle",
+    "supervised-rule", "full-ndcg-retrieval", "ppo", "grpo", "oracle",
 ]  # fmt: skip
 FIGURES = {"reward_curves", "ndcg", "depth_usage", "reward_terms"}
 
@@ -78,17 +77,6 @@ def test_what_it_leaves(finished: Path) -> None:
     # Seven queries: a third digit would be noise.
     (line,) = (line for line in report.splitlines() if line.startswith("- Highest nDCG@10"))
     assert len(line.rpartition(".")[0].rpartition(".")[2]) == 2
-
-
-def test_results_are_those_of_the_table(finished: Path, tiny_folder: Path) -> None:
-    rows = {row["method"]: row for row in json.loads((finished / "results.json").read_text())}
-    table = load_task(str(tiny_folder), "untrained", "cpu").table("test")
-    reward = 0.3 * table.entropy + 0.3 * table.focus + 0.4 * table.ndcg  # (7, 32)
-    for method, mean in (("random", reward.mean()), ("oracle", reward.max(axis=1).mean())):
-        assert rows[method]["reward"]["mean"] == pytest.approx(mean, abs=1e-6)
-    # The rule's label is depth 5 everywhere.
-    found = [Result.load(path) for path in (finished / "cells").glob("*.supervised-rule.*.json")]
-    assert [cell.facts["label_most_common"] for cell in found] == [5, 5]
 
 
 def test_runs_can_be_judged_by_others(finished: Path, tiny_folder: Path) -> None:

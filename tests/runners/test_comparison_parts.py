@@ -12,10 +12,8 @@ import pytest
 import torch
 
 from maw_gym.agents.grpo.settings import GRPOSettings
-from maw_gym.agents.networks import router_settings
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
-from maw_gym.routers.depth_router import DepthRouter
 from maw_gym.runners.compare import CompareSettings
 from maw_gym.runners.experiments import report
 from maw_gym.runners.experiments.analysis import COLUMNS, NAMES, Comparison, Fold
@@ -24,7 +22,7 @@ from maw_gym.runners.experiments.comparison import result_key, slug, write_run
 from maw_gym.runners.experiments.comparison_report import group_table, pair_table, percent
 from maw_gym.runners.experiments.methods import METHODS
 from maw_gym.runners.experiments.report import digits_for, markdown, p_value, rows_of
-from maw_gym.runners.experiments.result import Result, by_depths, by_router, randomly
+from maw_gym.runners.experiments.result import Result, by_depths, randomly
 from maw_gym.runners.experiments.settings import (
     Spec,
     TaskSettings,
@@ -174,23 +172,6 @@ def test_depths_are_ranked_once_for_all_methods(task: RetrievalTask, tmp_path: P
     assert {(line[3], line[5]) for line in lines} == {("1", "mine")}
 
 
-def test_a_router_that_looks_at_searches_is_given_the_documents(task: RetrievalTask) -> None:
-    """It prefers the depth whose best document is nearest, which only a search can tell."""
-    weight = torch.zeros(4, 44)
-    weight[:, :4] = torch.eye(4)
-    mean, scale = torch.zeros(44), torch.ones(44)
-    settings = router_settings(task, "nearest")
-    router = DepthRouter([(weight, torch.zeros(4))], "relu", mean, scale, ("retrieval",), settings)
-    found = by_router(task, SPEC, "test", router)
-    assert found.depths is not None
-    assert found.encode is not None
-    seen = task.table("test").observation(("retrieval",))
-    assert found.depths.tolist() == seen[:, :4].argmax(1).tolist()
-    texts = task.collection.splits["test"].texts
-    expected = task.embedder.encode_queries(texts, torch.from_numpy(found.depths))
-    np.testing.assert_allclose(found.encode(texts), expected, atol=1e-6)
-
-
 def test_a_key_depends_on_all_settings_and_on_what_tables_depend_on() -> None:
     task: Any = SimpleNamespace(key="fruit")  # see tests/tables/test_table_files.py
     spec = Spec(learner=GRPOSettings())
@@ -241,25 +222,20 @@ def test_settings_fill_in_what_is_not_told() -> None:
     quick, whole = made(CompareSettings, quick=True), made(CompareSettings)
     assert (quick.learner_seeds, quick.tested_against) == ((0,), "standard-attention")
     assert (whole.learner_seeds, whole.tested_against) == ((0, 1, 2), "non-maw-trained")
-    assert quick.specs("pydocs")[0].online.timesteps < 100_000
-    assert whole.specs("pydocs")[0].online.timesteps == 100_000
+    assert [one.specs("x")[0].online.timesteps for one in (quick, whole)] == [8_000, 100_000]
     left_out = {*METHODS} - {*quick.method_names}
     assert left_out >= {"non-maw-trained", "maw-single", "grpo-retrieval"}
     assert {METHODS[name].kind for name in quick.method_names} == {
         method.kind for method in METHODS.values()
     }
-    assert whole.method_names == tuple(METHODS)
-    assert made(CompareSettings, methods=("all",)).method_names == tuple(METHODS)
+    every = made(CompareSettings, methods=("all",)).method_names
+    assert whole.method_names == every == tuple(METHODS)
     some = made(CompareSettings, methods=("grpo", "bm25"), baseline="ppo")
     assert {*some.method_names} == {"bm25", "ppo", "grpo"}  # the baseline joins
-    told = made(
-        CompareSettings, text_encoder="minilm", train_text_encoder=True, balance=0.5, folds=3
-    )
-    told = replace(told, encoder_seeds=(3, 7))
-    tasks = [one.task for one in told.specs("x", (0, 2))]
+    several = made(CompareSettings, encoder_seeds=(3, 7), text_encoder="minilm", folds=3)
+    tasks = [one.task for one in several.specs("x", (0, 2))]
     assert [(one.encoder_seed, one.fold) for one in tasks] == [(3, 0), (3, 2), (7, 0), (7, 2)]
-    assert (tasks[0].text_encoder, tasks[0].train_text_encoder) == ("minilm", True)
-    assert (tasks[0].balance, tasks[0].folds) == (0.5, 3)
+    assert {(one.dataset, one.text_encoder, one.folds) for one in tasks} == {("x", "minilm", 3)}
 
 
 # --- words -----------------------------------------------------------------------------------

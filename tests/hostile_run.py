@@ -1,7 +1,6 @@
 """The folder of a finished run whose ids and texts try to be more than text."""
 
 import json
-from pathlib import Path
 
 import torch
 from tiny_collection import ALONE, PAIRS, write_beir
@@ -38,7 +37,7 @@ DOCUMENTS = (
 )
 
 
-def write_hostile_run(folder: Path) -> Path:
+def write_hostile_run(folder):
     """Write the run into `folder`, and its collection beside it in BEIR's layout.
 
     It has 4 training, 1 dev and 4 test queries, the hostile ones; qI wants dI.

@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -44,10 +42,10 @@ class Place:
     tmp: Path
     tiny: Path
 
-    def copy(self) -> Path:
+    def copy(self):
         return Path(shutil.copytree(self.tiny, self.tmp / "data"))
 
-    def judged(self, queries: int, part: str = "test", name: bytes = b"data") -> Path:
+    def judged(self, queries, part="test", name=b"data"):
         """A copy of the tiny collection with judgments of so many queries, in one file alone."""
         folder = self.copy().rename(self.tmp / os.fsdecode(name))
         shutil.rmtree(folder / "qrels")
@@ -56,11 +54,11 @@ class Place:
         (folder / "qrels" / f"{part}.tsv").write_text(lines)
         return folder
 
-    def file(self, content: bytes, name: str = "recipe") -> Path:
+    def file(self, content, name="recipe"):
         (self.tmp / name).write_bytes(content)
         return self.tmp / name
 
-    def run(self, content: object, name: str = "config.json") -> Path:
+    def run(self, content, name="config.json"):
         """A run folder with this file."""
         (self.tmp / "run").mkdir()
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -69,27 +67,26 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_folder: Path) -> Place:
+def place(tmp_path, tiny_folder):
     return Place(tmp_path, tiny_folder)
 
 
 # --- Runners: arguments, and the line on stderr after "error: " (a regular expression) -----------
 
-Arguments = Callable[[Place], list[Any]]
-TINY: Arguments = lambda at: ["--dataset", at.tiny, "--encoder", "untrained"]
+TINY = lambda at: ["--dataset", at.tiny, "--encoder", "untrained"]
 
 
-def grpo_run(at: Place, **changes: Any) -> Path:
+def grpo_run(at, **changes):
     """The folder of a run of GRPO that was stopped."""
     settings = json.loads(json.dumps(flat(made(GRPORunSettings)), default=str)) | changes
     return at.run({"learner": "GRPO", "settings": settings})
 
 
-def recipe(content: bytes) -> Arguments:
+def recipe(content):
     return lambda at: ["--config", at.file(content)]
 
 
-COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
+COMMANDS = {
     "block twice": ("train ppo", "--observation profile profile", r"observation must name one or more different blocks of .*; got \('profile', 'profile'\)"),
     "network": ("train grpo", "--network deep", "network must be 'auto', 'shared' or 'mlp', got 'deep'"),
     "shared attention": ("compare", "--network shared --observation attention", "a shared network wants numbers of every depth, and observation block 'attention' has none; leave it out or take network mlp"),
@@ -99,18 +96,13 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "logdir is a file": ("train grpo", lambda at: ["--logdir", at.tiny / "corpus.jsonl"], r"cannot write the run folder '.*' \(File exists\); choose another --logdir"),
     "dataset": ("train grpo", "--dataset pydoc", "unknown dataset 'pydoc': did you mean 'pydocs'.*"),
     "dataset not UTF-8": ("train ppo", lambda at: ["--dataset", at.judged(7, name=b"d\xff"), "--encoder", "untrained"], r"the name '.*/d\\udcff' is not UTF-8; rename the folder"),
-    **{
-        f"test.tsv alone: {runner}": (f"train {runner}", lambda at: ["--dataset", at.judged(7), "--encoder", "untrained"], ".*/data has no query to train on, all are for the test; cut them into folds, such as with --folds 5")
-        for runner in ("grpo", "ppo", "supervised")
-    },
+    "test.tsv alone": ("train supervised", lambda at: ["--dataset", at.judged(7), "--encoder", "untrained"], ".*/data has no query to train on, all are for the test; cut them into folds, such as with --folds 5"),
     "encoder": ("train grpo", lambda at: ["--dataset", at.tiny, "--encoder", "best"], "unknown encoder 'best'; give 'untrained', 'trained' or the path of an encoder.safetensors"),
     "encoder is no file of ours": ("train ppo", lambda at: ["--dataset", at.tiny, "--encoder", at.tiny / "corpus.jsonl"], ".*corpus.jsonl is not a readable safetensors file: .*"),
     **{
         f"text encoder: {runner}": (runner, "--text-encoder ./nowhere --device cpu", r"text encoder '\./nowhere' is no folder; .*")
         for runner in ("train grpo", "train encoder", "compare")
     },
-    "callback": ("train ppo", "--callback nowhere:Nothing", r"callback 'nowhere:Nothing' cannot be imported \(No module named 'nowhere'\); give module:name .*"),
-    "callback without a name": ("train ppo", "--callback json:Nothing", r"callback 'json:Nothing' cannot be imported \(module 'json' has no attribute 'Nothing'\); .*"),
     "callback of another kind": ("train grpo", "--callback json:JSONDecoder", "callback 'json:JSONDecoder' is no BaseCallback of Stable-Baselines3"),
     "callback with arguments": ("train ppo", "--callback stable_baselines3.common.callbacks:EveryNTimesteps", r"callback '.*:EveryNTimesteps' is made without arguments: .* missing 2 required .*"),
     "fold": ("train grpo", lambda at: [*TINY(at), "--fold", 5], "fold must be a whole number from 0 to 4, got 5"),
@@ -121,7 +113,6 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "budget": ("benchmark", "--budget nan", "budget must be a finite number, got nan"),
     "no run": ("evaluate", "", "the following arguments are required: RUN; --help shows all flags"),
     "baseline": ("compare", "--baseline oracle-ndcg", "the baseline cannot be 'oracle-ndcg', which reads the answers"),
-    "no number": ("train grpo", "--timesteps many", "timesteps must be a valid integer, got 'many'"),
     "resume a changed type": ("train grpo", lambda at: ["--resume", grpo_run(at, seed="0; import os")], r".*config.json: a run of 'GRPO': seed must be a valid integer, got '0; import os'"),
     "resume with control characters": ("train grpo", lambda at: ["--resume", grpo_run(at, network="\x1b[2J")], r".*: network must be 'auto', 'shared' or 'mlp', got '\\x1b\[2J'"),
     "resume another": ("train ppo", lambda at: ["--resume", at.run({"learner": "GRPO", "settings": {"advantage": "outcome"}})], ".*config.json: a run of 'GRPO': unknown setting 'advantage'; there are dataset, .*"),
@@ -141,7 +132,7 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "method twice": ("compare", "--methods ppo ppo", "method 'ppo' is given twice"),
     "dataset twice": ("compare", "--dataset a a", "datasets must differ, got a a"),
     "intervals over one seed": ("compare", "--seeds 1 --seed-intervals", "an interval over seeds needs two seeds or more, got 1; .*"),
-    "learner": ("compare", "--methods nowhere:learner", r"learner 'nowhere:learner' cannot be imported \(No module named 'nowhere'\); .*"),
+    "learner": ("compare", "--methods nowhere:learner", r"learner 'nowhere:learner' cannot be imported \(No module named 'nowhere'\); give module:name .*"),
     "learner misspelt": ("compare", "--methods json:lerner", "learner 'json:lerner' cannot be imported .*has no attribute 'lerner'.*"),
     "learner of another kind": ("compare", "--methods os:name", "a learner is a function or a class with a name of its own, got 'posix'"),
     "too few queries": ("compare", lambda at: ["--dataset", at.judged(9, "all")], ".* has 1 test queries in fold . of 5; a comparison needs 2 or more: .*"),
@@ -158,6 +149,9 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
     "query without words": ("search", lambda at: [at.tmp, " "], "the query is ' '; give some words"),
     "query without quotes": ("search", "run bees honey", "unrecognized arguments: honey; --help shows all flags"),
     "no queries": ("report", "run --queries 0", "queries must be at least 1, got 0"),
+    "flag without a value": ("train grpo", "--seed", "argument --seed: expected one argument; --help shows all flags"),
+    "flag with too few": ("train grpo", "--reward-weights 1", "argument --reward-weights: expected 3 arguments; --help shows all flags"),
+    "flag misspelt": ("train grpo", "--sede 1", r"unrecognized arguments: --sede 1; did you mean '--seed'\?; --help shows all flags"),
     "command": ("train gpro", "", "unknown command 'train gpro'; did you mean 'train grpo'.*"),
     "half a command": ("train", "--seed 1", "unknown command 'train --.*'; .*"),
     "command that draws": ("\x1b[31mred", "", r"unknown command '\\x1b\[31mred'; maw-gym --help shows all"),
@@ -165,13 +159,7 @@ COMMANDS: dict[str, tuple[str, Arguments | str, str]] = {
 
 
 @pytest.mark.parametrize(("command", "arguments", "expected"), COMMANDS.values(), ids=COMMANDS)
-def test_commands(
-    command: str,
-    arguments: Arguments | str,
-    expected: str,
-    place: Place,
-    capsys: pytest.CaptureFixture[str],
-):
+def test_commands(command, arguments, expected, place, capsys):
     given = arguments.split() if isinstance(arguments, str) else arguments(place)
     logdir = place.tmp / "logs" / "all"
     runs = command.startswith(("train", "compare", "ablate"))
@@ -190,21 +178,21 @@ def test_commands(
 # --- Everything else: what is called, and the message -------------------------------------------
 
 
-def scalar(**changes: Any) -> GRPOEnvironment:
+def scalar(**changes):
     return GRPOEnvironment(table=TABLE, **changes)
 
 
-def vector(count: int = 2, **changes: Any) -> GRPOVectorEnvironment:
+def vector(count=2, **changes):
     return GRPOVectorEnvironment(count, table=TABLE, **changes)
 
 
-def stepped(action: Any) -> Any:
+def stepped(action):
     environment = scalar()
     environment.reset(seed=0)
     return environment.step(action)
 
 
-def diverged(at: Place) -> Any:
+def diverged(at):
     """A query's embedding, of finite weights whose products are not."""
     embedder = untrained_embedder((), EncoderSettings(depths=2))
     for projection in (embedder.encoder.value_proj, embedder.encoder.out_proj):
@@ -213,18 +201,18 @@ def diverged(at: Place) -> Any:
     return RoutedEncoder(embedder, fixed_router(task, 0)).encode_query("honey")
 
 
-def pipe(at: Place) -> Any:
+def pipe(at):
     os.mkfifo(at.tmp / "config.json")
     return Run(at.tmp).config
 
 
-def endless(at: Place) -> Any:
+def endless(at):
     """8 GB, of which nothing is on the disk."""
     os.truncate(at.file(b"", "config.json"), 2**33)
     return Run(at.tmp).config
 
 
-CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
+CALLS = {
     "step first": (lambda at: scalar().step(0), r"an episode is one step long: call reset\(\) before each step\(\)"),
     "no options": (lambda at: scalar().reset(options=5), "the options of a reset are a dictionary, not 5"),
     "block a number": (lambda at: scalar(observation=3), "give a list of blocks, not 3"),
@@ -256,13 +244,13 @@ CALLS: dict[str, tuple[Callable[[Place], Any], str]] = {
 
 
 @pytest.mark.parametrize(("call", "expected"), CALLS.values(), ids=CALLS)
-def test_calls(call: Callable[[Place], Any], expected: str, place: Place):
+def test_calls(call, expected, place):
     with pytest.raises((InputError, gym.error.ResetNeeded)) as caught:
         call(place)
     assert re.fullmatch(expected, str(caught.value))
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
+def test_numbers_of_numpy_are_numbers():
     """As a random search draws them."""
     env = to_sb3(GRPOVectorEnvironment(np.int64(16), group_size=np.int32(8), table=TABLE))
     model = GRPO("MlpPolicy", env, n_steps=np.int64(4), batch_size=np.int64(64), device="cpu")

@@ -4,30 +4,26 @@ import json
 import re
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
-from hostile_run import write_hostile_run
 from PIL import Image
 from tiny_collection import write_tiny_collection
 
 from maw_gym.tables.depth_table import BLOCKS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-Run = Callable[..., tuple[list[str], list[str]]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(monkeypatch, capsys):
     """Runs an example with some arguments: the lines that it prints and those that it promises.
 
     In those of a text that says "something like" numbers and names of queries are left out.
     """
 
-    def run(name: str, *arguments: object) -> tuple[list[str], list[str]]:
+    def run(name, *arguments):
         path = EXAMPLES / f"{name}.py"
         text = path.read_text().split('"""')[1]
         promised = re.findall(r"^    (.*)", text, re.MULTILINE)
@@ -42,20 +38,20 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-def shape(line: str) -> str:
+def shape(line):
     return re.sub(r"-?\d+(\.\d+)?", "0", re.sub(r"^query \S+:", "query:", line))
 
 
-def numbers(lines: list[str]) -> list[float]:
+def numbers(lines):
     return [float(one) for one in re.findall(r"-?\d\.\d+", " ".join(lines))]
 
 
-def test_every_example_is_tested() -> None:
+def test_every_example_is_tested():
     tests = Path(__file__).read_text()
     assert all(f'"{path.stem}' in tests for path in EXAMPLES.glob("*.py"))
 
 
-def test_environment_by_hand(run: Run, tiny_folder: Path) -> None:
+def test_environment_by_hand(run, tiny_folder):
     lines, _ = run("environment_by_hand", tiny_folder)
     best, _ = numbers(lines[-1:])
     for line in lines[1:-1]:
@@ -65,12 +61,12 @@ def test_environment_by_hand(run: Run, tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "folder"), [("grpo_on_a_bandit", ""), ("own_collection", "mine")])
-def test_what_always_prints_the_same(name: str, folder: str, run: Run, tmp_path: Path) -> None:
+def test_what_always_prints_the_same(name, folder, run, tmp_path):
     printed, promised = run(name, *([tmp_path / folder] if folder else []))
     assert printed == promised
 
 
-def test_ppo_on_mawdepth(run: Run, tiny_folder: Path) -> None:
+def test_ppo_on_mawdepth(run, tiny_folder):
     mean, random, oracle, gap = numbers(run("ppo_on_mawdepth", tiny_folder, 2048)[0])
     assert random < mean <= oracle
     assert gap == pytest.approx((mean - random) / (oracle - random), abs=0.06)
@@ -80,9 +76,7 @@ def test_ppo_on_mawdepth(run: Run, tiny_folder: Path) -> None:
     ("name", "steps"),
     [("own_learner", 64), ("own_reward", 2048), ("own_observation", ""), ("own_text_encoder", "")],
 )
-def test_ones_own(
-    name: str, steps: object, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ones_own(name, steps, run, tmp_path, monkeypatch):
     monkeypatch.setitem(BLOCKS, "length", None)  # so that it is taken away again
     del BLOCKS["length"]
     tiny = write_tiny_collection(tmp_path / "tiny")  # a name without tables in memory
@@ -91,15 +85,13 @@ def test_ones_own(
     assert printed[0].startswith("65 observed") == (name == "own_observation")
 
 
-def test_search_with_a_run(run: Run, tmp_path: Path) -> None:
-    printed, promised = run("search_with_a_run", write_hostile_run(tmp_path / "run"))
+def test_search_with_a_run(run, hostile):
+    printed, promised = run("search_with_a_run", hostile)
     assert printed[0] == "depth 2: how do I read a file line by line"
     assert [line.split()[-1] for line in printed] == [line.split()[-1] for line in promised]
 
 
-def test_track_with_mlflow(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_track_with_mlflow(tiny_folder, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow: pip install mlflow-skinny")
     from maw_gym.runners.cli import main
 
@@ -115,16 +107,16 @@ def test_track_with_mlflow(
     assert 0 < found.data.metrics["eval/reward"] < 1
 
 
-def test_attention_film(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+def test_attention_film(run, tiny_folder, tmp_path):
     film = tmp_path / "film.gif"
     assert run("attention_film", film, tiny_folder, "q20")[0] == ["32 depths of q20"]
     with Image.open(film) as frames:
         assert (frames.n_frames, frames.size) == (32, (825, 450))
 
 
-def test_the_notebook(tiny_folder: Path) -> None:
+def test_the_notebook(tiny_folder):
     cells = json.loads((EXAMPLES / "tutorial.ipynb").read_text())["cells"]
-    found: dict[str, Any] = {}
+    found = {}
     for cell in cells:
         if cell["cell_type"] == "code":
             code = "".join(cell["source"]).replace('"pydocs"', repr(str(tiny_folder)))
@@ -134,11 +126,11 @@ def test_the_notebook(tiny_folder: Path) -> None:
     plt.close("all")
 
 
-def test_the_lines_of_the_readme(tiny_folder: Path) -> None:
+def test_the_lines_of_the_readme(tiny_folder):
     readme = (EXAMPLES.parent / "README.md").read_text()
     (lines,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     lines = lines.replace('MAWDepth-v0"', f'MAWDepth-v0", dataset="{tiny_folder}"')
-    found: dict[str, Any] = {}
+    found = {}
     exec(lines.replace("20_000", "1_024"), found)
     assert found["info"]["regret"] >= 0
     assert found["model"].num_timesteps == 1024

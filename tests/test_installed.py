@@ -9,9 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_a_wheel_has_all_that_a_run_needs_and_nothing_of_others(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_a_wheel_has_all_that_a_run_needs_and_nothing_of_others(tiny_folder, tmp_path):
     flags = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
     wheel = [sys.executable, "-m", "pip", "wheel", str(ROOT), *flags, "--wheel-dir", str(tmp_path)]
     subprocess.run(wheel, check=True, timeout=120)
@@ -22,7 +20,7 @@ def test_a_wheel_has_all_that_a_run_needs_and_nothing_of_others(
         (tmp_path / "site" / name / "__init__.py").write_text("whose = 'theirs'\n")
     (tmp_path / "work").mkdir()
 
-    def run(*arguments: object) -> str:
+    def run(*arguments):
         done = subprocess.run(
             [sys.executable, *map(str, arguments)], cwd=tmp_path / "work",
             env=os.environ | {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"},

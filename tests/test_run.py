@@ -1,19 +1,17 @@
 """A run as data."""
 
 import gzip
-from pathlib import Path
 
-from hostile_run import DEPTHS, IMAGE, write_hostile_run
+from hostile_run import DEPTHS, IMAGE
 
 import maw_gym
 
 
-def test_a_run_is_data(tmp_path: Path) -> None:
-    folder = write_hostile_run(tmp_path / "run")
-    with gzip.open(folder / "per_query.csv.gz", "wt") as file:
+def test_a_run_is_data(hostile, tmp_path):
+    with gzip.open(hostile / "per_query.csv.gz", "wt") as file:
         file.write("query_id,method,depth,nDCG@10\n007,BM25,,0.5\n007,GRPO,3,0.75\n")
-    run = maw_gym.Run(str(folder))
-    assert repr(run) == f"Run({str(folder)!r})"
+    run = maw_gym.Run(str(hostile))
+    assert repr(run) == f"Run({str(hostile)!r})"
     assert run.settings["reward_weights"] == [0.5, 0.25, 0.25]
     assert run.metrics["reward"] == {"mean": 0.625, "gap_closed": 0.5}
     assert run.collection().splits["test"].ids[0].startswith("q6")

@@ -4,7 +4,6 @@ import gc
 import json
 import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ KILLS, ROUNDS, RUNS, STEPS, TRAININGS = 30, 20, 4, 2_000_000, 200
 ENVS = 64
 
 
-def test_thirty_kills_end_like_runs_left_alone(tiny_folder: Path, tmp_path: Path) -> None:
+def test_thirty_kills_end_like_runs_left_alone(tiny_folder, tmp_path):
     draw, done, runs = random.Random(0), 0, 0
     common: list[object] = [
         "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "attention", "profile",
@@ -49,13 +48,13 @@ def test_thirty_kills_end_like_runs_left_alone(tiny_folder: Path, tmp_path: Path
         assert differences(tmp_path / runner, tmp_path / name) == []
 
 
-def test_runs_side_by_side_leave_a_result_each(tiny_folder: Path, tmp_path: Path) -> None:
+def test_runs_side_by_side_leave_a_result_each(tiny_folder, tmp_path):
     common: list[object] = [
         "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
         "--timesteps", 128, "--num-envs", 16, "--device", "cpu",
     ]  # fmt: skip
 
-    def statuses(*lines: list[object]) -> list[int]:
+    def statuses(*lines):
         at_once = [start("train grpo", *line, home=tmp_path / "home") for line in lines]
         return sorted(one.ended()[0] for one in at_once)
 
@@ -73,7 +72,7 @@ def test_runs_side_by_side_leave_a_result_each(tiny_folder: Path, tmp_path: Path
     assert statuses(*[line] * RUNS) == [0] + [2] * (RUNS - 1)
 
 
-def megabytes_per_step(step: Callable[[int], None], count: int) -> float:
+def megabytes_per_step(step, count):
     """Resident memory gained by a step, by least squares over the second half of 40 moments."""
     process, seen = psutil.Process(), []
     for number in range(count):
@@ -85,14 +84,14 @@ def megabytes_per_step(step: Callable[[int], None], count: int) -> float:
     return float(np.polyfit(steps, megabytes, 1)[0])
 
 
-def test_memory_stays_flat(tmp_path: Path) -> None:
+def test_memory_stays_flat(tmp_path):
     env = GRPOVectorEnvironment(ENVS, group_size=8, table=random_table(1000, 32))
     env.reset(seed=0)
     draw = np.random.default_rng(0)
     gained = megabytes_per_step(lambda _: env.step(draw.integers(32, size=ENVS)), STEPS // ENVS)
     assert gained / ENVS * 100_000 < 1
 
-    def train(number: int) -> None:
+    def train(number):
         """One short training, with events and a checkpoint."""
         env = GRPOVectorEnvironment(ENVS, group_size=8, table=random_table(200, 32, number))
         model = GRPO("MlpPolicy", to_sb3(env), advantage="outcome", seed=number, device="cpu")

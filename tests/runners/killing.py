@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import random
 import signal
 import time
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-TIMED = ("time/fps",)
+from maw_gym.files import fingerprint
+
 # One server imports what runs need; every run is a fork of it, and pays no imports.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -28,16 +28,14 @@ class Started(NamedTuple):
     out: Path
     err: Path
 
-    def ended(self) -> tuple[int, str, str]:
+    def ended(self):
         """Its exit status, minus the number of a signal, and what it has said."""
         self.process.join(200)
         assert self.process.exitcode is not None, self.err.read_text()
         return self.process.exitcode, self.out.read_text(), self.err.read_text()
 
 
-def start(
-    command: str, *arguments: object, home: Path, tiny: bool = False, **environment: object
-) -> Started:
+def start(command, *arguments, home, tiny=False, **environment):
     """Start `maw-gym COMMAND ARGUMENTS`; a `tiny` collection trains encoders on its own pairs."""
     place = home / "streams" / f"{time.monotonic_ns()}"
     place.mkdir(parents=True)
@@ -50,7 +48,7 @@ def start(
     return Started(process, *streams)
 
 
-def _run(words: list[str], out: str, err: str, environment: dict[str, str], tiny: bool) -> None:
+def _run(words, out, err, environment, tiny):
     os.environ.update(environment)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
@@ -65,14 +63,14 @@ def _run(words: list[str], out: str, err: str, environment: dict[str, str], tiny
     main(words)
 
 
-def run(command: str, *arguments: object, home: Path) -> str:
+def run(command, *arguments, home):
     """Run a command to its end, which must be a good one; what stood on stdout."""
     status, out, err = start(command, *arguments, home=home).ended()
     assert status == 0, err
     return out
 
 
-def await_file(begun: Started, sign: Path) -> None:
+def await_file(begun, sign):
     """Wait until there is a file (a pattern) more, or the run has ended."""
     before = len(list(sign.parent.glob(sign.name)))
     deadline = time.monotonic() + 120
@@ -82,7 +80,7 @@ def await_file(begun: Started, sign: Path) -> None:
         time.sleep(0.002)
 
 
-def stopped(begun: Started, sign: Path, seconds: float, number: int) -> tuple[int, list[str]]:
+def stopped(begun, sign, seconds, number):
     """Send a signal some seconds after a file is there; status (0: it was quicker) and stderr."""
     await_file(begun, sign)
     time.sleep(seconds)
@@ -92,45 +90,41 @@ def stopped(begun: Started, sign: Path, seconds: float, number: int) -> tuple[in
     return status, err.splitlines()
 
 
-def scalars(run_folder: Path) -> dict[str, list[tuple[int, float]]]:
+def scalars(run_folder):
     """Steps and values of every tag, as TensorBoard shows them."""
     found = EventAccumulator(str(run_folder), size_guidance={"scalars": 0}).Reload()
-    return {
-        tag: [(event.step, event.value) for event in found.Scalars(tag)]
-        for tag in found.Tags()["scalars"]
-        if tag not in TIMED
-    }
+    tags = [tag for tag in found.Tags()["scalars"] if tag != "time/fps"]
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in tags}
 
 
-def metrics(run_folder: Path) -> dict[str, Any]:
+def metrics(run_folder):
     found = json.loads((run_folder / "metrics.json").read_text())
     del found["wall_seconds"]
-    return dict(found)
-
-
-def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two finished runs; empty where they ended alike, bit for bit."""
-    found = [] if metrics(one) == metrics(other) else ["metrics.json"]
-    # The last checkpoint holds weights, optimizer, generators, environment: everything.
-    last = [str(path.relative_to(one)) for path in sorted(one.glob("checkpoints/*"))[-1:]]
-    for name in ["router.safetensors", "encoder.safetensors", *last]:
-        mine, others = load_file(one / name), load_file(other / name)
-        for tensor in sorted((mine.keys() | others.keys()) - {"episodes/t"}):  # the clock
-            both = tensor in mine and tensor in others
-            if not both or not torch.equal(mine[tensor], others[tensor]):
-                found.append(f"{name}: {tensor}")
-    # NaN, which PPO logs for an explained variance of nothing, equals itself here.
-    curves, others_curves = (scalars(folder) for folder in (one, other))
-    for tag in sorted(curves.keys() | others_curves.keys()):
-        if repr(curves.get(tag)) != repr(others_curves.get(tag)):
-            found.append(f"TensorBoard: {tag}")
     return found
 
 
+def left(run_folder):
+    """What a finished run has left, by name, but for the clock."""
+    # NaN, which PPO logs for an explained variance of nothing, equals itself here.
+    found = {tag: repr(curve) for tag, curve in scalars(run_folder).items()}
+    found["metrics.json"] = metrics(run_folder)
+    # The last checkpoint holds weights, optimizer, generators, environment: everything.
+    last = sorted(run_folder.glob("checkpoints/*"))[-1:]
+    for path in [run_folder / "router.safetensors", run_folder / "encoder.safetensors", *last]:
+        tensors = load_file(path).items()
+        found |= {f"{path.name}: {name}": fingerprint({"": one}) for name, one in tensors}
+    return {name: value for name, value in found.items() if not name.endswith(": episodes/t")}
+
+
+def differences(one, other):
+    """What differs between two finished runs; empty where they ended alike, bit for bit."""
+    mine, others = left(one), left(other)
+    return [name for name in mine | others if mine.get(name) != others.get(name)]
+
+
 def kill_until_done(
-    command: str, arguments: list[object], logdir: Path, name: str, home: Path, draw: random.Random,
-    kills: int, longest: float,
-) -> list[str]:  # fmt: skip
+    command, arguments, logdir, name, home, draw, kills, longest,
+):  # fmt: skip
     """Run, kill up to `kills` times at random moments, resume to the end; says what happened."""
     folder, told = logdir / name, []
     words = first = [*arguments, "--logdir", logdir, "--run-name", name]

@@ -1,7 +1,6 @@
 """Trying out GRPO's settings on a tiny collection."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,18 +14,13 @@ from maw_gym.runners.experiments.settings import Spec
 from maw_gym.tables.task import load_task
 
 
-def test_variants_are_settings_of_grpo() -> None:
+def test_variants_are_settings_of_grpo():
     specs = [made(AblateSettings).spec(name) for name in VARIANTS]
     assert specs[0] == Spec(learner=GRPOSettings())
     assert len(set(map(str, specs))) == len(specs)
 
 
-def test_leaves_a_report(
-    tiny_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_leaves_a_report(tiny_folder, tmp_path, monkeypatch, capsys):
     some = ("defaults", "reward: alignment alone")
     monkeypatch.setattr(ablate, "VARIANTS", {name: VARIANTS[name] for name in some})
     settings = made(

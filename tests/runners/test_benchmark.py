@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,14 +23,14 @@ from maw_gym.runners.experiments.runs import run_main
 CPU = torch.device("cpu")
 
 
-def test_all_ways_compute_the_same() -> None:
+def test_all_ways_compute_the_same():
     inputs = random_inputs([9, 4], heads=2, depths=3, width=16, device=CPU)
     state, entropy, focus, pooled = depth_statistics(inputs)
     for got, want in zip(tensor_way(inputs), (state, entropy, focus, pooled), strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
-def test_a_part_has_the_columns_that_it_has_numbers_for() -> None:
+def test_a_part_has_the_columns_that_it_has_numbers_for():
     rows = [
         Row("search", "9 vectors", "search", [0.003, 0.002, 0.004], [0.002] * 3, 6, "queries"),
         Row("search", "9 vectors", "faiss", [2.0], memory=3 * 2**20, more={"% recall": 99.5}),
@@ -50,7 +49,7 @@ def test_a_part_has_the_columns_that_it_has_numbers_for() -> None:
     ]
 
 
-def test_rounds_are_interleaved_and_bounded() -> None:
+def test_rounds_are_interleaved_and_bounded():
     calls: list[str] = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
     found = interleaved(functions, CPU, rounds=3, budget=10.0)
@@ -61,8 +60,8 @@ def test_rounds_are_interleaved_and_bounded() -> None:
     assert len(interleaved(functions, CPU, rounds=5, budget=0.0)["a"]) == 2
 
 
-def test_peak_memory_by_hand(capfd: pytest.CaptureFixture[str]) -> None:
-    def function() -> None:
+def test_peak_memory_by_hand(capfd):
+    def function():
         first = torch.ones(1000)  # 4,000 bytes
         del first
         second = torch.ones(2000)
@@ -73,7 +72,7 @@ def test_peak_memory_by_hand(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == ""  # of torch's profiler
 
 
-def test_extra_memory_is_small_and_flat_in_depth() -> None:
+def test_extra_memory_is_small_and_flat_in_depth():
     peaks = []
     for depths in (16, 64):
         inputs = random_inputs([512, 512], heads=8, depths=depths, width=256, device=CPU)
@@ -83,7 +82,7 @@ def test_extra_memory_is_small_and_flat_in_depth() -> None:
     assert peaks[1] < 1.1 * peaks[0]
 
 
-def test_synthetic_texts_have_the_length_and_the_law_asked_for() -> None:
+def test_synthetic_texts_have_the_length_and_the_law_asked_for():
     texts = list(synthetic_texts(untrained_embedder(()), 500, (3, 5), seed=0))
     assert (len(texts), {len(text.split()) for text in texts}) == (500, {3, 4, 5})
     words = " ".join(texts).split()
@@ -92,7 +91,7 @@ def test_synthetic_texts_have_the_length_and_the_law_asked_for() -> None:
     assert count / len(words) == pytest.approx(0.098, abs=0.03)
 
 
-def test_every_size_is_measured_in_a_process_of_its_own() -> None:
+def test_every_size_is_measured_in_a_process_of_its_own():
     first, second = size_rows(sizes=(40,), queries=5, hybrid=True)
     assert (first.case, first.name, first.count) == ("40 documents", "encode and index", 40)
     assert (second.name, second.count) == ("search of 5", 5)
@@ -100,7 +99,7 @@ def test_every_size_is_measured_in_a_process_of_its_own() -> None:
     assert 100e6 < (first.memory or 0) < 4e9
 
 
-def test_recall_is_of_what_exact_search_finds() -> None:
+def test_recall_is_of_what_exact_search_finds():
     pytest.importorskip("faiss")
     found = faiss_rows(300, 20, width=16, rounds=2, approximate=("Flat", "HNSW8"))
     rows = {one.name: one for one in found}
@@ -109,9 +108,7 @@ def test_recall_is_of_what_exact_search_finds() -> None:
     assert 50 < rows["faiss:HNSW8"].more["% recall"] <= 100
 
 
-def test_the_command_prints_a_table_of_each_part_and_writes_json(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_a_table_of_each_part_and_writes_json(tiny_folder, tmp_path, capsys):
     out = tmp_path / "new" / "benchmark.json"
     arguments = ["--quick", "--dataset", str(tiny_folder), "--out", str(out), "--device", "cpu"]
     arguments += ["--num-envs", "8", "--timesteps", "64"]

@@ -7,18 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_run import CHOSEN, write_hostile_run
+from hostile_run import CHOSEN
 
 import maw_gym
 from maw_gym.runners.cli import COMMANDS, main, overview
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_hostile_run(tmp_path_factory.mktemp("hostile") / "run")
-
-
-def test_what_the_installed_command_does_not_know() -> None:
+def test_what_the_installed_command_does_not_know():
     script = Path(sys.executable).with_name("maw-gym")
     assert script.exists(), "install the package: pip install --no-deps --editable ."
     done = subprocess.run([script, "trian", "grpo"], capture_output=True, text=True, check=False)
@@ -28,10 +23,8 @@ def test_what_the_installed_command_does_not_know() -> None:
     )
 
 
-def test_search_finds_the_honey_and_draws_nothing_on_the_screen(
-    run: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["search", str(run), "how bees make honey", "--k", "2", "--device", "cpu"])
+def test_search_finds_the_honey_and_draws_nothing_on_the_screen(hostile, tiny_folder, capsys):
+    main(["search", str(hostile), "how bees make honey", "--k", "2", "--device", "cpu"])
     depth, first, second = capsys.readouterr().out.splitlines()
     assert depth == f"depth {CHOSEN}"
     assert first.split(maxsplit=3)[2:] == [
@@ -39,7 +32,7 @@ def test_search_finds_the_honey_and_draws_nothing_on_the_screen(
     ]  # fmt: skip
     assert [first.split()[0], second.split()[0]] == ["1", "2"]
     assert 1 >= float(first.split()[1]) >= float(second.split()[1]) >= -1
-    main(["search", str(run), "bell bread", "--k", "12", "--device", "cpu", "--hybrid"])
+    main(["search", str(hostile), "bell bread", "--k", "12", "--device", "cpu", "--hybrid"])
     _, *lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 12
     assert all(line.isprintable() and len(line) <= 200 for line in lines)
@@ -48,39 +41,35 @@ def test_search_finds_the_honey_and_draws_nothing_on_the_screen(
         r"d8\x1b\u2066  Bread: a bell \x07, an escape \x1b[31m, a turn \u202eback"
     )
     other = ["--dataset", str(tiny_folder), "--k", "1", "--device", "cpu"]
-    main(["search", str(run), "rules of chess", *other])
+    main(["search", str(hostile), "rules of chess", *other])
     assert " d12  The king may not be left in check" in capsys.readouterr().out
 
 
-def test_search_ends_when_nobody_reads_on(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_search_ends_when_nobody_reads_on(hostile, monkeypatch, capsys):
     lines = io.StringIO("honey\n" * 9)
     monkeypatch.setattr("sys.stdin", lines)
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as gone:
         monkeypatch.setattr("sys.stdout", gone)
-        main(["search", str(run), "--k", "1", "--device", "cpu"])
+        main(["search", str(hostile), "--k", "1", "--device", "cpu"])
     assert len(lines.readlines()) == 8
     assert capsys.readouterr().err == ""
 
 
-def test_search_stays_open_for_lines_of_whatever_bytes(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_search_stays_open_for_lines_of_whatever_bytes(hostile, capsys, monkeypatch):
     given = io.TextIOWrapper(io.BytesIO(b"caf\xe9 honey\n\n  bell bread \n"), "utf-8")
     monkeypatch.setattr("sys.stdin", given)
-    main(["search", str(run), "--k", "1", "--device", "cpu"])
+    main(["search", str(hostile), "--k", "1", "--device", "cpu"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["depth", "1"] * 2
     assert " d8" in lines[3]
     monkeypatch.setattr("sys.stdin", None)
-    main(["search", str(run), "--k", "1", "--device", "cpu"])
+    main(["search", str(hostile), "--k", "1", "--device", "cpu"])
     assert capsys.readouterr().out == ""
 
 
-def test_overviews_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_overviews_and_version(capsys):
     for words in ([], ["--help"], ["train"], ["train", "--help"]):
         main(words)
         shown = capsys.readouterr().out
@@ -91,7 +80,7 @@ def test_overviews_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_flags_are_the_same_words_everywhere(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_are_the_same_words_everywhere(name, capsys):
     with pytest.raises(SystemExit):
         main([*name.split(), "--help"])
     usage, *lines = capsys.readouterr().out.splitlines()

@@ -2,10 +2,9 @@
 
 import re
 import shlex
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, ClassVar, get_type_hints
 
 import pytest
 
@@ -66,11 +65,11 @@ class Parcel:
         ("Ann --sizes -1 2", {"sender": "Ann", "sizes": ["-1", "2"]}),
     ],
 )  # fmt: skip
-def test_only_what_was_given_is_said(line: str, given: dict[str, Any]) -> None:
+def test_only_what_was_given_is_said(line, given):
     assert given_flags(Parcel, None, line.split()) == given
 
 
-def test_flat_values_make_settings_and_come_back() -> None:
+def test_flat_values_make_settings_and_come_back():
     parcel = made(Parcel, {"sender": "Ann", "weight": "2", "sizes": ["-1", "2"], "book": "b"})
     assert parcel == Parcel("Ann", "Ulm", Box(2, (-1.0, 2.0)), (), Path("b"), True)
     assert flat(parcel) == {
@@ -78,35 +77,11 @@ def test_flat_values_make_settings_and_come_back() -> None:
         "book": Path("b"), "express": True,
     }  # fmt: skip
     assert changed(parcel, weight=3, town="Bonn").box == Box(3, (-1.0, 2.0))
-    for values, message in (
-        ({"height": 3}, "unknown setting 'height'; did you mean 'weight'"),
-        ({"colour": "red"}, "unknown setting 'colour'; there are sender, "),
-        ({"weight": "many"}, "weight must be a valid integer, got 'many'"),
-        ({"weight": 0}, "weight must be at least 1, got 0"),
-    ):
-        with pytest.raises(InputError, match=message):
-            changed(parcel, **values)
+    with pytest.raises(InputError, match="unknown setting 'colour'; there are sender, "):
+        changed(parcel, colour="red")  # which is no flag
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("", "the following arguments are required: SENDER"),
-        ("Ann --weight", "argument --weight: expected one argument"),
-        ("Ann --sizes 1", "argument --sizes: expected 2 arguments"),
-        ("Ann Ulm by", "unrecognized arguments: by"),
-        ("Ann --weigth 1", "unrecognized arguments: --weigth 1; did you mean '--weight'?"),
-    ],
-)
-def test_mistakes_are_one_line(line: str, message: str) -> None:
-    with pytest.raises(InputError) as caught:
-        given_flags(Parcel, None, line.split())
-    assert str(caught.value) == f"{message}; --help shows all flags"
-
-
-def test_help_has_every_flag_with_its_default_the_main_ones_first(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_has_every_flag_with_its_default_the_main_ones_first(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as end:
         given_flags(Parcel, "Send it.\n\nOr do not.", ["--help"], "post send")
@@ -131,7 +106,7 @@ def test_help_has_every_flag_with_its_default_the_main_ones_first(
     )
 
 
-def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+def commands(text):
     """Runner and flags of each command, in blocks of code and between backticks."""
     text = re.sub(r"\\\n\s*", " ", text)
     names = "|".join(sorted(COMMANDS, key=len, reverse=True))
@@ -142,7 +117,7 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
             yield found[1], shlex.split(found[2], comments=True)
 
 
-def test_the_flags_of_documented_commands_are_there() -> None:
+def test_the_flags_of_documented_commands_are_there():
     found = [one for page in PAGES for one in commands(page.read_text(encoding="utf-8"))]
     for runner, flags in found:
         settings = get_type_hints(import_module(f"maw_gym.runners.{runner}").main)["settings"]

@@ -3,13 +3,12 @@
 import csv
 import gzip
 import json
+import multiprocessing
 import os
 import shutil
-import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import ir_measures
 import numpy as np
@@ -26,7 +25,6 @@ from maw_gym.runners.experiments.methods import chosen_methods
 from maw_gym.runners.experiments.report import write_csv
 from maw_gym.runners.experiments.runs import run_main
 from maw_gym.runners.experiments.settings import OnlineSettings, Spec, TaskSettings
-from maw_gym.tables.task import RetrievalTask
 
 METHODS = [
     "bm25", "non-maw-zero-shot", "random", "best-fixed-reward",
@@ -35,12 +33,12 @@ METHODS = [
 FIGURES = {"reward_curves", "ndcg", "depth_usage", "reward_terms"}
 
 
-def command(*arguments: object) -> None:
+def command(*arguments):
     run_main(CompareSettings, main, [*map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tiny_folder, tmp_path_factory):
     """A comparison with two seeds."""
     logdir = tmp_path_factory.mktemp("runs")
     command(
@@ -51,12 +49,12 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return logdir / "tiny"
 
 
-def per_query(run: Path, method: str, seed: str = "0") -> list[dict[str, str]]:
+def per_query(run, method, seed="0"):
     with (run / "per_query.csv").open(newline="") as file:
         return [r for r in csv.DictReader(file) if r["method"] == method and r["seed"] == seed]
 
 
-def test_what_it_leaves(finished: Path) -> None:
+def test_what_it_leaves(finished):
     names = "cells config.json figures per_query.csv report.md results.json runs training"
     assert {path.name for path in finished.iterdir()} == {*names.split()}
     pictures, report = [*(finished / "figures").iterdir()], (finished / "report.md").read_text()
@@ -79,7 +77,7 @@ def test_what_it_leaves(finished: Path) -> None:
     assert len(line.rpartition(".")[0].rpartition(".")[2]) == 2
 
 
-def test_runs_can_be_judged_by_others(finished: Path, tiny_folder: Path) -> None:
+def test_runs_can_be_judged_by_others(finished, tiny_folder):
     """ir_measures finds in every run file what per_query.csv says."""
     test = load_collection(str(tiny_folder)).splits["test"]
     judged = dict(zip(test.ids, map(dict, test.relevance), strict=True))
@@ -96,7 +94,7 @@ def test_runs_can_be_judged_by_others(finished: Path, tiny_folder: Path) -> None
             assert float(row["nDCG@10"]) == pytest.approx(found.get(row["query_id"], 0), abs=1e-6)
 
 
-def test_resuming_runs_nothing_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_runs_nothing_again(finished, capsys):
     cells = {path: path.stat().st_mtime_ns for path in (finished / "cells").iterdir()}
     report = (finished / "report.md").read_text()
     lost = next(path for path in cells if ".oracle." in path.name)
@@ -118,19 +116,14 @@ def test_resuming_runs_nothing_again(finished: Path, capsys: pytest.CaptureFixtu
     assert line.startswith("error: --timesteps 4096 conflicts with the run's own 512")
 
 
-# --- folds -----------------------------------------------------------------------------------
-
-
-def settings_of(folder: Path, **more: Any) -> CompareSettings:
+def settings_of(folder, **more):
     """A comparison that trains nothing."""
     methods = {"methods": ("best-fixed-reward", "random"), "baseline": "standard-attention"}
     where = {"datasets": (str(folder),), "encoder": "untrained", "device": "cpu"}
     return made(CompareSettings, **methods, **where, **more)
 
 
-def test_folds_side_by_side_have_the_results_of_one_after_the_other(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_folds_side_by_side_have_the_results_of_one_after_the_other(tiny_folder, tmp_path):
     """All queries of a collection without subsets are cross-validated."""
     folder, asked = shutil.copytree(tiny_folder, tmp_path / "whole"), [f"q{n}" for n in range(24)]
     shutil.rmtree(folder / "qrels")
@@ -151,61 +144,46 @@ def test_folds_side_by_side_have_the_results_of_one_after_the_other(
     assert (tmp_path / "one.csv").read_bytes() == (run / "per_query.csv").read_bytes()
 
 
-# --- several processes -----------------------------------------------------------------------
-
-
-def test_processes_end_with_the_one_that_asked_for_them(tmp_path: Path) -> None:
-    program = tmp_path / "asks.py"
+def test_processes_end_with_the_one_that_asked_for_them(tmp_path):
     work = f"import time; open({str(tmp_path / 'begun')!r}, 'x'); time.sleep(600)"
-    program.write_text(
-        "from maw_gym.runners.experiments.comparison import run_side_by_side\n"
-        "if __name__ == '__main__':\n"
-        f"    run_side_by_side(exec, [({work!r},)], 1)\n"
-    )
-    asks = psutil.Popen([sys.executable, str(program)])
-    until = time.monotonic() + 120
-    while not (tmp_path / "begun").exists() and time.monotonic() < until:
+    start = multiprocessing.get_context("spawn").Process
+    asks = start(target=run_side_by_side, args=(exec, [(work,)], 1))
+    asks.start()
+    while not (tmp_path / "begun").exists():
         time.sleep(0.1)
-    asked = asks.children()
+    asked = psutil.Process(asks.pid).children()
     assert len(asked) == 2  # one, and one that keeps count of what is shared
     asks.kill()
-    asks.wait()
     _, alive = psutil.wait_procs(asked, timeout=60)
     assert alive == []
 
 
-def test_what_goes_wrong_in_another_process_is_raised_here() -> None:
+def test_what_goes_wrong_in_another_process_is_raised_here():
     with pytest.raises(InputError, match="unknown method 'grp': did you mean 'grpo'"):
         run_side_by_side(chosen_methods, [(["grp"],)], 1)
     with pytest.raises(InputError, match=r"^one of 1 processes was ended from outside, perhaps "):
         run_side_by_side(os._exit, [(9,)], 1)
 
 
-# --- one's own learner -----------------------------------------------------------------------
-
-
 class Always:
     """Depth 1, whatever it sees."""
 
-    def __init__(self, task: RetrievalTask, spec: Any, log: Any) -> None:
+    def __init__(self, task, spec, log):
         assert spec.online.timesteps == 64
         assert log.folder.is_dir()
 
-    def predict(self, observation: np.ndarray, deterministic: bool) -> tuple[np.ndarray, None]:
+    def predict(self, observation, deterministic):
         assert observation.shape[1] == 2 * 4  # entropy and focus of every depth
         return np.ones(len(observation), int), None
 
 
-def test_learners_of_ones_own_enter_a_comparison(
-    task: RetrievalTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_learners_of_ones_own_enter_a_comparison(task, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     spec, a2c = Spec(online=OnlineSettings(64)), "examples.own_learner:a2c"
     given = [Always, a2c, "best-fixed-reward"]
     found = compare(given, task, seeds=(0, 1), spec=spec, folder=tmp_path)
     assert [*found.results] == ["standard-attention", "best-fixed-reward", "Always", "a2c"]
     always = found.results["Always"][1].depths
-    assert always is not None
     assert always.tolist() == [1] * len(found.query_ids)
     table, rewards = found.table(), Bandit(task.table("test")).rewards
     assert table.loc["a2c", "about"] == "A2C of Stable-Baselines3"
@@ -214,10 +192,8 @@ def test_learners_of_ones_own_enter_a_comparison(
     assert compare(given, task, seeds=(0, 1), spec=spec, folder=tmp_path).table().equals(table)
 
 
-def test_a_result_is_never_beside_the_ranking_of_another(
-    task: RetrievalTask, tmp_path: Path
-) -> None:
-    def ranked(weights: tuple[float, float, float]) -> bytes:
+def test_a_result_is_never_beside_the_ranking_of_another(task, tmp_path):
+    def ranked(weights):
         spec = Spec(TaskSettings(reward_weights=weights))
         compare(["oracle"], task, spec=spec, folder=tmp_path)
         (found,) = (tmp_path / "runs").glob("*.oracle.trec.gz")

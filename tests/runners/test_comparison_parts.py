@@ -3,9 +3,7 @@
 import itertools
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,31 +21,19 @@ from maw_gym.runners.experiments.comparison_report import group_table, pair_tabl
 from maw_gym.runners.experiments.methods import METHODS
 from maw_gym.runners.experiments.report import digits_for, markdown, p_value, rows_of
 from maw_gym.runners.experiments.result import Result, by_depths, randomly
-from maw_gym.runners.experiments.settings import (
-    Spec,
-    TaskSettings,
-)
+from maw_gym.runners.experiments.settings import Spec, TaskSettings
 from maw_gym.tables.depth_table import TERMS, DepthTable
-from maw_gym.tables.task import RetrievalTask
 
 SPEC = TaskSettings()
 
 
-# --- results of all folds and seeds ----------------------------------------------------------
-
-
-def cell(ndcg: list[float], reward: list[float] | None = None) -> Result:
+def cell(ndcg, reward=None):
     terms = reward and dict.fromkeys(COLUMNS, np.array(reward))
     depths = np.zeros(len(ndcg), np.int64) if reward else None
     return Result(dict.fromkeys(NAMES, np.array(ndcg)), depths, terms or None)
 
 
-def comparison(
-    results: dict[str, list[Result]],
-    sizes: tuple[int, ...] = (2, 1),
-    encoders: int = 1,
-    **more: Any,
-) -> Comparison:
+def comparison(results, sizes=(2, 1), encoders=1, **more):
     """Of folds of these sizes, in which a random depth gets .4 and the best .8."""
     folds = []
     for encoder, (fold, size) in itertools.product(range(encoders), enumerate(sizes)):
@@ -55,13 +41,13 @@ def comparison(
         rewards = np.tile(np.float32([0, 0.4, 0.8]), (size, 1))
         table = DepthTable(ids, **dict.fromkeys(TERMS, rewards), blocks={})
         test = SimpleNamespace(splits={"test": SimpleNamespace(ids=ids)})
-        task: Any = SimpleNamespace(collection=test, table=lambda split, table=table: table)
+        task = SimpleNamespace(collection=test, table=lambda split, table=table: table)
         spec = TaskSettings("x", fold=fold, encoder_seed=encoder, reward_weights=(0, 0, 1))
         folds.append(Fold(task, Spec(spec)))
     return Comparison(folds, results, next(iter(results)), **more)
 
 
-def test_scores_are_pooled_over_folds_and_averaged_over_seeds() -> None:
+def test_scores_are_pooled_over_folds_and_averaged_over_seeds():
     cells = [cell([0.0, 1.0]), cell([0.5]), cell([1.0, 1.0]), cell([0.0])]
     made = comparison({"grpo": cells}, seeds=(0, 7))
     assert made.query_ids == ["q0-0", "q0-1", "q1-0"]
@@ -73,7 +59,7 @@ def test_scores_are_pooled_over_folds_and_averaged_over_seeds() -> None:
     ]  # fmt: skip
 
 
-def test_every_encoder_has_scores_of_its_own_and_the_seeds_on_it_are_averaged() -> None:
+def test_every_encoder_has_scores_of_its_own_and_the_seeds_on_it_are_averaged():
     cells = [cell([0.0, 1.0]), cell([1.0, 1.0]), cell([0.2, 0.4]), cell([0.4, 0.0])]
     made = comparison({"grpo": cells}, (2,), encoders=2, seeds=(0, 1))
     assert made.by_encoder("grpo", "nDCG@10") == pytest.approx(np.array([[0.5, 1.0], [0.3, 0.2]]))
@@ -81,7 +67,7 @@ def test_every_encoder_has_scores_of_its_own_and_the_seeds_on_it_are_averaged() 
     assert made.per_query["encoder_seed"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
-def test_a_constant_difference_has_itself_as_interval_and_margin() -> None:
+def test_a_constant_difference_has_itself_as_interval_and_margin():
     results = {"maw-single": [cell([0.2, 0.6])] * 2, "grpo": [cell([0.1, 0.5])] * 2}
     (test,) = comparison(results, (2,), encoders=2).compared([("grpo", "maw-single")])
     numbers = [test[name] for name in ("difference", "low", "high", "equivalence_margin")]
@@ -89,7 +75,7 @@ def test_a_constant_difference_has_itself_as_interval_and_margin() -> None:
     assert test["baseline_mean"] == pytest.approx(0.4)
 
 
-def test_rows_by_hand() -> None:
+def test_rows_by_hand():
     ppo = [cell([1.0, 0.5], [0.5, 0.7]), cell([0.0], [0.6])]
     ppo += [cell([1.0, 0.5], [0.5, 0.7]), cell([0.6], [0.6])]
     results = {
@@ -123,13 +109,13 @@ def test_rows_by_hand() -> None:
     assert found.table().loc["ppo", "retrieval.nDCG@10.mean"] == pytest.approx(0.6)
 
 
-def test_relative_change() -> None:
+def test_relative_change():
     given = (("non-maw-trained", 0.5), ("non-maw-zero-shot", 0.4), ("bm25", 0.6))
     made = comparison({name: [cell([value, value])] for name, value in given}, (2,))
     assert made.rows[2]["relative"] == pytest.approx({"zero_shot": 0.5, "trained": 0.2})
 
 
-def test_holm_is_over_all_pairs_tested() -> None:
+def test_holm_is_over_all_pairs_tested():
     given = (("bm25", 0.0), ("ppo", 0.1), ("grpo", 0.0))
     made = comparison({name: [cell([value] * 5)] for name, value in given}, (5,))
     ppo, grpo = made.compared([("ppo", "bm25"), ("grpo", "bm25")])
@@ -137,7 +123,7 @@ def test_holm_is_over_all_pairs_tested() -> None:
     assert (ppo["p"], ppo["p_holm"], grpo["p_holm"]) == (0.0625, 0.125, 1.0)
 
 
-def test_grpo_is_tested_against_all_that_choose_depths() -> None:
+def test_grpo_is_tested_against_all_that_choose_depths():
     names = ("bm25", "random", "best-fixed-reward", "grpo")
     results = {
         name: [cell([0.1 * at] * 2, [0.2] * 2 if at else None)] for at, name in enumerate(names)
@@ -145,25 +131,18 @@ def test_grpo_is_tested_against_all_that_choose_depths() -> None:
     made = comparison(results, (2,))
     assert [*made.duels] == [("grpo", "random"), ("grpo", "best-fixed-reward")]
     reward, ndcg = made.duels["grpo", "random"]
-    assert reward is not None
     assert (reward["difference"], ndcg["difference"]) == pytest.approx((0, 0.2))
     assert [*made.pairs] == [("grpo", "best-fixed-reward")]
 
 
-# --- one result ------------------------------------------------------------------------------
-
-
-def test_depths_are_ranked_once_for_all_methods(task: RetrievalTask, tmp_path: Path) -> None:
+def test_depths_are_ranked_once_for_all_methods(task, tmp_path):
     spec, queries = Spec(replace(SPEC, seed=3)), len(task.table("test"))
     drawn = randomly(task, spec, "test", None)
-    assert drawn.depths is not None
-    assert drawn.terms is not None
     # Of drawn depths the expected terms are kept: the means of the table's rows.
     assert drawn.terms["reward"] == pytest.approx(Bandit(task.table("test")).random)
     for depths in (np.full(queries, 2), drawn.depths):  # partly, and wholly, what is known
         found = by_depths(task, SPEC, "test", depths)
         expected, ranking = task.evaluate("test", torch.as_tensor(depths))
-        assert found.ranking is not None
         assert found.measures["nDCG@10"].tolist() == expected.per_query["nDCG@10"].tolist()
         assert found.ranking.documents.tolist() == ranking.documents.tolist()
     write_run(tmp_path / "one.trec", task, found, "mine", ranked=1)
@@ -172,8 +151,8 @@ def test_depths_are_ranked_once_for_all_methods(task: RetrievalTask, tmp_path: P
     assert {(line[3], line[5]) for line in lines} == {("1", "mine")}
 
 
-def test_a_key_depends_on_all_settings_and_on_what_tables_depend_on() -> None:
-    task: Any = SimpleNamespace(key="fruit")  # see tests/tables/test_table_files.py
+def test_a_key_depends_on_all_settings_and_on_what_tables_depend_on():
+    task = SimpleNamespace(key="fruit")  # see tests/tables/test_table_files.py
     spec = Spec(learner=GRPOSettings())
     changes = [{"balance": 0.5}, {"seed": 5}, {"fold": 1}, {"num_envs": 512}, {"kl": "k3"}]
     keys = {result_key("grpo", task, changed(spec, **one)) for one in ({}, *changes)}
@@ -184,12 +163,10 @@ def test_a_key_depends_on_all_settings_and_on_what_tables_depend_on() -> None:
     assert result_key("grpo", task, spec) not in keys
 
 
-def test_rows_are_read_where_they_are_and_made_once_where_none_can_be_kept(
-    task: RetrievalTask, monkeypatch: pytest.MonkeyPatch, home: Path
-) -> None:
+def test_rows_are_read_where_they_are_and_made_once_where_none_can_be_kept(task, monkeypatch, home):
     titles, calls = {"random": "random", "dense-bm25": "fused"}, list[str]()
 
-    def run(name: str, *given: Any) -> Result:
+    def run(name, *given):
         calls.append(name)
         return METHODS[name].run(*given)
 
@@ -205,7 +182,7 @@ def test_rows_are_read_where_they_are_and_made_once_where_none_can_be_kept(
         assert made[title].blocks() == kept[title].blocks() == read[title].blocks()
         assert made[title].result.facts == read[title].result.facts
 
-    def refusing(*given: Any) -> Result:
+    def refusing(*given):
         calls.append("refused")
         raise InputError("no query has a word")
 
@@ -215,10 +192,7 @@ def test_rows_are_read_where_they_are_and_made_once_where_none_can_be_kept(
     assert calls.count("refused") == 1
 
 
-# --- settings --------------------------------------------------------------------------------
-
-
-def test_settings_fill_in_what_is_not_told() -> None:
+def test_settings_fill_in_what_is_not_told():
     quick, whole = made(CompareSettings, quick=True), made(CompareSettings)
     assert (quick.learner_seeds, quick.tested_against) == ((0,), "standard-attention")
     assert (whole.learner_seeds, whole.tested_against) == ((0, 1, 2), "non-maw-trained")
@@ -238,10 +212,7 @@ def test_settings_fill_in_what_is_not_told() -> None:
     assert {(one.dataset, one.text_encoder, one.folds) for one in tasks} == {("x", "minilm", 3)}
 
 
-# --- words -----------------------------------------------------------------------------------
-
-
-def test_a_pair_of_methods_by_hand() -> None:
+def test_a_pair_of_methods_by_hand():
     test = {
         "difference": 0.01, "low": -0.002, "high": 0.022, "p": 0.04, "p_holm": 0.08,
         "baseline_mean": 0.4, "smallest_detectable": 0.001, "equivalence_margin": 0.02,
@@ -254,7 +225,7 @@ def test_a_pair_of_methods_by_hand() -> None:
     ]  # fmt: skip
 
 
-def test_results_of_each_group_and_with_groups_alike() -> None:
+def test_results_of_each_group_and_with_groups_alike():
     scores = {"a": np.array([0.1, 0.3, 0.8]), "b": np.array([0.5, 0.5, 0.0])}
     assert group_table(scores, ["numpy", "numpy", "torch"]).splitlines() == [
         "| method | numpy (2) | torch (1) |  alike |",
@@ -264,7 +235,7 @@ def test_results_of_each_group_and_with_groups_alike() -> None:
     ]
 
 
-def test_words_for_numbers() -> None:
+def test_words_for_numbers():
     assert [p_value(p) for p in (0.00001, 0.0312, 1.0)] == ["<.0001", ".0312", "1.0000"]
     assert [percent(one) for one in (0.0325, None)] == ["+3.2%", "-"]
     assert [digits_for(count) for count in (20, 99, 100, 999, 1000)] == [2, 2, 3, 3, 4]

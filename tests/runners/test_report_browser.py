@@ -3,13 +3,10 @@
 import base64
 import gzip
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hostile_run import BELL, CHOSEN, DEPTHS, IMAGE, LONG, SCRIPT, write_hostile_run
+from hostile_run import BELL, CHOSEN, DEPTHS, IMAGE, LONG, SCRIPT
 
 from maw_gym.runners.report_page.page import rendered, run_payload
 
@@ -27,16 +24,16 @@ FLAGS += " --disable-background-networking --disable-component-update --disable-
 
 
 @pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_payload(write_hostile_run(tmp_path_factory.mktemp("hostile") / "run <b>1"))
+def payload(hostile):
+    return run_payload(hostile)
 
 
-def query_of(payload: dict[str, Any], words: str) -> dict[str, Any]:
+def query_of(payload, words):
     return next(one for one in payload["sample"]["queries"] if words in one["text"])
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def browser(tmp_path_factory):
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
@@ -50,37 +47,37 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 class Page:
     """The page in the browser."""
 
-    def __init__(self, browser: Any, address: str) -> None:
+    def __init__(self, browser, address):
         self.browser = browser
         self.open(address)
 
-    def open(self, address: str) -> None:
+    def open(self, address):
         self.browser.get(address)
         self.wait("document.getElementById('heads').children.length === 8")
 
-    def run(self, expression: str, *arguments: Any) -> Any:
+    def run(self, expression, *arguments):
         return self.browser.execute_script(f"return {expression}", *arguments)
 
-    def wait(self, condition: str) -> None:
+    def wait(self, condition):
         support.WebDriverWait(self.browser, 60).until(lambda _: self.run(condition))
 
-    def find(self, selector: str) -> Any:
+    def find(self, selector):
         return self.browser.find_element("css selector", selector)
 
-    def all(self, selector: str, what: str = "textContent") -> list[Any]:
+    def all(self, selector, what="textContent"):
         script = f"[...document.querySelectorAll(arguments[0])].map(one => one.{what})"
         return list(self.run(script, selector))
 
-    def text(self, selector: str) -> str:
+    def text(self, selector):
         """All text of an element, hidden or not."""
         return str(self.all(selector)[0])
 
-    def show(self, words: str) -> None:
+    def show(self, words):
         """Search for a query, which shows the first that is found."""
         self.find("#search").clear()
         self.find("#search").send_keys(words)
 
-    def device(self, width: int, height: int, theme: str = "light") -> None:
+    def device(self, width, height, theme="light"):
         likes = [{"name": "prefers-color-scheme", "value": theme}]
         likes.append({"name": "prefers-reduced-motion", "value": "reduce"})  # clicks do not wait
         self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": likes})
@@ -89,7 +86,7 @@ class Page:
 
 
 @pytest.fixture
-def page(browser: Any, payload: dict[str, Any], tmp_path: Path) -> Iterator[Page]:
+def page(browser, payload, tmp_path):
     path = tmp_path / "report.html"
     path.write_text(rendered(payload), encoding="ascii")
     shown = Page(browser, path.as_uri())
@@ -101,7 +98,7 @@ def page(browser: Any, payload: dict[str, Any], tmp_path: Path) -> Iterator[Page
     assert shown.run("window.owned === undefined")
 
 
-def test_title_table_and_settings(page: Page) -> None:
+def test_title_table_and_settings(page):
     assert page.browser.title == "run <b>1 – a run of maw_gym"
     assert page.text("h1") == "run <b>1"
     assert page.text("#about").startswith(f"{SCRIPT} on ")
@@ -121,7 +118,7 @@ def test_title_table_and_settings(page: Page) -> None:
         assert page.find("#table th:nth-child(2)").get_attribute("aria-sort") == order
 
 
-def test_texts_are_text_whatever_they_hold(page: Page) -> None:
+def test_texts_are_text_whatever_they_hold(page):
     # What draws nothing or turns the line is shown by its number.
     bell = BELL.replace("\x07", "\\u{0007}").replace("\x1b", "\\u{001b}")
     for words, text, found in (
@@ -140,7 +137,7 @@ def test_texts_are_text_whatever_they_hold(page: Page) -> None:
     assert page.all("img, iframe, object, embed, link, b, i") == []
 
 
-def test_terms_are_those_of_the_query(page: Page, payload: dict[str, Any]) -> None:
+def test_terms_are_those_of_the_query(page, payload):
     page.show("tides")
     terms = {k: np.array(one) for k, one in query_of(payload, "tides")["terms"].items()}
     says = page.text("#says")
@@ -155,9 +152,7 @@ def test_terms_are_those_of_the_query(page: Page, payload: dict[str, Any]) -> No
     assert len(page.all("#terms svg .bar")) == 3 * DEPTHS
 
 
-def test_relevant_documents_are_marked_and_side_by_side(
-    page: Page, payload: dict[str, Any]
-) -> None:
+def test_relevant_documents_are_marked_and_side_by_side(page, payload):
     page.show("honey script")
     query = query_of(payload, "honey")
     for column, place in enumerate((CHOSEN, query["best"], DEPTHS), start=1):
@@ -170,7 +165,7 @@ def test_relevant_documents_are_marked_and_side_by_side(
     assert page.all("#rankings .badge") == ["✓ relevant, grade 2"] * 3
 
 
-def test_depths_by_slider_buttons_and_bars(page: Page) -> None:
+def test_depths_by_slider_buttons_and_bars(page):
     page.show("tides")
     page.find("#depth").send_keys(Keys.HOME + Keys.ARROW_RIGHT)
     assert page.text("#number") == "1"
@@ -193,7 +188,7 @@ def test_depths_by_slider_buttons_and_bars(page: Page) -> None:
     assert "tides" in page.text("#text")
 
 
-def test_queries_by_search_list_and_buttons(page: Page) -> None:
+def test_queries_by_search_list_and_buttons(page):
     for words, found in (("honey", 1), ("no such words", 0), ("q", 4)):
         page.show(words)
         assert len(page.all("#query option")) == found
@@ -208,7 +203,7 @@ def test_queries_by_search_list_and_buttons(page: Page) -> None:
     assert page.text("#text") == seen[-2]
 
 
-def test_weights_are_read_with_arrow_keys(page: Page, payload: dict[str, Any]) -> None:
+def test_weights_are_read_with_arrow_keys(page, payload):
     page.show("honey script")
     query = query_of(payload, "honey")
     page.wait("document.getElementById('attention-title').textContent.includes('depth 2')")
@@ -223,14 +218,14 @@ def test_weights_are_read_with_arrow_keys(page: Page, payload: dict[str, Any]) -
     assert "head 3 at depth 2" in matrix.get_attribute("aria-label")
 
 
-def test_curves_can_be_chosen_and_read(page: Page) -> None:
+def test_curves_can_be_chosen_and_read(page):
     assert page.all("#curve option") == ["Mean reward, validation queries", "train/" + IMAGE]
     support.Select(page.find("#curve")).select_by_index(1)
     page.find("#curves svg").send_keys(Keys.END)
     assert page.text("#curves .readout") == f"training queries 20: train/{IMAGE} 0.7500"
 
 
-def test_light_and_dark(page: Page) -> None:
+def test_light_and_dark(page):
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.run(ground)
     page.device(1200, 900, "dark")
@@ -241,7 +236,7 @@ def test_light_and_dark(page: Page) -> None:
         assert (page.text("#theme"), page.run(ground)) == (f"Theme: {theme}", colour)
 
 
-def test_everything_can_be_reached_with_the_keyboard_and_has_a_name(page: Page) -> None:
+def test_everything_can_be_reached_with_the_keyboard_and_has_a_name(page):
     reached = set()
     for _ in range(60):
         page.browser.switch_to.active_element.send_keys(Keys.TAB)
@@ -252,9 +247,7 @@ def test_everything_can_be_reached_with_the_keyboard_and_has_a_name(page: Page) 
     assert page.run("document.documentElement.lang") == "en"
 
 
-def test_a_page_without_queries_or_curves_says_so(
-    page: Page, payload: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_page_without_queries_or_curves_says_so(page, payload, tmp_path):
     empty = payload | {"sample": payload["sample"] | {"queries": []}, "curves": []}
     (tmp_path / "empty.html").write_text(rendered(empty), encoding="ascii")
     page.browser.get((tmp_path / "empty.html").as_uri())

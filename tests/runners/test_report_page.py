@@ -6,13 +6,11 @@ import hashlib
 import json
 import re
 import shutil
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hostile_run import CHOSEN, DEPTHS, IMAGE, LONG, QUERIES, SCRIPT, write_hostile_run
+from hostile_run import CHOSEN, DEPTHS, IMAGE, LONG, QUERIES, SCRIPT
 
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import InputError
@@ -27,34 +25,28 @@ from maw_gym.runners.report_page.page import (
     sampled_queries,
     write_report_page,
 )
-from maw_gym.tables.task import RetrievalTask, load_task
+from maw_gym.tables.task import load_task
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_hostile_run(tmp_path_factory.mktemp("hostile") / "run")
+def payload(hostile):
+    return run_payload(hostile)
 
 
 @pytest.fixture(scope="module")
-def payload(run: Path) -> dict[str, Any]:
-    return run_payload(run)
+def task(hostile):
+    return load_task(
+        str(hostile.parent / "collection"), str(hostile / "encoder.safetensors"), "cpu"
+    )
 
 
-@pytest.fixture(scope="module")
-def task(run: Path) -> RetrievalTask:
-    return load_task(str(run.parent / "collection"), str(run / "encoder.safetensors"), "cpu")
-
-
-def rewards(task: RetrievalTask, split: str) -> np.ndarray:
+def rewards(task, split):
     """Of all depths (N, D), by the weights of the run."""
     table = task.table(split)
     return 0.5 * table.entropy + 0.25 * table.focus + 0.25 * table.ndcg
 
 
-# --- what the page is told -------------------------------------------------------------------
-
-
-def test_the_table_has_the_run_above_the_upper_bounds(payload: dict[str, Any]) -> None:
+def test_the_table_has_the_run_above_the_upper_bounds(payload):
     table = payload["table"]
     assert table["columns"] == ["reward", "gap closed", "nDCG@10", "RR@10", "R@100", "Success@10"]
     rows = [(row["name"], row["own"], row["values"]) for row in table["rows"]]
@@ -66,9 +58,7 @@ def test_the_table_has_the_run_above_the_upper_bounds(payload: dict[str, Any]) -
     ]
 
 
-def test_curves_come_from_the_logs_and_settings_are_lines(
-    payload: dict[str, Any], task: RetrievalTask
-) -> None:
+def test_curves_come_from_the_logs_and_settings_are_lines(payload, task):
     values = {"name": "", "steps": [0, 10, 20], "values": [0.25, 0.5, 0.75]}
     first, second = payload["curves"]
     assert second == {"title": "train/" + IMAGE, "curves": [values], "levels": []}
@@ -85,9 +75,7 @@ def test_curves_come_from_the_logs_and_settings_are_lines(
     assert (settings[f"settings.{SCRIPT}"], settings["learner"]) == (IMAGE, SCRIPT)
 
 
-def test_depths_and_queries_are_those_of_the_table(
-    payload: dict[str, Any], task: RetrievalTask
-) -> None:
+def test_depths_and_queries_are_those_of_the_table(payload, task):
     table, depths, sample = task.table("test"), payload["depths"], payload["sample"]
     test = rewards(task, "test")
     assert depths["ndcg"] == pytest.approx(table.ndcg.mean(0), abs=1e-4)
@@ -107,9 +95,7 @@ def test_depths_and_queries_are_those_of_the_table(
         assert (query["chosen"], query["best"]) == (CHOSEN, test[row].argmax())
 
 
-def test_attention_is_that_of_every_depth_and_head(
-    payload: dict[str, Any], task: RetrievalTask
-) -> None:
+def test_attention_is_that_of_every_depth_and_head(payload, task):
     query_id = QUERIES[5][0]
     query = payload["sample"]["queries"][0]
     n = len(query["tokens"])
@@ -125,7 +111,7 @@ def test_attention_is_that_of_every_depth_and_head(
     assert entropy[1] < entropy[DEPTHS] < entropy[2]
 
 
-def test_rankings_are_those_of_the_evaluation(payload: dict[str, Any], task: RetrievalTask) -> None:
+def test_rankings_are_those_of_the_evaluation(payload, task):
     sample, queries = payload["sample"], task.collection.splits["test"]
     ids = [document["id"] for document in sample["documents"]]
     for place in range(DEPTHS + 1):
@@ -144,10 +130,7 @@ def test_rankings_are_those_of_the_evaluation(payload: dict[str, Any], task: Ret
     assert named == [{"d6": 2}, {"d7": 1}, {"d8": 1}, {"d9": 1}]
 
 
-# --- samples and curves by hand --------------------------------------------------------------
-
-
-def test_half_of_the_queries_differ_most_and_half_are_spread() -> None:
+def test_half_of_the_queries_differ_most_and_half_are_spread():
     ndcg = np.zeros((9, 2), np.float32)
     ndcg[4, 0], ndcg[7, 1], ndcg[2] = 0.5, 1.0, 1.0
     # 7 and 4 differ; the first and the last of the rest are 0 and 8.
@@ -157,7 +140,7 @@ def test_half_of_the_queries_differ_most_and_half_are_spread() -> None:
     assert sampled_queries(ndcg[:1], 40).tolist() == [0]
 
 
-def test_attention_takes_no_more_than_its_room(task: RetrievalTask) -> None:
+def test_attention_takes_no_more_than_its_room(task):
     bandit, chosen = Bandit(task.table("test")), np.zeros(4, np.int64)
     whole = looked_at(task, bandit, chosen, 40)["queries"]
     sizes = sorted(len(query["attention"]) for query in whole)
@@ -167,7 +150,7 @@ def test_attention_takes_no_more_than_its_room(task: RetrievalTask) -> None:
     assert looked_at(task, bandit, chosen, 40, limit=1)["queries"] == []
 
 
-def test_long_curves_are_means_of_neighbours() -> None:
+def test_long_curves_are_means_of_neighbours():
     short = curve("reward", {5: 3.0, 10: float("nan")})
     assert short == {"name": "reward", "steps": [5, 10], "values": [3.0, None]}
     long = curve("reward", {step: float(step) for step in range(800)})
@@ -176,10 +159,7 @@ def test_long_curves_are_means_of_neighbours() -> None:
     assert len(long["steps"]) == 400
 
 
-# --- the file --------------------------------------------------------------------------------
-
-
-def test_data_holds_nothing_that_ends_a_script() -> None:
+def test_data_holds_nothing_that_ends_a_script():
     content = {"a": f"{SCRIPT}<!-- ]]> & \u2028 ü \ud800", "b": [1, None, LONG]}
     block = data_block(content)
     assert not set("<>&\u2028") & set(block)
@@ -189,9 +169,9 @@ def test_data_holds_nothing_that_ends_a_script() -> None:
         data_block(float("nan"))
 
 
-def test_the_page_is_one_file_whose_policy_names_its_script_and_its_style(run: Path) -> None:
-    path = write_report_page(run)
-    assert path == run / "report.html"
+def test_the_page_is_one_file_whose_policy_names_its_script_and_its_style(hostile):
+    path = write_report_page(hostile)
+    assert path == hostile / "report.html"
     text = path.read_text(encoding="ascii")
     assert len(text) < 10_000_000
     assert not re.search(r"\[\[[A-Z_]+\]\]", text)
@@ -207,17 +187,17 @@ def test_the_page_is_one_file_whose_policy_names_its_script_and_its_style(run: P
     assert not re.search(r"\b(src|href)=\"(?!#)|url\(|@import", markup)
 
 
-def test_the_command_writes_the_page_anew(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = run / "report.html"
+def test_the_command_writes_the_page_anew(hostile, capsys):
+    path = hostile / "report.html"
     path.write_text("old")
-    main(["report", str(run), "--queries", "2"])
+    main(["report", str(hostile), "--queries", "2"])
     assert capsys.readouterr().out == f"{path}\n"
     content = re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)
     assert content
     assert len(json.loads(content[1])["sample"]["queries"]) == 2
 
 
-def test_a_page_that_is_too_large_is_refused() -> None:
+def test_a_page_that_is_too_large_is_refused():
     with pytest.raises(InputError, match=r"the page would have 10\d{6} bytes, more than 10000000"):
         rendered({"text": 10_000_000 * "x"})
 
@@ -232,10 +212,10 @@ def test_a_page_that_is_too_large_is_refused() -> None:
         ("encoder.safetensors", "", "encoder.safetensors"),
     ],
 )
-def test_what_is_no_run_is_refused_in_one_line(
-    run: Path, tmp_path: Path, name: str, content: str | None, message: str
-) -> None:
-    folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns(name, "*.html"))
+def test_what_is_no_run_is_refused_in_one_line(hostile, tmp_path, name, content, message):
+    folder = shutil.copytree(
+        hostile, tmp_path / "run", ignore=shutil.ignore_patterns(name, "*.html")
+    )
     if content is not None:
         (folder / name).write_text(content)
     with pytest.raises(InputError, match=rf"^.*{message}.*$"):

@@ -3,7 +3,6 @@
 import random
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 from killing import await_file, differences, kill_until_done, metrics, run, scalars, start, stopped
@@ -14,11 +13,9 @@ from maw_gym.runners.experiments.runs import open_run, settings_of
 from maw_gym.runners.experiments.settings import RunSettings
 from maw_gym.runners.train_supervised import SupervisedRunSettings
 
-Arguments = list[object]
-
 
 @pytest.fixture(scope="module")
-def arguments(tiny_folder: Path) -> Arguments:
+def arguments(tiny_folder):
     return [
         "--dataset", tiny_folder, "--encoder", "untrained", "--observation", "profile",
         "--timesteps", 3200, "--num-envs", 16, "--n-steps", 8, "--checkpoint-every", 2,
@@ -27,18 +24,18 @@ def arguments(tiny_folder: Path) -> Arguments:
 
 
 @pytest.fixture(scope="module")
-def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def logdir(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
-def whole(arguments: Arguments, logdir: Path, maw_gym_home: Path) -> Path:
+def whole(arguments, logdir, maw_gym_home):
     """A run of GRPO that nobody disturbed."""
     run("train grpo", *arguments, "--logdir", logdir, "--run-name", "whole", home=maw_gym_home)
     return logdir / "whole"
 
 
-def test_tensorboard_shows_every_step_once_and_two_checkpoints_are_kept(whole: Path) -> None:
+def test_tensorboard_shows_every_step_once_and_two_checkpoints_are_kept(whole):
     curves, rollouts = scalars(whole), list(range(128, 3201, 128))
     assert [step for step, _ in curves["rollout/ep_rew_mean"]] == rollouts
     # What an update records is written after the next rollout.
@@ -50,9 +47,7 @@ def test_tensorboard_shows_every_step_once_and_two_checkpoints_are_kept(whole: P
     assert names == ["000000003072", "000000003200"]
 
 
-def test_killed_runs_end_like_the_whole_one(
-    whole: Path, arguments: Arguments, logdir: Path, maw_gym_home: Path
-) -> None:
+def test_killed_runs_end_like_the_whole_one(whole, arguments, logdir, maw_gym_home):
     told = kill_until_done(
         "train grpo", arguments, logdir, "killed", maw_gym_home, random.Random(5), 2, 0.8
     )
@@ -60,9 +55,7 @@ def test_killed_runs_end_like_the_whole_one(
     assert differences(whole, logdir / "killed") == [], told
 
 
-def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(
-    whole: Path, arguments: Arguments, logdir: Path, maw_gym_home: Path
-) -> None:
+def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(whole, arguments, logdir, maw_gym_home):
     folder = logdir / "stopped"
     # Every checkpoint but the one of the signal is out of reach.
     words = [*arguments, "--checkpoint-every", 1000, "--logdir", logdir, "--run-name", "stopped"]
@@ -79,9 +72,7 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(
     assert differences(whole, folder) == []
 
 
-def test_a_killed_supervised_run_ends_like_the_whole_one(
-    tiny_folder: Path, tmp_path: Path, maw_gym_home: Path
-) -> None:
+def test_a_killed_supervised_run_ends_like_the_whole_one(tiny_folder, tmp_path, maw_gym_home):
     words = ["--dataset", tiny_folder, "--encoder", "untrained", "--device", "cpu", "--epochs", 60]
     words += ["--logdir", tmp_path, "--run-name"]
     run("train supervised", *words, "whole", home=maw_gym_home)
@@ -102,8 +93,8 @@ def test_a_killed_supervised_run_ends_like_the_whole_one(
 
 
 def test_two_runs_at_once_on_cold_caches_and_a_third_on_warm_ones(
-    maw_gym_home: Path, arguments: Arguments, tmp_path: Path
-) -> None:
+    maw_gym_home, arguments, tmp_path
+):
     home = tmp_path / "home"
     for made in maw_gym_home.glob("pydocs"):  # in a minute
         shutil.copytree(made, home / "pydocs")
@@ -113,7 +104,7 @@ def test_two_runs_at_once_on_cold_caches_and_a_third_on_warm_ones(
         status, _, told = one.ended()
         assert status == 0, told
 
-    def cached() -> dict[Path, int]:
+    def cached():
         files = [path for path in home.rglob("*") if path.is_file() and path.suffix != ".lock"]
         kept = [path for path in files if path.parent.parent.name != "streams"]
         return {path: path.stat().st_mtime_ns for path in kept}
@@ -130,9 +121,7 @@ def test_two_runs_at_once_on_cold_caches_and_a_third_on_warm_ones(
     assert first["baselines"] == third["baselines"]
 
 
-def test_one_process_at_a_time_works_on_a_run(
-    arguments: Arguments, tmp_path: Path, maw_gym_home: Path
-) -> None:
+def test_one_process_at_a_time_works_on_a_run(arguments, tmp_path, maw_gym_home):
     folder = tmp_path / "held"
     words = [*arguments, "--timesteps", 10**6, "--logdir", tmp_path, "--run-name", "held"]
     begun = start("train grpo", *words, home=maw_gym_home)

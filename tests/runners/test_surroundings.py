@@ -4,13 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
-
-import pytest
 
 
-def test_nobody_reads_and_nothing_can_be_told(tiny_folder: Path, tmp_path: Path) -> None:
+def test_nobody_reads_and_nothing_can_be_told(tiny_folder, tmp_path):
     """Standard output closed, standard error full, both ASCII; no git."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -32,9 +28,7 @@ def test_nobody_reads_and_nothing_can_be_told(tiny_folder: Path, tmp_path: Path)
     assert metrics["training"]["best_epoch"] == 1
 
 
-def test_a_broken_matplotlib_is_one_line_before_the_work(
-    tmp_path: Path, run_python: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_matplotlib_is_one_line_before_the_work(tmp_path, run_python, monkeypatch):
     """A setting file that is no text; what draws is imported when it draws."""
     (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe backend")
     monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))

@@ -1,15 +1,13 @@
 """The encoder's runner in two processes, as torchrun starts them: one set of files, one line."""
 
-from pathlib import Path
-
-from killing import Started, start
+from killing import start
 from processes import free_port
 
 from maw_gym.encoders.files import load_embedder
 from maw_gym.run import Run
 
 
-def two_processes(dataset: Path, place: Path, *more: object) -> list[Started]:
+def two_processes(dataset, place, *more):
     words = ["--dataset", dataset, "--device", "cpu", "--logdir", place / "runs", "--run-name"]
     words += ["it", "--epochs", 1, "--depth-epochs", 1, *more]
     group = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
@@ -19,7 +17,7 @@ def two_processes(dataset: Path, place: Path, *more: object) -> list[Started]:
     ]
 
 
-def test_two_processes_leave_one_run(tiny_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_leave_one_run(tiny_folder, tmp_path):
     (status, out, err), (other, silent, told) = (
         one.ended() for one in two_processes(tiny_folder, tmp_path, "--batch-size", 4)
     )
@@ -41,7 +39,7 @@ def test_two_processes_leave_one_run(tiny_folder: Path, tmp_path: Path) -> None:
     assert silent == ""
 
 
-def test_a_batch_that_two_cannot_share_is_one_line(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_batch_that_two_cannot_share_is_one_line(tiny_folder, tmp_path):
     first, other = two_processes(tiny_folder, tmp_path, "--batch-size", 5)
     status, _, err = first.ended()
     other.process.kill()  # as torchrun does

@@ -7,9 +7,6 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -53,17 +50,17 @@ QUERIES = r"queries of the batch: q\d+(, q\d+)*( and \d+ more)?"
 
 
 @pytest.fixture(scope="module")
-def flags(tiny_folder: Path) -> list[str]:
+def flags(tiny_folder):
     return ["--dataset", str(tiny_folder), "--encoder", "untrained", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
-def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def logdir(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module", params=["grpo", "ppo"])
-def online(request: pytest.FixtureRequest, flags: list[str], logdir: Path) -> Path:
+def online(request, flags, logdir):
     """The run of a learner in the environment, which a callback follows."""
     (logdir / "counting.py").write_text(COUNTING)
     words = ["--timesteps", 512, "--num-envs", 16, "--batch-size", 32, "--n-steps", 8]
@@ -75,7 +72,7 @@ def online(request: pytest.FixtureRequest, flags: list[str], logdir: Path) -> Pa
 
 
 @pytest.fixture(scope="module")
-def supervised(flags: list[str], logdir: Path, tiny_transformer: Path) -> Path:
+def supervised(flags, logdir, tiny_transformer):
     """A run over a transformer in a folder that is gone by now."""
     model = shutil.copytree(tiny_transformer, logdir / "model")
     words = ["--text-encoder", model, "--labels", "rule", "--epochs", 2, "--logdir", logdir]
@@ -84,14 +81,14 @@ def supervised(flags: list[str], logdir: Path, tiny_transformer: Path) -> Path:
     return logdir / "rule"
 
 
-def tags(folder: Path) -> set[str]:
+def tags(folder):
     events = EventAccumulator(str(folder)).Reload()
     kinds, found = events.Tags(), events.PluginTagToContent("hparams")
     named = (kinds[kind] for kind in ("scalars", "histograms", "images", "tensors"))
     return {*itertools.chain(*named), *found}
 
 
-def test_what_a_learner_in_the_environment_leaves(online: Path) -> None:
+def test_what_a_learner_in_the_environment_leaves(online):
     assert {path.name for path in online.iterdir()} >= FILES | {"model.zip"}
     metrics = Run(online).metrics
     assert metrics["split"] == "test"
@@ -105,7 +102,7 @@ def test_what_a_learner_in_the_environment_leaves(online: Path) -> None:
     assert (online / "counted").read_text() == "512"
 
 
-def test_all_that_a_run_says_is_one(online: Path, tiny_folder: Path) -> None:
+def test_all_that_a_run_says_is_one(online, tiny_folder):
     """progress.csv and per_query.csv, and the policy evaluated by SB3."""
     run = Run(online)
     rows = list(csv.DictReader((online / "progress.csv").read_text().splitlines()))
@@ -124,9 +121,7 @@ def test_all_that_a_run_says_is_one(online: Path, tiny_folder: Path) -> None:
     assert mean == pytest.approx(reported, abs=1e-6)
 
 
-def test_a_supervised_run_is_a_retriever_without_its_models_folder(
-    supervised: Path, logdir: Path
-) -> None:
+def test_a_supervised_run_is_a_retriever_without_its_models_folder(supervised, logdir):
     assert {path.name for path in supervised.iterdir()} >= FILES
     run = Run(supervised)
     # 12 training queries with one relevant document each.
@@ -141,9 +136,7 @@ def test_a_supervised_run_is_a_retriever_without_its_models_folder(
     assert {found["id"] for found in routed.search("honey", k=2)} == {"a", "b"}
 
 
-def test_evaluate_finds_the_numbers_of_the_run(
-    supervised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_finds_the_numbers_of_the_run(supervised, tmp_path, capsys):
     (tmp_path / "link.json").symlink_to(tmp_path / "numbers.json")  # which stays a link
     evaluate(EvaluateSettings(run=supervised, device="cpu", out=tmp_path / "link.json"))
     found, own = json.loads((tmp_path / "numbers.json").read_text()), Run(supervised).metrics
@@ -155,9 +148,7 @@ def test_evaluate_finds_the_numbers_of_the_run(
         evaluate(EvaluateSettings(run=supervised, dataset=same, folds=3, device="cpu"))
 
 
-def test_evaluate_without_training_queries(
-    online: Path, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_without_training_queries(online, tmp_path, tiny_folder, capsys):
     unlearned = shutil.ignore_patterns("train.tsv", "dev.tsv")
     other = str(shutil.copytree(tiny_folder, tmp_path / "other", ignore=unlearned))
     evaluate(EvaluateSettings(run=online, dataset=other, device="cpu"))
@@ -168,16 +159,11 @@ def test_evaluate_without_training_queries(
         evaluate(EvaluateSettings(run=online, dataset=other, split="train", device="cpu"))
 
 
-# --- numbers that are not finite -------------------------------------------------------------
-
-
 @pytest.fixture
-def told(
-    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+def told(flags, tmp_path, capsys):
     """What a run says that ends with status 1."""
 
-    def run(command: str, *more: object) -> str:
+    def run(command, *more):
         words = ["--num-envs", 16, "--n-steps", 8, "--timesteps", 2560, "--checkpoint-every", 1]
         words += [*more, "--logdir", tmp_path, "--run-name", "run"]
         with pytest.raises(SystemExit, match="1"):
@@ -188,12 +174,10 @@ def told(
     return run
 
 
-def test_a_loss_that_is_not_finite(
-    told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_not_finite(told, tmp_path, monkeypatch):
     loss, calls = losses.policy_loss, itertools.count(1)
 
-    def failing(*arguments: Any) -> Any:
+    def failing(*arguments):
         return loss(*arguments) * (math.nan if next(calls) == 6 else 1.0)
 
     monkeypatch.setattr(losses, "policy_loss", failing)
@@ -209,12 +193,10 @@ def test_a_loss_that_is_not_finite(
 
 
 @pytest.mark.parametrize(("command", "algorithm"), [("grpo", GRPO), ("ppo", PPO)])
-def test_logits_that_are_not_finite(
-    command: str, algorithm: type, told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_that_are_not_finite(command, algorithm, told, monkeypatch):
     """Weights may be finite, and what they multiply to not."""
 
-    def exploding(self: Any) -> None:
+    def exploding(self):
         with torch.no_grad():
             for weight in self.policy.parameters():
                 weight.fill_(1e30)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from hand_made import TABLE
 
-import maw_gym
 from maw_gym.agents.baselines import fixed_router
 from maw_gym.agents.grpo import GRPO
 from maw_gym.agents.sb3.vec_env import to_sb3
@@ -32,8 +31,6 @@ from maw_gym.runners.experiments.command_line import flat, made
 from maw_gym.runners.train_grpo import GRPORunSettings
 from maw_gym.tables.task import RetrievalTask, load_task
 
-assert maw_gym.__name__ == "maw_gym"  # imported for its registration
-
 
 @dataclass(frozen=True)
 class Place:
@@ -42,12 +39,9 @@ class Place:
     tmp: Path
     tiny: Path
 
-    def copy(self):
-        return Path(shutil.copytree(self.tiny, self.tmp / "data"))
-
     def judged(self, queries, part="test", name=b"data"):
         """A copy of the tiny collection with judgments of so many queries, in one file alone."""
-        folder = self.copy().rename(self.tmp / os.fsdecode(name))
+        folder = shutil.copytree(self.tiny, self.tmp / os.fsdecode(name))
         shutil.rmtree(folder / "qrels")
         (folder / "qrels").mkdir()
         lines = "".join(f"q{row}\td{row}\t1\n" for row in range(queries))
@@ -113,15 +107,13 @@ COMMANDS = {
     "budget": ("benchmark", "--budget nan", "budget must be a finite number, got nan"),
     "no run": ("evaluate", "", "the following arguments are required: RUN; --help shows all flags"),
     "baseline": ("compare", "--baseline oracle-ndcg", "the baseline cannot be 'oracle-ndcg', which reads the answers"),
-    "resume a changed type": ("train grpo", lambda at: ["--resume", grpo_run(at, seed="0; import os")], r".*config.json: a run of 'GRPO': seed must be a valid integer, got '0; import os'"),
-    "resume with control characters": ("train grpo", lambda at: ["--resume", grpo_run(at, network="\x1b[2J")], r".*: network must be 'auto', 'shared' or 'mlp', got '\\x1b\[2J'"),
+    "resume with control characters": ("train grpo", lambda at: ["--resume", grpo_run(at, network="\x1b[2J")], r".*config.json: a run of 'GRPO': network must be 'auto', 'shared' or 'mlp', got '\\x1b\[2J'"),
     "resume another": ("train ppo", lambda at: ["--resume", at.run({"learner": "GRPO", "settings": {"advantage": "outcome"}})], ".*config.json: a run of 'GRPO': unknown setting 'advantage'; there are dataset, .*"),
     "no home": ("train supervised", "--resume ~nosuchuser/x", "no home folder is known for '~nosuchuser/x'; .*"),
     "logdir not UTF-8": ("train ppo", lambda at: ["--logdir", at.tmp / os.fsdecode(b"r\xffns")], r"the log folder '.*/r\\udcffns' has characters that TensorBoard cannot write; choose another --logdir"),
     "rollouts too large": ("train grpo", lambda at: [*TINY(at), "--n-steps", 10**7], "n_steps=10000000: rollouts of 256 environments with 64 numbers each need .* GiB, .*"),
     "balance": ("train grpo", lambda at: [*TINY(at), "--balance", 0.5], r"balance 0\.5 needs queries in groups, and those of .* have none; leave it at 1"),
     "file: setting": ("train supervised", recipe(b"colour: red"), ".*recipe: unknown setting 'colour'; there are dataset, fold, .*"),
-    "file: misspelt": ("train supervised", recipe(b"learning-rat: 1"), ".*recipe: unknown setting 'learning-rat'; did you mean 'learning_rate'.*"),
     "file: value": ("train supervised", recipe(b"epochs: many"), "epochs must be a valid integer, got 'many'"),
     "file: list": ("train supervised", recipe(b"- 1"), ".*recipe has no settings; write one a line, such as `timesteps: 1000`"),
     "file: no YAML": ("train supervised", recipe(b"a: [1"), r".*recipe is neither YAML nor JSON \(while parsing a flow sequence.*"),
@@ -133,7 +125,6 @@ COMMANDS = {
     "dataset twice": ("compare", "--dataset a a", "datasets must differ, got a a"),
     "intervals over one seed": ("compare", "--seeds 1 --seed-intervals", "an interval over seeds needs two seeds or more, got 1; .*"),
     "learner": ("compare", "--methods nowhere:learner", r"learner 'nowhere:learner' cannot be imported \(No module named 'nowhere'\); give module:name .*"),
-    "learner misspelt": ("compare", "--methods json:lerner", "learner 'json:lerner' cannot be imported .*has no attribute 'lerner'.*"),
     "learner of another kind": ("compare", "--methods os:name", "a learner is a function or a class with a name of its own, got 'posix'"),
     "too few queries": ("compare", lambda at: ["--dataset", at.judged(9, "all")], ".* has 1 test queries in fold . of 5; a comparison needs 2 or more: .*"),
     "too many folds": ("compare", lambda at: ["--dataset", at.judged(24, "all"), "--folds", 13], ".* has 1 test queries in fold .* of 13; .*"),
@@ -186,12 +177,6 @@ def vector(count=2, **changes):
     return GRPOVectorEnvironment(count, table=TABLE, **changes)
 
 
-def stepped(action):
-    environment = scalar()
-    environment.reset(seed=0)
-    return environment.step(action)
-
-
 def diverged(at):
     """A query's embedding, of finite weights whose products are not."""
     embedder = untrained_embedder((), EncoderSettings(depths=2))
@@ -199,17 +184,6 @@ def diverged(at):
         projection.weight.data.fill_(1e30)
     task = RetrievalTask(load_collection(str(at.tiny)), embedder, "cpu")
     return RoutedEncoder(embedder, fixed_router(task, 0)).encode_query("honey")
-
-
-def pipe(at):
-    os.mkfifo(at.tmp / "config.json")
-    return Run(at.tmp).config
-
-
-def endless(at):
-    """8 GB, of which nothing is on the disk."""
-    os.truncate(at.file(b"", "config.json"), 2**33)
-    return Run(at.tmp).config
 
 
 CALLS = {
@@ -231,8 +205,8 @@ CALLS = {
     "config nested": (lambda at: Run(at.run(b"[" * 100_000)).config, r".*config.json is not JSON \(recursion.*\); give the folder of a run"),
     "config a list": (lambda at: Run(at.run([1])).config, ".*config.json is not a run's config.json; give the folder of a run"),
     "metrics empty": (lambda at: Run(at.run(b"", "metrics.json")).metrics, r".*metrics.json is not JSON \(EOF.*\); .*"),
-    "config a pipe": (pipe, ".*config.json is not a regular file.*"),
-    "config endless": (endless, ".*config.json has 8589934592 bytes.*"),
+    "config a pipe": (lambda at: (os.mkfifo(at.tmp / "config.json"), Run(at.tmp).config), ".*config.json is not a regular file.*"),
+    "config endless": (lambda at: (os.truncate(at.file(b"", "config.json"), 2**33), Run(at.tmp).config), ".*config.json has 8589934592 bytes.*"),
     "config without settings": (lambda at: Run(at.run({"settings": 3})).settings, ".*config.json has no settings; give the folder of another run"),
     "config without dataset": (lambda at: Run(at.run({"settings": {"dataset": 3}})).collection(), ".*config.json does not name a dataset; give another run"),
     **{

@@ -30,10 +30,9 @@ from maw_gym.runners.experiments.result import WEIGHT, Result, judged
 from maw_gym.runners.experiments.runs import Stopwatch
 from maw_gym.runners.experiments.settings import Spec, TaskSettings
 from maw_gym.runners.experiments.training import ROUTER, Trained
-from maw_gym.runners.report_page.page import write_report_page
+from maw_gym.runners.report_page.page import MEASURES, write_report_page
 from maw_gym.tables.task import RetrievalTask
 
-MEASURES: Final = (MAIN, "RR@10", "R@100", "Success@10")
 ORACLES: Final = {
     "oracle": "oracle (reward), upper bound",
     "oracle-ndcg": "oracle (nDCG@10), upper bound",

@@ -1,13 +1,11 @@
 """The benchmark: its rows agree with each other, its arithmetic is right, its command runs."""
 
 import json
-from collections import Counter
 
 import pytest
 import torch
 
 from maw_gym.attention.reference import depth_statistics
-from maw_gym.encoders.embedder import untrained_embedder
 from maw_gym.runners.benchmark import BenchmarkSettings, main
 from maw_gym.runners.benchmarks.attention import (
     FLOOR,
@@ -17,7 +15,7 @@ from maw_gym.runners.benchmarks.attention import (
     tensor_way,
 )
 from maw_gym.runners.benchmarks.measuring import Row, interleaved, peak_memory, tables
-from maw_gym.runners.benchmarks.stack import faiss_rows, size_rows, synthetic_texts
+from maw_gym.runners.benchmarks.stack import faiss_rows, size_rows
 from maw_gym.runners.experiments.runs import run_main
 
 CPU = torch.device("cpu")
@@ -80,15 +78,6 @@ def test_extra_memory_is_small_and_flat_in_depth():
     tensor = 2 * 8 * 512 * 512 * 64 * 4
     assert peaks[1] < tensor / 20
     assert peaks[1] < 1.1 * peaks[0]
-
-
-def test_synthetic_texts_have_the_length_and_the_law_asked_for():
-    texts = list(synthetic_texts(untrained_embedder(()), 500, (3, 5), seed=0))
-    assert (len(texts), {len(text.split()) for text in texts}) == (500, {3, 4, 5})
-    words = " ".join(texts).split()
-    ((_, count),) = Counter(words).most_common(1)
-    # 1 / r of some 15,000 words: the first has 1 / (ln 15,000 + .58) = .098 of all
-    assert count / len(words) == pytest.approx(0.098, abs=0.03)
 
 
 def test_every_size_is_measured_in_a_process_of_its_own():

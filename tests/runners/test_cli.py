@@ -1,5 +1,6 @@
-"""The command maw-gym: every runner under one name."""
+"""The command maw-gym, every runner under one name; and a run as data."""
 
+import gzip
 import io
 import os
 import subprocess
@@ -7,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_run import CHOSEN
+from hostile_run import CHOSEN, DEPTHS, IMAGE
 
 import maw_gym
 from maw_gym.runners.cli import COMMANDS, main, overview
@@ -88,3 +89,21 @@ def test_flags_are_the_same_words_everywhere(name, capsys):
     words = {line.split()[0].rstrip(",") for line in lines if line.startswith("  --")}
     assert not words & {"--datasets", "--output"}
     assert name in ("bandits", "report") or {"--dataset", "--device"} <= words
+
+
+def test_a_run_is_data(hostile, tmp_path):
+    with gzip.open(hostile / "per_query.csv.gz", "wt") as file:
+        file.write("query_id,method,depth,nDCG@10\n007,BM25,,0.5\n007,GRPO,3,0.75\n")
+    run = maw_gym.Run(str(hostile))
+    assert repr(run) == f"Run({str(hostile)!r})"
+    assert run.settings["reward_weights"] == [0.5, 0.25, 0.25]
+    assert run.metrics["reward"] == {"mean": 0.625, "gap_closed": 0.5}
+    assert run.collection().splits["test"].ids[0].startswith("q6")
+    curves = run.curves()
+    assert curves["eval/reward"].to_dict() == {0: 0.25, 10: 0.5, 20: 0.75}
+    assert set(curves) == {"eval/reward", "train/" + IMAGE, "time/fps"}
+    queries = run.per_query()
+    assert queries["query_id"].tolist() == ["007", "007"]
+    assert queries.groupby("method")["nDCG@10"].mean().to_dict() == {"BM25": 0.5, "GRPO": 0.75}
+    assert run.retriever("cpu").router.depths == DEPTHS
+    assert maw_gym.Run(tmp_path).curves().empty  # a folder without curves has none

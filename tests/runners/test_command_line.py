@@ -1,15 +1,11 @@
-"""Settings as a command line, and the commands that the documentation shows."""
+"""Settings as a command line."""
 
-import re
-import shlex
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, ClassVar, get_type_hints
+from typing import Annotated, ClassVar
 
 import pytest
 
 from maw_gym.errors import InputError
-from maw_gym.runners.cli import COMMANDS
 from maw_gym.runners.experiments.command_line import (
     Flag,
     Section,
@@ -19,10 +15,6 @@ from maw_gym.runners.experiments.command_line import (
     made,
 )  # fmt: skip
 from maw_gym.settings import Count, HomePath, checked
-
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RUNNER = re.compile(r"(?:python|torchrun).*?\brunners/(\w+)\.py(.*)")
 
 
 @checked
@@ -104,23 +96,3 @@ def test_help_has_every_flag_with_its_default_the_main_ones_first(capsys, monkey
         "  --express, --no-express\n"
         "                          on the same day (default: True)\n"
     )
-
-
-def commands(text):
-    """Runner and flags of each command, in blocks of code and between backticks."""
-    text = re.sub(r"\\\n\s*", " ", text)
-    names = "|".join(sorted(COMMANDS, key=len, reverse=True))
-    for code in [*re.findall(r"`([^`\n]+)`", text), *text.splitlines()]:
-        if found := re.match(rf"maw-gym ({names})\b(.*)", code.strip()):
-            yield COMMANDS[found[1]][0], shlex.split(found[2], comments=True)
-        elif found := RUNNER.match(code.strip()):
-            yield found[1], shlex.split(found[2], comments=True)
-
-
-def test_the_flags_of_documented_commands_are_there():
-    found = [one for page in PAGES for one in commands(page.read_text(encoding="utf-8"))]
-    for runner, flags in found:
-        settings = get_type_hints(import_module(f"maw_gym.runners.{runner}").main)["settings"]
-        if flags and not flags[0].startswith("--help"):
-            given_flags(settings, None, flags)
-    assert len({runner for runner, _ in found}) > 6

@@ -5,12 +5,10 @@ import shutil
 import signal
 
 import pytest
-from killing import await_file, differences, kill_until_done, metrics, run, scalars, start, stopped
+from killing import differences, kill_until_done, metrics, run, scalars, start, stopped
 
 from maw_gym.errors import InputError
-from maw_gym.files import let_go
-from maw_gym.runners.experiments.runs import open_run, settings_of
-from maw_gym.runners.experiments.settings import RunSettings
+from maw_gym.runners.experiments.runs import settings_of
 from maw_gym.runners.train_supervised import SupervisedRunSettings
 
 
@@ -119,19 +117,3 @@ def test_two_runs_at_once_on_cold_caches_and_a_third_on_warm_ones(
     first, other, third = (metrics(tmp_path / name) for name in ("one", "other", "third"))
     assert first == other
     assert first["baselines"] == third["baselines"]
-
-
-def test_one_process_at_a_time_works_on_a_run(arguments, tmp_path, maw_gym_home):
-    folder = tmp_path / "held"
-    words = [*arguments, "--timesteps", 10**6, "--logdir", tmp_path, "--run-name", "held"]
-    begun = start("train grpo", *words, home=maw_gym_home)
-    await_file(begun, folder / "events*")
-    status, _, told = start("train grpo", "--resume", folder, home=maw_gym_home).ended()
-    assert status == 2
-    assert told == (
-        f"error: run {str(folder)!r} is being written by another process; wait for it, or stop it\n"
-    )
-    begun.process.kill()
-    begun.ended()
-    assert open_run(RunSettings(resume=folder), "run") == folder
-    let_go(folder)

@@ -1,12 +1,17 @@
-"""Whose a run's folder is, what is left of a run that was refused, and how one goes on."""
+"""Whose a run's folder is, how one goes on, and runs whose surroundings fail."""
 
 import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from killing import start
 
 from maw_gym.errors import InputError
+from maw_gym.files import let_go
 from maw_gym.run import Run
 from maw_gym.runners.compare import CompareSettings
 from maw_gym.runners.experiments.command_line import changed, made
@@ -54,6 +59,16 @@ def test_a_run_that_fails_keeps_what_it_has_made(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "one").iterdir()} == {"config.json", "events"}
 
 
+def test_one_process_at_a_time_works_on_a_run(tmp_path, maw_gym_home):
+    folder = open_run(made(SupervisedRunSettings, logdir=tmp_path), "run")
+    status, _, told = start("train supervised", "--resume", folder, home=maw_gym_home).ended()
+    what = f"run {str(folder)!r} is being written by another process; wait for it, or stop it"
+    assert (status, told) == (2, f"error: {what}\n")
+    let_go(folder)
+    assert open_run(RunSettings(resume=folder), "run") == folder
+    let_go(folder)
+
+
 def test_a_run_killed_before_it_began_can_go_on(tmp_path):
     begun = made(SupervisedRunSettings, logdir=tmp_path, epochs=3, dataset="cranfield")
     folder = open_run(begun, "run")
@@ -96,3 +111,48 @@ def test_settings_from_a_file_give_way_to_flags(tmp_path):
     one = settings_of(CompareSettings, {"config": file})
     assert one.datasets == ("cranfield", "vaswani")
     assert (one.methods, one.seeds) == (("random",), (3,))  # of a list, as behind a flag
+
+
+def test_nobody_reads_and_nothing_can_be_told(tiny_folder, tmp_path):
+    """Standard output closed, standard error full, both ASCII; no git."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ["--dataset", tiny_folder, "--encoder", "untrained", "--epochs", 1, "--device", "cpu"]
+    words += ["--logdir", tmp_path, "--run-name", "grün"]
+    encoded = [os.fsencode(str(word)) for word in words]
+    streams = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PATH": "", "OMP_NUM_THREADS": "1"}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "maw_gym.runners.train_supervised", *encoded],
+            env=os.environ | streams,
+            stdout=writer,
+            stderr=full,
+            check=False,
+        )
+    os.close(writer)
+    assert done.returncode == 0
+    metrics = json.loads((tmp_path / "grün" / "metrics.json").read_text())
+    assert metrics["training"]["best_epoch"] == 1
+
+
+def test_a_broken_matplotlib_is_one_line_before_the_work(tmp_path, run_python, monkeypatch):
+    """A setting file that is no text; what draws is imported when it draws."""
+    (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe backend")
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
+    said = run_python(f"""
+import sys
+from maw_gym.runners.cli import COMMANDS, main
+sys.stderr = sys.stdout
+for command in COMMANDS:
+    if command not in ("evaluate", "benchmark", "report", "search"):
+        try:
+            main([*command.split(), "--logdir", {str(tmp_path / "runs")!r}])
+        except SystemExit as end:
+            assert end.code == 2
+""")
+    lines = [line for line in said.splitlines() if line.startswith("error")]
+    assert len(lines) == 7
+    for line in lines:
+        assert line.startswith("error: matplotlib cannot be imported (")
+        assert line.endswith("mend its matplotlibrc or unset MPLBACKEND")
+    assert not (tmp_path / "runs").exists()

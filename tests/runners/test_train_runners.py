@@ -10,6 +10,8 @@ import shutil
 
 import pytest
 import torch
+from killing import start
+from processes import free_port
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -17,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maw_gym import files
 from maw_gym.agents.grpo import GRPO, losses
+from maw_gym.encoders.files import load_embedder
 from maw_gym.envs.environment import GRPOEnvironment
 from maw_gym.errors import InputError
 from maw_gym.routers.depth_router import load_router
@@ -130,10 +133,7 @@ def test_a_supervised_run_is_a_retriever_without_its_models_folder(supervised, l
     assert run.metrics["chosen_at"] in (12, 24)  # 1 or 2 passes over the queries
     assert tags(supervised) >= TAGS | {"train/cross_entropy", "train/ranking_loss"}
     assert run.settings["text_encoder"] == str(logdir / "model")
-    routed = run.retriever("cpu")
-    assert routed.encode_query(["how bees make honey", "polar ice"]).shape == (2, 24)
-    routed.index(["a", "b"], ["bees make honey", "the moon and the tide"])
-    assert {found["id"] for found in routed.search("honey", k=2)} == {"a", "b"}
+    assert run.retriever("cpu").encode_query(["how bees make honey", "polar ice"]).shape == (2, 24)
 
 
 def test_evaluate_finds_the_numbers_of_the_run(supervised, tmp_path, capsys):
@@ -204,3 +204,48 @@ def test_logits_that_are_not_finite(command, algorithm, told, monkeypatch):
     monkeypatch.setattr(algorithm, "train", exploding)
     what = f"error: the policy's logits are not finite, at step 128; {QUERIES}"
     assert re.fullmatch(f"{what}; the last good checkpoint was not written yet", told(command))
+
+
+def two_processes(dataset, place, *more):
+    """The encoder's runner, as torchrun starts it."""
+    words = ["--dataset", dataset, "--device", "cpu", "--logdir", place / "runs", "--run-name"]
+    words += ["it", "--epochs", 1, "--depth-epochs", 1, *more]
+    group = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [
+        start("train encoder", *words, home=place, tiny=True, RANK=rank, LOCAL_RANK=rank, **group)
+        for rank in range(2)
+    ]
+
+
+def test_two_processes_leave_one_run(tiny_folder, tmp_path):
+    (status, out, err), (other, silent, told) = (
+        one.ended() for one in two_processes(tiny_folder, tmp_path, "--batch-size", 4)
+    )
+    assert (status, other) == (0, 0), err + told
+    run = tmp_path / "runs" / "it"
+    assert [path.name for path in run.parent.iterdir()] == ["it"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.json", "encoder.safetensors", "metrics.json",
+    ]  # fmt: skip
+    config, metrics = Run(run).config, Run(run).metrics
+    assert (config["learner"], config["settings"]["depth_epochs"]) == ("encoder", 1)
+    rows = metrics["baselines"]
+    assert 0 < rows["standard attention"]["retrieval"]["nDCG@10"] <= 1
+    assert {"mean pooling", "dense + BM25", "zero-shot NON-MAW"} <= set(rows)
+    embedder, _ = load_embedder(run / "encoder.safetensors")
+    assert embedder.maw.depths == len(metrics["depths"]["entropy"]) == 32
+    assert f"; give others {run / 'encoder.safetensors'}" in out
+    assert err.count("depth tables ...") == out.count("standard attention") == 1
+    assert silent == ""
+
+
+def test_a_batch_that_two_cannot_share_is_one_line(tiny_folder, tmp_path):
+    first, other = two_processes(tiny_folder, tmp_path, "--batch-size", 5)
+    status, _, err = first.ended()
+    other.process.kill()  # as torchrun does
+    assert status == 2
+    assert [line for line in err.splitlines() if not line.endswith(" ...")] == [
+        "error: batch_size 5 cannot be shared by 2 processes; give a multiple of 2"
+    ]
+    assert other.ended()[2] == ""
+    assert not (tmp_path / "runs").exists()

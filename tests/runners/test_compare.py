@@ -152,7 +152,7 @@ def test_processes_end_with_the_one_that_asked_for_them(tmp_path):
     while not (tmp_path / "begun").exists():
         time.sleep(0.1)
     asked = psutil.Process(asks.pid).children()
-    assert len(asked) == 2  # one, and one that keeps count of what is shared
+    assert len(asked) == 1
     asks.kill()
     _, alive = psutil.wait_procs(asked, timeout=60)
     assert alive == []

@@ -85,7 +85,7 @@ def test_depths_and_queries_are_those_of_the_table(payload, task):
     assert depths["best"] == np.bincount(test.argmax(1), minlength=DEPTHS).tolist()
     assert depths["best_fixed"] == rewards(task, "train").mean(0).argmax()
     # Four queries: 1.96 standard deviations over 2.
-    assert depths["intervals"]["nDCG@10"] == pytest.approx(0.98 * table.ndcg.std(0), abs=1e-4)
+    assert depths["intervals"]["reward"] == pytest.approx(0.98 * test.std(0), abs=1e-4)
     assert sample["of"] == len(sample["queries"]) == 4
     for row, query in enumerate(sample["queries"]):
         assert query["text"] == QUERIES[5 + row][1][:999] + "…" * (row == 3)

@@ -29,7 +29,6 @@ TABLE = DepthTable(
         "content": _floats([[0.6, 0.8], [-1.0, 0.0], [0.0, 1.0]]),
     },
 )
-IDS = np.array(TABLE.query_ids, dtype=object)
 # 0.3 entropy + 0.3 focus + 0.4 nDCG of the numbers above.
 REWARD = [[0.3, 0.5, 0.7, 0.43], [0.7, 0.5, 0.3, 0.33], [0.3, 0.3, 0.3, 0.5]]
 REGRET = [[0.4, 0.2, 0.0, 0.27], [0.0, 0.2, 0.4, 0.37], [0.2, 0.2, 0.2, 0.0]]

@@ -78,7 +78,7 @@ class RoutedEncoder:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
             raise InputError(f"hybrid_weight of a router must lie in [0, 1], got {shown(weight)}")
         self.hybrid_weight = float(weight)
-        inputs = sum(nothing_observed(name, embedder).shape[1] for name in router.observation)
+        inputs = sum(nothing_observed(one, self.embedder).shape[1] for one in router.observation)
         if (inputs, embedder.maw.depths) != (router.inputs, router.depths):
             raise InputError(
                 f"this router has {router.inputs} inputs and {router.depths} depths; the encoder"

@@ -137,9 +137,8 @@ def test_kl_penalties(kl: str, penalty: float) -> None:
 
 
 def test_batches_have_whole_groups_in_another_order_each_time() -> None:
-    env = to_sb3(
-        grouped_bandit(32, 8, query_order="sequential")
-    )  # no neighbouring groups are alike
+    # No neighbouring groups are alike.
+    env = to_sb3(grouped_bandit(32, 8, query_order="sequential"))
     model = GRPO("MlpPolicy", env, n_steps=2, seed=0, device="cpu").learn(64)
     rollout = model.rollout_buffer.rollout
     passes = [list(rollout.batches(24)) for _ in range(2)]

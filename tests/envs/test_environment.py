@@ -14,7 +14,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import env_checker
-from hand_made import APPLE, BERRY, CHERRY, IDS, REGRET, REWARD, TABLE, random_table
+from hand_made import APPLE, BERRY, CHERRY, REGRET, REWARD, TABLE, random_table
 from stable_baselines3.common import env_checker as sb3_env_checker
 
 from maw_gym.agents.grpo.settings import GRPOSettings
@@ -260,4 +260,3 @@ def test_render_without_a_mode_or_without_texts():
     made.step(0)
     with pytest.raises(InputError, match="no texts"):
         made.render()
-    assert IDS[1] == BERRY

@@ -237,8 +237,10 @@ def test_queries_may_be_chosen_and_some_left():
         [-1, -1, 0, 0],
         [False, False, True, True],
     )
+    observations, _ = envs.reset(options=some | {"query_id": BERRY})
+    assert observations.argmax(axis=1).tolist() == [2, 2, 1, 1]
     _, rewards, _, _, infos = envs.step([3, 2, 0, 1])
-    assert rewards == pytest.approx([0.5, 0.3, 0.3, 0.5], abs=1e-7)
+    assert rewards == pytest.approx([0.5, 0.3, 0.7, 0.5], abs=1e-7)
     assert queries(infos) == [1, 1, 2, 2]
 
 

@@ -1,10 +1,18 @@
 """What holds for every input: Hypothesis looks for one that it does not hold for."""
 
+import numpy as np
+import pytest
 import torch
+from gymnasium.error import ResetNeeded
+from hand_made import random_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maw_gym.encoders.maw import EncoderSettings, MAWEncoder
+from maw_gym.envs.bandit import RewardSpec
+from maw_gym.envs.environment import GRPOEnvironment
+from maw_gym.envs.vector_environment import GRPOVectorEnvironment
+from maw_gym.errors import InputError
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -46,3 +54,67 @@ def test_padding_changes_nothing(lengths, padding, scale, seed):
     assert (many.embeddings[count == 0] == 0).all()
     assert (many.entropy[count <= 1] == 0).all()
     assert (many.focus[count == 1] == 1).all()
+
+
+WEIGHTS = st.tuples(*[st.floats(0, 1e6)] * 3).filter(lambda three: max(three) >= 1e-6)
+NO_DEPTH = st.one_of(
+    *(st.integers(max_value=-1), st.integers(min_value=4), st.floats(), st.booleans(), st.none()),
+    *(st.text(max_size=3), st.lists(st.integers(0, 3), max_size=2)),
+    st.sampled_from([np.bool_(0), np.float32(1), np.array([1]), np.array(1.0), np.ones((40, 40))]),
+)
+
+
+@quick
+@given(SEEDS, st.lists(st.one_of(st.integers(0, 3), NO_DEPTH), max_size=30), WEIGHTS)
+def test_any_actions_in_the_environment(seed, actions, weights):
+    table = random_table(5, 4)
+    reward = RewardSpec(weights).of(table)
+    env = GRPOEnvironment(table=table, reward_weights=weights)
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+    _, info = env.reset(seed=seed)
+    for action in actions:
+        row = info["query"]
+        if type(action) is int and 0 <= action < 4:
+            observation, paid, *_, told = env.step(action)
+            assert paid == reward[row, action]
+            assert told["regret"] == pytest.approx(reward[row].max() - paid, rel=1e-6, abs=1e-6)
+            assert np.array_equal(observation, table.block("attention")[row])
+            with pytest.raises(ResetNeeded):
+                env.step(action)
+            _, info = env.reset()
+        else:
+            message = r"^action must be a whole number from 0 to 3, got .{,100}$"
+            with pytest.raises(InputError, match=message):
+                env.step(action)
+
+
+WRONG = r"^actions must be (4 .*0 to 3; got .* type \w+|.* 0 to 3; sub-environment \d got -?\d+)$"
+FOUR = st.lists(st.integers(0, 3), min_size=4, max_size=4)
+OTHERS = st.one_of(
+    st.lists(st.integers(-1, 4), min_size=3, max_size=5),
+    st.sampled_from([None, 2, [[0]] * 4, [1.0] * 4, [True] * 4, np.uint64([0, 0, 0, 2**64 - 1])]),
+)
+
+
+@quick
+@given(SEEDS, st.lists(st.one_of(FOUR, OTHERS), max_size=20))
+def test_any_actions_in_the_vector_environment(seed, batches):
+    """Four sub-environments; batches of other sizes and depths out of range are refused whole."""
+    table = random_table(5, 4)
+    reward = RewardSpec().of(table)
+    env = GRPOVectorEnvironment(num_envs=4, group_size=2, table=table)
+    with pytest.raises(ResetNeeded):
+        env.step([0] * 4)
+    _, infos = env.reset(seed=seed)
+    for batch in batches:
+        right = isinstance(batch, list) and len(batch) == 4
+        if right and all(type(depth) is int and 0 <= depth < 4 for depth in batch):
+            rows = infos["query"].tolist()
+            _, paid, _, _, infos = env.step(np.array(batch))
+            assert paid.tolist() == reward[rows, batch].tolist()
+        else:
+            before = env.get_state()
+            with pytest.raises(InputError, match=WRONG):
+                env.step(batch)
+            assert env.get_state() == before

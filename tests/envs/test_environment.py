@@ -99,30 +99,6 @@ def test_integers_of_every_kind_are_actions(action):
 
 
 @pytest.mark.parametrize(
-    "action",
-    [4, -1, 10**30, 1.0, float("nan"), True, np.bool_(False), np.float32(1), np.array([1]),
-     np.array(1.0), "1", None, [1], np.zeros((40, 40))],
-    ids=repr,
-)  # fmt: skip
-def test_other_actions_are_refused_with_the_range(action):
-    made = showing(APPLE)
-    with pytest.raises(InputError, match=r"^action must be a whole number from 0 to 3, .{,150}$"):
-        made.step(action)
-    assert made.step(2)[1] == pytest.approx(0.7, abs=1e-7)  # the episode is still there
-
-
-def test_step_needs_a_reset():
-    made = env()
-    for _ in range(2):
-        with pytest.raises(ResetNeeded):
-            made.step(0)
-        made.reset()
-        made.step(0)
-    with pytest.raises(ResetNeeded):
-        made.step(0)
-
-
-@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"observation": "attenton"}, "'attenton'; choose one of attention"),

@@ -41,26 +41,6 @@ def content(folder):
     return load_collection(str(folder)).provenance["content"]
 
 
-def test_documents_and_parts(folder):
-    source = read_beir_folder(folder)
-    assert source.documents == {
-        "d1": "Wings of a plane",
-        "d2": "jets",
-        "d3": "\ufffd \u0001",
-        "4": "only a title",
-    }
-    assert source.parts == {
-        "train": QuerySet(("q0", "q1"), ("query 0", "query 1"), ({"d1": 1}, {"d2": 2})),
-        "validation": QuerySet(("q2",), ("query 2",), ({"d1": 1},)),
-        "test": QuerySet(("q4",), ("query 4",), ({"d1": 1, "d2": 0},)),
-    }
-    assert source.provenance["dropped"] == {
-        "judgments of missing documents": 1,
-        "judgments of missing queries": 1,
-        "queries without a relevant document": 1,
-    }
-
-
 def test_groups_are_those_that_the_metadata_name(folder):
     (folder / "queries.jsonl").write_text(
         lines(
@@ -81,22 +61,32 @@ def test_groups_are_those_that_the_metadata_name(folder):
     assert collection.query_groups("train") == ("", "")
 
 
-def test_splits_and_the_hash_of_the_content(folder, caplog):
+def test_documents_splits_and_the_hash_of_the_content(folder, caplog):
     collection = load_collection(str(folder))
-    ids = {"encoder": (), "train": ("q0", "q1"), "validation": ("q2",), "test": ("q4",)}
-    assert {split: found.ids for split, found in collection.splits.items()} == ids
+    texts = ("Wings of a plane", "jets", "\ufffd \u0001", "only a title")
+    assert (collection.doc_ids, collection.doc_texts) == (("d1", "d2", "d3", "4"), texts)
+    assert collection.splits == {
+        "encoder": QuerySet((), (), ()),
+        "train": QuerySet(("q0", "q1"), ("query 0", "query 1"), ({"d1": 1}, {"d2": 2})),
+        "validation": QuerySet(("q2",), ("query 2",), ({"d1": 1},)),
+        "test": QuerySet(("q4",), ("query 4",), ({"d1": 1, "d2": 0},)),
+    }
     assert collection.name == str(folder)
-    assert collection.provenance["documents"] == 4
-    assert collection.provenance["queries"] == {split: len(found) for split, found in ids.items()}
-    json.dumps(collection.provenance)
+    told = collection.provenance
+    assert told["dropped"] == {
+        "judgments of missing documents": 1,
+        "judgments of missing queries": 1,
+        "queries without a relevant document": 1,
+    }
+    assert (told["documents"], told["queries"]["train"], told["queries"]["test"]) == (4, 2, 1)
+    json.dumps(told)
     assert "dropped 1 judgments of missing documents" in caplog.text
-    before = collection.provenance["content"]
     (folder / "link").symlink_to(folder)
     for file in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):  # a byte order mark
         (folder / file).write_text((folder / file).read_text(), "utf-8-sig")
-    assert content(folder / "link") == before
+    assert content(folder / "link") == told["content"]
     (folder / "qrels" / "test.tsv").write_text("q4\td1\t2\nq4\td2\t0\n")
-    assert content(folder) != before
+    assert content(folder) != told["content"]
 
 
 def test_a_single_file_of_judgments_is_cut_into_folds(folder):

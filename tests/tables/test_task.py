@@ -8,14 +8,13 @@ import torch
 import maw_gym.encoders.embedder
 from maw_gym.corpora import load_collection, splits
 from maw_gym.corpora.collection import Groups
-from maw_gym.encoders.embedder import Embedder, encoder_shape, untrained_embedder
+from maw_gym.encoders.embedder import encoder_shape, untrained_embedder
 from maw_gym.encoders.files import save_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.encoders.text import load_text_encoder
 from maw_gym.encoders.training import selection
 from maw_gym.encoders.training.settings import TrainingSettings
 from maw_gym.errors import InputError
-from maw_gym.retrieval.search import rank
 from maw_gym.tables.task import RetrievalTask, load_task, resolve_device
 
 SHAPE = EncoderSettings(depths=4)
@@ -73,16 +72,6 @@ def test_the_table_is_the_evaluation(task, split):
     assert len(np.unique(task.table("test").ndcg.mean(0))) > 1  # or the above would say little
 
 
-def test_the_table_is_the_evaluation_on_pydocs():
-    collection = load_collection("pydocs:gymnasium")
-    embedder = untrained_embedder(collection.doc_texts)
-    task = RetrievalTask(collection, Embedder(embedder.text, embedder.encoder, 32, 48))
-    count = len(collection.splits["test"].ids)
-    mixed = [row % 32 for row in range(count)]
-    assert_table_is_evaluation(task, "test", [[0] * count, [31] * count, mixed])
-    assert 0.3 < task.table("test").ndcg.mean() < 0.9
-
-
 def test_a_transformers_table_is_its_evaluation_and_pictures_show_its_tokens(
     tiny, tiny_transformer
 ):
@@ -96,16 +85,6 @@ def test_a_transformers_table_is_its_evaluation_and_pictures_show_its_tokens(
     assert_table_is_evaluation(task, "train", [[depth] * count for depth in range(4)])
     _, tokens = task.attention(tiny.splits["test"].ids[0], 2)
     assert (tokens[0], tokens[-1]) == ("[CLS]", "[SEP]")
-
-
-def test_retrieval_is_what_searches_find(task):
-    kinds = task.table("test").block("retrieval").reshape(7, 11, 4)
-    for depth in range(4):
-        found = rank(task.index, embedded(task, "test", depth), 30).scores.numpy()
-        first, ten = found[:, 0], found[:, :10]
-        expected = [first, first - found[:, 1], first - found[:, 9], ten.mean(1), ten.std(1)]
-        assert kinds[:, :5, depth] == pytest.approx(np.stack(expected, 1), abs=1e-5)
-        assert kinds[:, 6, depth] == pytest.approx(found.mean(1), abs=1e-5)  # all 30 there are
 
 
 def test_groups_of_queries_and_a_split_without_any(task, tiny, tiny_folder):

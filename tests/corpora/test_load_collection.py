@@ -65,6 +65,7 @@ def texts(collection):
 
 def test_subsets_are_found_from_the_base(register):
     register("x", "abcv")
+    register("x/encoder", "z")  # without judgments: none
     register("x/train", "abc", 1)
     register("x/dev", "v", 1)
     register("x/test", "cd", 1)
@@ -81,12 +82,6 @@ def test_subsets_are_found_from_the_base(register):
     }
     alone = {"encoder": "", "train": "", "validation": "", "test": "cd"}
     assert texts(load_collection("x/test")) == alone
-
-
-def test_a_subset_without_judgments_is_not_one(register):
-    register("x", "abcdefghl", 1)
-    register("x/test", "z")
-    assert texts(load_collection("x", fold=3))["test"] == "bg"
 
 
 def test_folds_over_all_queries_whatever_their_subsets(register):

@@ -32,42 +32,26 @@ def unlike(letter):
     return " ".join(f"{letter}{i}" for i in range(12))
 
 
-def test_equal_texts_are_merged_and_pull_their_component_together():
+def test_equal_texts_are_merged_and_like_ones_pull_their_component_together():
     built = build(
         [
             Docstring("a", CLOSE, unlike("a")),
             Docstring("b", CLOSE.lower(), unlike("b")),  # equal query: two relevant documents
             Docstring("c", SORT, unlike("b").upper()),  # equal document: shared
             Docstring("d", SORT, unlike("b")),  # equal in both: nothing new
-            Docstring("e", OPEN, unlike("e")),
-        ]
-    )
-    assert built.docs == {name: unlike(name) for name in "abe"}
-    assert built.queries == {"a": CLOSE, "c": SORT, "e": OPEN}
-    assert built.relevance == {"a": ["a", "b"], "c": ["b"], "e": ["e"]}
-    # "close ..." < "sort ...": both queries are on the side of "close the file at once".
-    assert built.twins == {
-        **dict.fromkeys("ac", "close the file at once"),
-        "e": "open the file for reading",
-    }
-    assert built.sides == {"a": "train", "c": "train", "e": "encoder"}
-
-
-def test_near_duplicates_and_chains_pull_their_component_together():
-    # LINE - b - CLOSE - (near) - SORT: the smallest is "close ..."; SUM and OPEN stay apart.
-    built = build(
-        [
-            Docstring("a", LINE, unlike("a")),
-            Docstring("b", LINE, unlike("b")),
-            Docstring("c", CLOSE, unlike("b")),
-            Docstring("d", CLOSE, " ".join(TEXT)),
-            Docstring("e", SORT, " ".join([*TEXT, "more"])),
-            Docstring("f", SUM, unlike("f")),
+            Docstring("e", SORT, " ".join(TEXT)),
+            Docstring("f", LINE, " ".join([*TEXT, "more"])),  # a near-duplicate
             Docstring("g", OPEN, " ".join([*TEXT[:10], *unlike("g").split()])),  # 8 of 38
         ]
     )
-    assert built.sides == {"a": "train", "c": "train", "e": "train", "f": "encoder", "g": "encoder"}
-    assert len(built.docs) == 6
+    assert "".join(built.docs) == "abefg"
+    assert (built.docs["b"], built.docs["e"]) == (unlike("b"), " ".join(TEXT))
+    assert built.queries == {"a": CLOSE, "c": SORT, "f": LINE, "g": OPEN}
+    assert built.relevance == {"a": ["a", "b"], "c": ["b", "e"], "f": ["f"], "g": ["g"]}
+    # CLOSE - b - SORT - e - (near) - f - LINE: the smallest of the texts is "close ...".
+    close, opened = "close the file at once", "open the file for reading"
+    assert built.twins == {"a": close, "c": close, "f": close, "g": opened}
+    assert built.sides == {"a": "train", "c": "train", "f": "train", "g": "encoder"}
 
 
 def test_pairs_are_over_the_threshold_and_not_at_it():

@@ -94,19 +94,17 @@ def build(found: Sequence[Docstring]) -> Pydocs:
     return Pydocs(docs, queries, {name: list(relevance[name]) for name in queries}, twins, {})
 
 
-def near_duplicates(
-    texts: Sequence[Sequence[str]], threshold: float, size: int = 3
-) -> Iterator[tuple[int, int]]:
-    """Pairs of texts whose word n-grams have a Jaccard similarity over `threshold`."""
+def near_duplicates(texts: Sequence[Sequence[str]], threshold: float) -> Iterator[tuple[int, int]]:
+    """Pairs of texts whose word 3-grams have a Jaccard similarity over `threshold`."""
     from scipy.sparse import csr_array
 
     columns: dict[tuple[str, ...], int] = {}
     grams = [
         {
             columns.setdefault(gram, len(columns))
-            for gram in zip(*(words[k:] for k in range(size)), strict=False)
+            for gram in zip(text, text[1:], text[2:], strict=False)
         }
-        for words in texts
+        for text in texts
     ]
     lengths = np.array([len(text) for text in grams], np.int64)
     ends = np.append(0, np.cumsum(lengths))

@@ -12,6 +12,7 @@ from maw_gym.errors import InputError
 from maw_gym.retrieval import ranking
 from maw_gym.retrieval.documents import DocumentIndex, Relevant
 from maw_gym.retrieval.ranking import STATISTICS, ranking_statistics, rankings_of_depths
+from maw_gym.retrieval.search import rank
 
 
 def judged(**grades):
@@ -177,3 +178,5 @@ def test_a_cuda_device_gives_the_same():
         there = rankings_of_depths(index, queries, data.relevant, lists)
         torch.testing.assert_close(there.ndcg.cpu(), here.ndcg)
         torch.testing.assert_close(there.listwise.cpu(), here.listwise)
+        ranked = [rank(one, queries[:, 0], 20, lists).documents for one in (data.index, index)]
+        assert torch.equal(ranked[0], ranked[1].cpu())

@@ -108,12 +108,3 @@ def test_no_more_is_held_than_blocks(monkeypatch):
     monkeypatch.setattr(search, "linear", watched)
     rank(copies(3000)[0], unit(5000, 32), 3)
     assert max(block.numel() for block in made) == 1024 * 2048
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_cuda_device_ranks_alike():
-    index, queries = lattice()
-    there = DocumentIndex(index.doc_ids, index.vectors, "cuda")
-    for lists in (None, [np.arange(3, 40)] * len(queries)):
-        found = rank(there, queries, 20, lists).documents.cpu()
-        assert torch.equal(found, rank(index, queries, 20, lists).documents)

@@ -32,26 +32,6 @@ def task(tiny):
     return RetrievalTask(tiny, spread_out(tiny))
 
 
-@pytest.fixture
-def large(tiny, monkeypatch):
-    """A task over candidates, two that BM25 finds for each query."""
-    monkeypatch.setattr("maw_gym.tables.task.CANDIDATES", 2)
-    monkeypatch.setattr("maw_gym.corpora.collection.SMALL", 5)
-    # Every query finds documents 25 and 26, whatever else it asks for.
-    texts = tuple(f"honey bee{row}" if row in (25, 26) else "" for row in range(30))
-    asked = {
-        name: one._replace(texts=tuple(f"honey {row}" for row in range(len(one.ids))))
-        for name, one in tiny.splits.items()
-    }
-    other = tiny._replace(provenance={"content": "two candidates"}, doc_texts=texts, splits=asked)
-    return RetrievalTask(other, spread_out(tiny))
-
-
-def embedded(task, split, depth):
-    texts = task.collection.splits[split].texts
-    return task.embedder.encode_queries(texts, torch.full((len(texts),), depth))
-
-
 def assert_table_is_evaluation(task, split, choices):
     """The table's nDCG of the chosen depths is that of really encoded queries."""
     table = task.table(split)
@@ -113,26 +93,36 @@ def test_the_table_does_not_depend_on_the_number_of_threads(tiny, task, monkeypa
         assert (found[1].columns[name] == column).all(), name
 
 
-def test_judgments_give_queries_to_learn_from_their_relevant_documents(large):
+def test_of_a_large_collection_queries_to_learn_from_are_given_their_relevant_documents(
+    tiny, monkeypatch
+):
     """They are ranked, so that there is something to learn, and are not observed."""
-    relevant = [
-        [int(name[1:]) for name in grades] for grades in large.collection.splits["train"].relevance
-    ]
-    lists = {split: large.candidates(split) for split in ("train", "test")}
-    assert [row.tolist() for row in lists["train"]] == [[26, 25, *r] for r in relevant]
-    assert [row.tolist() for row in lists["test"]] == [[26, 25]] * 7
-    found = large.candidates("train", judged=False)
+    monkeypatch.setattr("maw_gym.tables.task.CANDIDATES", 2)
+    monkeypatch.setattr("maw_gym.corpora.collection.SMALL", 5)
+    # Every query finds documents 25 and 26, whatever else it asks for.
+    texts = tuple(f"honey bee{row}" if row in (25, 26) else "" for row in range(30))
+    asked = {
+        name: one._replace(texts=tuple(f"honey {row}" for row in range(len(one.ids))))
+        for name, one in tiny.splits.items()
+    }
+    other = tiny._replace(provenance={"content": "two candidates"}, doc_texts=texts, splits=asked)
+    task = RetrievalTask(other, spread_out(tiny))
+    relevant = [int(name[1:]) for grades in asked["train"].relevance for name in grades]
+    lists = {split: [row.tolist() for row in task.candidates(split)] for split in ("train", "test")}
+    assert lists == {"train": [[26, 25, one] for one in relevant], "test": [[26, 25]] * 7}
+    found = task.candidates("train", judged=False)
     assert [row.tolist() for row in found] == [[26, 25]] * len(relevant)
-    assert large.table("train").ndcg.min() >= 0.5  # one relevant document among three
-    assert large.table("test").ndcg.max() == 0
-    assert_table_is_evaluation(large, "train", [[0] * len(relevant), [3] * len(relevant)])
-    _, ranking = large.evaluate("train", k=5)
+    assert task.table("train").ndcg.min() >= 0.5  # one relevant document among three
+    assert task.table("test").ndcg.max() == 0
+    assert_table_is_evaluation(task, "train", [[0] * len(relevant), [3] * len(relevant)])
+    _, ranking = task.evaluate("train", k=5)
     assert ((ranking.documents >= 0).sum(1) == 3).all()
     for split in ("train", "test"):
-        found = large.table(split).block("retrieval")
+        observed, texts = task.table(split).block("retrieval"), asked[split].texts
         for depth in range(4):
-            cosines = embedded(large, split, depth) @ large.index.vectors[[25, 26]].T
-            assert found[:, depth] == pytest.approx(cosines.amax(1).numpy(), abs=1e-5)
+            embedded = task.embedder.encode_queries(texts, torch.full((len(texts),), depth))
+            highest = (embedded @ task.index.vectors[[25, 26]].T).amax(1)
+            assert observed[:, depth] == pytest.approx(highest.numpy(), abs=1e-5)
 
 
 # --- attention and texts ---------------------------------------------------------------------

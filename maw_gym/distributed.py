@@ -186,7 +186,7 @@ class _Losses(nn.Module):
         return loss()
 
 
-def with_mean_gradients(weights: Iterable[Tensor]) -> nn.Module:
+def averaging(weights: Iterable[Tensor]) -> nn.Module:
     """A module that calls a loss; its gradients will be their mean over processes."""
     losses = _Losses(weights)
     return DistributedDataParallel(losses) if processes() > 1 else losses

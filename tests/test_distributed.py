@@ -103,7 +103,7 @@ def test_processes_that_cannot_meet_are_told_so_in_one_line(monkeypatch, given, 
 def uneven():
     """A batch of three rows for two processes, and one of a single row."""
     weight = torch.nn.Parameter(torch.tensor([2.0], device=DEVICE))
-    averaged = distributed.with_mean_gradients([weight])
+    averaged = distributed.averaging([weight])
     found = []
 
     def loss_of(batch):

@@ -23,15 +23,7 @@ from torch.nn.utils import parametrize
 from maw_gym.checkpoints import Best, EpochCheckpoints, Progress, stage_folder
 from maw_gym.corpora import Collection, QuerySet
 from maw_gym.corpora.splits import balanced_shares
-from maw_gym.distributed import (
-    check_same,
-    from_first,
-    gathered,
-    is_first,
-    others,
-    share,
-    with_mean_gradients,
-)
+from maw_gym.distributed import averaging, check_same, from_first, gathered, is_first, others, share
 from maw_gym.encoders.embedder import Embedder, progress_bar
 from maw_gym.encoders.maw import temperatures
 from maw_gym.encoders.text import on_device, padded, tokenized, tokenized_documents
@@ -152,11 +144,7 @@ def listwise_loss(
 
 
 def batch_loss(
-    embedder: Embedder,
-    pairs: Pairs,
-    rows: Tensor,
-    documents: list[int],
-    settings: TrainingSettings,
+    embedder: Embedder, pairs: Pairs, rows: Tensor, documents: list[int], settings: TrainingSettings
 ) -> Tensor:
     """First stage: loss of queries (B,) and a document of each; processes encode shares."""
     device, cut, own = embedder.device, embedder.text.cut, share(len(rows))
@@ -225,16 +213,13 @@ class DepthWeights(nn.Module):
         return blocks[0].clone(), blocks - blocks[0]
 
 
-Group = tuple[Sequence[Tensor], float, float]  # parameters, peak learning rate, weight decay
-
-
 class Stage(NamedTuple):
     """What differs between the stages of a training; `run` does what they share."""
 
     name: str  # of its checkpoints and messages
     epochs: int
     seed: int
-    groups: list[Group]
+    groups: Sequence[tuple[Sequence[Tensor], float, float]]  # peak learning rates, weight decays
     weights: Mapping[str, Tensor]  # all that changes; the best epoch's are left in them
     loss: Callable[[Tensor, torch.Generator], Tensor]  # of a batch, given as rows of the pairs
     score: Callable[[], float]  # of the weights as they are, the larger the better
@@ -253,7 +238,8 @@ def run(
     def copied() -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in stage.weights.items()}
 
-    about = {"stage": stage.name, **stage.about}
+    counts = [len(pairs.queries), len(pairs.documents)]
+    about = {"stage": stage.name, "pairs": counts, **stage.about}
     start = content_key({"about": about, "weights": fingerprint(stage.weights)})
     check_same(f"start of training {stage.name}", start)
     best = Best(score(), 0, copied())
@@ -263,7 +249,7 @@ def run(
         return best
     names = ("params", "lr", "weight_decay")
     optimizer = torch.optim.AdamW([dict(zip(names, one, strict=True)) for one in stage.groups])
-    averaged = with_mean_gradients(weight for group in stage.groups for weight in group[0])
+    averaged = averaging(weight for group in stage.groups for weight in group[0])
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         [rate for _, rate, _ in stage.groups],
@@ -327,7 +313,7 @@ def train_attention(
         for name, weight in text.own_weights().items()
         if weight.requires_grad and not name.startswith("pooler.")
     ]
-    groups: list[Group] = [
+    groups: list[tuple[Sequence[Tensor], float, float]] = [
         (of_encoder, settings.learning_rate, decay),
         (pooling, settings.token_learning_rate, 0.0),
         (of_text, settings.text_learning_rate, 0.0 if text.static else decay),
@@ -348,10 +334,7 @@ def train_attention(
         embedder.tensors(),
         loss,
         lambda: validation.score(embedder),
-        {
-            "settings": settings.of_attention(),
-            "pairs": [len(pairs.queries), len(pairs.documents)],
-        },
+        {"settings": settings.of_attention()},
     )
     return run(stage, pairs, settings, checkpoint)
 
@@ -373,7 +356,8 @@ def train_depths(
     encoder = embedder.maw
     needed = sorted(set(chain.from_iterable(pairs.relevant)))
     position = {row: place for place, row in enumerate(needed)}
-    pairs = pairs._replace(relevant=[[position[row] for row in rows] for rows in pairs.relevant])
+    relevant = [[position[row] for row in rows] for rows in pairs.relevant]
+    pairs = pairs._replace(relevant=relevant, documents=[pairs.documents[row] for row in needed])
     ranked = documents[needed]
     judged_through = torch.arange(len(validation.queries.ids)) % encoder.depths
     encoder.depths_from_standard()
@@ -406,11 +390,7 @@ def train_depths(
         weights,
         loss,
         score,
-        {
-            "settings": settings.to_json(),
-            "pairs": [len(pairs.queries), len(ranked)],
-            "frozen": fingerprint({"documents": ranked}),
-        },
+        {"settings": settings.to_json(), "frozen": fingerprint({"documents": ranked})},
     )
     best = run(stage, pairs, settings, checkpoint)
     for projection in projections.values():

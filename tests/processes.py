@@ -1,14 +1,11 @@
 """Two processes on this machine that torchrun might have started."""
 
 import atexit
-import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import signal
 import socket
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import Any
 
 import torch
 
@@ -18,7 +15,7 @@ from maw_gym.errors import InputError
 DEVICE = "cuda" if torch.cuda.device_count() >= 2 else "cpu"
 COUNT = 2
 
-_workers: list[tuple[BaseProcess, Connection]] = []  # of all tests: each takes seconds to start
+_workers = []  # of all tests: each takes seconds to start
 
 
 def free_port():
@@ -39,7 +36,7 @@ def together(function, *arguments):
     port = free_port()
     for _, end in _workers:
         end.send((port, function, arguments))
-    results: list[Any] = [None] * COUNT
+    results = [None] * COUNT
     ends = [end for _, end in _workers]
     multiprocessing.connection.wait(ends, timeout=120)
     failed = False
@@ -63,11 +60,8 @@ def end_all():
 
 
 def assert_lost(problem, number):
-    """What process `number` says in one line when another one has failed.
-
-    Over NCCL it says nothing: it waits for the other until it is ended.
-    """
-    if DEVICE == "cuda":
+    """What process `number` says in one line when another one has failed."""
+    if DEVICE == "cuda":  # over NCCL it says nothing: it waits for the other until it is ended
         assert problem is None
         return
     assert isinstance(problem, InputError)
@@ -82,14 +76,9 @@ def full_disk():
 
 
 def _serve(end, number):
-    os.environ.update(
-        RANK=str(number),
-        LOCAL_RANK=str(number),
-        WORLD_SIZE=str(COUNT),
-        MASTER_ADDR="127.0.0.1",
-        OMP_NUM_THREADS="1",
-        NCCL_NVLS_ENABLE="0",
-    )
+    told = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": COUNT, "MASTER_ADDR": "127.0.0.1"}
+    told |= {"OMP_NUM_THREADS": 1, "NCCL_NVLS_ENABLE": 0}
+    os.environ.update({name: str(value) for name, value in told.items()})
     from maw_gym import distributed
 
     torch.set_num_threads(1)

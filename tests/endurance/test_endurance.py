@@ -1,7 +1,6 @@
 """What takes minutes: `pytest -m slow tests/endurance -n 0`."""
 
 import gc
-import json
 import random
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from maw_gym.agents.sb3.callbacks import ResumedTensorBoard, training_state
 from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.checkpoints import Checkpoints
 from maw_gym.envs.vector_environment import GRPOVectorEnvironment
+from maw_gym.run import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runners"))
 
@@ -63,11 +63,8 @@ def test_runs_side_by_side_leave_a_result_each(tiny_folder, tmp_path):
         logdir = tmp_path / str(number)
         flags = [*common, "--logdir", logdir, "--learning-rate"]
         assert statuses(*([*flags, rate] for rate in rates)) == [0] * RUNS
-        found = [
-            json.loads((metrics.parent / "config.json").read_text())["settings"]["learning_rate"]
-            for metrics in logdir.glob("*/metrics.json")
-        ]
-        assert sorted(found) == rates
+        finished = [Run(metrics.parent) for metrics in logdir.glob("*/metrics.json")]
+        assert sorted(run.settings["learning_rate"] for run in finished) == rates
     line = [*common, "--logdir", tmp_path / "same", "--run-name", "one"]
     assert statuses(*[line] * RUNS) == [0] + [2] * (RUNS - 1)
 

@@ -105,18 +105,16 @@ def test_the_command_prints_a_table_of_each_part_and_writes_json(tiny_folder, tm
     text = capsys.readouterr().out
     assert sum(line.startswith("| case ") for line in text.splitlines()) == 4
     content = json.loads(out.read_text())
-    assert {(one["part"], one["name"]) for one in content["rows"]} == {
+    rows = {one["name"]: one for one in reversed(content["rows"])}
+    assert {(one["part"], name) for name, one in rows.items()} == {
         *(("attention", name) for name in (TENSOR, OURS, FLOOR)),
         *(("table", name) for name in ("documents", "tables, cold", "tables, cached")),
         *(("environment", name) for name in ("table[index]", "MAWDepth-v0", "CartPole-v1")),
         *(("training", name) for name in ("PPO", "GRPO")),
     }
-    ours, tensor = (
-        next(row for row in content["rows"] if row["name"] == name) for name in (OURS, TENSOR)
-    )
-    assert [ours[key] for key in ("case", "count", "unit")] == ["2 x 9", 2, "queries"]
-    assert len(ours["times"]) == 2
+    assert [rows[OURS][key] for key in ("case", "count", "unit")] == ["2 x 9", 2, "queries"]
+    assert len(rows[OURS]["times"]) == 2
     # The 5D tensor alone: 2 texts, 8 heads, 9 x 9 weights at 32 depths, 4 bytes each.
-    assert tensor["memory"] >= 2 * 8 * 9 * 9 * 32 * 4
+    assert rows[TENSOR]["memory"] >= 2 * 8 * 9 * 9 * 32 * 4
     assert content["settings"]["timesteps"] == 64
     assert set(content["machine"]) == {"copy bytes/s", "matrix FLOP/s"}

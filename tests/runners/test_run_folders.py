@@ -91,17 +91,13 @@ def test_a_run_killed_before_it_began_can_go_on(tmp_path):
         settings_of(SupervisedRunSettings, {"resume": str(folder), "epochs": "4"})
 
 
-def test_home_folders_are_filled_in_and_relative_paths_stay_as_they_are():
-    assert FolderSettings(logdir="~/runs").logdir == Path.home() / "runs"
-    assert made(SupervisedRunSettings, dataset="data").spec.task.dataset == "data"
-
-
 def test_settings_from_a_file_give_way_to_flags(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text("dataset: cranfield\nlearning-rate: 1e-5\nreward_weights: [0, 0, 1]\n")
     first = settings_of(SupervisedRunSettings, {"config": str(file), "dataset": "vaswani"})
     assert (first.spec.task.dataset, first.spec.learner.learning_rate) == ("vaswani", 1e-5)
     assert first.spec.task.reward_weights == (0.0, 0.0, 1.0)
+    assert changed(first, logdir="~/runs").run.logdir == Path.home() / "runs"
     # A run's own config.json makes the same run, in another place.
     folder = open_run(changed(first, logdir=tmp_path, run_name="one"), "run")
     second = settings_of(SupervisedRunSettings, {"config": str(folder / "config.json")})

@@ -218,15 +218,13 @@ def two_processes(dataset, place, *more):
 
 
 def test_two_processes_leave_one_run(tiny_folder, tmp_path):
-    (status, out, err), (other, silent, told) = (
-        one.ended() for one in two_processes(tiny_folder, tmp_path, "--batch-size", 4)
-    )
+    both = two_processes(tiny_folder, tmp_path, "--batch-size", 4)
+    (status, out, err), (other, silent, told) = (one.ended() for one in both)
     assert (status, other) == (0, 0), err + told
     run = tmp_path / "runs" / "it"
-    assert [path.name for path in run.parent.iterdir()] == ["it"]
-    assert sorted(path.name for path in run.iterdir()) == [
-        "config.json", "encoder.safetensors", "metrics.json",
-    ]  # fmt: skip
+    assert [*run.parent.iterdir()] == [run]
+    names = "config.json encoder.safetensors metrics.json"
+    assert {path.name for path in run.iterdir()} == {*names.split()}
     config, metrics = Run(run).config, Run(run).metrics
     assert (config["learner"], config["settings"]["depth_epochs"]) == ("encoder", 1)
     rows = metrics["baselines"]
@@ -244,8 +242,7 @@ def test_a_batch_that_two_cannot_share_is_one_line(tiny_folder, tmp_path):
     status, _, err = first.ended()
     other.process.kill()  # as torchrun does
     assert status == 2
-    assert [line for line in err.splitlines() if not line.endswith(" ...")] == [
-        "error: batch_size 5 cannot be shared by 2 processes; give a multiple of 2"
-    ]
+    (line,) = (line for line in err.splitlines() if not line.endswith(" ..."))
+    assert line == "error: batch_size 5 cannot be shared by 2 processes; give a multiple of 2"
     assert other.ended()[2] == ""
     assert not (tmp_path / "runs").exists()

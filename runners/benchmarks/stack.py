@@ -146,14 +146,13 @@ def size_rows(
     sizes: Sequence[int] = (10_000, 100_000, 1_000_000),
     queries: int = 10_000,
     device: str = "cpu",
-    hybrid: bool = False,
 ) -> list[Row]:
     """For every size the documents encoded and indexed, and the queries routed and searched."""
     rows = []
     context = multiprocessing.get_context("spawn")  # a fork would begin with this process's memory
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder, context.Pool(1) as pool:
-            given = (Path(folder), size, queries, device, hybrid)
+            given = (Path(folder), size, queries, device)
             indexed, searched, memory = pool.apply(_index_and_search, given)
             pool.close()  # so that the process ends by itself, and tidies up what tqdm has made
             pool.join()
@@ -166,7 +165,7 @@ def size_rows(
 
 
 def _index_and_search(
-    folder: Path, size: int, queries: int, device: str, hybrid: bool
+    folder: Path, size: int, queries: int, device: str
 ) -> tuple[float, float, int]:
     """Seconds to index and to search, and the most memory (bytes) that this process had."""
     embedder = untrained_embedder(())
@@ -177,7 +176,7 @@ def _index_and_search(
         texts.seek(0)
         start = time.perf_counter()
         ids = (f"d{number}" for number in range(size))
-        routed.index(ids, texts, folder=folder / "index", hybrid=hybrid)
+        routed.index(ids, texts, folder=folder / "index", hybrid=False)
         indexed = time.perf_counter() - start
     asked = list(synthetic_texts(embedder, queries, QUERY_WORDS, 1))
     start = time.perf_counter()

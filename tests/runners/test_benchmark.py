@@ -81,7 +81,7 @@ def test_extra_memory_is_small_and_flat_in_depth():
 
 
 def test_every_size_is_measured_in_a_process_of_its_own():
-    first, second = size_rows(sizes=(40,), queries=5, hybrid=True)
+    first, second = size_rows(sizes=(40,), queries=5)
     assert (first.case, first.name, first.count) == ("40 documents", "encode and index", 40)
     assert (second.name, second.count) == ("search of 5", 5)
     # torch and the encoder alone take some hundred megabytes

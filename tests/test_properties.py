@@ -90,31 +90,20 @@ def test_any_actions_in_the_environment(seed, actions, weights):
 
 
 WRONG = r"^actions must be (4 .*0 to 3; got .* type \w+|.* 0 to 3; sub-environment \d got -?\d+)$"
-FOUR = st.lists(st.integers(0, 3), min_size=4, max_size=4)
-OTHERS = st.one_of(
-    st.lists(st.integers(-1, 4), min_size=3, max_size=5),
+NO_DEPTHS = st.one_of(
+    st.lists(st.integers(-1, 4), max_size=5).filter(lambda of: len(of) != 4 or {-1, 4} & {*of}),
     st.sampled_from([None, 2, [[0]] * 4, [1.0] * 4, [True] * 4, np.uint64([0, 0, 0, 2**64 - 1])]),
 )
 
 
 @quick
-@given(SEEDS, st.lists(st.one_of(FOUR, OTHERS), max_size=20))
-def test_any_actions_in_the_vector_environment(seed, batches):
-    """Four sub-environments; batches of other sizes and depths out of range are refused whole."""
-    table = random_table(5, 4)
-    reward = RewardSpec().of(table)
-    env = GRPOVectorEnvironment(num_envs=4, group_size=2, table=table)
+@given(NO_DEPTHS)
+def test_wrong_actions_leave_the_vector_environment_alone(actions):
+    env = GRPOVectorEnvironment(num_envs=4, group_size=2, table=random_table(5, 4))
     with pytest.raises(ResetNeeded):
         env.step([0] * 4)
-    _, infos = env.reset(seed=seed)
-    for batch in batches:
-        right = isinstance(batch, list) and len(batch) == 4
-        if right and all(type(depth) is int and 0 <= depth < 4 for depth in batch):
-            rows = infos["query"].tolist()
-            _, paid, _, _, infos = env.step(np.array(batch))
-            assert paid.tolist() == reward[rows, batch].tolist()
-        else:
-            before = env.get_state()
-            with pytest.raises(InputError, match=WRONG):
-                env.step(batch)
-            assert env.get_state() == before
+    env.reset(seed=0)
+    before = env.get_state()
+    with pytest.raises(InputError, match=WRONG):
+        env.step(actions)
+    assert env.get_state() == before

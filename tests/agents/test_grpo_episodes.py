@@ -105,16 +105,10 @@ class Walk(gym.Env[np.ndarray, Any]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
-    def __init__(
-        self,
-        action_space: spaces.Space[Any] | None = None,
-        length: int = 3,
-        render_mode: str | None = None,
-    ) -> None:
+    def __init__(self, action_space: Any = None, length: int = 3, render_mode: Any = None) -> None:
         self.render_mode = render_mode
         self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
-        self.action_space = spaces.Discrete(2) if action_space is None else action_space
-        self.length = length
+        self.action_space, self.length = action_space or spaces.Discrete(2), length
 
     def _look(self) -> np.ndarray:
         self.side = 1.0 if self.np_random.random() < 0.5 else -1.0
@@ -127,9 +121,7 @@ class Walk(gym.Env[np.ndarray, Any]):
 
     def step(self, action: Any) -> Any:
         self.steps += 1
-        if isinstance(self.action_space, spaces.Discrete):
-            reward = float(action == (self.side > 0))
-        elif isinstance(self.action_space, spaces.Box):
+        if isinstance(self.action_space, spaces.Box):
             reward = 1 - float(np.mean((action - 0.5 * self.side) ** 2))
         else:
             reward = float(np.mean(np.asarray(action) == (self.side > 0)))

@@ -84,9 +84,8 @@ def test_search_ranks_as_the_evaluation_does(task, routed):
     assert routed.index(collection.doc_ids, collection.doc_texts) is routed
     found = routed.search(queries.texts, k=12)
     _, ranking = task.evaluate("test", torch.from_numpy(routed.route(queries.texts)), k=12)
-    place = {name: row for row, name in enumerate(collection.doc_ids)}
-    documents = [[place[name] for name in ids_of(of_query)] for of_query in found]
-    assert documents == ranking.documents.tolist()
+    names = [[collection.doc_ids[d] for d in row] for row in ranking.documents.tolist()]
+    assert list(map(ids_of, found)) == names
     scores = [[one["score"] for one in of_query] for of_query in found]
     np.testing.assert_allclose(scores, ranking.scores, atol=1e-6)
 

@@ -17,16 +17,10 @@ if not CUDA:
     # Triton reads this once, when it is imported: its own library is compiled or interpreted too.
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
+from maw_gym.attention import gpu  # noqa: E402
 
 needs_cuda = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 SMALL = (16, 16, 1, 1, None, 1)  # rows and keys of a block, warps, stages, registers, depths
-
-
-@pytest.fixture(scope="module")
-def gpu():
-    from maw_gym.attention import gpu
-
-    return gpu
 
 
 def fresh_inputs(lengths, depths, heads, width):
@@ -37,7 +31,7 @@ def fresh_inputs(lengths, depths, heads, width):
     return Inputs(*(tensor.cuda() for tensor in inputs)) if CUDA else inputs
 
 
-def assert_exact(gpu, inputs, blocks=SMALL):
+def assert_exact(inputs, blocks=SMALL):
     found = gpu.fused_statistics(inputs, exact=True, blocks=blocks)
     for got, want in zip(found, reference(inputs), strict=True):
         assert got.dtype == torch.float32
@@ -59,13 +53,13 @@ def assert_exact(gpu, inputs, blocks=SMALL):
         (((126,), 1, 2, 16), 64, 128),
     ],
 )
-def test_exact_statistics_equal_the_reference(gpu, shape, rows, keys):
-    assert_exact(gpu, fresh_inputs(*shape), (rows, keys, 2, 1, None, 2))
+def test_exact_statistics_equal_the_reference(shape, rows, keys):
+    assert_exact(fresh_inputs(*shape), (rows, keys, 2, 1, None, 2))
 
 
 @pytest.mark.parametrize("keys", [16, 32])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_every_number_is_written_and_none_of_padding_read(gpu, poison, keys, monkeypatch):
+def test_every_number_is_written_and_none_of_padding_read(poison, keys, monkeypatch):
     inputs = fresh_inputs((17, 0, 5), 2, 2, 32)
     padding = ~inputs.mask
     inputs = inputs._replace(
@@ -78,15 +72,15 @@ def test_every_number_is_written_and_none_of_padding_read(gpu, poison, keys, mon
         assert got.isfinite().all()
 
 
-def test_depths_in_several_launches_and_weights_that_change_in_place(gpu, monkeypatch):
+def test_depths_in_several_launches_and_weights_that_change_in_place(monkeypatch):
     inputs = fresh_inputs((6, 4), 5, 2, 32)
     monkeypatch.setattr(gpu, "PROJECTED", 4 * inputs.x.numel())
     for factor in (1, 3):
         inputs.key_weight.mul_(factor)
-        assert_exact(gpu, inputs)
+        assert_exact(inputs)
 
 
-def test_the_same_input_gives_the_same_bits_wherever_it_lies(gpu):
+def test_the_same_input_gives_the_same_bits_wherever_it_lies():
     inputs = fresh_inputs((9, 7), 3, 2, 32)
     # Views one number into their memory, whose addresses are no multiple of 16 bytes.
     moved = Inputs(*(t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t) for t in inputs))
@@ -103,9 +97,9 @@ def test_the_same_input_gives_the_same_bits_wherever_it_lies(gpu):
 @needs_cuda
 @pytest.mark.parametrize(("heads", "width"), [(8, 256), (12, 384)])
 @pytest.mark.parametrize("size", [10, 24, 32, 60, 64, 100, 126, 300])
-def test_each_length_exact_and_in_bfloat16(gpu, size, heads, width):
+def test_each_length_exact_and_in_bfloat16(size, heads, width):
     inputs = fresh_inputs((size, size // 2, 1, 0), 4, heads, width)
-    assert_exact(gpu, inputs, blocks=None)
+    assert_exact(inputs, blocks=None)
     for got, want in zip(depth_statistics(inputs), reference(inputs), strict=True):
         assert got.dtype == torch.float32
         error = (got.double() - want).norm() / want.norm()

@@ -159,9 +159,7 @@ def trained(folder, home, *scores):
     return {name: tensor.cpu().numpy() for name, tensor in embedder.tensors().items()}
 
 
-def test_two_processes_train_the_encoder_of_one_and_one_goes_on_from_their_checkpoint(
-    tiny_folder, tmp_path
-):
+def test_two_processes_train_the_encoder_of_one_which_can_go_on(tiny_folder, tmp_path):
     # In each stage before training, and after epochs 1 and 2.
     expected = trained(tiny_folder, tmp_path / "one", 0, 1, 2, 0, 1, 2)
     two = together(trained, tiny_folder, tmp_path / "two", 0, 1, 2, 0, 1, 2)

@@ -9,7 +9,7 @@ from maw_gym.encoders import embedder as module
 from maw_gym.encoders.embedder import Embedder, encoded_documents, encoder_shape, untrained_embedder
 from maw_gym.encoders.files import document_embeddings
 from maw_gym.encoders.maw import EncoderSettings, NonMAWEncoder
-from maw_gym.encoders.text import WordLlama, length_batches, load_text_encoder, tokenized_once
+from maw_gym.encoders.text import WordLlama, length_batches, load_text_encoder
 from maw_gym.errors import InputError
 
 TEXTS = [
@@ -112,13 +112,6 @@ def test_texts_together_equal_texts_alone(kind, tiny_transformer, monkeypatch):
     assert close(found, routed, atol=1e-5)
 
 
-def test_no_texts(embedder):
-    queries = embedder.encode_queries([], torch.zeros(0, dtype=torch.long))
-    for found in (queries, embedder.encode_documents([]), encoded_documents(embedder, [], [])[1]):
-        assert found.shape == (0, 256)
-    assert list(embedder.query_statistics([])) == []
-
-
 @pytest.mark.parametrize(
     ("depths", "message"),
     [
@@ -134,43 +127,28 @@ def test_depths_that_do_not_exist(embedder, depths, message):
         embedder.encode_queries(TEXTS[:3], torch.tensor(depths))
 
 
-def test_tokens_are_counted_in_portions_unless_they_are_remembered(monkeypatch):
-    expected, tokenize = untrained_embedder(TEXTS, PLAIN).fingerprint(), WordLlama.tokenize
-    sizes = []
-    monkeypatch.setattr(module, "PORTION", 3)
-    monkeypatch.setattr(
-        WordLlama, "tokenize", lambda self, texts: sizes.append(len(texts)) or tokenize(self, texts)
-    )
-    assert untrained_embedder(TEXTS, PLAIN).fingerprint() == expected
-    with tokenized_once():
-        assert untrained_embedder(TEXTS, PLAIN).fingerprint() == expected
-    assert sizes == [3, 3, 1, 7]
-
-
 STREAM = ["bees", "ice", "bees", "", "  bees", "honey", "ice"]  # white space makes no other tokens
 NAMES = [f"d{row}" for row in range(len(STREAM))]
 
 
-@pytest.mark.parametrize(("portion", "sizes"), [(2, [2, 2, 2, 1]), (100, [7])])
-def test_a_stream_is_read_once_in_portions(plain, monkeypatch, portion, sizes):
-    monkeypatch.setattr(module, "PORTION", portion)
-    seen = []
-    given = iter(NAMES), iter(STREAM)
-    ids, vectors = encoded_documents(plain, *given, torch.float16, [seen.append])
-    assert ids == NAMES
-    assert [len(some) for some in seen] == sizes
-    assert [text for some in seen for text in some] == STREAM
-    assert vectors.dtype == torch.float16
-    assert close(vectors.float(), plain.encode_documents(STREAM), atol=1e-3)
-
-
-def test_equal_texts_have_one_vector_whichever_portion_they_came_in(plain, monkeypatch):
-    monkeypatch.setattr(module, "PORTION", 2)
-    encode_ids = Embedder.encode_ids
+@pytest.mark.parametrize(
+    ("portion", "dtype", "sizes"),
+    [(2, torch.float32, [2, 2, 2, 1]), (100, torch.float16, [7])],
+)
+def test_a_stream_is_read_once_in_portions(plain, monkeypatch, portion, dtype, sizes):
+    expected, encode_ids = plain.encode_documents(STREAM), Embedder.encode_ids
     monkeypatch.setattr(  # as by rounding
         Embedder, "encode_ids", lambda *given: encode_ids(*given) + torch.rand(1) * 1e-6
     )
-    _, vectors = encoded_documents(plain, NAMES, STREAM)
+    monkeypatch.setattr(module, "PORTION", portion)
+    seen = []
+    ids, vectors = encoded_documents(plain, iter(NAMES), iter(STREAM), dtype, [seen.append])
+    assert ids == NAMES
+    assert [len(some) for some in seen] == sizes
+    assert [text for some in seen for text in some] == STREAM
+    assert vectors.dtype == dtype
+    assert close(vectors.float(), expected, atol=1e-3)
+    # Equal texts have one vector, whichever portion they came in.
     assert vectors[[2, 4, 6]].equal(vectors[[0, 0, 1]])
     assert len(vectors.unique(dim=0)) == 4
 
@@ -194,9 +172,7 @@ def test_vectors_are_in_memory_once(plain, monkeypatch):
     assert megabytes("VmHWM") - before < 260
 
 
-def test_documents_are_encoded_once_and_what_changes_them_is_another_file(
-    tiny, plain, home, monkeypatch
-):
+def test_documents_are_encoded_once_and_others_anew(tiny, plain, home, monkeypatch):
     embedder = untrained_embedder(tiny.doc_texts, EncoderSettings(depths=2))
     first = document_embeddings(tiny, embedder)
     assert torch.equal(first, embedder.encode_documents(tiny.doc_texts))

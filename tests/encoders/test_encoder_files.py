@@ -65,15 +65,6 @@ def refused(path, kind=InputError):
     return str(caught.value)
 
 
-def rewritten(path, tensors=lambda found: None, settings=lambda found: None):
-    """The file with other tensors or settings, still well-formed."""
-    told, found = files.read(path, "encoder")
-    tensors(found)
-    settings(told)
-    files.write(path, found, "encoder", told)
-    return path
-
-
 @pytest.mark.parametrize("name", ["static", "trained table", "contextual", "tuned"])
 def test_round_trip(made, saved, name, monkeypatch):
     one, path = made[name], saved(name)
@@ -120,9 +111,18 @@ def test_a_transformer_that_a_package_has_stays_there(tmp_path, made, monkeypatc
     )
 
 
-def test_token_embeddings_unasked_for(saved):
-    one = {"text.embedding": torch.ones(1)}
-    path = rewritten(saved("static"), lambda found: found.update(one))
+def rewritten(path, change):
+    """The file with other settings and tensors, still well-formed."""
+    settings, tensors = files.read(path, "encoder")
+    change(settings, tensors)
+    files.write(path, tensors, "encoder", settings)
+    return path
+
+
+def test_tensors_unasked_for_are_refused_and_settings_of_a_later_version_left_out(saved):
+    path = rewritten(saved("static"), lambda told, _: told["encoder"].update(colour="red"))
+    assert load_embedder(path)[0].encoder.settings == SMALL
+    rewritten(path, lambda _, found: found.update({"text.embedding": torch.ones(1)}))
     assert refused(path).endswith("'text.embedding' has shape (1,), expected (32000, 256)")
 
 
@@ -143,16 +143,11 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("name", "value"), SETTINGS)
 def test_other_settings(saved, name, value):
-    def change(told):
+    def change(told, _):
         place = told["encoder"] if name in told["encoder"] else told
         place.pop(name) if value is NOTHING else place.update({name: value})
 
-    refused(rewritten(saved("static"), settings=change))
-
-
-def test_settings_of_a_later_version_are_left_out(saved):
-    path = rewritten(saved("static"), settings=lambda told: told["encoder"].update(colour="red"))
-    assert load_embedder(path)[0].encoder.settings == SMALL
+    refused(rewritten(saved("static"), change))
 
 
 @pytest.fixture

@@ -21,8 +21,6 @@ IDS = torch.tensor([[3, 5, 5, 19], [7, 0, 0, 0], [0, 0, 0, 0], [2, 3, 4, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
 DEPTHS = torch.tensor([2, 0, 1, 2])
 
-each_path = pytest.mark.parametrize("depth", [None, DEPTHS], ids=["standard", "depths"])
-
 
 @pytest.fixture
 def table():
@@ -115,7 +113,7 @@ def test_two_tokens_by_hand():
     assert close(encoder.embed(ids, hidden, mask), expected, atol=1e-4)
 
 
-@each_path
+@pytest.mark.parametrize("depth", [None, DEPTHS], ids=["standard", "depths"])
 def test_an_embedding_is_the_pooled_output(maw, table, depth):
     hidden = table[IDS]
     pooling = maw.pooling(IDS, MASK)

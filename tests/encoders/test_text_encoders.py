@@ -60,17 +60,23 @@ def test_texts_that_are_the_same(text, one, other, same):
 
 
 def test_documents_are_tokenized_once_for_as_long_as_it_is_asked_for(text, monkeypatch):
-    asked = []
-    monkeypatch.setattr(WordLlama, "tokenize", lambda self, texts: asked.append(texts) or texts)
-    texts = ("one", "two", "three")
+    texts, plain, asked = ("one", "two", "three"), encoder_shape(text, depths=0), []
+    tokenize, (one, two, three) = text.tokenize, text.tokenize(texts)
+    monkeypatch.setattr(
+        WordLlama, "tokenize", lambda _, given: asked.append(list(given)) or tokenize(given)
+    )
+    monkeypatch.setattr("maw_gym.encoders.embedder.PORTION", 2)
     with tokenized_once():
         for _ in range(2):
             with tokenized_once():  # a training within another
-                assert tokenized_documents(text, texts, [2]) == ["three"]
-                assert tokenized_documents(WordLlama(), texts) == list(texts)
-                assert tokenized_documents(text, texts, [2, 0]) == ["three", "one"]
-    assert tokenized_documents(text, texts, [1]) == ["two"]
-    assert asked == [["three"], list(texts), ["two"]]
+                assert tokenized_documents(text, texts, [2]) == [three]
+                expected = untrained_embedder(texts, plain).fingerprint()
+                assert tokenized_documents(WordLlama(), texts) == [one, two, three]
+                assert tokenized_documents(text, texts, [2, 0]) == [three, one]
+    assert tokenized_documents(text, texts, [1]) == [two]
+    # Else tokens are counted in portions.
+    assert untrained_embedder(texts, plain).fingerprint() == expected
+    assert asked == [["three"], list(texts), ["two"], ["one", "two"], ["three"]]
 
 
 TEXTS = [

@@ -60,7 +60,6 @@ def test_texts_are_cut_at_the_models_positions(text):
     embedder = untrained_embedder([], None, text)
     assert (embedder.query_tokens, embedder.document_tokens) == (64, 96)
     assert [len(ids) for ids in embedder.document_ids(TEXTS)] == [6, 0, 3, 0, 5, 96]
-    assert embedder.encode_documents(TEXTS).isfinite().all()
     for limits, setting in (((97, 5), "query_tokens"), ((5, 97), "document_tokens")):
         with pytest.raises(
             InputError, match=rf"^{setting} 97 is more than the 96 tokens that text encoder 'tiny_"

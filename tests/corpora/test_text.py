@@ -30,31 +30,21 @@ def test_words_of_the_world(text, expected):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("texts", "different"),
     [
-        ("What is a wing?", "what is  a wing"),
-        ("résumé", "re\u0301sume\u0301"),
-        ("“the wing”, he said…", '"the wing", he said'),
+        (("What is a wing?", "what is  a wing"), 1),
+        (("résumé", "re\u0301sume\u0301"), 1),
+        (("“the wing”, he said…", '"the wing", he said'), 1),
+        (("how to learn C", "how to learn C++", "how to learn C#"), 3),
+        (("what does -> mean", "what does => mean", "what does :: mean", "what does && mean"), 4),
+        (("दिन", "दीन", "दान"), 3),
+        (("เสื้อ", "เสือ"), 2),
+        (("كَتَبَ", "كُتُب"), 2),
+        (("🙂", "🚀", "🍕"), 3),
     ],
 )
-def test_texts_that_ask_for_the_same(one, other):
-    assert comparable(one) == comparable(other)
-    assert words(one) == words(other)
-
-
-@pytest.mark.parametrize(
-    "texts",
-    [
-        ("how to learn C", "how to learn C++", "how to learn C#"),
-        ("what does -> mean", "what does => mean", "what does :: mean", "what does && mean"),
-        ("दिन", "दीन", "दान"),
-        ("เสื้อ", "เสือ"),
-        ("كَتَبَ", "كُتُب"),
-        ("🙂", "🚀", "🍕"),
-    ],
-)
-def test_texts_that_differ_in_symbols_or_marks_are_different(texts):
-    assert len({comparable(text) for text in texts}) == len(texts)
+def test_texts_that_differ_in_symbols_or_marks_are_different(texts, different):
+    assert len({comparable(text) for text in texts}) == different
 
 
 @pytest.mark.parametrize(

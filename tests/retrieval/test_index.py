@@ -182,6 +182,10 @@ WHOLE = np.ones((2, 256), np.float32)
         ("words/vocab.index.json", b'{"bee": "0"}', "lead outside"),
         ("encoder", "0" * 64, "was made by encoder 000000000000, not"),
         ("index", "faiss:Flat", "is no FAISS index|needs FAISS"),
+        ("manifest.json", [], "was not written by maw_gym"),
+        ("manifest.json", {"settings": {}}, "was not written by maw_gym"),
+        ("manifest.json", {"settings": {}, "files": [[1, 2]]}, "was not written by maw_gym"),
+        ("manifest.json", {"settings": {}, "files": {"a" * 300: 7}}, "a' is gone"),
     ],
 )
 def test_foreign_indexes_are_refused(routed, tmp_path, name, content, message):
@@ -191,28 +195,12 @@ def test_foreign_indexes_are_refused(routed, tmp_path, name, content, message):
         (tmp_path / "index" / name).write_bytes(content)
     elif isinstance(content, np.ndarray):
         np.save(tmp_path / "index" / name, content)
-    else:
-        about[name] = content
-    rewritten(tmp_path / "index", about)
+    rewritten(tmp_path / "index", about | {name: content} if isinstance(content, str) else about)
+    if isinstance(content, list | dict):
+        write_json(tmp_path / "index" / name, content, KIND)
     with pytest.raises(InputError, match=message) as caught:
         RoutedEncoder.load(tmp_path, "cpu")
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([], "was not written by maw_gym"),
-        ({"settings": {}}, "was not written by maw_gym"),
-        ({"settings": {}, "files": [[1, 2]]}, "was not written by maw_gym"),
-        ({"settings": {}, "files": {"a" * 300: 7}}, "a' is gone"),
-    ],
-)
-def test_a_manifest_of_other_content_is_refused(routed, tmp_path, content, message):
-    routed.index(["a"], ANIMALS[:1]).save(tmp_path)
-    write_json(tmp_path / "index" / "manifest.json", content, KIND)
-    with pytest.raises(InputError, match=message):
-        RoutedEncoder.load(tmp_path, "cpu")
 
 
 def test_settings_and_folders_that_cannot_be(routed, tmp_path):

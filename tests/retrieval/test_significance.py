@@ -132,14 +132,11 @@ def test_wins_ties_losses():
     assert wins_ties_losses([0.5, 0, -0.2], tolerance=0.3) == (1, 2, 0)
 
 
-@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
-@pytest.mark.parametrize("function", [bootstrap_interval, sign_flip_test, standard_error])
-def test_bad_values_are_refused(function, values):
-    with pytest.raises(ValueError, match="one finite number per query"):
-        function(values)
-
-
-def test_one_difference_and_no_p_value_are_refused():
+def test_bad_values_are_refused():
+    for values in ([], [1.0, math.nan], [math.inf]):
+        for function in (bootstrap_interval, sign_flip_test, standard_error):
+            with pytest.raises(ValueError, match="one finite number per query"):
+                function(values)
     with pytest.raises(ValueError, match="two differences or more"):
         standard_error([1.0])
     with pytest.raises(ValueError, match=r"p-values must lie in \[0, 1\]"):

@@ -1,19 +1,18 @@
 """What is cached of a task: tables, the index, BM25. Damage of every kind: tests/files."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from hand_made import TABLE
 
 from maw_gym import files
 from maw_gym.encoders.embedder import Embedder, untrained_embedder
 from maw_gym.encoders.maw import EncoderSettings
 from maw_gym.errors import DamagedFileError, InputError
+from maw_gym.retrieval.bm25 import BM25
 from maw_gym.tables.depth_table import DepthTable, read_table, write_table
 from maw_gym.tables.task import RetrievalTask
 
@@ -66,7 +65,8 @@ def test_a_table_of_other_columns_is_refused(path, name, values):
         read_table(path)
 
 
-def test_a_second_task_reads_what_the_first_has_built_and_writes_nothing(task, home, monkeypatch):
+@pytest.mark.usefixtures("home")
+def test_a_second_task_reads_what_the_first_has_built(task, monkeypatch):
     def numbers():
         made = RetrievalTask(task.collection, task.embedder)
         table = made.table("test")
@@ -75,15 +75,11 @@ def test_a_second_task_reads_what_the_first_has_built_and_writes_nothing(task, h
         return table.ndcg.tolist(), scores, made.bm25.scores("honey bees").tolist()
 
     first = numbers()
-
-    def refuse(name, *_, **__):
-        raise PermissionError(13, "Permission denied", str(name))
-
-    for kind, name in ((Embedder, "encode_documents"), (Embedder, "batches")):
-        monkeypatch.setattr(kind, name, lambda *_, **__: pytest.fail("encoded again"))
-    # For the superuser, who runs some tests, no folder is read only.
-    monkeypatch.setattr(os, "open", refuse)
-    monkeypatch.setattr(FileLock, "acquire", refuse)
+    for kind, name in (
+        *((Embedder, "encode_documents"), (Embedder, "batches")),
+        *((BM25, "of"), (files, "locked")),  # of what is there, none is taken
+    ):
+        monkeypatch.setattr(kind, name, lambda *_, **__: pytest.fail("made again"))
     assert numbers() == first
 
 

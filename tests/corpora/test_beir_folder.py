@@ -20,14 +20,18 @@ def folder(tmp_path):
     (tmp_path / "qrels").mkdir()
     (tmp_path / "corpus.jsonl").write_text(
         lines(
-            {"_id": "d1", "title": "Wings", "text": "of a plane", "metadata": {}},
-            {"_id": "d2", "text": "jets"},
+            {"_id": "d1", "title": "Wings", "text": "of a plane", "metadata": {"group": "right"}},
+            {"_id": "d2", "text": "jets", "metadata": {"group": 7}},
             {"_id": "d3", "title": "", "text": "\ud800 \u0001"},
             {"_id": 4, "title": "only a title", "text": None},
         )
     )
     (tmp_path / "queries.jsonl").write_text(
-        lines(*({"_id": f"q{i}", "text": f"query {i}"} for i in range(6)))
+        lines(
+            *({"_id": f"q{row}", "text": f"query {row}"} for row in (0, 1, 3, 5)),
+            {"_id": "q2", "text": "query 2", "metadata": "none"},
+            {"_id": "q4", "text": "query 4", "metadata": {"group": "left"}},
+        )
     )
     (tmp_path / "qrels" / "train.tsv").write_text(HEAD + "q0\td1\t1\nq1\td2\t2\n")
     (tmp_path / "qrels" / "dev.tsv").write_text("q2\td1\t1\n\nq3\td2\t0\n")
@@ -41,26 +45,6 @@ def content(folder):
     return load_collection(str(folder)).provenance["content"]
 
 
-def test_groups_are_those_that_the_metadata_name(folder):
-    (folder / "queries.jsonl").write_text(
-        lines(
-            {"_id": "q4", "text": "query 4", "metadata": {"group": "left"}},
-            {"_id": "q0", "text": "query 0", "metadata": {"group": 7}},
-            {"_id": "q1", "text": "query 1", "metadata": "none"},
-            {"_id": "q2", "text": "query 2"},
-        )
-    )
-    documents = (
-        {"_id": "d1", "text": "x", "metadata": {"group": "right"}},
-        {"_id": "d2", "text": ""},
-    )
-    (folder / "corpus.jsonl").write_text(lines(*documents))
-    collection = load_collection(str(folder))
-    assert collection.groups == ({"q4": "left"}, {"d1": "right"})
-    assert collection.query_groups("test") == ("left",)
-    assert collection.query_groups("train") == ("", "")
-
-
 def test_documents_splits_and_the_hash_of_the_content(folder, caplog):
     collection = load_collection(str(folder))
     texts = ("Wings of a plane", "jets", "\ufffd \u0001", "only a title")
@@ -72,6 +56,9 @@ def test_documents_splits_and_the_hash_of_the_content(folder, caplog):
         "test": QuerySet(("q4",), ("query 4",), ({"d1": 1, "d2": 0},)),
     }
     assert collection.name == str(folder)
+    assert collection.groups == ({"q4": "left"}, {"d1": "right"})
+    groups = {split: collection.query_groups(split) for split in ("test", "train")}
+    assert groups == {"test": ("left",), "train": ("", "")}
     told = collection.provenance
     assert told["dropped"] == {
         "judgments of missing documents": 1,

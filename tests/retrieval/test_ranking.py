@@ -112,6 +112,9 @@ def falling_weights(count):
     return [math.exp(-2 * row) for row in range(count)]  # of cosines .1 apart, over .05
 
 
+ALONE, TWO = [0.5, 0.4, 0.3], entropy([1, math.exp(-12)])
+
+
 @pytest.mark.parametrize(
     ("scores", "documents", "of_mean", "expected"),
     [
@@ -119,53 +122,32 @@ def falling_weights(count):
             [FALLING, [0.5] * 12],
             [TWELVE, TWELVE[::-1]],
             [0, 11, 2, 3, 4, 5, 6, 7, 20, 21],
-            {
-                "first": [0.9, 0.5],
-                "gap to the second": [0.1, 0],
-                "gap to the tenth": [0.9, 0],
+            [
+                *([0.9, 0.5], [0.1, 0], [0.9, 0]),
                 # Of .9 to 0 mean .45 and variance .0825; of .9 to -.2 they are .35, 1.43 / 12.
-                "mean of ten": [0.45, 0.5],
-                "spread of ten": [math.sqrt(0.0825), 0],
-                "entropy of ten": [entropy(falling_weights(10)), 1],
-                "mean of fifty": [0.35, 0.5],
-                "spread of fifty": [math.sqrt(1.43 / 12), 0],
-                "entropy of fifty": [entropy(falling_weights(12)), 1],
+                *([0.45, 0.5], [math.sqrt(0.0825), 0], [entropy(falling_weights(10)), 1]),
+                *([0.35, 0.5], [math.sqrt(1.43 / 12), 0], [entropy(falling_weights(12)), 1]),
                 # Of 0..9 the mean has 0, 2, 3, 4, 5, 6, 7; of 11..2 it has 11, 2, 3, 4, 5, 6, 7.
-                "overlap with the mean": [0.7, 0.7],
-                "same first": [0.5, 0.5],
-            },
+                *([0.7, 0.7], [0.5, 0.5]),
+            ],
         ),
         (  # one document through three
-            [[0.5], [0.4], [0.3]],
-            [[7], [8], [7]],
-            [7],
-            {
-                **dict.fromkeys(
-                    ("gap to the second", "gap to the tenth", "spread of ten"), [0] * 3
-                ),
-                **{"entropy of fifty": [0] * 3, "overlap with the mean": [1, 0, 1]},
-                **{"same first": [2 / 3, 1 / 3, 2 / 3]},
-            },
+            *([[0.5], [0.4], [0.3]], [[7], [8], [7]], [7]),
+            [ALONE, 0, 0, ALONE, 0, 0, ALONE, 0, 0, [1, 0, 1], [2 / 3, 1 / 3, 2 / 3]],
         ),
         (  # two documents, or none, then places as candidate lists and empty documents leave them
             [[0.8, 0.2, -2.0, -math.inf], [-2.0, -math.inf, -2.0, -math.inf]],
-            [[3, 1, 0, 2]] * 2,
-            [1, 3, 0, 2],
-            {
-                **{"first": [0.8, 0], "gap to the second": [0.6, 0], "gap to the tenth": [0.6, 0]},
-                **{"mean of ten": [0.5, 0], "spread of ten": [0.3, 0]},
-                **{"entropy of ten": [entropy([1, math.exp(-12)]), 0]},
-                **{"overlap with the mean": [1, 0], "same first": [1, 0]},
-            },
+            *([[3, 1, 0, 2]] * 2, [1, 3, 0, 2]),
+            np.outer([0.8, 0.6, 0.6, 0.5, 0.3, TWO, 0.5, 0.3, TWO, 1, 1], [1, 0]),
         ),
     ],
 )
 def test_statistics_by_hand(scores, documents, of_mean, expected):
     numbers = ranking_statistics(*(torch.tensor([one]) for one in (scores, documents, of_mean)))
     assert numbers.dtype == torch.float32
-    found = dict(zip(STATISTICS, numbers.view(11, len(scores)).tolist(), strict=True))
-    for name, values in expected.items():
-        assert found[name] == pytest.approx(values, abs=1e-6), name
+    found = numbers.view(11, len(scores)).tolist()
+    for name, values, one in zip(STATISTICS, found, expected, strict=True):
+        assert values == pytest.approx(np.broadcast_to(one, len(scores)), abs=1e-6), name
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -59,13 +59,6 @@ def test_depths_that_do_not_fit_are_refused(depths):
         BANDIT.summary(depths)
 
 
-def test_a_bandit_without_blocks_has_rewards_and_no_observations():
-    bare = Bandit(TABLE)
-    assert bare.mean(0) == pytest.approx(1.3 / 3, abs=1e-6)
-    with pytest.raises(InputError, match="observation must name one or more"):
-        _ = bare.observations
-
-
 def test_the_reward_by_hand():
     terms = np.array([[0.0, 0.2, 1.0], [1.0, 0.8, 0.1], [0.0, 0.5, 0.25]])
     assert RewardSpec().blend(*terms) == pytest.approx([0.3, 0.5, 0.43], abs=1e-15)

@@ -135,7 +135,7 @@ SETTINGS = [
     *(("heads", value) for value in (3, 0)),
     *(("text", value) for value in ("bert", "minilm", ["wordllama"])),
     *(("query_tokens", value) for value in (NOTHING, -1)),
-    *(("document_tokens", value) for value in (0, "all", None)),
+    *(("document_tokens", value) for value in (0, 10**9, "all", None)),
     *(("provenance", value) for value in (3, NOTHING)),
     *(("transformer", value) for value in (3, "", "transformer-0", "../../x", {"files": {}})),
 ]

@@ -59,8 +59,9 @@ def test_a_run_that_fails_keeps_what_it_has_made(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "one").iterdir()} == {"config.json", "events"}
 
 
-def test_one_process_at_a_time_works_on_a_run(tmp_path, maw_gym_home):
-    folder = open_run(made(SupervisedRunSettings, logdir=tmp_path), "run")
+def test_one_process_at_a_time_works_on_a_run(tiny_folder, tmp_path, maw_gym_home):
+    task = {"dataset": str(tiny_folder), "encoder": "untrained", "epochs": 1}
+    folder = open_run(made(SupervisedRunSettings, task, logdir=tmp_path), "run")
     status, _, told = start("train supervised", "--resume", folder, home=maw_gym_home).ended()
     what = f"run {str(folder)!r} is being written by another process; wait for it, or stop it"
     assert (status, told) == (2, f"error: {what}\n")

@@ -122,9 +122,7 @@ def differences(one, other):
     return [name for name in mine | others if mine.get(name) != others.get(name)]
 
 
-def kill_until_done(
-    command, arguments, logdir, name, home, draw, kills, longest,
-):  # fmt: skip
+def kill_until_done(command, arguments, logdir, name, home, draw, kills, longest):
     """Run, kill up to `kills` times at random moments, resume to the end; says what happened."""
     folder, told = logdir / name, []
     words = first = [*arguments, "--logdir", logdir, "--run-name", name]

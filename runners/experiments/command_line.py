@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import (
     Any,
-    Final,
     Literal,
     NamedTuple,
     NoReturn,
@@ -30,8 +29,6 @@ from maw_gym.errors import InputError, did_you_mean
 from maw_gym.settings import described, one_line
 
 Kind = TypeVar("Kind")
-
-PLACES: Final = ("logdir", "run_name", "resume", "config")  # no part of what a run is
 
 
 @dataclass(frozen=True)

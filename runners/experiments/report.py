@@ -12,14 +12,7 @@ from maw_gym.distributed import processes
 from maw_gym.encoders.files import save_embedder
 from maw_gym.envs.bandit import Bandit
 from maw_gym.errors import UnwritableError
-from maw_gym.files import (
-    cache_home,
-    cached,
-    content_key,
-    fingerprint,
-    write_json,
-    written_whole,
-)
+from maw_gym.files import cache_home, cached, content_key, fingerprint, write_json, written_whole
 from maw_gym.routers.depth_router import save_router
 from maw_gym.run import METRICS, PER_QUERY
 from maw_gym.runners.experiments import figures

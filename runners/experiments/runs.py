@@ -21,17 +21,11 @@ from maw_gym import __version__
 from maw_gym.errors import InputError, did_you_mean, first_line, printable
 from maw_gym.files import check_readable, expanded, hold, let_go, sweep, write_json
 from maw_gym.run import CONFIG, METRICS, Run
-from maw_gym.runners.experiments.command_line import (
-    PLACES,
-    changed,
-    flat,
-    given_flags,
-    made,
-    settings_in,
-)
+from maw_gym.runners.experiments.command_line import changed, flat, given_flags, made, settings_in
 
 Settings = TypeVar("Settings")
 
+PLACES: Final = ("logdir", "run_name", "resume", "config")  # no part of what a run is
 HOW: Final = ("jobs",)  # settings of how a run is made: what comes out differs by roundings at most
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 PACKAGES: Final = ("gymnasium", "stable_baselines3", "torch", "numpy", "ir_datasets")

@@ -7,13 +7,7 @@ import torch
 
 from maw_gym.attention.reference import depth_statistics
 from maw_gym.runners.benchmark import BenchmarkSettings, main
-from maw_gym.runners.benchmarks.attention import (
-    FLOOR,
-    OURS,
-    TENSOR,
-    random_inputs,
-    tensor_way,
-)
+from maw_gym.runners.benchmarks.attention import FLOOR, OURS, TENSOR, random_inputs, tensor_way
 from maw_gym.runners.benchmarks.measuring import Row, interleaved, peak_memory, tables
 from maw_gym.runners.benchmarks.stack import faiss_rows, size_rows
 from maw_gym.runners.experiments.runs import run_main

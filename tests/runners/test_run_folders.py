@@ -15,12 +15,7 @@ from maw_gym.files import let_go
 from maw_gym.run import Run
 from maw_gym.runners.compare import CompareSettings
 from maw_gym.runners.experiments.command_line import changed, made
-from maw_gym.runners.experiments.runs import (
-    open_run,
-    run_main,
-    settings_of,
-    write_config,
-)
+from maw_gym.runners.experiments.runs import open_run, run_main, settings_of, write_config
 from maw_gym.runners.experiments.settings import FolderSettings, RunSettings
 from maw_gym.runners.train_supervised import SupervisedRunSettings
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from maw_gym.attention.products import linear
@@ -206,9 +206,8 @@ def equal_documents(vectors: Tensor, device: torch.device | str = "cpu") -> tupl
     return first_of_same(torch.cat(places, dim=1).numpy()), torch.cat(empty)
 
 
-def first_of_same(keys: ArrayLike) -> Integers:
+def first_of_same(keys: NDArray[np.float64]) -> Integers:
     """For each column of keys (K, N) the first that is the same, (N,)."""
-    keys = np.asarray(keys)
     order = np.lexsort(keys)  # stable: of columns that are the same the first comes first
     leads = np.append(True, (keys[:, order[1:]] != keys[:, order[:-1]]).any(0))
     first = np.empty_like(order)

@@ -205,8 +205,6 @@ def test_tasks_and_environments_stand_on_a_transformer(home, tiny_folder, tiny_t
     assert env.reset(seed=0)[0].shape == (64 * 3,)
     env.step(5)
     assert "[CLS]" in env.render()
-    envs = gym.make_vec("maw_gym:MAWDepth-v0", num_envs=2, **settings)
-    assert envs.reset(seed=0)[0].shape == (2, 64 * 3)
 
 
 def test_a_trained_encoder_and_how_it_is_trained(tiny_folder, home, monkeypatch):

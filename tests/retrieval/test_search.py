@@ -23,13 +23,13 @@ def lattice():
     return data.index, torch.from_numpy(data.queries[:, 0])
 
 
-def copies(documents=5000, seed=0):
+def copies(documents=5000):
     """Several blocks. A tenth of the documents are equal to others or nearly so, some are zero."""
-    vectors = unit(documents, 32, seed=seed)
+    vectors = unit(documents, 32)
     vectors[::20] = vectors[1]
     vectors[7::40] = vectors[1] + 1e-7
     vectors[13::70] = 0
-    ids = np.random.default_rng(seed).permutation(documents)
+    ids = np.random.default_rng(0).permutation(documents)
     queries = torch.nn.functional.normalize(vectors[[1, 2, 3, 5]] + 0.2, dim=1)
     queries = torch.cat([queries, torch.zeros(1, 32)])  # ties with everything
     return DocumentIndex([str(number) for number in ids], vectors), queries

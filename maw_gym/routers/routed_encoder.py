@@ -254,16 +254,19 @@ class RoutedEncoder:
             check_ids(doc_ids)
         if index != EXACT and not index.startswith("faiss:"):
             raise InputError(f"unknown index {index!r}; give 'exact' or 'faiss:' and a factory")
-        words, stored = Words(), list[str]()
-        see: list[Callable[[list[str]], object]] = [words.add] * hybrid + [stored.extend] * store
+        words, stored = Words() if hybrid else None, list[str]() if store else None
+        see: list[Callable[[list[str]], object]] = []
+        if words is not None:
+            see.append(words.add)
+        if stored is not None:
+            see.append(stored.extend)
         ids, vectors = encoded_documents(self.embedder, doc_ids, texts, DTYPES[dtype], see)
         place, device = None if folder is None else expanded(folder), self.embedder.device
         made = [DocumentIndex(ids, vectors if place else vectors.to(device), device)]
         del vectors
-        counted, held = words if hybrid else None, stored if store else None
         encoder = self.embedder.fingerprint()
         # Handed over: what was written is mapped after the vectors in memory are gone.
-        self.documents = SearchIndex.of(made.pop(), encoder, counted, index, place, held)
+        self.documents = SearchIndex.of(made.pop(), encoder, words, index, place, stored)
         return self
 
     def add(self, doc_ids: Sequence[str], texts: Sequence[str]) -> Self:

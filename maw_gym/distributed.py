@@ -6,9 +6,11 @@ processes must do together says so: whoever leaves it out makes the others wait.
 """
 
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import torch
@@ -19,7 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from maw_gym.errors import InputError, first_line
+from maw_gym.errors import InputError, UnwritableError, first_line
 
 Thing = TypeVar("Thing")
 
@@ -211,3 +213,25 @@ def check_same(what: str, key: str) -> None:
                 f"process {number} has another {what} ({other[:16]}) than process 0"
                 f" ({keys[0][:16]}); give all of them the same files"
             )
+
+
+def check_one_folder(folder: Path) -> None:
+    """Refuse to go on where a folder is another for some of the processes; all do this together."""
+    mark = folder / f".{from_first(secrets.token_hex(16))}"
+    if is_first():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        except OSError as problem:
+            raise UnwritableError(
+                f"{folder} cannot be written: {problem.strerror}; name another place"
+            ) from None
+    wait()
+    seen = from_all(mark.exists())
+    if is_first():
+        mark.unlink()
+    if not all(seen):
+        raise InputError(
+            f"process {seen.index(False)} does not see what process 0 writes to {folder}; give all"
+            " of them one folder (of caches: one MAW_GYM_HOME)"
+        )

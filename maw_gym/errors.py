@@ -3,6 +3,7 @@
 import difflib
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,18 @@ def checked_int(value: Any, name: str, least: int, most: int | None = None) -> i
         bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
         raise InputError(f"{name} must be a whole number {bounds}, got {shown(value)}")
     return number
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` with a leading ~ or ~user replaced by that home folder; or an InputError."""
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"a path is a text, not {shown(path)}")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"no home folder is known for {str(path)!r}; give the whole path"
+        ) from None
 
 
 def one_of(name: str, value: object, known: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from filelock import FileLock, Timeout
 
-from maw_gym.errors import DamagedFileError, InputError, UnwritableError, first_line, shown
+from maw_gym.errors import DamagedFileError, InputError, UnwritableError, expanded, first_line
 
 if TYPE_CHECKING:  # torch is imported where it is used: settings and help do not wait for it
     from torch import Tensor
@@ -37,18 +37,6 @@ FORMAT: Final = 1  # raise when the checksum is made in another way
 OURS: Final = "maw_gym"
 
 _held: dict[Path, FileLock] = {}  # by folder
-
-
-def expanded(path: str | Path) -> Path:
-    """`path` with a leading ~ or ~user replaced by that home folder."""
-    if not isinstance(path, (str, Path)):
-        raise InputError(f"a path is a text, not {shown(path)}")
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise InputError(
-            f"no home folder is known for {str(path)!r}; give the whole path"
-        ) from None
 
 
 def cache_home() -> Path:
@@ -158,8 +146,7 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)  # which leaves files and links alone
     with suppress(OSError):
         path.unlink()
 
@@ -222,7 +209,7 @@ def cached(
     together: bool = False,
 ) -> Thing:
     """What `load` finds at `path`; built, saved and loaded where it is missing or damaged."""
-    from maw_gym.distributed import from_all, is_first, processes, wait
+    from maw_gym.distributed import check_one_folder, from_all, is_first, processes, wait
 
     found = loaded(path, load)
     if together and processes() > 1:
@@ -252,25 +239,6 @@ def loaded(path: Path, load: Callable[[Path], Thing]) -> Thing | None:
     except DamagedFileError as problem:
         log.warning("%s; it is made anew", problem)
         return None
-
-
-def check_one_folder(folder: Path) -> None:
-    """Refuse to go on where a folder is another for some of the processes; all do this together."""
-    from maw_gym.distributed import from_all, from_first, is_first, wait
-
-    mark = folder / f".{from_first(secrets.token_hex(16))}"
-    if is_first():
-        with written_whole(mark):
-            pass
-    wait()
-    seen = from_all(mark.exists())
-    if is_first():
-        mark.unlink()
-    if not all(seen):
-        raise InputError(
-            f"process {seen.index(False)} does not see what process 0 writes to {folder}; give all"
-            " of them one folder (of caches: one MAW_GYM_HOME)"
-        )
 
 
 def write_json(path: Path, content: Any, kind: str | None = None) -> None:

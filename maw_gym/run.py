@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json
 
-from maw_gym.errors import InputError, first_line
-from maw_gym.files import check_readable, expanded
+from maw_gym.errors import InputError, expanded, first_line
+from maw_gym.files import check_readable
 
 if TYPE_CHECKING:
     import pandas as pd

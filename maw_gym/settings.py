@@ -19,8 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticKnownError
 
-from maw_gym.errors import InputError, shown
-from maw_gym.files import expanded
+from maw_gym.errors import InputError, expanded, shown
 
 Kind = TypeVar("Kind")
 

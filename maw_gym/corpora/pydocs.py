@@ -23,7 +23,7 @@ from maw_gym.corpora.collection import Groups
 from maw_gym.corpora.docstrings import DEFAULT, STANDARD_LIBRARY, Docstring
 from maw_gym.corpora.splits import ENDS, SPLITS, fraction, side
 from maw_gym.corpora.text import normalised
-from maw_gym.errors import DamagedFileError, InputError, first_line
+from maw_gym.errors import DamagedFileError, InputError, expanded, first_line
 
 NAME: Final = "pydocs"
 KIND: Final = "pydocs"  # of files
@@ -125,7 +125,7 @@ def installed_pydocs(name: str = NAME) -> Pydocs:
     The path of a file that another machine's cache has is a name, too.
     """
     if name.endswith(FILE):
-        return read_pydocs_file(files.expanded(name))
+        return read_pydocs_file(expanded(name))
     names = {one.strip() for one in name.removeprefix(NAME).removeprefix(":").split(",")} - {""}
     if name == NAME:
         names = {DEFAULT}

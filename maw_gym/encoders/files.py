@@ -29,8 +29,8 @@ from maw_gym.encoders.text import (
     padded,
 )
 from maw_gym.encoders.transformer import Transformer, free_memory, load_transformer
-from maw_gym.errors import DamagedFileError, InputError, checked_int, first_line
-from maw_gym.files import MANIFEST, cache_home, cached, check_tensors, content_key, expanded
+from maw_gym.errors import DamagedFileError, InputError, checked_int, expanded, first_line
+from maw_gym.files import MANIFEST, cache_home, cached, check_tensors, content_key
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from maw_gym.corpora.text import encodable
 from maw_gym.encoders.transformer import FILES, Transformer, library, load_transformer
-from maw_gym.errors import InputError, first_line
-from maw_gym.files import content_key, expanded, fingerprint
+from maw_gym.errors import InputError, expanded, first_line
+from maw_gym.files import content_key, fingerprint
 
 AUTO: Final = "auto"
 WORDLLAMA: Final = "wordllama"

@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maw_gym.distributed import check_same, is_first, wait
+from maw_gym.distributed import check_one_folder, check_same, is_first, wait
 from maw_gym.errors import DamagedFileError, InputError, first_line
 from maw_gym.files import (
     MANIFEST,
-    check_one_folder,
     content_key,
     read_manifest,
     write_manifest,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maw_gym import files
-from maw_gym.errors import InputError, one_of, shown
+from maw_gym.errors import InputError, expanded, one_of, shown
 from maw_gym.tables.depth_table import checked_blocks
 
 ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -170,7 +170,7 @@ def save_router(path: Path, router: DepthRouter) -> None:
 
 def load_router(path: Path) -> DepthRouter:
     """Read a router; no code in the file is run."""
-    path = files.expanded(path)
+    path = expanded(path)
     settings, tensors = files.read(path, "router")
     count = sum(name.endswith(".bias") for name in tensors)
     shapes: dict[str, tuple[int | None, ...]] = {"mean": (None,), "scale": (None,)}

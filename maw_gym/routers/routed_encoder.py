@@ -16,8 +16,8 @@ from tqdm import tqdm
 from maw_gym.encoders.embedder import Embedder, encoded_documents
 from maw_gym.encoders.files import load_embedder, save_embedder
 from maw_gym.encoders.text import prompt_of
-from maw_gym.errors import DamagedFileError, InputError, checked_int, checked_texts, one_of, shown
-from maw_gym.files import MANIFEST, expanded, written_folder
+from maw_gym.errors import InputError, checked_int, checked_texts, expanded, one_of, shown
+from maw_gym.files import MANIFEST, written_folder
 from maw_gym.retrieval.bm25 import WEIGHT, Words
 from maw_gym.retrieval.documents import DocumentIndex, check_finite, check_ids, steps
 from maw_gym.retrieval.index import EXACT, SearchIndex
@@ -362,7 +362,7 @@ class RoutedEncoder:
             routed.documents = SearchIndex.load(place, encoder, routed.embedder.device)
             width = routed.documents.documents.vectors.shape[1]
             if width != routed.embedder.text.width:
-                raise DamagedFileError(f"{place} holds no index: its vectors have {width} numbers")
+                raise InputError(f"{place} holds no index: its vectors have {width} numbers")
         return routed
 
     def _indexed(self) -> SearchIndex:

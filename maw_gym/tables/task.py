@@ -22,8 +22,8 @@ from maw_gym.distributed import from_all, own_range
 from maw_gym.encoders.embedder import Embedder, progress_bar, untrained_embedder
 from maw_gym.encoders.files import document_embeddings, load_embedder, with_query_states
 from maw_gym.encoders.text import AUTO, TextEncoder, WordLlama, padded, text_encoders
-from maw_gym.errors import InputError, checked_int, one_of
-from maw_gym.files import MANIFEST, cache_home, cached, content_key, expanded
+from maw_gym.errors import InputError, checked_int, expanded, one_of
+from maw_gym.files import MANIFEST, cache_home, cached, content_key
 from maw_gym.retrieval import bm25 as hybrid
 from maw_gym.retrieval.bm25 import BM25
 from maw_gym.retrieval.documents import DocumentIndex

@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar, get_args, get_origin
 import yaml
 
 from maw_gym import __version__
-from maw_gym.errors import InputError, did_you_mean, first_line, printable
-from maw_gym.files import check_readable, expanded, hold, let_go, sweep, write_json
+from maw_gym.errors import InputError, did_you_mean, expanded, first_line, printable
+from maw_gym.files import check_readable, hold, let_go, sweep, write_json
 from maw_gym.run import CONFIG, METRICS, Run
 from maw_gym.runners.experiments.command_line import changed, flat, given_flags, made, settings_in
 

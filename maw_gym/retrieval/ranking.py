@@ -124,8 +124,9 @@ def _blocks(
                 graded[row, documents] = grades
             ties = index.tie_rank
         else:
-            # In tie order, so that columns break ties by themselves.
-            listed = padded([index.in_tie_order(one) for one in candidates[some]])
+            # In tie order, so that columns break ties by themselves; one column at least.
+            lists = [index.in_tie_order(one) for one in candidates[some]]
+            listed = padded(lists, width=max(1, *map(len, lists)))
             listed[listed == np.array([[one.own] for one in judged])] = -1
             scores, graded = index.candidate_scores(asked, listed), gains(listed, judged)
             ties = torch.arange(listed.shape[1], device=index.device)

@@ -95,35 +95,41 @@ def test_the_table_does_not_depend_on_the_number_of_threads(tiny, task, monkeypa
 
 
 def test_of_a_large_collection_queries_to_learn_from_are_given_their_relevant_documents(
-    tiny, monkeypatch
+    tiny, monkeypatch, caplog
 ):
     """They are ranked, so that there is something to learn, and are not observed."""
     monkeypatch.setattr("maw_gym.tables.task.CANDIDATES", 2)
+    monkeypatch.setattr("maw_gym.tables.task.PORTION", 2)
     monkeypatch.setattr("maw_gym.corpora.collection.SMALL", 5)
-    # Every query finds documents 25 and 26, whatever else it asks for.
+    # Every query but the last finds documents 25 and 26, whatever else it asks for.
     texts = tuple(f"honey bee{row}" if row in (25, 26) else "" for row in range(30))
     asked = {
-        name: one._replace(texts=tuple(f"honey {row}" for row in range(len(one.ids))))
+        name: one._replace(texts=(*(f"honey {row}" for row in range(len(one.ids) - 1)), "tide"))
         for name, one in tiny.splits.items()
     }
     other = tiny._replace(provenance={"content": "two candidates"}, doc_texts=texts, splits=asked)
     task = RetrievalTask(other, spread_out(tiny))
-    relevant = [int(name[1:]) for grades in asked["train"].relevance for name in grades]
-    lists = {split: [row.tolist() for row in task.candidates(split)] for split in ("train", "test")}
-    assert lists == {"train": [[26, 25, one] for one in relevant], "test": [[26, 25]] * 7}
-    found = task.candidates("train", judged=False)
-    assert [row.tolist() for row in found] == [[26, 25]] * len(relevant)
-    assert task.table("train").ndcg.min() >= 0.5  # one relevant document among three
-    assert task.table("test").ndcg.max() == 0
-    assert_table_is_evaluation(task, "train", [[0] * len(relevant), [3] * len(relevant)])
-    _, ranking = task.evaluate("train", k=5)
-    assert ((ranking.documents >= 0).sum(1) == 3).all()
-    for split in ("train", "test"):
-        observed, texts = task.table(split).block("retrieval"), asked[split].texts
+    for split in ("encoder", "train", "test"):
+        count, learned = len(asked[split].ids), split != "test"
+        found = [*[[26, 25]] * (count - 1), []]
+        given = [
+            [*listed, *(int(name[1:]) for name in grades if learned)]
+            for listed, grades in zip(found, asked[split].relevance, strict=True)
+        ]
+        assert [row.tolist() for row in task.candidates(split)] == given
+        assert [row.tolist() for row in task.candidates(split, judged=False)] == found
+        line = f"1 of {count} {split} queries share no word with any document and find nothing"
+        assert line in caplog.text
+        ndcg, observed = task.table(split).ndcg, task.table(split).block("retrieval")
+        assert ndcg.min() >= 0.5 if learned else ndcg.max() == 0  # of three, one is relevant
+        assert_table_is_evaluation(task, split, [[0] * count, [3] * count])
+        _, ranking = task.evaluate(split, k=5)
+        assert (ranking.documents >= 0).sum(1).tolist() == list(map(len, given))
         for depth in range(4):
-            embedded = task.embedder.encode_queries(texts, torch.full((len(texts),), depth))
-            highest = (embedded @ task.index.vectors[[25, 26]].T).amax(1)
-            assert observed[:, depth] == pytest.approx(highest.numpy(), abs=1e-5)
+            depths = torch.full((count - 1,), depth)
+            embedded = task.embedder.encode_queries(asked[split].texts[:-1], depths)
+            highest = (embedded @ task.index.vectors[[25, 26]].T).amax(1).tolist()
+            assert observed[:, depth] == pytest.approx([*highest, 0], abs=1e-5)
 
 
 def test_the_weight_leads_from_bm25_to_the_encoder_and_is_chosen_on_validation_queries(task):
@@ -140,6 +146,9 @@ def test_the_weight_leads_from_bm25_to_the_encoder_and_is_chosen_on_validation_q
     bm25 = task.bm25.rank(task.collection.splits["test"].texts, 3).documents
     fused = task.evaluate_hybrid("test")[1].documents[:, :3]
     assert bm25[bm25 >= 0].tolist() == fused[bm25 >= 0].tolist()
+    ranks = task.evaluate_hybrid("test", fusion="ranks")[1]
+    assert ((ranks.scores[:, 0] >= 1 / 61) & (ranks.scores[:, 0] <= 2 / 61)).all()
+    assert ranks.documents.sort(1).values.tolist() == [list(range(30))] * 7
     with pytest.raises(InputError, match="unknown fusion 'product'; choose one of sum, ranks"):
         task.evaluate_hybrid("test", fusion="product")
 
@@ -177,6 +186,12 @@ def test_attention_of_a_query_without_tokens_and_of_a_long_one(tiny):
     for name, tokens in ((queries.ids[0], 0), (queries.ids[1], 64)):
         weights, shown = task.attention(name, 0)
         assert (weights.shape, len(shown)) == ((8, tokens, tokens), tokens)
+    for name, depth, message in (
+        (queries.ids[0], -1, "depth must be a whole number from 0 to 3, got -1"),
+        ("q99", 0, f"no query 'q99' in '{tiny.name}'"),
+    ):
+        with pytest.raises(InputError, match=f"^{message}$"):
+            task.attention(name, depth)
 
 
 # --- load_task -------------------------------------------------------------------------------

@@ -96,6 +96,7 @@ def test_folds_over_all_queries_whatever_their_subsets(register):
     assert folds[1].provenance["splits"].items() >= made.items()
     assert len({one.provenance["content"] for one in folds}) == 3
     refused("x", "folds must be a whole number of 2 or more, got 1", folds=1)
+    refused("x", "fold must be a whole number from 0 to 2, got 3", fold=3, folds=3)
     register("y", "ab", 1)
     refused("y", "none is left for test fold 2", fold=2)
 

@@ -38,6 +38,8 @@ def test_measures_by_hand():
         assert evaluation.mean[name] == pytest.approx(sum(values) / 6)  # over every query
     with pytest.raises(ValueError, match="query 'q1' names a document twice"):
         evaluate_rankings(queries, ("a", "b", "c", "d"), [[0, 1], [2, 2], *[[0, 1]] * 4])
+    with pytest.raises(ValueError, match=r"6 queries for rankings of shape \(1, 2\)"):
+        evaluate_rankings(queries, ("a", "b", "c", "d"), [[0, 1]])
 
 
 @pytest.mark.parametrize("k", [10, 83])

@@ -8,7 +8,7 @@ from lattice import Lattice
 from maw_gym.corpora.collection import QuerySet
 from maw_gym.errors import InputError
 from maw_gym.retrieval import search
-from maw_gym.retrieval.documents import DocumentIndex, equal_documents
+from maw_gym.retrieval.documents import DocumentIndex, equal_documents, top
 from maw_gym.retrieval.search import Ranking, merged, rank
 
 
@@ -109,6 +109,16 @@ def test_no_more_is_held_than_blocks(monkeypatch):
     monkeypatch.setattr(search, "linear", watched)
     rank(copies(3000)[0], unit(5000, 32), 3)
     assert max(block.numel() for block in made) == 1024 * 2048
+
+
+def test_top_breaks_ties_inside_and_across_the_cut():
+    scores = torch.tensor([[1.0, 3.0, 1.0, 1.0, 2.0], [0.0, -0.0, 0.0, 0.0, 0.0]])
+    ties = torch.tensor([4, 0, 3, 1, 2])
+    values, columns = top(scores, ties, 3)
+    assert values.tolist() == [[3, 2, 1], [0, 0, 0]]
+    assert columns.tolist() == [[1, 4, 3], [1, 3, 4]]
+    of_rows = torch.stack([ties, -ties])
+    assert top(scores[1:].expand(2, -1), of_rows, 2)[1].tolist() == [[1, 3], [0, 2]]
 
 
 def test_equal_rows_are_equal_to_the_first_of_them_and_near_ones_are_not():

@@ -146,7 +146,8 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)  # which leaves files and links alone
+    if path.is_dir() and not path.is_symlink():  # of a pipe rmtree would wait for a writer
+        shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
         path.unlink()
 

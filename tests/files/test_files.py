@@ -245,6 +245,8 @@ def test_a_sweep_takes_what_the_dead_have_left_and_nothing_else(tmp_path):
     with files.written_whole(below / "000000000128.safetensors") as left:
         pass
     left.touch()  # as after a kill
+    pipe = below / ".pipe.x.writing"
+    os.mkfifo(pipe)
     others = [tmp_path / ".config.json", tmp_path / "a.writing", below / ".x.writing.txt"]
     for path in (below / "000000000128.safetensors", *others):
         path.write_text("mine")
@@ -253,4 +255,5 @@ def test_a_sweep_takes_what_the_dead_have_left_and_nothing_else(tmp_path):
     files.sweep(tmp_path)
     files.sweep(tmp_path / "nowhere")
     assert not left.exists()
+    assert not pipe.exists()
     assert all(path.exists() for path in others)

@@ -97,6 +97,7 @@ COMMANDS = {
         f"text encoder: {runner}": (runner, "--text-encoder ./nowhere --device cpu", r"text encoder '\./nowhere' is no folder; .*")
         for runner in ("train grpo", "train encoder", "compare")
     },
+    "callback without a name": ("train ppo", "--callback json:Nothing", r"callback 'json:Nothing' cannot be imported \(module 'json' has no attribute 'Nothing'\); .*"),
     "callback of another kind": ("train grpo", "--callback json:JSONDecoder", "callback 'json:JSONDecoder' is no BaseCallback of Stable-Baselines3"),
     "callback with arguments": ("train ppo", "--callback stable_baselines3.common.callbacks:EveryNTimesteps", r"callback '.*:EveryNTimesteps' is made without arguments: .* missing 2 required .*"),
     "fold": ("train grpo", lambda at: [*TINY(at), "--fold", 5], "fold must be a whole number from 0 to 4, got 5"),
@@ -110,7 +111,7 @@ COMMANDS = {
     "resume another": ("train ppo", lambda at: ["--resume", at.run({"learner": "GRPO", "settings": {"advantage": "outcome"}})], ".*config.json: a run of 'GRPO': unknown setting 'advantage'; there are dataset, .*"),
     "no home": ("train supervised", "--resume ~nosuchuser/x", "no home folder is known for '~nosuchuser/x'; .*"),
     "logdir not UTF-8": ("train ppo", lambda at: ["--logdir", at.tmp / os.fsdecode(b"r\xffns")], r"the log folder '.*/r\\udcffns' has characters that TensorBoard cannot write; choose another --logdir"),
-    "rollouts too large": ("train grpo", lambda at: [*TINY(at), "--n-steps", 10**7], "n_steps=10000000: rollouts of 256 environments with 64 numbers each need .* GiB, .*"),
+    "rollouts too large": ("train grpo", lambda at: [*TINY(at), "--n-steps", 10**7, "--num-envs", 4096], "n_steps=10000000: rollouts of 4096 environments with 64 numbers each need .* GiB, .*"),
     "balance": ("train grpo", lambda at: [*TINY(at), "--balance", 0.5], r"balance 0\.5 needs queries in groups, and those of .* have none; leave it at 1"),
     "file: setting": ("train supervised", recipe(b"colour: red"), ".*recipe: unknown setting 'colour'; there are dataset, fold, .*"),
     "file: value": ("train supervised", recipe(b"epochs: many"), "epochs must be a valid integer, got 'many'"),
@@ -210,6 +211,8 @@ CALLS = {
         f"queries {number}": (lambda at, content=content: Run(at.run(content, "per_query.csv.gz")).per_query(), r".*per_query.csv.gz is damaged \(.*\); give another run")
         for number, content in enumerate([b"", b"a,b", gzip.compress(b""), gzip.compress(b"a" * 99)[:-9]])
     },
+    "depth": (lambda at: load_task(str(at.tiny), "untrained", "cpu").attention("q0", 99), "depth must be a whole number from 0 to 31, got 99"),
+    "query of a task": (lambda at: load_task(str(at.tiny), "untrained", "cpu").query_text("q99"), "no query 'q99' in .*"),
     "setting of training": (lambda at: TrainingSettings(depths="layers"), "there is no setting 'depths'; choose among epochs, .*"),
 }  # fmt: skip
 

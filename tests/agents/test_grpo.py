@@ -50,7 +50,8 @@ def weights(policy: th.nn.Module) -> np.ndarray:
         {"advantage": "group_mean", "kl": "k2"},
         {"advantage": "critic", "ratio": "reference"},
         {"clip_range": 0.2, "clip_range_high": 0.28, "kl": "k3"},
-        {"clip_range": LinearSchedule(0.3, 0.0, 1.0), "learning_rate": lambda left: 2e-2 * left},
+        {"clip_range": LinearSchedule(0.3, 0.0, 1.0), "learning_rate": lambda left: 2e-2 * left}
+        | {"clip_range_high": lambda left: 0.4},
     ],
 )
 def test_solves_the_bandit(settings: dict[str, Any]) -> None:

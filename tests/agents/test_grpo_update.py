@@ -177,14 +177,17 @@ def test_an_update_is_the_same_beside_a_reader() -> None:
     assert th.equal(*results)
 
 
-@pytest.mark.parametrize(("clip", "expected"), [(None, 0.8125), (0.5, 0.3125), (1.0, 0.8125)])
-def test_values_count_as_near_the_rollouts_own(clip: float | None, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [(None, 0.8125), (0.5, 0.3125), (1.0, 0.8125), (lambda left: left / 2, 0.3125)],
+)
+def test_values_count_as_near_the_rollouts_own(clip: Any, expected: float) -> None:
     model = two_armed(clip_range_vf=clip)
     with th.no_grad():
         model.policy.value_net.bias.fill_(1.25)  # 1/4 in the rollout
     logged = update(model, [0, 1, 0, 1], [1, 0, 0, 1], [0.5] * 4)
     assert logged["train/value_loss"] == pytest.approx(expected)
-    assert logged.get("train/clip_range_vf") == clip
+    assert logged.get("train/clip_range_vf") == (0.5 if callable(clip) else clip)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -237,6 +240,8 @@ def test_equal_rewards_give_zero_in_spite_of_rounding(group_size: int) -> None:
     rewards = np.repeat(values[:, None], group_size, axis=1)
     result = losses.group_advantages(rewards, group_size, divide=True)
     assert (np.abs(result.advantages).max(), result.zero_std) == (0.0, 1.0)
+    rewards[0, 0] = 2  # and one group of 91 is not all equal
+    assert losses.group_advantages(rewards, group_size, divide=True).zero_std == 90 / 91
 
 
 def test_process_advantages() -> None:

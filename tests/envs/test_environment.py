@@ -103,6 +103,7 @@ def test_integers_of_every_kind_are_actions(action):
     [
         ({"observation": "attenton"}, "'attenton'; choose one of attention"),
         ({"observation": []}, r"attention, .*; got \(\)"),
+        ({"split": "dev"}, "'dev'; choose one of encoder, train, validation, test"),
         ({"alignment": "map"}, "'map'; choose one of ndcg, listwise"),
         ({"query_order": "shuffled"}, "'shuffled'; choose one of random, sequential"),
         ({"reward_weights": (1, 2)}, r"three finite numbers .* got \(1, 2\)"),

@@ -341,6 +341,7 @@ def test_what_is_no_text_is_refused(fixed):
     for call in (*calls, lambda given: fixed.index(["a"], given)):
         for texts, message in (
             (None, "give a list of texts, not None"),
+            ({"title": "bees"}, "give a list of texts, not {'title': 'bees'}"),
             ([["honey"]], r"texts must be strings; number 0 is \['honey'\] of type list"),
         ):
             with pytest.raises(InputError, match=message):

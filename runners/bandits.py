@@ -3,9 +3,10 @@
 On eight contextual bandits every learner has its defaults and the same number of environment steps;
 all rewards are known, so that the greedy policy's share of the optimum is exact. On episodes (asked
 for by name: CartPole-v1, Acrobot-v1, FrozenLake-v1, Pendulum-v1 and, with gymnasium[box2d],
-LunarLander-v3) PPO and A2C have rl_zoo3's settings, and the greedy policy's return is measured over
-20 episodes. Leaves results.json, report.md with the tables and bandits.png with the learning curves
-in the run's folder. The first three bandits need scikit-learn: pip install "maw_gym[benchmark]".
+LunarLander-v3) PPO and A2C have rl_zoo3's settings, GRPO with a critic those of PPO, and the greedy
+policy's return is measured over 20 episodes. Leaves results.json, report.md with the tables and
+bandits.png with the learning curves in the run's folder. The first three bandits need scikit-learn:
+pip install "maw_gym[benchmark]".
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,7 @@ EPISODE_LEARNERS: Final[dict[str, dict[str, Any]]] = {
     "PPO": {},
     "A2C": {},
 }
-# Where PPO's differ from GRPO's, whose critic has PPO's settings
+# With a critic GRPO has the settings of PPO: these are PPO's defaults that differ from its own
 PPO_DEFAULTS: Final = {"learning_rate": 3e-4, "batch_size": 64, "n_epochs": 10, "ent_coef": 0.0}
 
 

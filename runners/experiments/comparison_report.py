@@ -1,5 +1,6 @@
 """What a comparison leaves: report.md, results.json, per_query.csv and figures."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -118,7 +119,7 @@ def write_comparisons(
     made: Sequence[Comparison], folder: Path, command: str, quick: bool = False
 ) -> None:
     """Write results.json, per_query.csv, the figures and, last, report.md."""
-    again = f"maw-gym {command} --config {folder / CONFIG}"
+    again = f"maw-gym {command} --config {shlex.quote(str(folder / CONFIG))}"
     write_json(folder / "results.json", [row for one in made for row in one.rows])
     write_csv(folder / "per_query.csv", pd.concat([one.per_query for one in made]))
     for one in made:
@@ -134,7 +135,7 @@ def report_text(made: Sequence[Comparison], again: str, quick: bool = False) -> 
     encoder_seeds = [folds[0].spec.task.encoder_seed for folds in first.encoders]
     parts = [
         "# Comparison",
-        f"`{again}` makes it anew.",
+        f"`{again}` runs it again.",
         f"Learners saw {online.timesteps:,} training queries each, on the"
         f" same queries, with seeds {' '.join(map(str, first.seeds))}; scores are averaged over"
         " seeds, query by query, before they are tested."

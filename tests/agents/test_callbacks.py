@@ -80,6 +80,11 @@ def test_weights_of_the_second_half_are_averaged_and_judged() -> None:
     assert step == 128
     assert logged["eval/reward"] == pytest.approx(mean, abs=1e-6)
     assert logged["eval/regret"] == pytest.approx(1.9 / 3 - mean, abs=1e-6)
+    again = ValidationCallback(TASK, Bandit(TABLE, "profile"), 2, 64)
+    fresh = GRPO("MlpPolicy", environment(), seed=1, device="cpu")
+    again.set_state(fresh.policy, *callback.get_state())
+    assert again.get_state()[1] == callback.get_state()[1]
+    th.testing.assert_close(again.average.module.action_net.weight, expected)
 
 
 def test_until_the_average_begins_the_policy_itself_is_judged() -> None:

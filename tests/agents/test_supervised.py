@@ -215,6 +215,9 @@ def test_a_stopped_fit_goes_on_after_its_last_epoch(
         train_supervised(**fit, settings=replace(FAST, learning_rate=1e-2))
     assert caplog.text.count("going on after epoch") == caplog.text.count("after epoch 2") == 1
     assert (facts, resumed.scalars) == (expected, whole.scalars)
+    other = Recorder()
+    train_supervised(task, settings=FAST, writer=other, seed=1)
+    assert other.scalars != whole.scalars
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(task: RetrievalTask) -> None:

@@ -65,7 +65,7 @@ def test_what_it_leaves(finished):
     rows = json.loads((finished / "results.json").read_text())
     assert [row["method"] for row in rows] == METHODS
     assert [row["seeds"] for row in rows if row["method"] in ("bm25", "grpo")] == [None, [0, 1]]
-    assert f"`maw-gym compare --config {finished / 'config.json'}` makes it anew." in report
+    assert f"`maw-gym compare --config {finished / 'config.json'}` runs it again." in report
     assert "Queries: 0 encoder, 12 train, 5 validation, 7 test." in report
     # Test query qI has dI and d(I-1): d16 to d23, of which d16 answers dev query q16.
     assert "1 of 8 relevant test documents (12.5%)" in report
@@ -150,6 +150,7 @@ def test_processes_end_with_the_one_that_asked_for_them(tmp_path):
     asks = start(target=run_side_by_side, args=(exec, [(work,)], 1))
     asks.start()
     while not (tmp_path / "begun").exists():
+        assert asks.is_alive()
         time.sleep(0.1)
     asked = psutil.Process(asks.pid).children()
     assert len(asked) == 1

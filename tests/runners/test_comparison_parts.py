@@ -165,6 +165,7 @@ def test_a_key_depends_on_all_settings_and_on_what_tables_depend_on():
 
 def test_rows_are_read_where_they_are_and_made_once_where_none_can_be_kept(task, monkeypatch, home):
     titles, calls = {"random": "random", "dense-bm25": "fused"}, list[str]()
+    spec = replace(SPEC, reward_weights=(0.0, 0.0, 1.0))
 
     def run(name, *given):
         calls.append(name)
@@ -174,9 +175,12 @@ def test_rows_are_read_where_they_are_and_made_once_where_none_can_be_kept(task,
     monkeypatch.setattr(report, "METHODS", counted)
     home.mkdir()
     (home / "rows").touch()  # no folder: as in a cache that is read only
-    made = rows_of(task, SPEC, titles)
+    made = rows_of(task, spec, titles)
     (home / "rows").unlink()
-    kept, read = rows_of(task, SPEC, titles), rows_of(task, SPEC, titles)
+    kept, read = rows_of(task, spec, titles), rows_of(task, spec, titles)
+    ndcg = task.table("test").ndcg  # which is all that these weights pay for
+    best = {"mean": ndcg.mean(), "oracle": ndcg.max(axis=1).mean()}
+    assert {name: made["random"].reward[name] for name in best} == pytest.approx(best, abs=1e-6)
     assert calls == [*titles, *titles]
     for title in titles.values():
         assert made[title].blocks() == kept[title].blocks() == read[title].blocks()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,13 @@ from maw_gym.files import let_go
 from maw_gym.run import Run
 from maw_gym.runners.compare import CompareSettings
 from maw_gym.runners.experiments.command_line import changed, made
-from maw_gym.runners.experiments.runs import open_run, run_main, settings_of, write_config
+from maw_gym.runners.experiments.runs import (
+    StopRequest,
+    open_run,
+    run_main,
+    settings_of,
+    write_config,
+)
 from maw_gym.runners.experiments.settings import FolderSettings, RunSettings
 from maw_gym.runners.train_supervised import SupervisedRunSettings
 
@@ -63,6 +70,21 @@ def test_one_process_at_a_time_works_on_a_run(tiny_folder, tmp_path, maw_gym_hom
     let_go(folder)
     assert open_run(RunSettings(resume=folder), "run") == folder
     let_go(folder)
+
+
+def test_the_first_signal_is_noted_and_the_second_ends_the_run_at_once():
+    stop, noted = StopRequest(), []
+
+    def work():
+        with stop.deferred():
+            stop.handle(signal.SIGINT, None)
+            noted.append(stop.asked())
+            stop.handle(signal.SIGTERM, None)
+            noted.append("went on")
+
+    with pytest.raises(KeyboardInterrupt) as end:
+        work()
+    assert (noted, end.value.args) == ([True], ("stopped by SIGINT", 130))
 
 
 def test_a_run_killed_before_it_began_can_go_on(tmp_path):

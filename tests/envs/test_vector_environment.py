@@ -4,6 +4,7 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as wrappers
@@ -284,3 +285,12 @@ def test_wrappers_of_observations():
     flat = wrappers.ReshapeObservation(halved, (8, 8))
     assert flat.reset(seed=0)[0].shape == (2, 8, 8)
     assert flat.step(np.array([0, 1]))[0].max() == 0.5
+
+
+@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED])
+def test_all_that_is_told_can_become_tensors(mode):
+    envs = wrappers.NumpyToTorch(walking(2, autoreset_mode=mode))
+    assert envs.reset(seed=0)[1]["query"].tolist() == [0, 1]
+    infos = envs.step(torch.tensor([2, 3]))[4]
+    final = infos.get("final_info", infos)
+    assert all(isinstance(final[name], torch.Tensor) for name in TOLD)

@@ -115,6 +115,7 @@ def test_what_does_not_fit_is_refused(layers, more, message):
         (lambda s, _: s.pop("activation"), "settings"),
         (lambda s, _: s.update(limit=10**400), "settings"),
         (lambda s, _: s.update(limit=float("nan")), "limit nan"),
+        (lambda s, _: s.update(limit=float("inf")), "limit inf"),
         (lambda s, _: s.update(limit=-1), "limit -1"),
         (lambda s, _: s.update(observation=[["content"]]), "blocks must be strings"),
         (lambda s, _: s.update(router=3), "settings"),

@@ -1,20 +1,24 @@
 """Bandits and episodes on which learners are compared, and the runner that compares them."""
 
+import inspect
 import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
 
+from maw_gym.agents.grpo import GRPO
 from maw_gym.agents.sb3.vec_env import to_sb3
 from maw_gym.errors import InputError
 from maw_gym.runners import bandits
 from maw_gym.runners.bandits import BanditSettings, Curve, Learner, interval, main, table
-from maw_gym.runners.experiments.bandits import Problem, ProblemEnv, problem
+from maw_gym.runners.experiments.bandits import EPISODES, Problem, ProblemEnv, problem
 from maw_gym.runners.experiments.command_line import made
 
 SMALL = Problem(np.eye(2, dtype=np.float32), np.array([[1.0, 0.0, 0.5], [0.0, 3.0, 1.0]]))
@@ -171,6 +175,19 @@ def test_real_learners(
     for (points,) in curves.values():
         assert (points[0][0], points[-1][0] >= 512) == (0, True)
         assert all(lowest <= value <= highest for _, value in points)
+
+
+def test_grpo_with_a_critic_has_the_settings_of_ppo(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_of = Mock()
+    monkeypatch.setattr(bandits, "GRPO", made_of)
+    bandits.train_on_episodes("GRPO, critic", "Pendulum-v1", 0, made(BanditSettings))
+    given, own = made_of.call_args.kwargs, EPISODES["Pendulum-v1"].ppo
+    assert (given["advantage"], "use_sde" in given) == ("critic", False)
+    defaults = [inspect.signature(kind).parameters for kind in (GRPO, PPO)]
+    for name in ("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda",
+                 "clip_range", "ent_coef", "vf_coef", "max_grad_norm", "target_kl"):  # fmt: skip
+        ours, ppos = (known[name].default for known in defaults)
+        assert given.get(name, ours) == own.get(name, ppos), name
 
 
 def test_bandits_and_episodes_have_tables_of_their_own() -> None:

@@ -83,7 +83,7 @@ def checked_int(value: Any, name: str, least: int, most: int | None = None) -> i
 def expanded(path: str | Path) -> Path:
     """`path` with a leading ~ or ~user replaced by that home folder; or an InputError."""
     if not isinstance(path, (str, Path)):
-        raise InputError(f"a path is a text, not {shown(path)}")
+        raise InputError(f"a path must be a string or a Path, got {shown(path)}")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -212,6 +212,7 @@ CALLS = {
         for number, content in enumerate([b"", b"a,b", gzip.compress(b""), gzip.compress(b"a" * 99)[:-9]])
     },
     "depth": (lambda at: load_task(str(at.tiny), "untrained", "cpu").attention("q0", 99), "depth must be a whole number from 0 to 31, got 99"),
+    "path": (lambda at: RoutedEncoder.from_run(3), "a path must be a string or a Path, got 3"),
     "query of a task": (lambda at: load_task(str(at.tiny), "untrained", "cpu").query_text("q99"), "no query 'q99' in .*"),
     "setting of training": (lambda at: TrainingSettings(depths="layers"), "there is no setting 'depths'; choose among epochs, .*"),
 }  # fmt: skip

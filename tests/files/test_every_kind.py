@@ -145,9 +145,9 @@ def given(content, path, data):
 
 def test_a_flipped_bit_is_refused_or_changes_nothing(written):
     place, content = written
-    before, draw, refused = content(), random.Random(0), 0
+    before, draw = content(), random.Random(0)
     for path in parts(place):
-        data = path.read_bytes()
+        data, refused = path.read_bytes(), 0
         header = min(len(data), 8 + int.from_bytes(data[:8], "little"))
         for number in range(FLIPS):
             changed = bytearray(data)
@@ -156,7 +156,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(written):
             found = given(content, path, bytes(changed))
             assert isinstance(found, InputError) or found == before, f"{path.name}: bit {bit}"
             refused += found != before
-    assert refused > 0.9 * FLIPS
+        assert refused > 0.9 * FLIPS, path.name
 
 
 METADATA = ("no JSON", "[]", "null", '{"kind": "thing"}', "[" * 100_000)

@@ -55,7 +55,7 @@ from maw_gym.agents.grpo.policies import (
     evaluate,
     refuse_running_statistics,
 )
-from maw_gym.agents.grpo.settings import CLIPPING, DEFAULTS, SAMPLES, check
+from maw_gym.agents.grpo.settings import BATCH, CLIPPING, DEFAULTS, SAMPLES, check
 
 
 class GRPO(OnPolicyAlgorithm):
@@ -74,7 +74,8 @@ class GRPO(OnPolicyAlgorithm):
             within groups, one whose neighbours start alike, such as `make_groups("CartPole-v1")`.
         learning_rate: Of Adam, may be a function of the remaining progress (1 to 0).
         n_steps: Steps of each environment per rollout. None: 1,024 samples, with groups episodes.
-        batch_size: Samples per gradient step, across groups; None: the whole rollout at once.
+        batch_size: Samples per gradient step, across groups; None: the whole rollout at once;
+            "auto": 512 with groups, else 64.
         n_epochs: Passes over each rollout.
         advantage: "outcome": for every step the episode's return minus the mean of its group, over
             the group's standard deviation (DeepSeekMath). "group_mean": without the division (Dr.
@@ -119,6 +120,7 @@ class GRPO(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    batch_size: Any  # "auto" until an environment decides
     rollout_buffer: GRPORolloutBuffer
     reference_policy: ActorCriticPolicy
 
@@ -128,7 +130,7 @@ class GRPO(OnPolicyAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule = DEFAULTS.learning_rate,
         n_steps: int | None = None,
-        batch_size: int | None = DEFAULTS.batch_size,
+        batch_size: int | str | None = "auto",
         n_epochs: int = DEFAULTS.n_epochs,
         advantage: str = DEFAULTS.advantage,
         group_size: int | None = None,
@@ -232,7 +234,8 @@ class GRPO(OnPolicyAlgorithm):
 
     def _settle(self) -> None:
         """Decide `advantage`, `group_size` and `n_steps` by the environment where left open."""
-        asked = {name: getattr(self, name) for name in ("advantage", "group_size", "n_steps")}
+        names = ("advantage", "group_size", "n_steps", "batch_size")
+        asked = {name: getattr(self, name) for name in names}
         if self.advantage != "critic" and self.env is not None:
             self.env, self.group_size = with_groups(self.env, self.group_size, self.advantage)
             if self.advantage == "auto":
@@ -242,9 +245,12 @@ class GRPO(OnPolicyAlgorithm):
                 "loss_average='episode' needs groups of episodes, and advantage='critic' takes all"
                 " steps alike: leave it out"
             )
+        grouped = self.advantage not in ("critic", "auto")
+        if self.batch_size == "auto":
+            self.batch_size = DEFAULTS.batch_size if grouped else BATCH
         if self.n_steps is None:
             self.n_steps = -(-SAMPLES // self.n_envs)
-            if self.advantage not in ("critic", "auto"):  # groups go by whole episodes
+            if grouped:  # they go by whole episodes
                 longest = getattr(told(self.env, "spec"), "max_episode_steps", None)
                 self.n_steps = max(self.n_steps, longest or 0)
         self._settled = {name for name, value in asked.items() if value != getattr(self, name)}
@@ -262,7 +268,7 @@ class GRPO(OnPolicyAlgorithm):
         """Go on with another environment, whose groups decide what was left open; see SB3."""
         super().set_env(env, force_reset)
         for name in self._settled:
-            setattr(self, name, "auto" if name == "advantage" else None)
+            setattr(self, name, "auto" if name in ("advantage", "batch_size") else None)
         self._settle()
         self._make_buffer()
 

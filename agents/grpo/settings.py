@@ -96,6 +96,7 @@ class AllSettings(GRPOSettings):
 
 DEFAULTS = AllSettings()
 SAMPLES: Final = 1024  # of a rollout, where n_steps is left open
+BATCH: Final = 64  # samples, where there are no groups to keep together; PPO's
 CLIPPING: Final = ("clip_range", "clip_range_high", "clip_range_vf")  # numbers or schedules
 HIGHEST: Final = 10.0  # of what a schedule gives
 
@@ -110,6 +111,8 @@ def check(given: Mapping[str, Any]) -> None:
             value = getattr(DEFAULTS, field.name) or DEFAULTS.clip_range
         elif field.name in ("group_size", "n_steps") and value is None:
             value = getattr(DEFAULTS, field.name)  # the environment decides
+        elif field.name == "batch_size" and value == "auto":
+            value = DEFAULTS.batch_size
         values[field.name] = value.item() if hasattr(value, "item") else value  # of numpy
     try:
         AllSettings(**values)

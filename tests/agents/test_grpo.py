@@ -270,14 +270,14 @@ def test_what_the_environment_decided_is_decided_again_after_loading(tmp_path: P
     decided = []
     for env in (grouped(8, 4), None):
         model = GRPO.load(tmp_path / "model", env=env, device="cpu")
-        decided.append((model.advantage, model.group_size, model.n_steps))
-    assert decided == [("process", 4, 128), ("auto", None, 64)]
+        decided.append((model.advantage, model.group_size, model.n_steps, model.batch_size))
+    assert decided == [("process", 4, 128, 512), ("auto", None, 64, 64)]
     model.set_env(grouped(16, 2))
-    assert (model.advantage, model.group_size) == ("process", 2)
+    assert (model.advantage, model.group_size, model.batch_size) == ("process", 2, 512)
     assert model.learn(1).num_timesteps == 1024
     with pytest.warns(UserWarning, match="gives no groups"):
         model = GRPO.load(tmp_path / "model", env=BanditEnv(), device="cpu")
-    assert (model.advantage, model.n_steps) == ("critic", 1024)
+    assert (model.advantage, model.n_steps, model.batch_size) == ("critic", 1024, 64)
 
 
 def test_save_load_predict(tmp_path: Path) -> None:

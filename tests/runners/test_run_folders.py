@@ -149,7 +149,9 @@ def test_nobody_reads_and_nothing_can_be_told(tiny_folder, tmp_path):
     assert metrics["training"]["best_epoch"] == 1
 
 
-def test_a_broken_matplotlib_is_one_line_before_the_work(tmp_path, run_python, monkeypatch):
+def test_a_broken_matplotlib_is_one_line_before_the_work(
+    tiny_folder, tmp_path, run_python, monkeypatch
+):
     """A setting file that is no text; what draws is imported when it draws."""
     (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe backend")
     monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
@@ -159,8 +161,9 @@ from maw_gym.runners.cli import COMMANDS, main
 sys.stderr = sys.stdout
 for command in COMMANDS:
     if command not in ("evaluate", "benchmark", "report", "search"):
+        data = [] if command == "bandits" else ["--dataset", {str(tiny_folder)!r}]
         try:
-            main([*command.split(), "--logdir", {str(tmp_path / "runs")!r}])
+            main([*command.split(), *data, "--logdir", {str(tmp_path / "runs")!r}])
         except SystemExit as end:
             assert end.code == 2
 """)

@@ -88,8 +88,11 @@ def test_the_key_covers_collection_and_encoder(tiny):
     key = RetrievalTask(tiny, embedder).key
     assert RetrievalTask(tiny._replace(name="renamed"), embedder).key == key
     other = tiny._replace(provenance={"content": "other"})
-    keys = {
-        RetrievalTask(other, embedder).key,
-        RetrievalTask(tiny, replace(embedder, query_tokens=63)).key,
-    }
-    assert len({key, *keys}) == 3
+    others = [
+        replace(embedder, query_tokens=63),
+        replace(embedder, document_tokens=255),
+        untrained_embedder(tiny.doc_texts, EncoderSettings(depths=4, heads=4)),
+        untrained_embedder([], EncoderSettings(depths=4)),  # other weights of tokens
+    ]
+    keys = {RetrievalTask(other, embedder).key, *(RetrievalTask(tiny, one).key for one in others)}
+    assert len({key, *keys}) == 6

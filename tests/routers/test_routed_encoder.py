@@ -357,6 +357,8 @@ def test_ids_are_checked_before_documents_are_encoded(fixed, monkeypatch):
     for ids, texts, message in (
         (["a"], ["x", "y"], "1 document ids for 2 texts"),
         ([], [], "0 document ids"),
+        ("ab", ["x", "y"], "give a list of document ids, not the single text 'ab'"),
+        (iter("ab"), "xy", "give a list of texts, not the single text 'xy'"),
         (["a", 7], ["x", "y"], "document ids must be strings; number 1 is 7 of type int"),
         ([*many, "199999"], [*many, ""], "document ids must differ; '199999' is given 2 times"),
     ):

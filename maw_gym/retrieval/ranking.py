@@ -88,12 +88,12 @@ def rankings_of_depths(
         if at_once:
             statistics[some] = _observed(block, values, columns)
         ndcg[some] = ndcg_of_columns(columns, block.gains, relevant[some])
-        # Of the weights, in the place of the scores, only those of relevant documents are read; a
-        # query without documents has none, but NaN.
+        # The weights, which take the place of the scores, are read for relevant documents alone; a
+        # query without candidates has no such document, and its weights are NaN.
         weights = block.scores.mul_(1 / TEMPERATURE).softmax(-1)
         row, column = (block.gains > 0).nonzero().unbind(1)
         mass = weights.new_zeros(weights.shape[:2]).index_add_(0, row, weights[row, :, column])
-        listwise[some] = mass.nan_to_num_(0).clamp_(0, 1)
+        listwise[some] = mass.clamp_(0, 1)
     if observe and found is not None:
         for some, block in _blocks(index, queries, relevant, found):
             statistics[some] = _observed(block, *_best(block, LONG))

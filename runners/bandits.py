@@ -238,6 +238,7 @@ def draw(curves: Curves) -> "Figure":
             axes.axhline(GOAL, color="grey", linewidth=0.6, linestyle=":")
         worth = "greedy return" if name in EPISODES else "greedy share of the optimum"
         axes.set(title=name, xlabel="environment steps", ylabel=worth)
+        axes.locator_params(axis="x", nbins=5)
         axes.legend(frameon=False, fontsize=6)
     return figure
 

@@ -233,7 +233,7 @@ class GRPO(OnPolicyAlgorithm):
         self.rollout_buffer = buffer(*places, **{name: getattr(self, name) for name in names})
 
     def _settle(self) -> None:
-        """Decide `advantage`, `group_size` and `n_steps` by the environment where left open."""
+        """Let the environment decide advantage, group, steps and batch where they are left open."""
         names = ("advantage", "group_size", "n_steps", "batch_size")
         asked = {name: getattr(self, name) for name in names}
         if self.advantage != "critic" and self.env is not None:

@@ -174,7 +174,7 @@ def train_on_episodes(name: str, env_id: str, seed: int, settings: BanditSetting
     kind = {"PPO": PPO, "A2C": A2C}.get(name, GRPO)
     given = {PPO: problem.ppo, A2C: problem.a2c, GRPO: problem.grpo}[kind]
     if name == "GRPO, critic":
-        given = PPO_DEFAULTS | {key: x for key, x in problem.ppo.items() if key != "use_sde"}
+        given = PPO_DEFAULTS | problem.ppo
     given = {
         key: LinearSchedule(float(value[4:]), 0.0, 1.0) if str(value)[:4] == "lin_" else value
         for key, value in (dict(given) | EPISODE_LEARNERS[name]).items()

@@ -103,9 +103,8 @@ class GRPO(OnPolicyAlgorithm):
             the rollout's passes end; None: never.
         clip_range_vf: How far the critic's values may move from those of the rollout, as PPO's,
             also as a function; None: as far as they do.
-        use_sde, sde_sample_freq: Of PPO; only False, without effect.
-        stats_window_size, tensorboard_log, policy_kwargs, verbose, seed, device,
-            _init_setup_model: As PPO's.
+        use_sde, sde_sample_freq, stats_window_size, tensorboard_log, policy_kwargs, verbose, seed,
+            device, _init_setup_model: As PPO's.
 
     Raises:
         ValueError: A setting out of its range, another action space, batch normalisation, groups
@@ -221,6 +220,9 @@ class GRPO(OnPolicyAlgorithm):
         super()._setup_model()
         refuse_running_statistics(self.policy)
         self._make_buffer()
+        if self.use_sde:
+            with th.no_grad():  # no tensor of a graph can be copied
+                self.policy.reset_noise()
         self.reference_policy = deepcopy(self.policy).requires_grad_(False)
         self.reference_policy.set_training_mode(False)
 

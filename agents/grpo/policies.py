@@ -259,11 +259,12 @@ def evaluate(
     with th.no_grad():
         other = reference.get_distribution(batch.observations)
     kl = kl_divergence(distribution, other)
+    log_prob, entropy = distribution.log_prob(batch.actions), distribution.entropy()
     return (
-        distribution.log_prob(batch.actions),
+        log_prob,
         other.log_prob(batch.actions),
         kl.sum(dim=1) if kl.dim() > 1 else kl,  # of independent actions
-        distribution.entropy(),
+        -log_prob if entropy is None else entropy,  # estimated of squashed actions, as PPO does
         values,
     )
 

@@ -81,8 +81,6 @@ class AllSettings(GRPOSettings):
     """ends a rollout's passes where the policy is 1.5 times as far from the one that acted"""
     clip_range_vf: Above0 | None = None
     """how far the critic's values may move from those of the rollout; None is as far as they do"""
-    use_sde: Literal[False] = False
-    """GRPO has no state-dependent exploration: leave it out"""
 
     @model_validator(mode="after")
     def _normalised_once(self) -> "AllSettings":

@@ -226,6 +226,20 @@ def test_kl_and_entropy_of_other_actions(space: spaces.Space[Any]) -> None:
     assert logged["policy/entropy"] == pytest.approx(entropy, abs=1e-5)
 
 
+@pytest.mark.parametrize("squash", [False, True])
+def test_state_dependent_exploration_learns_and_goes_on(squash: bool, tmp_path: Path) -> None:
+    env = make_groups(lambda: Walk(ACTIONS[1]), 16, 8)
+    settings = {"n_steps": 32, "learning_rate": 3e-3, "batch_size": 128, "seed": 0}
+    model = GRPO("MlpPolicy", env, use_sde=True, sde_sample_freq=4, device="cpu", **settings,
+                 policy_kwargs={"squash_output": squash, "log_std_init": -2.0})  # fmt: skip
+    alone = make_vec_env(lambda: Walk(ACTIONS[1], 1), 1, seed=0)
+    assert evaluate_policy(model.learn(8 * 512), alone, 100)[0] > 0.95
+    assert 0 < model.logger.name_to_value["train/kl_reference"] < 10
+    model.save(tmp_path / "model")
+    loaded = GRPO.load(tmp_path / "model", env=env, device="cpu")
+    assert loaded.use_sde and loaded.learn(512)
+
+
 def test_a_time_limit_ends_an_episode_without_a_value_of_what_follows(tmp_path: Path) -> None:
     def limited() -> gym.Env[Any, Any]:
         return gym.wrappers.TimeLimit(Walk(length=99), 1)

@@ -12,10 +12,16 @@ import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import explained_variance
 
-from maw_gym.agents.grpo.losses import group_advantages, process_advantages
+from maw_gym.agents.grpo.losses import (
+    discounted_sums,
+    group_advantages,
+    process_advantages,
+    similar_state_values,
+)
 
 
 class Rollout(NamedTuple):
@@ -163,11 +169,25 @@ class GRPORolloutBuffer(RolloutBuffer):
             standard = self.to_torch((shifted / (shifted.std() + 1e-8)).reshape(-1))
             self.rollout = self.rollout._replace(advantages=standard)
 
+    def summary(self) -> dict[str, float]:
+        """What is logged of the rollout."""
+        values = {}
+        if self.advantage != "critic":
+            values["zero_std_groups"] = self.zero_std_groups
+        if self.used is not None:
+            values["used_steps"] = float(np.mean(self.used))
+        if self.advantage == "critic" or (self.advantage == "state" and self.used is not None):
+            found, wanted = (x.cpu().numpy() for x in (self.rollout.values, self.rollout.returns))
+            values["explained_variance"] = float(explained_variance(found, wanted))
+        return values
+
     def _compare_episodes(self, starts: NDArray[np.bool_], dones: NDArray[np.bool_]) -> None:
         """Fill `advantages` and `used` from episodes of several steps."""
         size, env = self.group_size, np.arange(self.n_envs)
         number, step, length, whole, self.used = episodes_of(starts, dones, size)
-        for k in range(len(length)):
+        if self.advantage == "state":
+            self._compare_states(starts, self.used, number * self.n_envs + env)
+        for k in range(len(length) if self.advantage != "state" else 0):
             time, which = np.nonzero(number == k)
             rewards = np.zeros((length[k].max(), self.n_envs), np.float32)
             rewards[step[time, which], which] = self.rewards[time, which]
@@ -189,6 +209,35 @@ class GRPORolloutBuffer(RolloutBuffer):
             self.advantages = (self.advantages * share / length[number, env]).astype(np.float32)
         counts = starts.sum(axis=0).reshape(-1, size)
         self.in_step = bool(dones.all() and (counts == counts[:, :1]).all())
+
+    def _compare_states(
+        self, starts: NDArray[np.bool_], used: NDArray[np.bool_], episodes: NDArray[np.int64]
+    ) -> None:
+        """Fill `values` from similar states of the group, `returns` and `advantages` from them."""
+        following = discounted_sums(self.rewards, starts, self.gamma)
+        self.values[:] = 0.0
+        group = np.arange(self.n_envs) // self.group_size
+        for number in range(group[-1] + 1):
+            here = used & (group == number)
+            sums, their_episodes = self.to_torch(following[here]), self.to_torch(episodes[here])
+            values = similar_state_values(self._states(here), sums, their_episodes)
+            self.values[here] = values.cpu().numpy()
+        # Whatever ends an episode, nothing follows
+        super().compute_returns_and_advantage(th.zeros(self.n_envs), np.ones(self.n_envs))
+        squares = np.square(self.advantages, dtype=np.float64) * used
+        total, count = (x.sum(axis=0).reshape(-1, self.group_size).sum(1) for x in (squares, used))
+        # Not what float32 leaves of equal values, which would be noise of the size of a signal
+        least = 1e-8 + 1e-5 * np.abs(following[used]).max()
+        scale = np.sqrt(total / count.clip(min=1)) + least
+        self.advantages /= scale.repeat(self.group_size)
+
+    def _states(self, steps: NDArray[np.bool_]) -> th.Tensor:
+        """Observations of some steps (T, E) as numbers (N, O), categories as one-hot."""
+        arrays = {key: self.to_torch(array[steps]) for key, array in self._arrays().items()}
+        given = arrays if isinstance(self.observations, dict) else arrays[""]
+        numbers = preprocess_obs(given, self.observation_space)
+        parts = numbers.values() if isinstance(numbers, dict) else [numbers]
+        return th.cat([part.flatten(1) for part in parts], dim=1)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         observations = self.observations

@@ -12,9 +12,10 @@ every few rollouts (`reference_interval=None` keeps the first), the KL is exact 
 Different from TRL's GRPOTrainer: a group's deviation has ddof 0 and 1e-8 added to it (TRL: ddof 1
 and 1e-4), so groups of 8 have advantages 1.07 times as large; there is an entropy bonus; the KL is
 in the loss by default (TRL's `beta` is 0).
-Added: the mean-only advantage of Dr. GRPO (Liu et al. 2025), asymmetric clipping of DAPO (Yu et al.
-2025), a critic's generalised advantage estimation where there are no groups, and the ratio to the
-reference: an action that it all but excludes has an unbounded ratio.
+Added: comparison with similar states after GiGPO (Feng et al. 2025), the mean-only advantage of
+Dr. GRPO (Liu et al. 2025), asymmetric clipping of DAPO (Yu et al. 2025), a critic's generalised
+advantage estimation where there are no groups, and the ratio to the reference: an action that it
+all but excludes has an unbounded ratio.
 """
 
 import math
@@ -80,9 +81,11 @@ class GRPO(OnPolicyAlgorithm):
         advantage: "outcome": for every step the episode's return minus the mean of its group, over
             the group's standard deviation (DeepSeekMath). "group_mean": without the division (Dr.
             GRPO). "process": what follows the step, compared with the group at every step
-            (losses.process_advantages); of one-step episodes the same as "outcome". "critic":
-            generalised advantage estimation with the value head, which alone is trained by it.
-            "auto": "process" where there are groups, else "critic", with a warning.
+            (losses.process_advantages). "state": generalised advantage estimation where a state's
+            value is what followed the states most like it in the group's other episodes
+            (losses.similar_state_values). Of one-step episodes both are the same as "outcome".
+            "critic": generalised advantage estimation with the value head, which alone is trained
+            by it. "auto": "state" where there are groups, else "critic", with a warning.
         group_size: Environments per group, at least 2; None: the environment's attribute. Where it
             has none, a DummyVecEnv or SubprocVecEnv is put in such groups.
         ratio: Denominator of the probability ratio: "old", the policy that acted, or "reference".
@@ -94,7 +97,8 @@ class GRPO(OnPolicyAlgorithm):
         reference_interval: Rollouts after which the reference becomes a copy of the policy; None
             keeps the initial policy for ever.
         max_grad_norm: Largest norm of the gradient, which is scaled down to it.
-        gamma, gae_lambda: Discount of rewards; of generalised advantage estimation ("critic").
+        gamma, gae_lambda: Discount of rewards; of generalised advantage estimation ("state" and
+            "critic").
         loss_average: "step": all steps of a rollout count alike in the policy loss. "episode": all
             episodes do, so that a step of a long one counts less (DeepSeekMath); of groups alone.
         normalize_advantage: Whether the advantages of "critic" lose their mean over the rollout and
@@ -241,7 +245,7 @@ class GRPO(OnPolicyAlgorithm):
         if self.advantage != "critic" and self.env is not None:
             self.env, self.group_size = with_groups(self.env, self.group_size, self.advantage)
             if self.advantage == "auto":
-                self.advantage = "critic" if self.group_size is None else "process"
+                self.advantage = "critic" if self.group_size is None else "state"
         if self.advantage == "critic" and self.loss_average == "episode":
             raise ValueError(
                 "loss_average='episode' needs groups of episodes, and advantage='critic' takes all"
@@ -338,10 +342,8 @@ class GRPO(OnPolicyAlgorithm):
             values = [record[name] for record in history if name in record]
             self.logger.record(f"train/{name}", np.mean(values))
         self.logger.record("policy/entropy", -np.mean([x["entropy_loss"] for x in history]))
-        if self.advantage != "critic":
-            self.logger.record("train/zero_std_groups", self.rollout_buffer.zero_std_groups)
-            if self.rollout_buffer.used is not None:
-                self.logger.record("train/used_steps", np.mean(self.rollout_buffer.used))
+        for name, value in self.rollout_buffer.summary().items():
+            self.logger.record(f"train/{name}", value)
         for name, clip in zip(CLIPPING, clipping, strict=True):
             if clip is not None:
                 self.logger.record(f"train/{name}", clip)

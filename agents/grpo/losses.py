@@ -69,6 +69,54 @@ def process_advantages(
     return advantages
 
 
+def discounted_sums(
+    rewards: NDArray[np.floating], starts: NDArray[np.bool_], gamma: float
+) -> NDArray[np.float64]:
+    """Sum from each step on of the rewards (T, E) of its episode, which begins at `starts`."""
+    sums = rewards.astype(np.float64)
+    for step in range(len(sums) - 2, -1, -1):
+        sums[step] += gamma * np.where(starts[step + 1], 0.0, sums[step + 1])
+    return sums
+
+
+def similar_state_values(
+    states: th.Tensor,
+    following: th.Tensor,
+    episodes: th.Tensor,
+    neighbours: int = 16,
+    candidates: int = 4096,
+) -> th.Tensor:
+    """What followed the states most like each one in other episodes, on average.
+
+    A regression by nearest neighbours: the step-level groups of GiGPO (Feng et al. 2025,
+    arXiv:2505.10978), which are of equal states, for states that hardly come twice. Since a step's
+    own episode is left out, its action has no part in its value.
+
+    Args:
+        states: (N, O) observations of a group's steps; each number counts over its deviation.
+        following: (N,) float64, sum of discounted rewards from each step on.
+        episodes: (N,) number of the episode that a step is of.
+        neighbours: Steps whose mean is taken, and all that are as near; fewer where there are.
+        candidates: Of more steps than this only every second, third, ... is compared with.
+
+    Returns:
+        (N,) float64, 0 where there is no other episode.
+    """
+    deviation = states.std(dim=0, correction=0)
+    scaled = (states - states.mean(dim=0)) / deviation.where(deviation > 0, 1.0)
+    seen = slice(None, None, -(-len(states) // candidates))
+    others, other_episodes, other_sums = scaled[seen], episodes[seen], following[seen]
+    equal = 2e-3 * states.shape[1] ** 0.5  # what float32 leaves of the distance of equal states
+    values = []
+    for rows in th.arange(len(states), device=states.device).split(512):  # at most 8 MiB each
+        distances = th.cdist(scaled[rows], others)  # (512, M)
+        distances[episodes[rows, None] == other_episodes] = th.inf
+        furthest = distances.topk(min(neighbours, len(others)), largest=False).values[:, -1:]
+        near = (distances <= furthest + equal) & distances.isfinite()
+        values.append((near.double() @ other_sums) / near.sum(dim=1).clamp(min=1))
+    return th.cat(values)
+
+
 def policy_loss(
     ratio: th.Tensor,
     advantages: th.Tensor,

@@ -28,7 +28,7 @@ class GRPOSettings:
     """samples per gradient step; None is the whole rollout"""
     n_epochs: Count = 8
     """passes over each rollout"""
-    advantage: Literal["auto", "critic", "outcome", "process", "group_mean"] = "auto"
+    advantage: Literal["auto", "critic", "outcome", "process", "state", "group_mean"] = "auto"
     """reward minus a value head's estimate, or minus its group's mean, over its deviation or not"""
     group_size: Count = 8
     """neighbouring sub-environments that share each query"""

@@ -109,11 +109,11 @@ def test_reference_is_renewed_every_interval(interval: int | None, renewed: list
 
 def test_advantages_are_those_of_groups_where_the_environment_gives_groups() -> None:
     model = GRPO("MlpPolicy", grouped(16, 4), n_steps=4, device="cpu")
-    assert (model.advantage, model.group_size) == ("process", 4)
+    assert (model.advantage, model.group_size) == ("state", 4)
     assert "train/value_loss" not in model.learn(1).logger.name_to_value
     # groups that only the user knows of
     env = make_vec_env(BanditEnv, 8, seed=0)
-    assert GRPO("MlpPolicy", env, group_size=4, device="cpu").advantage == "process"
+    assert GRPO("MlpPolicy", env, group_size=4, device="cpu").advantage == "state"
     # the kind is the user's, the size the environment's
     model = GRPO("MlpPolicy", grouped(16, 8), advantage="group_mean", device="cpu")
     assert (model.advantage, model.group_size) == ("group_mean", 8)
@@ -130,7 +130,7 @@ def test_an_environment_without_groups_gets_a_critic_and_the_user_a_hint(env: An
         GRPO("MlpPolicy", env, advantage="outcome", device="cpu")
 
 
-@pytest.mark.parametrize("advantage", ["outcome", "process", "group_mean"])
+@pytest.mark.parametrize("advantage", ["outcome", "process", "state", "group_mean"])
 def test_groups_of_differing_observations_are_refused(advantage: str) -> None:
     mode = gym.vector.AutoresetMode.SAME_STEP
     alone = to_sb3(gym.vector.SyncVectorEnv([BanditEnv] * 8, autoreset_mode=mode))
@@ -271,9 +271,9 @@ def test_what_the_environment_decided_is_decided_again_after_loading(tmp_path: P
     for env in (grouped(8, 4), None):
         model = GRPO.load(tmp_path / "model", env=env, device="cpu")
         decided.append((model.advantage, model.group_size, model.n_steps, model.batch_size))
-    assert decided == [("process", 4, 128, 512), ("auto", None, 64, 64)]
+    assert decided == [("state", 4, 128, 512), ("auto", None, 64, 64)]
     model.set_env(grouped(16, 2))
-    assert (model.advantage, model.group_size, model.batch_size) == ("process", 2, 512)
+    assert (model.advantage, model.group_size, model.batch_size) == ("state", 2, 512)
     assert model.learn(1).num_timesteps == 1024
     with pytest.warns(UserWarning, match="gives no groups"):
         model = GRPO.load(tmp_path / "model", env=BanditEnv(), device="cpu")

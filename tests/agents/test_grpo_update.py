@@ -93,6 +93,7 @@ def test_the_gradients_norm() -> None:
         # Ratios to the old policy 2, 1, 1, 1: (2 sqrt(3) - sqrt(3)) / 4
         ({"advantage": "outcome"}, -0.4330127),
         ({"advantage": "process"}, -0.4330127),  # a single step is its own outcome
+        ({"advantage": "state"}, -0.4330127),
         # the first gain is cut to 1.2 sqrt(3): .2 sqrt(3) / 4
         ({"advantage": "outcome", "clip_range": 0.2}, -0.0866025),
         # asymmetric: 1.5 sqrt(3): .5 sqrt(3) / 4
@@ -253,6 +254,33 @@ def test_process_advantages() -> None:
     both = np.hstack([np.vstack([lived, np.zeros((2, 2))]), np.ones((4, 2)) * [1, 2]])
     found = losses.process_advantages(both, np.array([2, 1, 4, 4]), 2, 0.5)
     np.testing.assert_allclose(found[:2, :2].T, expected)
+
+
+def test_discounted_sums_end_with_their_episodes() -> None:
+    starts = np.array([[1, 1], [0, 1], [0, 0]], bool)
+    sums = losses.discounted_sums(np.array([[1.0, 1], [2, 2], [4, 4]]), starts, 0.5)
+    assert sums.T.tolist() == [[3, 4, 4], [1, 4, 4]]
+
+
+@pytest.mark.parametrize(
+    ("neighbours", "candidates", "expected"),
+    [
+        # The nearest step of another episode; of 1 and 3 both 0s, which are as near
+        (1, 9, [4, 4, 1.5, 1.5, 8]),
+        (2, 9, [6, 6, 1.5, 1.5, 6]),
+        (9, 9, [44 / 3, 44 / 3, 35 / 3, 35 / 3, 15 / 4]),
+        # of the first, third and fifth step alone
+        (9, 3, [18, 18, 16.5, 16.5, 2.5]),
+    ],
+)
+def test_values_of_similar_states(neighbours: int, candidates: int, expected: list[float]) -> None:
+    states = th.tensor([[0.0], [0.0], [1.0], [3.0], [9.0]])
+    # one number that never changes, and the same on another scale
+    states = th.cat([states, th.ones(5, 1), 100 * states], dim=1)
+    sums, episodes = th.tensor([1.0, 2, 4, 8, 32]).double(), th.tensor([0, 0, 1, 1, 2])
+    values = losses.similar_state_values(states, sums, episodes, neighbours, candidates)
+    assert values.tolist() == pytest.approx(expected)
+    assert losses.similar_state_values(states[:2], sums[:2], episodes[:2]).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ LEARNERS: Final = {
     "DQN": Learner(DQN, given={"train_freq": 1, "gradient_steps": 16}),
 }
 EPISODE_LEARNERS: Final[dict[str, dict[str, Any]]] = {
+    "GRPO, state": {"advantage": "state"},
     "GRPO, process": {"advantage": "process"},
     "GRPO, outcome": {"advantage": "outcome"},
     "GRPO, critic": {"advantage": "critic"},
@@ -84,8 +85,8 @@ class BanditSettings:
     """of digits, breast cancer, wine, one-hot, linear, dense, offset, ring; and of CartPole-v1,
     Acrobot-v1, FrozenLake-v1, Pendulum-v1, LunarLander-v3"""
     learners: tuple[str, ...] = ()
-    """of GRPO, PPO, "PPO, contexts in groups", A2C, DQN, and on episodes "GRPO, process", "GRPO,
-    outcome", "GRPO, critic"; unless given, all"""
+    """of GRPO, PPO, "PPO, contexts in groups", A2C, DQN, and on episodes "GRPO, state", "GRPO,
+    process", "GRPO, outcome", "GRPO, critic"; unless given, all"""
     timesteps: Count | None = None
     """environment steps of every learner; unless given, 20,000 of bandits, more of episodes"""
     group_size: Count = 8

@@ -56,7 +56,7 @@ EPISODES: Final = {
         150_000,
         {"n_envs": 16, "n_steps": 256, "gae_lambda": 0.94, "n_epochs": 4, "normalize": True},
         {"n_envs": 16, "normalize": True},
-        {"batch_size": 128, "learning_rate": 3e-3},
+        {"batch_size": 128, "learning_rate": 1e-3},
     ),
     # rl_zoo3 has nothing about it
     "FrozenLake-v1": Episodes(
@@ -72,7 +72,8 @@ EPISODES: Final = {
         {"n_envs": 8, "n_steps": 8, "gae_lambda": 0.9, "vf_coef": 0.4, "gamma": 0.9}
         | {"learning_rate": "lin_7e-4", "use_sde": True, "normalize": True}
         | {"policy_kwargs": {"log_std_init": -2, "ortho_init": False}},
-        {"gamma": 0.9},
+        {"gamma": 0.9, "batch_size": 128, "learning_rate": 1e-3, "use_sde": True}
+        | {"sde_sample_freq": 4},
     ),
     "LunarLander-v3": Episodes(
         200_000,

@@ -186,7 +186,7 @@ class GRPORolloutBuffer(RolloutBuffer):
         size, env = self.group_size, np.arange(self.n_envs)
         number, step, length, whole, self.used = episodes_of(starts, dones, size)
         if self.advantage == "state":
-            self._compare_states(starts, self.used, number * self.n_envs + env)
+            self._compare_states(starts, number, self.used)
         for k in range(len(length) if self.advantage != "state" else 0):
             time, which = np.nonzero(number == k)
             rewards = np.zeros((length[k].max(), self.n_envs), np.float32)
@@ -211,25 +211,35 @@ class GRPORolloutBuffer(RolloutBuffer):
         self.in_step = bool(dones.all() and (counts == counts[:, :1]).all())
 
     def _compare_states(
-        self, starts: NDArray[np.bool_], used: NDArray[np.bool_], episodes: NDArray[np.int64]
+        self, starts: NDArray[np.bool_], number: NDArray[np.int64], used: NDArray[np.bool_]
     ) -> None:
         """Fill `values` from similar states of the group, `returns` and `advantages` from them."""
+        size, env = self.group_size, np.arange(self.n_envs)
         following = discounted_sums(self.rewards, starts, self.gamma)
-        self.values[:] = 0.0
-        group = np.arange(self.n_envs) // self.group_size
-        for number in range(group[-1] + 1):
-            here = used & (group == number)
-            sums, their_episodes = self.to_torch(following[here]), self.to_torch(episodes[here])
-            values = similar_state_values(self._states(here), sums, their_episodes)
+        episodes = number * self.n_envs + env
+        for group in range(self.n_envs // size):
+            here = used & (env // size == group)
+            sums = self.to_torch(following[here].astype(np.float32))
+            of = self.to_torch(episodes[here])
+            # As many as an episode has others in its group: of a start these are they
+            values = similar_state_values(self._states(here), sums, of, size - 1)
             self.values[here] = values.cpu().numpy()
         # Whatever ends an episode, nothing follows
         super().compute_returns_and_advantage(th.zeros(self.n_envs), np.ones(self.n_envs))
-        squares = np.square(self.advantages, dtype=np.float64) * used
-        total, count = (x.sum(axis=0).reshape(-1, self.group_size).sum(1) for x in (squares, used))
+        outcomes = np.zeros((number.max() + 1, self.n_envs))
+        outcomes[number[starts], np.nonzero(starts)[1]] = following[starts]
+        alike = np.ptp(outcomes.reshape(len(outcomes), -1, size), axis=2) == 0.0
+        # Episodes that are as good as each other teach nothing
+        self.advantages[alike.repeat(size, axis=1)[number, env] | ~used] = 0.0
+
+        def of_groups(values: np.ndarray) -> np.ndarray:
+            return values.reshape(len(starts), -1, size)  # (T, E / G, G)
+
+        squares = of_groups(np.square(self.advantages, dtype=np.float64))
+        mean = squares.sum(axis=(0, 2)) / of_groups(used).sum(axis=(0, 2))
         # Not what float32 leaves of equal values, which would be noise of the size of a signal
-        least = 1e-8 + 1e-5 * np.abs(following[used]).max()
-        scale = np.sqrt(total / count.clip(min=1)) + least
-        self.advantages /= scale.repeat(self.group_size)
+        least = 1e-8 + 1e-5 * of_groups(np.abs(following) * used).max(axis=(0, 2))
+        self.advantages /= (np.sqrt(mean) + least).repeat(size)
 
     def _states(self, steps: NDArray[np.bool_]) -> th.Tensor:
         """Observations of some steps (T, E) as numbers (N, O), categories as one-hot."""
@@ -237,7 +247,13 @@ class GRPORolloutBuffer(RolloutBuffer):
         given = arrays if isinstance(self.observations, dict) else arrays[""]
         numbers = preprocess_obs(given, self.observation_space)
         parts = numbers.values() if isinstance(numbers, dict) else [numbers]
-        return th.cat([part.flatten(1) for part in parts], dim=1)
+        states = th.cat([part.flatten(1) for part in parts], dim=1)
+        if not states.isfinite().all():
+            strange = float(states[~states.isfinite()][0])
+            raise FloatingPointError(
+                f"an observation of the rollout has a number that is {strange}"
+            )
+        return states
 
     def _arrays(self) -> dict[str, np.ndarray]:
         observations = self.observations

@@ -83,7 +83,7 @@ def similar_state_values(
     states: th.Tensor,
     following: th.Tensor,
     episodes: th.Tensor,
-    neighbours: int = 16,
+    neighbours: int,
     candidates: int = 4096,
 ) -> th.Tensor:
     """What followed the states most like each one in other episodes, on average.
@@ -94,26 +94,31 @@ def similar_state_values(
 
     Args:
         states: (N, O) observations of a group's steps; each number counts over its deviation.
-        following: (N,) float64, sum of discounted rewards from each step on.
+        following: (N,) sum of discounted rewards from each step on.
         episodes: (N,) number of the episode that a step is of.
-        neighbours: Steps whose mean is taken, and all that are as near; fewer where there are.
-        candidates: Of more steps than this only every second, third, ... is compared with.
+        neighbours: Steps whose mean is taken; those that are equally near share the last places.
+        candidates: Steps that are compared with, at most: every second, third, ... of an episode.
 
     Returns:
-        (N,) float64, 0 where there is no other episode.
+        (N,), 0 where there is no other episode.
     """
-    deviation = states.std(dim=0, correction=0)
-    scaled = (states - states.mean(dim=0)) / deviation.where(deviation > 0, 1.0)
-    seen = slice(None, None, -(-len(states) // candidates))
+    deviation, mean = th.std_mean(states, dim=0, correction=0)
+    varies = deviation > 0
+    scaled = (states[:, varies] - mean[varies]) / deviation[varies]
+    # By episodes: every second step of a rollout is of the same members of a group
+    seen = episodes.argsort(stable=True)[:: -(-len(states) // candidates)]
     others, other_episodes, other_sums = scaled[seen], episodes[seen], following[seen]
-    equal = 2e-3 * states.shape[1] ** 0.5  # what float32 leaves of the distance of equal states
+    equal = 2e-3 * scaled.shape[1] ** 0.5  # what float32 leaves of the distance of equal states
     values = []
-    for rows in th.arange(len(states), device=states.device).split(512):  # at most 8 MiB each
+    for rows in th.arange(len(states), device=states.device).split(512):  # of 8 MiB a matrix
         distances = th.cdist(scaled[rows], others)  # (512, M)
         distances[episodes[rows, None] == other_episodes] = th.inf
-        furthest = distances.topk(min(neighbours, len(others)), largest=False).values[:, -1:]
-        near = (distances <= furthest + equal) & distances.isfinite()
-        values.append((near.double() @ other_sums) / near.sum(dim=1).clamp(min=1))
+        last = distances.topk(min(neighbours, len(others)), largest=False).values[:, -1:]
+        nearer = distances < last - equal
+        tied = (distances <= last + equal) & ~nearer & distances.isfinite()
+        places = (neighbours - nearer.sum(dim=1)) / tied.sum(dim=1).clamp(min=1)  # for each tied
+        weights = nearer + tied * places[:, None]
+        values.append(weights @ other_sums / weights.sum(dim=1).clamp(min=1))
     return th.cat(values)
 
 

@@ -29,7 +29,8 @@ class GRPOSettings:
     n_epochs: Count = 8
     """passes over each rollout"""
     advantage: Literal["auto", "critic", "outcome", "process", "state", "group_mean"] = "auto"
-    """reward minus a value head's estimate, or minus its group's mean, over its deviation or not"""
+    """reward minus a value head's estimate, or minus what its group has at the end, at the same
+    step or in similar states"""
     group_size: Count = 8
     """neighbouring sub-environments that share each query"""
     ratio: Literal["reference", "old"] = "old"
@@ -72,7 +73,7 @@ class AllSettings(GRPOSettings):
     gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.99
     """discount of rewards"""
     gae_lambda: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.95
-    """of the critic's generalised advantage estimation"""
+    """of the generalised advantage estimation of critic and state"""
     loss_average: Literal["step", "episode"] = "step"
     """whether all steps of a rollout count alike, or all its episodes"""
     normalize_advantage: bool | None = None

@@ -266,21 +266,34 @@ def test_discounted_sums_end_with_their_episodes() -> None:
     ("neighbours", "candidates", "expected"),
     [
         # The nearest step of another episode; of 1 and 3 both 0s, which are as near
-        (1, 9, [4, 4, 1.5, 1.5, 8]),
-        (2, 9, [6, 6, 1.5, 1.5, 6]),
-        (9, 9, [44 / 3, 44 / 3, 35 / 3, 35 / 3, 15 / 4]),
-        # of the first, third and fifth step alone
-        (9, 3, [18, 18, 16.5, 16.5, 2.5]),
+        (1, 9, [4, 1.5, 4, 1.5, 8]),
+        (2, 9, [6, 1.5, 6, 1.5, 6]),
+        # of 9 those at 3 and 1, and half of each 0
+        (3, 9, [44 / 3, 35 / 3, 44 / 3, 35 / 3, (8 + 4 + 1.5) / 3]),
+        (9, 9, [44 / 3, 35 / 3, 44 / 3, 35 / 3, 15 / 4]),
+        # of the first step of each episode alone
+        (9, 3, [18, 16.5, 18, 16.5, 2.5]),
     ],
 )
 def test_values_of_similar_states(neighbours: int, candidates: int, expected: list[float]) -> None:
-    states = th.tensor([[0.0], [0.0], [1.0], [3.0], [9.0]])
+    states = th.tensor([[0.0], [1.0], [0.0], [3.0], [9.0]])
     # one number that never changes, and the same on another scale
     states = th.cat([states, th.ones(5, 1), 100 * states], dim=1)
-    sums, episodes = th.tensor([1.0, 2, 4, 8, 32]).double(), th.tensor([0, 0, 1, 1, 2])
+    sums, episodes = th.tensor([1.0, 4, 2, 8, 32]), th.tensor([0, 1, 0, 1, 2])
     values = losses.similar_state_values(states, sums, episodes, neighbours, candidates)
     assert values.tolist() == pytest.approx(expected)
-    assert losses.similar_state_values(states[:2], sums[:2], episodes[:2]).tolist() == [0, 0]
+    alone = losses.similar_state_values(states[::2][:2], sums[:2], episodes[::2][:2], neighbours)
+    assert alone.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("candidates", "error"), [(800, 1e-3), (500, 1)])
+def test_values_of_similar_states_of_long_episodes(candidates: int, error: float) -> None:
+    """Two that go the same way, a step of each in turn, the second with 5 more to come."""
+    way, second = th.arange(400.0).repeat_interleave(2), th.arange(800) % 2
+    states = th.stack([way, th.ones(800)], dim=1)
+    values = losses.similar_state_values(states, way + 5 * second, second, 1, candidates)
+    # of candidates that are every second step the next one may be the nearest
+    assert (values - way - 5 * (1 - second)).abs().max() <= error
 
 
 @pytest.mark.parametrize(

@@ -184,21 +184,12 @@ class GRPORolloutBuffer(RolloutBuffer):
     def _compare_episodes(self, starts: NDArray[np.bool_], dones: NDArray[np.bool_]) -> None:
         """Fill `advantages` and `used` from episodes of several steps."""
         size, env = self.group_size, np.arange(self.n_envs)
-        number, step, length, whole, self.used = episodes_of(starts, dones, size)
+        found = episodes_of(starts, dones, size)
+        number, _, length, whole, self.used = found
         if self.advantage == "state":
-            self._compare_states(starts, number, self.used)
-        for k in range(len(length) if self.advantage != "state" else 0):
-            time, which = np.nonzero(number == k)
-            rewards = np.zeros((length[k].max(), self.n_envs), np.float32)
-            rewards[step[time, which], which] = self.rewards[time, which]
-            if self.advantage == "process":
-                compared = process_advantages(rewards, length[k], size, self.gamma)
-            else:
-                outcomes = self.gamma ** np.arange(len(rewards))[None] @ rewards
-                divide = self.advantage == "outcome"
-                compared, _ = group_advantages(outcomes.astype(np.float32), size, divide=divide)
-                compared = compared.repeat(len(rewards), axis=0)
-            self.advantages[time, which] = compared[step[time, which], which]
+            self._compare_states(starts, found)
+        else:
+            self._compare_in_turn(found)
         largest = np.zeros(length.shape)
         np.maximum.at(largest, (number, env), np.abs(self.advantages))
         largest = largest.reshape(len(length), -1, size).max(axis=-1)
@@ -210,23 +201,41 @@ class GRPORolloutBuffer(RolloutBuffer):
         counts = starts.sum(axis=0).reshape(-1, size)
         self.in_step = bool(dones.all() and (counts == counts[:, :1]).all())
 
-    def _compare_states(
-        self, starts: NDArray[np.bool_], number: NDArray[np.int64], used: NDArray[np.bool_]
-    ) -> None:
+    def _compare_in_turn(self, episodes: Episodes) -> None:
+        """Fill `advantages` from the n-th episodes of each group's members."""
+        number, step, length, _, _ = episodes
+        for k in range(len(length)):
+            time, which = np.nonzero(number == k)
+            rewards = np.zeros((length[k].max(), self.n_envs), np.float32)
+            rewards[step[time, which], which] = self.rewards[time, which]
+            if self.advantage == "process":
+                compared = process_advantages(rewards, length[k], self.group_size, self.gamma)
+            else:
+                outcomes = self.gamma ** np.arange(len(rewards))[None] @ rewards
+                compared, _ = group_advantages(
+                    outcomes.astype(np.float32),
+                    self.group_size,
+                    divide=self.advantage == "outcome",
+                )
+                compared = compared.repeat(len(rewards), axis=0)
+            self.advantages[time, which] = compared[step[time, which], which]
+
+    def _compare_states(self, starts: NDArray[np.bool_], episodes: Episodes) -> None:
         """Fill `values` from similar states of the group, `returns` and `advantages` from them."""
         size, env = self.group_size, np.arange(self.n_envs)
+        number, used = episodes.number, episodes.used
         following = discounted_sums(self.rewards, starts, self.gamma)
-        episodes = number * self.n_envs + env
+        one_each = number * self.n_envs + env  # another number for each episode
         for group in range(self.n_envs // size):
             here = used & (env // size == group)
             sums = self.to_torch(following[here].astype(np.float32))
-            of = self.to_torch(episodes[here])
+            of = self.to_torch(one_each[here])
             # As many as an episode has others in its group: of a start these are they
             values = similar_state_values(self._states(here), sums, of, size - 1)
             self.values[here] = values.cpu().numpy()
         # Whatever ends an episode, nothing follows
         super().compute_returns_and_advantage(th.zeros(self.n_envs), np.ones(self.n_envs))
-        outcomes = np.zeros((number.max() + 1, self.n_envs))
+        outcomes = np.zeros(episodes.length.shape)
         outcomes[number[starts], np.nonzero(starts)[1]] = following[starts]
         alike = np.ptp(outcomes.reshape(len(outcomes), -1, size), axis=2) == 0.0
         # Episodes that are as good as each other teach nothing

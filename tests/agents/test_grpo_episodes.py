@@ -15,7 +15,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from maw_gym.agents.grpo import GRPO, Groups, make_groups
-from maw_gym.agents.grpo.buffers import GRPORolloutBuffer, episodes_of
+from maw_gym.agents.grpo.buffers import GRPODictRolloutBuffer, GRPORolloutBuffer, episodes_of
 from maw_gym.agents.sb3.vec_env import to_sb3
 
 BOX = spaces.Box(0.0, 1.0, (1,), np.float32)
@@ -30,12 +30,15 @@ def advantages(kind: str, rewards: np.ndarray = REWARDS, **settings: Any) -> GRP
     starts, dones = settings.pop("starts"), settings.pop("dones")
     steps, envs = rewards.shape
     shown = settings.pop("shown", np.zeros((steps, envs, 1)))
-    buffer = GRPORolloutBuffer(
-        steps, BOX, spaces.Discrete(2), "cpu", n_envs=envs, advantage=kind, **settings
+    space = settings.pop("space", BOX)
+    kind_of = GRPODictRolloutBuffer if isinstance(space, spaces.Dict) else GRPORolloutBuffer
+    buffer = kind_of(
+        steps, space, spaces.Discrete(2), "cpu", n_envs=envs, advantage=kind, **settings
     )
     for step in range(steps):
         zeros = th.zeros(envs)
-        buffer.add(shown[step], np.zeros(envs), rewards[step], starts[step], zeros, zeros)
+        seen = {k: x[step] for k, x in shown.items()} if isinstance(shown, dict) else shown[step]
+        buffer.add(seen, np.zeros(envs), rewards[step], starts[step], zeros, zeros)
     buffer.compute_returns_and_advantage(th.zeros(envs), dones)
     return buffer
 
@@ -126,6 +129,48 @@ def test_advantages_of_states_are_generalised() -> None:
     assert one.summary()["explained_variance"] == pytest.approx(explained)
     single = advantages("state", rewards[:1], **settings | {"dones": dones}, starts=starts[:1])
     assert set(single.summary()) == {"zero_std_groups"}
+
+
+def test_the_value_of_a_start_is_the_mean_of_the_others_that_start_there() -> None:
+    starts = np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1]], bool)  # the second of the first is longer
+    shown = np.array([[0.0] * 3, [0.3] * 3, [0.9, 0.6, 0.6]])[..., None]
+    rewards = np.array([[1.0, 2, 6], [4, 4, 10], [8, 0, 0]])
+    buffer = advantages("state", rewards, starts=starts, shown=shown, dones=np.ones(3, bool),
+                        group_size=3)  # fmt: skip
+    # The second of the first is worth 4 + 8 / 2. The last steps of the others have no third partner
+    assert buffer.values[:2].tolist() == [[4, 3.5, 1.5], [7, 9, 6]]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3),
+        spaces.Dict({"a": spaces.Box(0, 1, (1,)), "b": spaces.Discrete(3)}),
+        spaces.Box(0, 255, (1, 3), np.uint8),
+    ],
+    ids=["category", "both", "one-hot"],
+)
+def test_states_of_categories_are_one_hot(space: spaces.Space[Any]) -> None:
+    """0 1 in one episode, 0 2 in the other: 2 is as far from 0 as from 1."""
+    starts, category = np.array([[1, 1], [0, 0]], bool), np.array([[0, 0], [1, 2]])
+    shown: Any = category
+    if isinstance(space, spaces.Dict):
+        shown = {"a": np.zeros((2, 2, 1)), "b": category}
+    elif isinstance(space, spaces.Box):
+        shown = 255 * np.eye(3, dtype=np.uint8)[category][:, :, None]
+    rewards = np.array([[0.0, 0], [4, 2]])
+    buffer = advantages("state", rewards, starts=starts, shown=shown, dones=np.ones(2, bool),
+                        group_size=2, space=space)  # fmt: skip
+    # By deviations 0 is nearer to both than they are to each other
+    assert_allclose(buffer.values, [[1, 2], [1, 2]])
+
+
+@pytest.mark.parametrize("strange", [np.inf, np.nan])
+def test_observations_that_are_not_finite_are_refused(strange: float) -> None:
+    starts, shown = np.array([[1, 1], [0, 0]], bool), np.zeros((2, 2, 1))
+    shown[1, 1] = strange
+    with pytest.raises(FloatingPointError, match=f"has a number that is {strange}"):
+        advantages("state", REWARDS[:2], starts=starts, shown=shown, group_size=2)
 
 
 def test_episodes_as_good_as_each_other_teach_nothing_whatever_they_saw() -> None:
@@ -296,7 +341,9 @@ def test_state_dependent_exploration_learns_and_goes_on(squash: bool, tmp_path: 
     assert 0 < model.logger.name_to_value["train/kl_reference"] < 10
     model.save(tmp_path / "model")
     loaded = GRPO.load(tmp_path / "model", env=env, device="cpu")
-    assert loaded.use_sde
+    for name in ("policy", "reference_policy"):
+        pairs = (getattr(each, name).state_dict().values() for each in (model, loaded))
+        assert all(th.equal(*pair) for pair in zip(*pairs, strict=True))
     assert loaded.learn(512)
 
 

@@ -82,10 +82,10 @@ class GRPO(OnPolicyAlgorithm):
             the group's standard deviation (DeepSeekMath). "group_mean": without the division (Dr.
             GRPO). "process": what follows the step, compared with the group at every step
             (losses.process_advantages). "state": generalised advantage estimation where a state's
-            value is what followed the states most like it in the group's other episodes
-            (losses.similar_state_values). Of one-step episodes both are the same as "outcome".
-            "critic": generalised advantage estimation with the value head, which alone is trained
-            by it. "auto": "state" where there are groups, else "critic", with a warning.
+            value is what followed the states most like it in all other episodes that its group has
+            in the rollout (losses.similar_state_values). Of one-step episodes "process" and "state"
+            are "outcome". "critic": generalised advantage estimation with the value head, which
+            alone is trained by it. "auto": "state" with groups, else "critic", with a warning.
         group_size: Environments per group, at least 2; None: the environment's attribute. Where it
             has none, a DummyVecEnv or SubprocVecEnv is put in such groups.
         ratio: Denominator of the probability ratio: "old", the policy that acted, or "reference".
@@ -113,8 +113,8 @@ class GRPO(OnPolicyAlgorithm):
     Raises:
         ValueError: A setting out of its range, another action space, batch normalisation, groups
             that are missing, do not divide the environments or (in learning) start differently.
-        FloatingPointError: When learning: a reward, loss or gradient is not finite. The policy
-            keeps the parameters from before that gradient step.
+        FloatingPointError: When learning: a reward, loss or gradient is not finite, or what "state"
+            compares. The policy keeps the parameters from before that gradient step.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

@@ -189,7 +189,7 @@ def test_episodes_as_good_as_each_other_teach_nothing_whatever_they_saw() -> Non
 def test_states_of_rewards_that_float32_does_not_have_are_not_noise() -> None:
     starts, shown = np.array([[1, 1], [0, 0], [1, 1], [0, 0]], bool), np.zeros((4, 2, 1))
     shown[1::2] = 1
-    rewards = np.array([[0.1, 0.1], [0.7, 0.7], [0.1, 0.1], [0.7, 0.7 + 3e-8]])
+    rewards = np.array([[0.1, 0.1], [0.7, 0.7], [0.1, 0.1], [0.7, 0.7 + 6e-8]])
     buffer = advantages("state", rewards, starts=starts, shown=shown, dones=np.ones(2, bool),
                         group_size=2, gamma=0.99)  # fmt: skip
     assert np.abs(buffer.advantages).max() < 0.1

@@ -108,14 +108,13 @@ def similar_state_values(
     # By episodes: every second step of a rollout is of the same members of a group
     seen = episodes.argsort(stable=True)[:: -(-len(states) // candidates)]
     others, other_episodes, other_sums = scaled[seen], episodes[seen], following[seen]
-    equal = 2e-3 * scaled.shape[1] ** 0.5  # what float32 leaves of the distance of equal states
     values = []
     for rows in th.arange(len(states), device=states.device).split(512):  # of 8 MiB a matrix
         distances = th.cdist(scaled[rows], others)  # (512, M)
         distances[episodes[rows, None] == other_episodes] = th.inf
         last = distances.topk(min(neighbours, len(others)), largest=False).values[:, -1:]
-        nearer = distances < last - equal
-        tied = (distances <= last + equal) & ~nearer & distances.isfinite()
+        nearer = distances < last
+        tied = (distances == last) & last.isfinite()
         places = (neighbours - nearer.sum(dim=1)) / tied.sum(dim=1).clamp(min=1)  # for each tied
         weights = nearer + tied * places[:, None]
         values.append(weights @ other_sums / weights.sum(dim=1).clamp(min=1))

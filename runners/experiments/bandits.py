@@ -72,7 +72,7 @@ EPISODES: Final = {
         {"n_envs": 8, "n_steps": 8, "gae_lambda": 0.9, "vf_coef": 0.4, "gamma": 0.9}
         | {"learning_rate": "lin_7e-4", "use_sde": True, "normalize": True}
         | {"policy_kwargs": {"log_std_init": -2, "ortho_init": False}},
-        {"gamma": 0.9, "batch_size": 128, "learning_rate": 1e-3, "use_sde": True}
+        {"gamma": 0.9, "batch_size": 128, "learning_rate": "lin_1e-3", "use_sde": True}
         | {"sde_sample_freq": 4},
     ),
     "LunarLander-v3": Episodes(

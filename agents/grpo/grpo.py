@@ -107,8 +107,9 @@ class GRPO(OnPolicyAlgorithm):
             the rollout's passes end; None: never.
         clip_range_vf: How far the critic's values may move from those of the rollout, as PPO's,
             also as a function; None: as far as they do.
-        use_sde, sde_sample_freq, stats_window_size, tensorboard_log, policy_kwargs, verbose, seed,
-            device, _init_setup_model: As PPO's.
+        use_sde, sde_sample_freq: State-dependent exploration of Box actions, as PPO's.
+        stats_window_size, tensorboard_log, policy_kwargs, verbose, seed, device: As PPO's.
+        _init_setup_model: As PPO's.
 
     Raises:
         ValueError: A setting out of its range, another action space, batch normalisation, groups

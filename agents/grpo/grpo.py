@@ -348,6 +348,8 @@ class GRPO(OnPolicyAlgorithm):
         for name, clip in zip(CLIPPING, clipping, strict=True):
             if clip is not None:
                 self.logger.record(f"train/{name}", clip)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _is_far(self, record: dict[str, float]) -> bool:

@@ -328,6 +328,8 @@ def test_kl_and_entropy_of_other_actions(space: spaces.Space[Any]) -> None:
     assert logged["train/kl_reference"] == pytest.approx(expected, abs=1e-5)
     entropy = np.log(2 * np.pi * np.e) if isinstance(space, spaces.Box) else 2 * np.log(2)
     assert logged["policy/entropy"] == pytest.approx(entropy, abs=1e-5)
+    assert logged.get("train/std", 1) == pytest.approx(1)
+    assert ("train/std" in logged) == isinstance(space, spaces.Box)
 
 
 @pytest.mark.parametrize("squash", [False, True])

@@ -252,7 +252,7 @@ class GRPORolloutBuffer(RolloutBuffer):
 
     def _states(self, steps: NDArray[np.bool_]) -> th.Tensor:
         """Observations of some steps (T, E) as numbers (N, O), categories as one-hot."""
-        arrays = {key: self.to_torch(array[steps]) for key, array in self._arrays().items()}
+        arrays = {key: self.to_torch(x[steps], copy=False) for key, x in self._arrays().items()}
         given = arrays if isinstance(self.observations, dict) else arrays[""]
         numbers = preprocess_obs(given, self.observation_space)
         parts = numbers.values() if isinstance(numbers, dict) else [numbers]

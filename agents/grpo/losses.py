@@ -39,6 +39,16 @@ def group_advantages(
     return GroupAdvantages(centred.reshape(rows, envs).astype(np.float32), zero_std)
 
 
+def discounted_sums(
+    rewards: NDArray[np.floating], starts: NDArray[np.bool_], gamma: float
+) -> NDArray[np.float64]:
+    """Sum from each step on of the rewards (T, ...) of its episode, which begins at `starts`."""
+    sums = rewards.astype(np.float64)
+    for step in range(len(sums) - 2, -1, -1):
+        sums[step] += gamma * np.where(starts[step + 1], 0.0, sums[step + 1])
+    return sums
+
+
 def process_advantages(
     rewards: NDArray[np.floating], lengths: NDArray[np.int64], group_size: int, gamma: float
 ) -> NDArray[np.float32]:
@@ -59,24 +69,13 @@ def process_advantages(
     """
     steps, envs = rewards.shape
     grouped = rewards.astype(np.float64).reshape(steps, envs // group_size, group_size)
-    sums = grouped - grouped.mean(axis=-1, keepdims=True)
-    for step in range(steps - 2, -1, -1):
-        sums[step] += gamma * sums[step + 1]
+    centred = grouped - grouped.mean(axis=-1, keepdims=True)
+    sums = discounted_sums(centred, np.zeros(steps, np.bool_), gamma)
     longest = lengths.reshape(-1, group_size, 1).max(axis=1).clip(min=1)  # (E / G, 1)
     scale = np.sqrt(np.square(sums).mean(axis=2, keepdims=True).sum(axis=0) / longest)
     sums /= scale + 1e-8
     advantages: NDArray[np.float32] = sums.reshape(steps, envs).astype(np.float32)
     return advantages
-
-
-def discounted_sums(
-    rewards: NDArray[np.floating], starts: NDArray[np.bool_], gamma: float
-) -> NDArray[np.float64]:
-    """Sum from each step on of the rewards (T, E) of its episode, which begins at `starts`."""
-    sums = rewards.astype(np.float64)
-    for step in range(len(sums) - 2, -1, -1):
-        sums[step] += gamma * np.where(starts[step + 1], 0.0, sums[step + 1])
-    return sums
 
 
 def similar_state_values(
